@@ -1,0 +1,43 @@
+# make demo | test | check | lab | bench | lock | clean        (README.md, CONTRIBUTING.md)
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+export PATH := $(abspath $(BIN)):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test check lab bench setup lock clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: requirements.lock setup.py settings.ini
+	@$(PYTHON) -c "import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f'mirage_nb needs Python 3.11 or later, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11 ...')"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup  ## tune a segmentation model on phantoms, to an executed report
+	$(BIN)/python -m mirage_nb.runs nbs/30_seg_tune.ipynb
+
+check: setup  ## the fast part of the tests
+	$(BIN)/python tests/check.py
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test: setup  ## everything
+	$(BIN)/python tests/check.py
+	$(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python -m pytest -q
+
+lab: setup  ## JupyterLab on the project
+	$(BIN)/jupyter lab --notebook-dir=.
+
+bench: setup  ## speed, each beside a plain PyTorch version
+	$(BIN)/python -m benchmarks
+
+lock: setup  ## newest versions that settings.ini allows
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --universal --python-version 3.11 setup.py --extra dev --upgrade \
+	  --no-header --no-annotate --no-emit-find-links --no-emit-index-url --output-file requirements.lock
+
+clean:  ## what make made, runs excepted
+	rm -rf $(VENV) build *.egg-info

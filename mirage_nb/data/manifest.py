@@ -88,7 +88,7 @@ def class_table(
         group = row.get('group', group_of(label, lesions))
         if group not in GROUPS: raise ValueError(f"{where}: class {label!r}: {unknown('group', group, GROUPS)}")
         out.append(ClassInfo(i, value, label, group))
-    if len(out) < 2: raise ValueError(f'{where} names {len(out)} class; a segmentation has at least two')
+    if not 2 <= len(out) <= 255: raise ValueError(f'{where} names {len(out)} classes; a segmentation has 2 to 255')
     return tuple(out)
 
 # %% ../../nbs/05_data.manifest.ipynb #33136d41
@@ -109,8 +109,8 @@ def info_classes(
 _text, _truth, _texts, _map = 'a text', 'true or false', 'a list of texts', 'a table'
 _tables, _pair = 'tables [[classes]]', 'two numbers, as [512, 512]'
 _required = {k: _text for k in ('title', 'task', 'modality', 'layout', 'source', 'licence', 'citation', 'get')}
-_optional = {'recipe': _text, 'size': _pair, 'patient': _text, 'test_masks': _truth, 'quirks': _texts,
-             'lesions': _texts, 'splits': _map, 'classes': _tables, 'class_maps': _map}
+_optional = {'name': _text, 'recipe': _text, 'size': _pair, 'patient': _text, 'test_masks': _truth, 
+             'quirks': _texts, 'lesions': _texts, 'splits': _map, 'classes': _tables, 'class_maps': _map}
 
 
 def _fits(value:Any, kind:str)->bool:
@@ -189,11 +189,12 @@ def read_class_maps(
 
 # %% ../../nbs/05_data.manifest.ipynb #90e1fb8e
 def parse_manifest(
-    path:Path,       # a TOML file
-    name:str         # of the dataset
+    path:Path, # a TOML file
+    name:str   # of the dataset
 )->Manifest:
     "Manifest in a file"
     raw = read_fields(path)
+    if raw.get('name', name) != name: raise ValueError(f"{path}: 'name' is {raw['name']!r}; its file says {name!r}")
     lesions = tuple(raw.get('lesions', ()))
     classes = class_table(raw['classes'], path, lesions) if raw.get('classes') else ()
     given = {k: raw[k] for k in (*_required, 'recipe', 'test_masks') if k in raw}

@@ -6,8 +6,8 @@
 __all__ = ['LAYERS', 'CLASSES', 'LESIONS', 'GREYS', 'CLASS_OF_LAYER', 'DISEASES', 'SPLITS', 'VERSION', 'SHAPES', 'COUNTS',
            'THICKNESS', 'AT_FOVEA', 'RIM', 'REFLECTIVITY', 'bumps', 'surface', 'label_of', 'lesion_heights',
            'healthy_layers', 'swollen', 'disease_of', 'Eye', 'anatomy', 'placing', 'walk', 'vessel_tree', 'vessels',
-           'reflect', 'display', 'en_face', 'lesion_masks', 'phantom_volume', 'split_of', 'save_volume', 'is_finished',
-           'make_phantom_oct', 'write_set']
+           'reflect', 'with_foci', 'display', 'en_face', 'lesion_masks', 'phantom_volume', 'split_of', 'save_volume',
+           'is_finished', 'make_phantom_oct', 'write_set']
 
 # %% ../nbs/03_phantom.ipynb #637ca136
 import csv
@@ -61,11 +61,11 @@ def surface(
 # %% ../nbs/03_phantom.ipynb #714ebf59
 # radius range as a part of the field, height range in rows of 256, distance from the fovea
 SHAPES = {'drusen': ((0.025, 0.055), (6, 15), 0.24), 'ped': ((0.09, 0.19), (15, 38), 0.12),
-          'srf': ((0.12, 0.26), (12, 34), 0.08), 'inl': ((0.016, 0.045), (4, 10), 0.17),
-          'onl': ((0.018, 0.06), (5, 15), 0.12), 'edema': ((0.22, 0.4), (5, 18), 0.08)}
-# fewest and most of each kind
-COUNTS = {'normal': {}, 'AMD': {'drusen': (8, 18), 'ped': (1, 1), 'srf': (0, 1)}, 'CSC': {'srf': (1, 2)},
-          'DME': {'inl': (8, 18), 'onl': (5, 11), 'edema': (1, 2), 'srf': (0, 1)}}
+          'srf': ((0.12, 0.26), (12, 34), 0.08), 'inl': ((0.018, 0.05), (4, 11), 0.16),
+          'onl': ((0.02, 0.07), (6, 17), 0.11), 'edema': ((0.22, 0.4), (5, 18), 0.08)}
+# fewest and most of each kind, below 0 for none
+COUNTS = {'normal': {}, 'AMD': {'drusen': (12, 24), 'ped': (1, 2), 'srf': (0, 1)}, 'CSC': {'srf': (1, 2)},
+          'DME': {'inl': (10, 22), 'onl': (7, 15), 'edema': (1, 2), 'srf': (-1, 1)}}
 
 
 def label_of(
@@ -91,7 +91,7 @@ def lesion_heights(
     out = {kind: np.zeros((len(y), len(x)), np.float32) for kind in SHAPES}
     for kind, (fewest, most) in COUNTS[disease].items():
         radii, tall, spread = SHAPES[kind]
-        power = {'inl': 0.5, 'onl': 0.5, 'edema': 2}.get(kind, 0.8)  # cysts are round, edema has no edge
+        power = {'inl': 0.5, 'onl': 0.5, 'edema': 2, 'srf': 1}.get(kind, 0.8)  # cysts are round, edema has no edge
         for _ in range(int(rng.integers(fewest, most + 1))):
             (cy, cx), u = rng.normal(fovea, spread), rng.random(3)
             rx, height = radii[0] + u[0]*(radii[1] - radii[0]), tall[0] + u[1]*(tall[1] - tall[0])
@@ -104,7 +104,7 @@ def lesion_heights(
 #                         RNFL  GCL   IPL   INL   OPL   ONL   MZ   EZ   OS   RPE  choroid
 THICKNESS = np.array([    8.0, 12.0, 11.5, 10.5,  8.0, 17.0, 6.0, 4.6, 5.4, 6.4, 46.0], np.float32)
 AT_FOVEA = np.array([     0.0,  0.0, 0.06, 0.08, 0.35,  1.5, 1.1, 1.1, 1.6, 1.0,  1.2], np.float32)
-RIM = np.array([          0.0,  0.5,  0.4,  0.3,  0.1,  0.0, 0.0, 0.0, 0.0, 0.0,  0.0], np.float32)
+RIM = np.array([          0.0, 0.35,  0.3,  0.2,  0.1,  0.0, 0.0, 0.0, 0.0, 0.0,  0.0], np.float32)
 
 
 def healthy_layers(
@@ -115,13 +115,14 @@ def healthy_layers(
     fovea:tuple[float, float]  # (y, x)
 )->np.ndarray:                 # (11, s, w) float32, rows of 256
     "Thickness of the eleven layers of an eye without disease"
-    size, width = person.uniform(0.78, 1.16), person.uniform(0.085, 0.14)
+    size, width = person.uniform(0.72, 1.12), person.uniform(0.075, 0.125)
     own = size*THICKNESS*np.exp(person.normal(0, [.1]*10 + [.3])) * np.exp(rng.normal(0, 0.03, 11))
     depth, far = person.uniform(0.75, 1), np.hypot(y[:, None] - fovea[0], x - fovea[1])
     pit, rim = depth*np.exp(-(far/width)**2), np.exp(-((far - 2.1*width)/0.11)**2)
     t = np.empty((11, len(y), len(x)), np.float32)
     for k in range(11):
-        t[k] = own[k]*(1 + (AT_FOVEA[k] - 1)*pit + RIM[k]*rim)*np.exp(0.07*surface(rng, y, x, 7))
+        uneven = np.exp(0.07*surface(rng, y, x, 7) + (0.012 if k < 4 else 0.03)*surface(rng, y, x, 45))
+        t[k] = own[k]*(1 + (AT_FOVEA[k] - 1)*pit + RIM[k]*rim)*uneven
     nasal, away = np.clip(x - fovea[1], 0, None), np.abs(y[:, None] - fovea[0])
     t[0] *= 0.55 + 5*nasal**2 + 1.5*np.clip(away, 0, 0.4)
     t[1] *= 1 - 0.9*np.clip(far - 0.25, 0, 0.5)
@@ -219,7 +220,7 @@ def vessel_tree(
     t, disc = np.linspace(0, 1, 700), np.array([fovea[0] - 0.02, 1.1])
     tree: list[list[np.ndarray]] = [[], [], []]
     for i in range(5):
-        side, spread = 1 - 2*(i % 2), rng.uniform(0.85, 1.45)
+        side, spread = 1 - 2*(i % 2), rng.uniform(1.1, 1.6)
         heading = np.pi - side*(spread*np.exp(-t/rng.uniform(0.25, 0.5)) - rng.uniform(0, 0.45)*t)
         tree[0].append(walk(rng, disc + rng.normal(0, 0.02, 2), heading, rng.uniform(0.9, 1.5)))
     for level, n in ((1, 14), (2, 26)):
@@ -250,7 +251,7 @@ def vessels(
 
 # %% ../nbs/03_phantom.ipynb #754c871e
 #                        vitr RNFL  GCL  IPL   INL  OPL   ONL   MZ   EZ   OS RPE chor below
-REFLECTIVITY = np.array([-30, -3.5, -8.5, -7, -11.5, -7.5, -13, -11, -2, -6, 0., -7, -11], np.float32)
+REFLECTIVITY = np.array([-30, -4., -9.5, -8, -12.5, -9, -14, -12, -1.5, -6, 0., -7, -11], np.float32)
 
 
 def reflect(
@@ -266,7 +267,7 @@ def reflect(
     y, x, rows = np.linspace(0, 1, h), np.linspace(0, 1, w), np.arange(h, dtype=np.float32)[:, None]
     table = REFLECTIVITY + np.float32(person.normal(0, 0.7, 13))
     db = table[layermap]
-    for line, gain, width in ((0, 2., 1.6), (6, 4.5, 1.), (10, 5., 1.)):  # inner and outer limiting, Bruch's membrane
+    for line, gain, width in ((0, 1.5, 1.6), (6, 4., 1.), (10, 3., 1.)):  # inner and outer limiting, Bruch's membrane
         db[np.abs(rows - z[line][:, None]) < width*h/256] += gain
     inside = {'Cyst': -24., 'SRF': -22., 'PED': person.choice([-19., -11.]), 'Drusen': person.uniform(-8, -5)}
     for name, value in inside.items(): db[semseg == CLASSES.index(name)] = value
@@ -274,10 +275,31 @@ def reflect(
                     for n, m in ((66, 60), (34, 24)))
     lumen = -person.uniform(1.5, 3.5)*np.clip(coarse + 0.7*fine + 0.2, -0.8, 1.8)
     db += np.where(layermap == 11, lumen, np.where(layermap == 12, 0.25*lumen, 0.45*fine))
-    ilm, rpe, membrane = (z[k][:, None] for k in (0, 9, 10))
+    ilm, membrane = z[0][:, None], z[10][:, None]
+    if person.random() < 0.4:  # the back of the vitreous, come off the retina
+        far = (9 + 9*bumps(x, 5) @ rng.standard_normal((5, s), np.float32)).T[:, None]*h/256
+        far = gaussian_filter1d(ilm, 0.13*w, axis=-1) - far
+        db[(np.abs(rows - far) < 0.7*h/256) & (rows < ilm)] = person.uniform(-19, -11)
     db -= person.uniform(0.01, 0.03)*256/h*np.clip(rows - ilm, 0, None)
     db -= person.uniform(0.05, 0.13)*256/h*np.clip(rows - membrane, 0, None)
-    db += np.where(rows > z[1][:, None], -person.uniform(5, 8)*shade[:, None], 2.5*shade[:, None])
+    shade = gaussian_filter1d(shade, 1.1*w/256, axis=-1)
+    db += np.where(rows > z[1][:, None], -person.uniform(6, 10)*shade[:, None], 3*shade[:, None])
+    return with_foci(db, semseg, rng)
+
+
+def with_foci(
+    db:np.ndarray,     # (s, h, w), changed in place
+    semseg:np.ndarray, # (s, h, w) class indices
+    rng:Generator
+)->np.ndarray:         # `db`
+    "Small bright deposits between the inner plexiform layer and the photoreceptors of slices that have lesions"
+    h, w = db.shape[1:]
+    sick = (semseg >= CLASSES.index('Cyst')).any((1, 2))
+    for k in np.flatnonzero(sick):
+        n = int(rng.integers(0, 14))
+        r, c = rng.integers(0, h - 1, 12*n), rng.integers(0, w - 1, 12*n)
+        fit = np.isin(semseg[k, r, c], (2, 3, 4, 5))
+        for i in range(2): db[k, r[fit] + i, c[fit]] = db[k, r[fit], c[fit] + i] = rng.uniform(-5, 1)
     return db
 
 # %% ../nbs/03_phantom.ipynb #99615554
@@ -289,21 +311,20 @@ def display(
     "Picture of the light on the device's grey scale"
     s, h, w = db.shape
     x = np.linspace(0, 1, w)
-    looks, floor = person.uniform(1.6, 9), person.uniform(-19, -14)
-    black, white = floor + person.uniform(-3, 1.5), person.uniform(-1, 5)
+    looks, floor = person.uniform(0.9, 6), person.uniform(-18, -13.5)
+    black, white = floor + person.uniform(-3.5, 0.5), person.uniform(2, 7)
     edge = rng.uniform(0, 5)*np.abs(2*x - rng.uniform(0.8, 1.2))**6
     gain = (1.1*bumps(x, 14) @ rng.standard_normal((14, s), np.float32)).T - edge
     power = np.exp(np.float32(np.log(10)/10)*(db + gain.astype(np.float32)[:, None]))
-    power = gaussian_filter1d(power, person.uniform(0.5, 0.9)*h/256, axis=1)
-    speckle = np.zeros_like(power)
-    for _ in range(2):
-        speckle += gaussian_filter1d(rng.standard_normal(db.shape, np.float32), 0.6, axis=2, truncate=2)**2
-    speckle /= speckle.mean()
-    power *= 1 + (speckle - 1)*np.float32(looks**-0.5)
-    noise = rng.standard_exponential(db.shape, np.float32)
-    power += np.float32(10**(floor/10))*(1 + (noise - 1)*np.float32((0.7*looks)**-0.5))
-    shown = (np.float32(10)*np.log10(np.clip(power, 1e-6, None)) - black)/(white - black)
-    return np.asarray(255*np.clip(shown, 0, 1), np.uint8)
+    speckle, noise = (rng.standard_exponential(db.shape, np.float32) for _ in range(2))
+    weight = min(1., looks**-0.5)
+    power *= 1 + (speckle - 1)*np.float32(weight)
+    power += np.float32(10**(floor/10))*(1 + (noise - 1)*np.float32(weight))
+    for axis, low, high in ((1, 0.35, 0.75), (2, 0.35, 0.8)):
+        power = gaussian_filter1d(power, person.uniform(low, high)*db.shape[axis]/256, axis=axis, truncate=3)
+    shown = (np.float32(10)*np.log10(power) - black)/(white - black)
+    shown = np.clip(shown, 0, 1)**np.float32(person.uniform(0.95, 1.35))
+    return np.asarray(255*shown, np.uint8)
 
 # %% ../nbs/03_phantom.ipynb #9db7b0a7
 def en_face(

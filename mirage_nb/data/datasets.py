@@ -173,11 +173,11 @@ class SegDataset(Dataset[dict[str, Any]]):
     def read(self, i:int)->tuple[np.ndarray, np.ndarray|None]:
         "Grey values (h0, w0) of an image and the class indices of its mask"
         if i in self.kept: return self.kept[i]
-        x = read_grey(self.images[i])
-        y = None if self.masks[i] is None else read_mask(self.masks[i], self.classes)
+        x, mask = read_grey(self.images[i]), self.masks[i]
+        y = None if mask is None else read_mask(mask, self.classes)
         if y is not None and y.shape != x.shape:
             sizes = f'is {y.shape[0]} x {y.shape[1]}, its image {x.shape[0]} x {x.shape[1]}'
-            raise ValueError(f'{self.masks[i]} {sizes}; they take one size')
+            raise ValueError(f'{mask} {sizes}; they take one size')
         cost = x.nbytes + (0 if y is None else y.nbytes)
         if cost <= self.room: self.kept[i], self.room = (x, y), self.room - cost
         return x, y

@@ -6,8 +6,8 @@
 __all__ = ['LAYERS', 'CLASSES', 'LESIONS', 'GREYS', 'CLASS_OF_LAYER', 'DISEASES', 'SPLITS', 'VERSION', 'SHAPES', 'COUNTS',
            'THICKNESS', 'AT_FOVEA', 'RIM', 'REFLECTIVITY', 'bumps', 'surface', 'label_of', 'lesion_heights',
            'healthy_layers', 'swollen', 'disease_of', 'Eye', 'anatomy', 'placing', 'walk', 'vessel_tree', 'vessels',
-           'reflect', 'with_foci', 'display', 'en_face', 'lesion_masks', 'phantom_volume', 'split_of', 'save_volume',
-           'is_finished', 'make_phantom_oct', 'write_set']
+           'reflect', 'with_texture', 'with_foci', 'display', 'en_face', 'lesion_masks', 'findings', 'phantom_volume',
+           'split_of', 'save_volume', 'is_finished', 'make_phantom_oct', 'write_set']
 
 # %% ../nbs/03_phantom.ipynb #637ca136
 import csv
@@ -264,18 +264,14 @@ def reflect(
 )->np.ndarray:                  # (s, h, w) float32, dB
     "Light that comes back from each place, before speckle and noise"
     s, h, w = layermap.shape
-    y, x, rows = np.linspace(0, 1, h), np.linspace(0, 1, w), np.arange(h, dtype=np.float32)[:, None]
-    table = REFLECTIVITY + np.float32(person.normal(0, 0.7, 13))
-    db = table[layermap]
+    x, rows = np.linspace(0, 1, w), np.arange(h, dtype=np.float32)[:, None]
+    ilm, membrane = z[0][:, None], z[10][:, None]
+    db = (REFLECTIVITY + person.normal(0, 0.7, 13).astype(np.float32))[layermap]
     for line, gain, width in ((0, 1.5, 1.6), (6, 4., 1.), (10, 3., 1.)):  # inner and outer limiting, Bruch's membrane
         db[np.abs(rows - z[line][:, None]) < width*h/256] += gain
     inside = {'Cyst': -24., 'SRF': -22., 'PED': person.choice([-19., -11.]), 'Drusen': person.uniform(-8, -5)}
     for name, value in inside.items(): db[semseg == CLASSES.index(name)] = value
-    fine, coarse = (bumps(y, n) @ rng.standard_normal((s, n, m), np.float32) @ bumps(x, m).T
-                    for n, m in ((66, 60), (34, 24)))
-    lumen = -person.uniform(1.5, 3.5)*np.clip(coarse + 0.7*fine + 0.2, -0.8, 1.8)
-    db += np.where(layermap == 11, lumen, np.where(layermap == 12, 0.25*lumen, 0.45*fine))
-    ilm, membrane = z[0][:, None], z[10][:, None]
+    db = with_foci(with_texture(db, layermap, person, rng), semseg, rng)
     if person.random() < 0.4:  # the back of the vitreous, come off the retina
         far = (9 + 9*bumps(x, 5) @ rng.standard_normal((5, s), np.float32)).T[:, None]*h/256
         far = gaussian_filter1d(ilm, 0.13*w, axis=-1) - far
@@ -284,7 +280,23 @@ def reflect(
     db -= person.uniform(0.05, 0.13)*256/h*np.clip(rows - membrane, 0, None)
     shade = gaussian_filter1d(shade, 1.1*w/256, axis=-1)
     db += np.where(rows > z[1][:, None], -person.uniform(6, 10)*shade[:, None], 3*shade[:, None])
-    return with_foci(db, semseg, rng)
+    return db
+
+
+def with_texture(
+    db:np.ndarray,       # (s, h, w), changed in place
+    layermap:np.ndarray, # (s, h, w) layer ids
+    person:Generator,
+    rng:Generator
+)->np.ndarray:           # `db`
+    "Grain of the tissue and dark lumina of the choroid"
+    s, h, w = db.shape
+    y, x = np.linspace(0, 1, h), np.linspace(0, 1, w)
+    fine, coarse = (bumps(y, n) @ rng.standard_normal((s, n, m), np.float32) @ bumps(x, m).T
+                    for n, m in ((66, 60), (34, 24)))
+    lumen = -person.uniform(1.5, 3.5)*np.clip(coarse + 0.7*fine + 0.2, -0.8, 1.8)
+    db += np.where(layermap == 11, lumen, np.where(layermap == 12, 0.25*lumen, 0.45*fine))
+    return db
 
 
 def with_foci(
@@ -351,11 +363,11 @@ def en_face(
 def lesion_masks(
     layermap:np.ndarray, # (s, h, w) layer ids
     z:np.ndarray,        # (12, s, w) boundaries in the picture
-    eye:Eye
+    eye:Eye,
+    scale:float          # rows of the picture to one of the eye's
 )->np.ndarray:           # (s, h, w) uint8 class indices
     "Classes of the benchmark: layers grouped, lesions on top"
-    h, kinds = layermap.shape[1], eye.lesions
-    rows, scale = np.arange(h, dtype=np.float32)[:, None], h/256
+    kinds, rows = eye.lesions, np.arange(layermap.shape[1], dtype=np.float32)[:, None]
     semseg = CLASS_OF_LAYER[layermap]
     for kind, k in (('inl', 3), ('onl', 5)):
         room = (z[k + 1] - z[k])/2 - scale
@@ -368,6 +380,16 @@ def lesion_masks(
         top = z[k - 1] + scale*eye.tissue[k - 9]
         semseg[(layermap == k) & (rows >= top[:, None]) & there[:, None]] = CLASSES.index(name)
     return semseg
+
+# %% ../nbs/03_phantom.ipynb #8261eaf2
+def findings(
+    semseg:np.ndarray # (s, h, w) class indices
+)->dict[str, Any]:    # lesions: pixels of each kind a slice; labels: disease a slice; label: of the volume
+    "What the masks of a volume show"
+    found = [{name: int((m == CLASSES.index(name)).sum()) for name in LESIONS} for m in semseg]
+    labels = [label_of(name for name, n in seen.items() if n) for seen in found]
+    label = label_of(name for name in LESIONS if any(seen[name] for seen in found))
+    return dict(lesions=found, labels=labels, label=label)
 
 # %% ../nbs/03_phantom.ipynb #e5bd5ce0
 def phantom_volume(
@@ -384,20 +406,17 @@ def phantom_volume(
     x, plane = np.linspace(0, 1, w), anatomy(seed, patient, volume, np.linspace(0, 1, h), np.linspace(0, 1, w))
     eye, rows = anatomy(seed, patient, volume, y, x), np.minimum((y*h).astype(int), h - 1)
     fit, shift = placing(plane.lines[:, h//4:h*3//4 + 1], place)
-    z = (shift + fit*eye.lines)*np.float32(h/256)
+    z = (np.float32(shift) + np.float32(fit)*eye.lines)*np.float32(h/256)
     layermap = np.zeros((slices, h, w), np.uint8)
     for line in z: layermap += np.arange(h)[:, None] >= line[:, None]
-    semseg = lesion_masks(layermap, z, eye)
+    semseg = lesion_masks(layermap, z, eye, fit*h/256)
     shade = vessels(place, eye.fovea, size)
     slo = en_face(shade, plane.lesions, eye.fovea, place)
     bscan = display(reflect(layermap, semseg, z, shade[rows], device, rng), device, rng)
     right = bool((sample_key('phantom side', seed, patient) + volume) % 2)
     pictures = dict(bscan=bscan, layermap=layermap, semseg=semseg, slo=slo, vessels=shade)
     if not right: pictures = {k: v[..., ::-1].copy() for k, v in pictures.items()}
-    found = [{name: int((m == CLASSES.index(name)).sum()) for name in LESIONS} for m in semseg]
-    labels = [label_of(name for name, n in seen.items() if n) for seen in found]
-    label = label_of(name for name in LESIONS if any(seen[name] for seen in found))
-    return pictures | dict(rows=rows, eye='OD' if right else 'OS', label=label, labels=labels, lesions=found)
+    return pictures | dict(rows=rows, eye='OD' if right else 'OS') | findings(semseg)
 
 # %% ../nbs/03_phantom.ipynb #3fc2becf
 def split_of(

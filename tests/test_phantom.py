@@ -51,7 +51,8 @@ def in_new_process(code, wait=True):
 
 def test_same_in_another_process_and_among_more_patients(tmp_path):
     code = ('import hashlib; from mirage_nb.phantom import phantom_volume; v = phantom_volume(3, 9, 1, 2, (96, 128));'
-            'print(hashlib.sha256(b"".join(v[k].tobytes() for k in ("bscan", "semseg", "layermap", "slo"))).hexdigest())')
+            'every = b"".join(v[k].tobytes() for k in ("bscan", "semseg", "layermap", "slo"));'
+            'print(hashlib.sha256(every).hexdigest())')
     assert len({in_new_process(code) for _ in range(2)}) == 1
     few, more = (make_phantom_oct(tmp_path/str(n), seed=3, patients=n, slices=1, size=(64, 64)) for n in (12, 16))
     files = {p.relative_to(few) for p in few.rglob('*.png')}
@@ -118,7 +119,7 @@ def test_splits_keep_patients_apart_and_hold_every_lesion(rows):
 
 def test_vessels_of_the_slo_cast_the_shadows():
     v = phantom_volume(2, 1, slices=64)
-    crossing = v['slo'][v['rows']].astype(float)                       # what the en-face picture shows along each B-scan
+    crossing = v['slo'][v['rows']].astype(float)  # what the en-face picture shows along each B-scan
     deep = np.where(v['semseg'] == CLASSES.index('Photoreceptors'), v['bscan'], 0.).sum(1)
     deep /= np.maximum((v['semseg'] == CLASSES.index('Photoreceptors')).sum(1), 1)
     own = [np.corrcoef(a - np.median(a), b - np.median(b))[0, 1] for a, b in zip(crossing, deep, strict=True)]
@@ -168,7 +169,8 @@ def test_two_processes_at_once(tmp_path):
     code = ('from mirage_nb.phantom import make_phantom_oct as m;'
             f'print(m({str(tmp_path/"P")!r}, patients=12, slices=2, size=(64, 64)))')
     jobs = [in_new_process(code, wait=False) for _ in range(2)]
-    assert {job.communicate(timeout=120)[0] for job in jobs} == {f'{tmp_path/"P"}\n'} and not any(j.returncode for j in jobs)
+    assert {job.communicate(timeout=120)[0] for job in jobs} == {f'{tmp_path/"P"}\n'}
+    assert not any(job.returncode for job in jobs)
     assert [p.name for p in tmp_path.iterdir()] == ['P']
 
 

@@ -167,7 +167,8 @@ def test_stray_files(tiny):
 
 
 def test_wrong_split(tiny):
-    with pytest.raises(ValueError, match="no split 'vall'. Did you mean 'val'"): seg_table(read_manifest('Tiny'), 'vall')
+    with pytest.raises(ValueError, match="no split 'vall'. Did you mean 'val'"):
+        seg_table(read_manifest('Tiny'), 'vall')
     with pytest.raises(ValueError, match="no split 'validation'. Known: train, val, test"):
         seg_table(read_manifest('Tiny'), 'validation')
     with pytest.raises(ValueError, match='no split'): seg_table(read_manifest('Tiny'), True)
@@ -256,7 +257,7 @@ def test_damaged_png(tiny, kind, keep):
     f = tiny/'train'/kind/'P1a_1.png'
     data = f.read_bytes()
     f.write_bytes(data[:int(keep * len(data)) if isinstance(keep, float) else keep])
-    with pytest.raises(ValueError, match=rf'{kind}/P1a_1.png \(\d+ bytes\) cannot be read as an image: .*Copy it again'):
+    with pytest.raises(ValueError, match=rf'{kind}/P1a_1.png \(\d+ bytes\) cannot be read as an image: .*Copy it'):
         dataset(tiny)[0]
 
 
@@ -399,7 +400,30 @@ def test_data_hash_sees_contents(tiny):
     assert data_hash(seg_table(manifest, 'val')) != before
 
 
-# ------------------------------------------------------------------ real images
+# ------------------------------------------------------------------ recorded and real sets
+
+def test_manifests_take_recorded_info(golden):
+    "Classes of INFO.json beside the recorded scores, whatever their labels and number"
+    infos = sorted((golden/'segmentation_eval').glob('*/INFO.json'))
+    assert infos
+    for info in infos:
+        classes = classes_of(read_manifest(info.parent.name), info.parent)
+        assert [c.value for c in classes] == [c['value'] for c in json.loads(info.read_text()).values()]
+
+
+def test_phantom_is_an_ordinary_set(tmp_path, monkeypatch):
+    phantom = pytest.importorskip('mirage_nb.phantom')
+    monkeypatch.setenv('MIRAGE_DATA', str(tmp_path))
+    manifest = read_manifest('Phantom_OCT')
+    root = phantom.make_phantom_oct(tmp_path/'Phantom_OCT', patients=12, slices=2)
+    tables = {s: seg_table(manifest, s) for s in manifest.splits}
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert not len(leaks(tables, contents=True))
+    assert tables['train'].patient.nunique() < tables['train'].volume.nunique()
+    shares = check_files(tables['test'], classes_of(manifest, root))
+    assert (shares.images[shares.group != 'lesion'] > 0).all()
+
 
 def test_real_duke_dme(shared_data, monkeypatch):
     monkeypatch.setenv('MIRAGE_DATA', str(shared_data))

@@ -29,9 +29,9 @@ def as_indices(
     x = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
     if x.dtype.kind not in 'iu':
         raise ValueError(f'the {what} is {x.dtype} of shape {x.shape}; class indices (integers) are needed')
-    if x.size and (x.max() >= n or x.min() < 0):
-        bad = x.max() if x.max() >= n else x.min()
-        raise ValueError(f'the {what} holds class {bad}; the set has {n} classes, 0 to {n - 1}')
+    high, low = (x.max(), x.min() if x.dtype.kind == 'i' else 0) if x.size else (0, 0)
+    if high >= n or low < 0:
+        raise ValueError(f'the {what} holds class {high if high >= n else low}; the set has {n} classes, 0 to {n - 1}')
     return x
 
 
@@ -203,7 +203,7 @@ def slice_values(
     distance[one] = float(np.hypot(*true.shape)) if convention == 'strict' or diagonal else np.nan
     distance[none] = np.nan if convention == 'strict' else 0
     dice, iou = dice_iou(hit, predicted, present, convention)
-    status = np.select([none, no_pred & ~no_true, no_true & ~no_pred], ['empty', 'missed', 'false'], 'ok')
+    status = np.select([none, no_pred & ~no_true, no_true & ~no_pred], ['neither', 'missed', 'false'], 'ok')
     return dict(Dice=dice, IoU=iou, HD95=distance, status=status, hit=hit, predicted=predicted, true=present)
 
 # %% ../../nbs/25_eval.metrics.ipynb #d651080e
@@ -263,11 +263,11 @@ def score_slices(
 # %% ../../nbs/25_eval.metrics.ipynb #f32f127f
 def pool_volumes(
     slices:pd.DataFrame # from `score_slices`
-)->pd.DataFrame: # ID, Class, group, Dice, IoU, HD95, slices, present, undefined, missed, false, empty, convention
+)->pd.DataFrame: # ID, Class, group, Dice, IoU, HD95, slices, present, undefined, missed, false, neither, convention
     "One row per volume and class, from the rows of its slices"
-    marks = {k: slices['status'] == k for k in ('missed', 'false', 'empty')}
+    marks = {k: slices['status'] == k for k in ('missed', 'false', 'neither')}
     by = slices.assign(slices=1, present=slices['true'] > 0, undefined=marks['missed'] | marks['false'], **marks)
-    counts = ['slices', 'present', 'undefined', 'missed', 'false', 'empty']
+    counts = ['slices', 'present', 'undefined', 'missed', 'false', 'neither']
     groups = by.groupby(['convention', 'volume', 'Class', 'group'], sort=False)
     out = groups[['hit', 'predicted', 'true', *counts]].sum().assign(HD95=groups['HD95'].mean()).reset_index()
     for convention in out['convention'].unique():

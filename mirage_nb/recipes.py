@@ -36,8 +36,6 @@ class SegRecipe:
     freeze: str = 'none'               # 'none', 'blocks' (as published) or 'encoder' (everything before the head)
     keep_views: int = 0                # with freeze 'encoder': augmented views an image whose tokens are kept; 0: none
     loss: str = 'CEGDice'              # 'CE', 'CE-ignore-bg' or 'CEGDice'
-    flip: float = 0.5                  # chance of a left-right flip in training
-    zoom: float = 1.1                  # training crops come from an image enlarged by this
     clip: float|None = None            # largest norm of the gradient; None: as it comes
     accumulate: int = 1                # micro-batches a step, to save memory
     precision: str = 'auto'            # 'auto', 'fp32', 'bf16' or 'fp16'
@@ -91,7 +89,7 @@ def kind_name(
 
 # %% ../nbs/01_recipes.ipynb #9c3db14f
 def override(
-    recipe:R,          # to start from
+    recipe:R, /,       # to start from
     **params:object    # fields to change; None leaves the recipe's value
 )->R:                  # a new recipe
     "Recipe with some values changed, names and types checked"
@@ -106,7 +104,7 @@ def override(
     return replace(recipe, **changed)
 
 # %% ../nbs/01_recipes.ipynb #9cc17dfa
-PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
+PLAIN = (bool, int, float, str, list, type(None))
 
 
 def run_params(

@@ -199,7 +199,8 @@ class Trainer:
         self.save()
         p = self.progress
         raise FloatingPointError(
-            f'loss is {value} at epoch {p.epoch + 1}, step {p.step + 1}, for the samples {", ".join(map(str, ids))}. '
+            f'loss is {value} at epoch {p.epoch + 1}, step {p.step + 1}, '
+            f'for the samples {", ".join(map(str, ids))}. '
             f'The state of the step before is kept in {self.folder/"state.pt"}. Look at these samples; else lower lr, '
             'or take precision fp32')
 
@@ -213,40 +214,46 @@ def to_device(
 
 
 def read_steps(
-    data:Dataset,             # asked for (epoch, i), gives a dict sample with 'id'
-    steps:list[list[list[tuple[int, int]]]], # from `epoch_batches`
+    data:Dataset,              # asked for (epoch, i), gives a dict sample with 'id'
     settings:FitSettings,
-    device:torch.device,
+    progress:Progress,         # where to begin
+    accelerator:Accelerator,   # device, and this process among others
     collate:Callable[..., Batch]=default_collate # samples to a batch
-)->Iterator[list[Batch]]:     # micro-batches of a step
-    "Read the batches of an epoch"
-    loader = DataLoader(data, batch_sampler=[m for step in steps for m in step], collate_fn=collate,
-                        num_workers=settings.workers, pin_memory=device.type == 'cuda')
-    stream = iter(loader)
-    for step in steps:
-        batches = [next(stream) for _ in step]
-        yield [to_device(b, device) for b in batches]
+)->Iterator[list[Batch]]:      # micro-batches of a step
+    "Read the rest of a training's batches"
+    first, n = progress.epoch, len(data)  # type: ignore[arg-type]
+    share = accelerator.process_index, accelerator.num_processes
+    order = (micro for epoch in range(first, settings.epochs)
+             for step in epoch_batches(n, settings, epoch, *share)[progress.step if epoch == first else 0:]
+             for micro in step)
+    loader = DataLoader(data, batch_sampler=order, collate_fn=collate,
+                        num_workers=settings.workers, pin_memory=accelerator.device.type == 'cuda')
+    step = []
+    for batch in loader:
+        step.append(to_device(batch, accelerator.device))
+        if len(step) == settings.accumulate:
+            yield step
+            step = []
 
 # %% ../../nbs/22_train.loop.ipynb #706d01de
 def train_epoch(
     t:Trainer,
-    data:Dataset,                # asked for (epoch, i)
-    collate:Callable[..., Batch],
-    bar:tqdm                     # a tick a step
+    stream:Iterator[list[Batch]], # of `read_steps`
+    n:int,                        # steps an epoch
+    bar:tqdm                      # a tick a step
 )->None:
     "Train the rest of an epoch, with the state saved now and then"
-    a, s, p = t.accelerator, t.settings, t.progress
-    steps = epoch_batches(len(data), s, p.epoch, a.process_index, a.num_processes)  # type: ignore[arg-type]
-    total, warmup = s.epochs*len(steps), round(s.warmup_epochs*len(steps))
+    s, p = t.settings, t.progress
+    warmup = round(s.warmup_epochs*n)
     t.model.train()
-    for batches in read_steps(data, steps[p.step:], s, a.device, collate):
+    while p.step < n:
         start = time.monotonic()
-        loss = t.train_step(batches, warmup_cosine(p.epoch*len(steps) + p.step, total, warmup, s.lr, s.final_lr))
+        loss = t.train_step(next(stream), warmup_cosine(p.epoch*n + p.step, s.epochs*n, warmup, s.lr, s.final_lr))
         p.step, p.loss_sum = p.step + 1, p.loss_sum + loss
         p.seconds += time.monotonic() - start
         bar.update(); bar.set_postfix(epoch=f'{p.epoch + 1}/{s.epochs}', loss=f'{loss:.3f}', refresh=False)
         if time.monotonic() - t.saved > s.save_every:
-            t.save(); t.say(epoch=p.epoch + 1, step=p.step, steps=len(steps), loss=loss)
+            t.save(); t.say(epoch=p.epoch + 1, step=p.step, steps=n, loss=loss)
 
 # %% ../../nbs/22_train.loop.ipynb #6edbe838
 def fit(
@@ -274,8 +281,9 @@ def fit(
     with tqdm(total=settings.epochs*n, initial=p.epoch*n + p.step, desc='training', unit='step', mininterval=2,
               disable=not accelerator.is_main_process or p.epoch == settings.epochs) as bar:
         try:
+            stream = read_steps(data, settings, p, accelerator, collate)
             while p.epoch < settings.epochs:
-                train_epoch(t, data, collate, bar)
+                train_epoch(t, stream, n, bar)
                 end_epoch(t, n, validate, keep_best)
         except KeyboardInterrupt:
             t.save(); t.say(event='interrupted', epoch=p.epoch, step=p.step)

@@ -36,7 +36,7 @@ bench: setup  ## speed, each beside a plain PyTorch version
 
 lock: setup  ## newest versions that settings.ini allows
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --universal --python-version 3.11 setup.py --extra dev --upgrade \
+	$(BIN)/uv pip compile --universal --python-version 3.11 setup.py --extra dev --upgrade --refresh \
 	  --no-header --no-annotate --no-emit-find-links --no-emit-index-url --output-file requirements.lock
 
 clean:  ## what make made, runs excepted

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SegData', 'seg_data', 'seg_datasets', 'model_keywords', 'build_seg', 'fit_settings', 'KeptViews', 'keep_views',
-           'seg_step', 'train_seg', 'seg_sources', 'test_seg', 'seg_baselines', 'train', 'main']
+           'seg_step', 'train_seg', 'seg_sources', 'predict_table', 'test_seg', 'seg_baselines', 'Scored',
+           'eval_predictions', 'PredictJob', 'predict_images', 'train', 'main']
 
 # %% ../nbs/29_launch.ipynb #6526b3f9
 import subprocess
@@ -20,17 +21,18 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .core import data_dir, file_hash, read_json, sample_key, write_atomic, write_json
-from .data.datasets import SegDataset, collate, data_hash, leaks, seg_table
+from .core import data_dir, file_hash, hash_of, read_json, sample_key, write_atomic, write_json
+from .data.datasets import SegDataset, collate, data_hash, folder_table, leaks, seg_table
 from .data.manifest import ClassInfo, Manifest, classes_of, dataset_dir, read_manifest
 from .eval.metrics import pixel_miou
 from .eval.predict import mean_position, predict, predict_mean_position, validate_seg
 from .eval.report import Scores, graders, save_scores, score_folder
 from .models.seg_heads import SegModel
-from .models.weights import LoadReport
+from .models.weights import LoadReport, about_of, read_checkpoint
 from .models.zoo import load_seg_model, save_seg_model, seg_model, start_from
 from .phantom import make_phantom_oct
-from .recipes import SegRecipe, get_recipe, override, rows_cols
+from .recipes import SegEval, SegPredict, SegRecipe, get_recipe, override, rows_cols
+from .runs import open_run
 from .train.loop import FitSettings, fit, make_accelerator, pick_precision
 from .train.losses import SegLoss, is_background, seg_loss
 
@@ -209,6 +211,19 @@ def seg_sources(
     return found | ({'weights': file_hash(cfg.weights)} if cfg.weights else {})
 
 
+def predict_table(
+    model_file:Path,
+    table:pd.DataFrame, # images; masks are not looked at
+    folder:Path,        # receives ID.png
+    batch_size:int=4
+)->pd.DataFrame:        # of `eval.predict.predict`
+    "Predictions of a tuned model for a table of images, in the grey values that it was tuned with"
+    model, about = load_seg_model(model_file)
+    classes = [ClassInfo(**c) for c in about['classes']]
+    images = SegDataset(table.assign(semseg=None), size=about['seg_model']['size'])
+    return predict(model, images, classes, folder, make_accelerator(about['precision']), batch_size)
+
+
 def test_seg(
     folder:Path,    # of the run, with best.safetensors
     data:SegData
@@ -216,9 +231,7 @@ def test_seg(
     "Predict the test split with the best model, and score it"
     if 'test' not in data.tables: return None
     table = data.tables['test']
-    model, about = load_seg_model(folder/'best.safetensors')
-    images = SegDataset(table.assign(semseg=None), size=about['seg_model']['size'])
-    rows = predict(model, images, data.classes, folder/'predictions', make_accelerator(about['precision']))
+    rows = predict_table(folder/'best.safetensors', table, folder/'predictions')
     write_atomic(folder/'predictions.csv', lambda p: rows.to_csv(p, index=False))
     if table.semseg.isna().any(): return None
     scores = score_folder(table, folder/'predictions', data.classes)
@@ -244,6 +257,90 @@ def seg_baselines(
         found['frozen random encoder'] = folder/'random_encoder'/'predictions'
     for name, masks in graders(table).items(): found[f'grader {name.removeprefix("grader")}'] = masks
     return {k: score_folder(table, p, data.classes) for k, p in found.items()}
+
+# %% ../nbs/29_launch.ipynb #458f92d1
+@dataclass(frozen=True)
+class Scored:
+    "Predictions that are to be scored"
+    data: SegData
+    table: pd.DataFrame                  # of the split
+    source: tuple[ClassInfo, ...]|None   # classes of the predictions; None: the dataset's own
+    class_map: dict[int, int]|None       # predicted grey value -> the dataset's
+    ready: Path|None                     # folder of predictions that are there; None: the model makes them
+    model: Path|None                     # file of the model
+    sources: dict[str, str]              # hashes, for the run's identity
+    seed: int
+
+    def folder(self, run:Path)->Path:
+        "Where the predictions are, or will be"
+        return self.ready or run/'predictions'
+
+    def score(self,
+        run:Path # folder of this evaluation
+    )->Scores:
+        "Predict what is not there yet, and score"
+        if self.ready is None and self.model: predict_table(self.model, self.table, run/'predictions')
+        return score_folder(self.table, self.folder(run), self.data.classes, self.source, self.class_map, self.seed)
+
+# %% ../nbs/29_launch.ipynb #9ef55d8d
+def eval_predictions(
+    cfg:SegEval,  # with dataset, and run or predictions, filled in
+    data:SegData
+)->Scored:
+    "What an evaluation scores, checked before anything runs"
+    name = data.manifest.name
+    if cfg.split not in data.tables:
+        raise ValueError(f'{name} has no split {cfg.split!r}; it has {", ".join(data.tables)}')
+    table, hashes = data.tables[cfg.split], {'manifest': data.manifest.sha256, 'data': data.sha256}
+    if table.semseg.isna().any():
+        raise ValueError(f'the {cfg.split} split of {name} has no masks: nothing can be scored')
+    if cfg.predictions:
+        folder = Path(cfg.predictions).expanduser().resolve()
+        if not folder.is_dir(): raise FileNotFoundError(f'no folder of predictions {folder}')
+        there = [k for k in table.id if (folder/f'{k}.png').exists()]
+        hashes['predictions'] = hash_of({k: file_hash(folder/f'{k}.png') for k in there})
+        return Scored(data, table, None, None, folder, None, hashes, cfg.seed)
+    run = open_run(cfg.run)
+    model = run.folder/'best.safetensors'
+    hashes['model'] = file_hash(model)
+    source = tuple(ClassInfo(**c) for c in about_of(read_checkpoint(model))['classes'])
+    home = Path(run.settings['dataset']).stem
+    same = [(c.value, c.label) for c in source] == [(c.value, c.label) for c in data.classes]
+    if not same and home not in data.manifest.class_maps: raise ValueError(
+        f'{name} and {home} have other classes, and {data.manifest.path.name} has no [class_maps.{home}]: '
+        f'say there what each grey value of {home} means')
+    ready = run.folder/'predictions' if home == name and cfg.split == 'test' else None
+    between = (None, None) if same else (source, data.manifest.class_maps[home])
+    return Scored(data, table, *between, ready, model, hashes, cfg.seed)
+
+# %% ../nbs/29_launch.ipynb #f8441f2b
+@dataclass(frozen=True)
+class PredictJob:
+    "Images that a tuned model is to segment"
+    table: pd.DataFrame              # id, bscan
+    model: Path
+    classes: tuple[ClassInfo, ...]   # of the model's output
+    sources: dict[str, str]          # hashes, for the run's identity
+    batch_size: int
+
+    def predict(self,
+        run:Path # folder of this prediction
+    )->pd.DataFrame:
+        "Predict what is not there yet; the table is written beside the PNG files"
+        rows = predict_table(self.model, self.table, run/'predictions', self.batch_size)
+        write_atomic(run/'predictions.csv', lambda p: rows.to_csv(p, index=False))
+        return rows
+
+
+def predict_images(
+    cfg:SegPredict # with run filled in
+)->PredictJob:
+    "What a prediction reads, checked before anything runs"
+    if cfg.images: table = folder_table(Path(cfg.images).expanduser())
+    else: table = seg_data(read_manifest('Phantom_OCT')).tables['test'].assign(semseg=None)
+    model = open_run(cfg.run).folder/'best.safetensors'
+    classes = tuple(ClassInfo(**c) for c in about_of(read_checkpoint(model))['classes'])
+    return PredictJob(table, model, classes, {'data': data_hash(table), 'model': file_hash(model)}, cfg.batch_size)
 
 # %% ../nbs/29_launch.ipynb #ee0bdded
 def train(

@@ -171,7 +171,7 @@ def notebook_of(
 
 # %% ../nbs/02_runs.ipynb #d733bba0
 def parameter_names(
-    notebook:str|Path
+    notebook:str|Path # .ipynb file
 )->list[str]:         # names assigned in the cell tagged `parameters`
     "Parameters of a pipeline notebook"
     path = Path(notebook)

@@ -28,7 +28,7 @@ _litter = ('thumbs.db', 'desktop.ini', 'info.json', 'manifest.toml', 'readme.md'
 
 
 def images_in(
-    folder:Path,
+    folder:Path,                    # of images; folders below it are not searched
     suffixes:tuple[str, ...]=IMAGES # MASKS for masks
 )->dict[str, Path]:                 # id -> file, sorted by id
     "Image files of a folder by their name without suffix"

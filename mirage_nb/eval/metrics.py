@@ -64,7 +64,7 @@ def dice_iou(
     hit:Any,             # pixels that are the class in both
     predicted:Any,       # pixels that are the class in the prediction
     true:Any,            # pixels that are the class in the ground truth
-    convention:str='strict'
+    convention:str='strict' # 'strict' or 'published'
 )->tuple[np.ndarray, np.ndarray]: # of the shape of the counts
     "Dice and IoU from pixel counts"
     hit, total = np.asarray(hit, float), np.asarray(predicted, float) + np.asarray(true, float)

@@ -310,8 +310,8 @@ def eval_predictions(
         f'{name} and {home} have other classes, and {data.manifest.path.name} has no [class_maps.{home}]: '
         f'say there what each grey value of {home} means')
     ready = run.folder/'predictions' if home == name and cfg.split == 'test' else None
-    between = (None, None) if same else (source, data.manifest.class_maps[home])
-    return Scored(data, table, *between, ready, model, hashes, cfg.seed)
+    class_map = None if same else data.manifest.class_maps[home]
+    return Scored(data, table, None if same else source, class_map, ready, model, hashes, cfg.seed)
 
 # %% ../nbs/29_launch.ipynb #f8441f2b
 @dataclass(frozen=True)

@@ -99,7 +99,8 @@ class LoadReport:
     "What of a checkpoint went into a model"
     loaded: list[str]      # keys taken from the file
     resized: list[str]     # of those, positions brought to another grid
-    new: list[str]         # keys of the model that the file does not have: they keep their first weights
+    new: list[str]         # keys of the model that the file lacks, or has in another shape: they keep first weights
+    mismatched: list[str]  # of those, the ones in another shape
     unused: list[str]      # keys of the file that the model does not have
     path: Path
     sha256: str
@@ -110,13 +111,14 @@ class LoadReport:
             names = sorted({'.'.join(k.split('.')[:2 if '_adapters.' in k else 1]) for k in keys})
             return f"{len(keys)} tensors ({', '.join(names)})" if keys else 'none'
         return {'file': self.path.name, 'loaded': groups(self.loaded), 'new': groups(self.new),
-                'not used': groups(self.unused), 'positions resized': ', '.join(self.resized) or 'none'}
+                'of these, another shape in the file': groups(self.mismatched), 'not used': groups(self.unused),
+                'positions resized': ', '.join(self.resized) or 'none'}
 
 # %% ../../nbs/17_models.weights.ipynb #bef67481
 def load_weights(
     model:nn.Module,                                  # changed in place, wholly or not at all
     checkpoint:str|Path|Checkpoint,                   # file, or what `read_checkpoint` returned
-    may_be_new:Sequence[str]=('output_adapters.',)    # beginnings of keys that the file need not have
+    may_be_new:Sequence[str]=('output_adapters.',)    # beginnings of keys that the file may lack, or have otherwise
 )->LoadReport:
     "Load what fits; refuse a checkpoint of another model"
     ckpt = checkpoint if isinstance(checkpoint, Checkpoint) else read_checkpoint(checkpoint)
@@ -130,11 +132,11 @@ def load_weights(
         if w is not None and w.shape == v.shape: fit[k] = w
     done = {own[k].data_ptr() for k in fit}  # a module may stand under two names
     new = [k for k, v in own.items() if k not in fit and v.data_ptr() not in done]
-    wrong = [k for k in new if k in ckpt.state or not k.startswith(allowed)]
+    wrong = [k for k in new if not k.startswith(allowed)]
     unused = [k for k in ckpt.state if k not in own]
     if wrong: raise ValueError(misfit(model, ckpt, wrong, unused))
     model.load_state_dict(fit, strict=False)
-    return LoadReport(list(fit), resized, new, unused, ckpt.path, ckpt.sha256)
+    return LoadReport(list(fit), resized, new, [k for k in new if k in ckpt.state], unused, ckpt.path, ckpt.sha256)
 
 
 def misfit(

@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope='session')
@@ -19,3 +20,25 @@ def shared_data():
     shared = Path(os.environ.get('MIRAGE_SHARED') or Path(__file__).parents[2]/'shared')
     if not (shared/'data').is_dir(): pytest.skip(f'no real images: {shared}/data is absent; MIRAGE_SHARED names it')
     return shared/'data'
+
+
+@pytest.fixture(scope='session')
+def phantoms(tmp_path_factory):
+    "MIRAGE_DATA with a tiny Phantom_OCT: 8 B-scans a split, of 96 x 80 pixels"
+    from mirage_nb.phantom import make_phantom_oct
+    folder = tmp_path_factory.mktemp('data')
+    make_phantom_oct(folder/'Phantom_OCT', patients=12, volumes=1, slices=2, size=(96, 80))
+    return folder
+
+
+@pytest.fixture
+def home(phantoms, tmp_path, monkeypatch):
+    "Folder of a test, with MIRAGE_RUNS in it and the tiny Phantom_OCT; one thread, as in the processes it starts"
+    monkeypatch.setenv('MIRAGE_DATA', str(phantoms))
+    monkeypatch.setenv('MIRAGE_RUNS', str(tmp_path/'runs'))
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    monkeypatch.delenv('MIRAGE_NB_HANDOFF', raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path
+    torch.set_num_threads(before)

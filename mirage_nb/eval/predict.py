@@ -49,10 +49,12 @@ def predict(
     folder.mkdir(parents=True, exist_ok=True)
     record = folder/'rows.jsonl'
     done = {r['id']: r for r in read_lines(record) if (folder/r['file']).exists()}
-    todo = [i for i, k in enumerate(data.ids) if k not in done]
-    loader = DataLoader(data, batch_size=batch_size, sampler=todo, collate_fn=collate)
+    n = len(data)
+    batches = [range(i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
+    todo = [b for b in batches if any(data.ids[i] not in done for i in b)]  # whole: neighbours may touch a last digit
+    loader = DataLoader(data, batch_sampler=todo, collate_fn=collate)  # type: ignore[arg-type]
     model = model.to(accelerator.device).eval()
-    bar = tqdm(total=len(todo), desc='predicting', unit='image', delay=3)
+    bar = tqdm(total=sum(map(len, todo)), desc='predicting', unit='image', delay=3)
     with torch.no_grad(), open(record, 'a') as out, bar:
         for batch in loader:
             with accelerator.autocast(): scores = model({'bscan': batch['bscan'].to(accelerator.device)})

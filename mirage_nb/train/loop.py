@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
@@ -150,6 +152,7 @@ class Trainer:
     progress: Progress
     history: list[dict[str, float]]
     saved: float = 0.                 # time of the last save
+    whole: bool = True                # model and progress agree; not while a step is being taken
 
     def save(self)->None:
         "Keep the state, from the main process"
@@ -179,17 +182,19 @@ class Trainer:
     )->float:                          # loss, the mean over all processes
         "One step of the optimizer"
         a, total = self.accelerator, torch.zeros((), device=self.accelerator.device)
+        bad: list[str] = []
         set_lr(self.optimizer, lr)
         for i, batch in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
             with nullcontext() if last else a.no_sync(self.model):
                 loss = self.step(self.model, batch)/len(micro_batches)
                 total += loss.detach()
-                if not torch.isfinite(loss): break
-                a.backward(loss)
+                if not torch.isfinite(loss): bad += batch['id']
+                a.backward(loss)  # of a bad loss too: other processes wait for their share of the gradient
         value = float(a.reduce(total, 'mean')) if a.num_processes > 1 else float(total)
-        if not torch.isfinite(torch.tensor(value)): self.stop(value, [i for b in micro_batches for i in b['id']])
+        if not isfinite(value): self.stop(value, gather_object(bad))
         if self.settings.clip: a.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        self.whole = False
         self.optimizer.step()
         self.optimizer.zero_grad()
         return value
@@ -249,7 +254,7 @@ def train_epoch(
     while p.step < n:
         start = time.monotonic()
         loss = t.train_step(next(stream), warmup_cosine(p.epoch*n + p.step, s.epochs*n, warmup, s.lr, s.final_lr))
-        p.step, p.loss_sum = p.step + 1, p.loss_sum + loss
+        p.step, p.loss_sum, t.whole = p.step + 1, p.loss_sum + loss, True
         p.seconds += time.monotonic() - start
         bar.update(); bar.set_postfix(epoch=f'{p.epoch + 1}/{s.epochs}', loss=f'{loss:.3f}', refresh=False)
         if time.monotonic() - t.saved > s.save_every:
@@ -276,8 +281,9 @@ def fit(
     resumed = t.resume()
     n = len(epoch_batches(len(data), settings, 0, 0, accelerator.num_processes))  # type: ignore[arg-type]
     p = t.progress
-    t.say(event='resumed' if resumed else 'started', epoch=p.epoch, step=p.step, device=str(accelerator.device))
-    if resumed: log.info('resumed at epoch %d, step %d', p.epoch + 1, p.step)
+    if p.epoch < settings.epochs:
+        t.say(event='resumed' if resumed else 'started', epoch=p.epoch, step=p.step, device=str(accelerator.device))
+        if resumed: log.info('resumed at epoch %d, step %d', p.epoch + 1, p.step)
     with tqdm(total=settings.epochs*n, initial=p.epoch*n + p.step, desc='training', unit='step', mininterval=2,
               disable=not accelerator.is_main_process or p.epoch == settings.epochs) as bar:
         try:
@@ -286,7 +292,8 @@ def fit(
                 train_epoch(t, stream, n, bar)
                 end_epoch(t, n, validate, keep_best)
         except KeyboardInterrupt:
-            t.save(); t.say(event='interrupted', epoch=p.epoch, step=p.step)
+            if t.whole: t.save()
+            t.say(event='interrupted', epoch=p.epoch, step=p.step)
             raise
     return t.history
 
@@ -303,14 +310,15 @@ def end_epoch(
     bare = a.unwrap_model(t.model)
     bare.eval()
     with torch.no_grad(), a.autocast(): metrics = validate(bare, a)
-    if metrics['score'] > p.best:
-        p.best, p.best_epoch = metrics['score'], p.epoch + 1
-        if a.is_main_process: keep_best(bare)
+    better = metrics['score'] > p.best
+    if better and a.is_main_process: keep_best(bare)
+    t.whole = False
+    if better: p.best, p.best_epoch = metrics['score'], p.epoch + 1
     p.seconds += time.monotonic() - start
     row = {'epoch': p.epoch + 1, 'lr': max(g['lr'] for g in t.optimizer.param_groups), 'loss': p.loss_sum/n,
            **metrics, 'seconds': round(p.seconds, 3)}
     t.history.append(row)
-    p.epoch, p.step, p.loss_sum = p.epoch + 1, 0, 0.
+    p.epoch, p.step, p.loss_sum, t.whole = p.epoch + 1, 0, 0., True
     if time.monotonic() - t.saved > t.settings.save_every or p.epoch == t.settings.epochs: t.save()
     a.wait_for_everyone()
     t.say(**row)

@@ -1,0 +1,293 @@
+"A training may be killed at any moment; the same command then gives the numbers of an undisturbed one"
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import time
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mirage_nb import launch
+from mirage_nb.data.manifest import read_manifest
+from mirage_nb.eval import predict as predicting
+from mirage_nb.models import weights
+from mirage_nb.recipes import get_recipe, override
+from mirage_nb.runs import start_run
+from mirage_nb.train import loop
+
+OPTIONS = {'dataset': 'Phantom_OCT', 'head': 'convnext', 'size': 64, 'epochs': 3, 'batch_size': 2, 'drop_path': 0.2,
+           'baselines': False}
+STEPS = 4  # an epoch: 8 images
+
+
+def settings(**changed): return override(get_recipe('seg_phantom'), **{**OPTIONS, **changed})
+
+
+def tune(folder, **changed):
+    "What the notebook does: train, then predict and score the test split"
+    launch.train_seg(settings(**changed), folder)
+    launch.test_seg(folder, launch.seg_data(read_manifest('Phantom_OCT')))
+
+
+def save_each_step(): launch.fit_settings = lambda cfg, f=launch.fit_settings: replace(f(cfg), save_every=0.)
+
+
+# ------------------------------------------------------------------ processes that die
+
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+
+
+def half(path, write):
+    "Write a file, keep half of it, and die"
+    write(path)
+    os.truncate(path, os.path.getsize(path)//2)
+    die()
+
+
+def at(n, owner, name, act):
+    "Replace a function: at its n-th call, `act` happens instead"
+    old, calls = getattr(owner, name), iter(range(1, 1_000_000))
+    setattr(owner, name, lambda *a, **k: act(old, *a, **k) if next(calls) == n else old(*a, **k))
+
+
+def state_of(path): return 'state.pt' in str(path)
+
+
+def at_state(n, act):
+    "As `at`, for the n-th time that the state gets its name"
+    old, calls = os.replace, iter(range(1, 1_000_000))
+    os.replace = lambda a, b: act(old, a, b) if state_of(b) and next(calls) == n else old(a, b)
+
+
+PLANS = {  # in the middle of what the process dies
+    'a step': lambda: at(6, loop.Trainer, 'train_step', lambda f, *a: die()),
+    'a step, the model changed already': lambda: at(6, loop.Trainer, 'train_step', lambda f, *a: (f(*a), die())),
+    'a checkpoint': lambda: at(6, torch, 'save', lambda f, state, path: half(path, lambda p: f(state, p))),
+    'a checkpoint, written but not named': lambda: at_state(6, lambda f, *a: die()),
+    'a step after the checkpoint': lambda: at_state(6, lambda f, *a: (f(*a), die())),
+    'the first checkpoint': lambda: at(1, torch, 'save', lambda f, state, path: half(path, lambda p: f(state, p))),
+    'a validation': lambda: at(2, launch, 'validate_seg', lambda f, *a, **k: die()),
+    'the best model': lambda: at(1, weights, 'save_file', lambda f, s, p, m: half(p, lambda q: f(s, q, m))),
+    'an epoch after the best model': lambda: at(1, launch, 'save_seg_model', lambda f, *a, **k: (f(*a, **k), die())),
+    'a prediction': lambda: at(3, predicting, 'write_mask', lambda f, *a: die()),
+    'a prediction, written but not noted': lambda: at(6, predicting, 'write_mask', lambda f, *a: (f(*a), die()))}
+
+
+def work(folder, data, plan='', **changed):
+    "A process of its own; with a plan it saves at each step, and dies if the plan says where"
+    os.environ |= {'MIRAGE_DATA': str(data), 'MIRAGE_RUNS': str(folder.parent)}
+    torch.set_num_threads(1)
+    if plan: save_each_step()
+    if plan in PLANS: PLANS[plan]()
+    tune(folder, **changed)
+
+
+@pytest.fixture(scope='module')
+def processes():
+    "Starts processes that have the library imported already"
+    before = os.environ.get('OMP_NUM_THREADS')
+    os.environ['OMP_NUM_THREADS'] = '1'
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['mirage_nb.launch', 'torch._dynamo'])
+
+    def start(*args, **changed):
+        p = context.Process(target=work, args=args, kwargs=changed)
+        p.start()
+        return p
+    yield start
+    if before is None: del os.environ['OMP_NUM_THREADS']
+    else: os.environ['OMP_NUM_THREADS'] = before
+
+
+def exit_code(process):
+    process.join(120)
+    return process.exitcode
+
+
+@pytest.fixture(scope='module')
+def whole(processes, phantoms, tmp_path_factory):
+    "An undisturbed run"
+    folder = tmp_path_factory.mktemp('whole')
+    assert exit_code(processes(folder, phantoms)) == 0
+    return folder
+
+
+def equal_runs(folder, other):
+    a, b = (pd.read_csv(f/'history.csv').drop(columns='seconds') for f in (folder, other))
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+    x, y = (load_file(f/'best.safetensors') for f in (folder, other))
+    assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x), 'the best models differ'
+    names = sorted(p.name for p in (other/'predictions').glob('*.png'))
+    assert names and names == sorted(p.name for p in (folder/'predictions').glob('*.png'))
+    for n in [f'predictions/{n}' for n in names] + ['predictions.csv', 'test_volumes.csv', 'test_summary.csv']:
+        assert (folder/n).read_bytes() == (other/n).read_bytes(), f'{n} differs'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('plan', PLANS)
+def test_killed_in(plan, processes, phantoms, whole, tmp_path):
+    folder = tmp_path/'run'
+    assert exit_code(processes(folder, phantoms, plan)) == -signal.SIGKILL
+    assert exit_code(processes(folder, phantoms)) == 0
+    equal_runs(folder, whole)
+
+
+@pytest.mark.slow
+def test_killed_from_outside_again_and_again(processes, phantoms, whole, tmp_path):
+    folder, kills = tmp_path/'run', 0
+    progress = folder/'progress.jsonl'
+
+    def lines(): return len(progress.read_text().splitlines()) if progress.exists() else 0
+
+    for _ in range(40):
+        before, p = lines(), processes(folder, phantoms, 'save')
+        while p.is_alive() and lines() < before + 4: time.sleep(0.001)
+        if p.is_alive(): p.kill()
+        if exit_code(p) == 0: break
+        kills += 1
+    assert kills >= 2, 'it was never killed, so nothing was tested'
+    equal_runs(folder, whole)
+
+
+@pytest.mark.slow
+def test_workers_change_nothing_also_after_a_kill(processes, phantoms, whole, tmp_path):
+    folder = tmp_path/'run'
+    assert exit_code(processes(folder, phantoms, 'a step')) == -signal.SIGKILL
+    assert exit_code(processes(folder, phantoms, workers=2)) == 0
+    equal_runs(folder, whole)
+
+
+@pytest.mark.slow
+def test_kept_views_after_a_kill(processes, phantoms, tmp_path):
+    views = {'freeze': 'encoder', 'keep_views': 2}
+    assert exit_code(processes(tmp_path/'whole', phantoms, **views)) == 0
+    assert exit_code(processes(tmp_path/'run', phantoms, 'a step', **views)) == -signal.SIGKILL
+    assert exit_code(processes(tmp_path/'run', phantoms, **views)) == 0
+    equal_runs(tmp_path/'run', tmp_path/'whole')
+
+
+# ------------------------------------------------------------------ stopped, but not killed
+
+def interrupt(*args, **k): raise KeyboardInterrupt
+
+
+STOPS = {  # where the user's Ctrl-C arrives
+    'before a step': lambda m: at_in(m, 6, loop.Trainer, 'train_step', lambda f, *a: interrupt()),
+    'after a step of the optimizer': lambda m: at_in(m, 6, torch.optim.AdamW, 'step',
+                                                     lambda f, *a, **k: (f(*a, **k), interrupt())),
+    'in a validation': lambda m: at_in(m, 2, launch, 'validate_seg', interrupt),
+    'before the best model': lambda m: at_in(m, 2, launch, 'save_seg_model', interrupt),
+    'while the best model is written': lambda m: at_in(m, 1, weights, 'save_file', interrupt)}
+
+
+def at_in(monkeypatch, n, owner, name, act):
+    monkeypatch.setattr(owner, name, getattr(owner, name))  # so that it is put back
+    at(n, owner, name, act)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('stop', STOPS)
+def test_interrupted(stop, whole, home):
+    folder = home/'run'
+    with pytest.MonkeyPatch.context() as m, pytest.raises(KeyboardInterrupt):
+        STOPS[stop](m)
+        tune(folder)
+    assert 'interrupted' in (folder/'progress.jsonl').read_text()
+    tune(folder)
+    equal_runs(folder, whole)
+
+
+def test_interrupt_keeps_the_last_step(home):
+    with pytest.MonkeyPatch.context() as m, pytest.raises(KeyboardInterrupt):
+        STOPS['before a step'](m)
+        tune(home/'run')
+    progress = loop.load_state(home/'run'/'state.pt')['progress']
+    assert (progress['epoch'], progress['step']) == (1, 1)  # the sixth step is the second of epoch 2
+
+
+@pytest.mark.slow
+def test_loss_that_is_no_number(whole, home, monkeypatch):
+    folder, bad = home/'run', []
+
+    def step(f, model, batch):
+        bad.extend(batch['id'])
+        return f(model, batch)*float('nan')
+
+    def seg_step(*a, f=launch.seg_step):
+        fake = type('Fake', (), {'step': staticmethod(f(*a))})
+        at(7, fake, 'step', step)
+        return lambda model, batch: fake.step(model, batch)
+
+    with monkeypatch.context() as m, pytest.raises(FloatingPointError) as e:
+        m.setattr(launch, 'seg_step', seg_step)
+        tune(folder)
+    assert 'loss is nan at epoch 2, step 3' in str(e.value) and all(k in str(e.value) for k in bad) and bad
+    assert str(folder/'state.pt') in str(e.value)
+    progress = loop.load_state(folder/'state.pt')['progress']
+    assert (progress['epoch'], progress['step']) == (1, 2), 'the state is not that of the last good step'
+    tune(folder)  # with the samples mended
+    equal_runs(folder, whole)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A disk of 48 MB: room for one state of mirage_tiny, not for a second beside it"
+    disk = tmp_path/'disk'
+    disk.mkdir()
+    if os.geteuid() != 0: pytest.skip('only root may mount a small disk')
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=48m', 'tmpfs', str(disk)]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode: pytest.skip(f'a small disk cannot be mounted here: {mounted.stderr.strip()}')
+    try: yield disk
+    finally: subprocess.run(['umount', '-l', str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_full_disk(small_disk, whole, home, monkeypatch):
+    folder = small_disk/'run'
+    with monkeypatch.context() as m, pytest.raises(OSError) as e:
+        m.setattr(launch, 'fit_settings', launch.fit_settings)
+        save_each_step()
+        tune(folder)
+    assert re.search(r'cannot write \S*run/state\.pt: .*; the earlier file is kept\. Free space', str(e.value)), e.value
+    state = loop.load_state(folder/'state.pt')
+    assert state['progress']['step'] >= 1
+    assert [p.name for p in folder.iterdir() if p.name.endswith('.tmp')] == [], 'half a file is left'
+    subprocess.run(['mount', '-o', 'remount,size=200m', str(small_disk)], check=True)
+    tune(folder)
+    equal_runs(folder, whole)
+
+
+# ------------------------------------------------------------------ a finished run
+
+def test_finished_training_is_not_repeated(home, monkeypatch):
+    tune(home/'run')
+    before = {p: p.read_bytes() for p in Path(home/'run').rglob('*') if p.is_file()}
+    def never(*a, **k): raise AssertionError('this was done already')
+    monkeypatch.setattr(loop.Trainer, 'train_step', never)
+    monkeypatch.setattr(launch, 'validate_seg', never)
+    monkeypatch.setattr(predicting, 'write_mask', never)
+    tune(home/'run')
+    assert {p: p.read_bytes() for p in Path(home/'run').rglob('*') if p.is_file()} == before
+
+
+OTHER = {'dataset': 'Duke_DME', 'recipe': 'seg_200e_convnext', 'model': 'mirage_base', 'weights': 'w.pth',
+         'head': 'dpt', 'size': 128, 'patch': 8, 'freeze': 'blocks', 'loss': 'CE', 'clip': 1., 'precision': 'bf16'}
+
+
+def test_any_changed_option_is_another_run(home):
+    cfg = settings()
+    own = start_run('seg_tune', asdict(cfg), {'data': 'x'}).folder
+    assert start_run('seg_tune', asdict(settings()), {'data': 'x'}).folder == own
+    folders = [start_run('seg_tune', asdict(cfg), {'data': 'y'}).folder]
+    for f in fields(cfg):
+        value = OTHER[f.name] if f.name in OTHER else getattr(cfg, f.name) + 1
+        changed = replace(cfg, **{f.name: value})
+        folders.append(start_run('seg_tune', asdict(changed), {'data': 'x'}).folder)
+    assert own not in folders and len(set(folders)) == len(folders) == len(fields(cfg)) + 1

@@ -300,7 +300,7 @@ def documents(root):
 def commands(text):
     "Lines of code blocks and pieces in backticks that are commands of ours"
     text = text.replace('\\\n', ' ')
-    fenced = re.findall(r'^```\w*\n(.*?)^```', text, re.M | re.S)
+    fenced = re.findall(r'^ *```\w*\n(.*?)^ *```', text, re.M | re.S)
     blocks = [line for b in fenced for line in b.split('\n')] + re.findall(r'^    (\S.*)$', text, re.M)
     for line in blocks + re.findall(r'`([^`\n]+)`', text) + re.findall(r'(?=(python -m mirage_nb\S* *\S*))', text):
         line = re.sub(r'^(\$ |[A-Z_]+=\S+ )+', '', line.strip())
@@ -476,6 +476,7 @@ FAULTS = {  # what is planted: the rule, how, a piece of what it says
     'recipe without pipeline': (options_are_read, pipeline(FULL, code('dataset, lr')), 'SegRecipe has no pipeline'),
     'tags are cleaned away': (settings_keep_tags, settings('keys = tags', 'keys ='), 'tags'),
     'no such target': (documents_tell_the_truth, readme('Type `make tee`.'), 'no target tee'),
+    'no such target in a list': (documents_tell_the_truth, readme('- So:\n\n  ```bash\n  make tee\n  ```'), 'target tee'),
     'no such module': (documents_tell_the_truth, core("x = 'get it: python -m mirage_nb.fetch A'"), 'mirage_nb.fetch'),
     'no command': (documents_tell_the_truth, readme('`python -m mirage_nb.core`'), 'is not a command'),
     'no such notebook': (documents_tell_the_truth, readme('`python -m mirage_nb.runs 31_x.ipynb`'), '31_x'),

@@ -476,7 +476,7 @@ FAULTS = {  # what is planted: the rule, how, a piece of what it says
     'recipe without pipeline': (options_are_read, pipeline(FULL, code('dataset, lr')), 'SegRecipe has no pipeline'),
     'tags are cleaned away': (settings_keep_tags, settings('keys = tags', 'keys ='), 'tags'),
     'no such target': (documents_tell_the_truth, readme('Type `make tee`.'), 'no target tee'),
-    'no such target in a list': (documents_tell_the_truth, readme('- So:\n\n  ```bash\n  make tee\n  ```'), 'target tee'),
+    'no such target, in a list': (documents_tell_the_truth, readme('- So:\n\n  ```\n  make tee\n  ```'), 'target tee'),
     'no such module': (documents_tell_the_truth, core("x = 'get it: python -m mirage_nb.fetch A'"), 'mirage_nb.fetch'),
     'no command': (documents_tell_the_truth, readme('`python -m mirage_nb.core`'), 'is not a command'),
     'no such notebook': (documents_tell_the_truth, readme('`python -m mirage_nb.runs 31_x.ipynb`'), '31_x'),

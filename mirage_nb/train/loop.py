@@ -181,8 +181,7 @@ class Trainer:
         lr:float
     )->float:                          # loss, the mean over all processes
         "One step of the optimizer"
-        a, total = self.accelerator, torch.zeros((), device=self.accelerator.device)
-        bad: list[str] = []
+        a, total, bad = self.accelerator, torch.zeros((), device=self.accelerator.device), list[str]()
         set_lr(self.optimizer, lr)
         for i, batch in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
@@ -195,8 +194,7 @@ class Trainer:
         if not isfinite(value): self.stop(value, gather_object(bad))
         if self.settings.clip: a.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.whole = False
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.step(); self.optimizer.zero_grad()
         return value
 
     def stop(self, value:float, ids:Sequence[str])->None:
@@ -204,8 +202,7 @@ class Trainer:
         self.save()
         p = self.progress
         raise FloatingPointError(
-            f'loss is {value} at epoch {p.epoch + 1}, step {p.step + 1}, '
-            f'for the samples {", ".join(map(str, ids))}. '
+            f'loss is {value} at epoch {p.epoch + 1}, step {p.step + 1}, for the samples {", ".join(map(str, ids))}. '
             f'The state of the step before is kept in {self.folder/"state.pt"}. Look at these samples; else lower lr, '
             'or take precision fp32')
 

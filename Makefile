@@ -10,6 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: requirements.lock setup.py settings.ini
+	@test -n "$(PYTHON)" || { echo "no python3.11 and no python3 on the PATH: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	@$(PYTHON) -c "import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f'mirage_nb needs Python 3.11 or later, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11 ...')"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock

@@ -31,7 +31,7 @@ from .models.seg_heads import SegModel
 from .models.weights import LoadReport, about_of, read_checkpoint
 from .models.zoo import load_seg_model, save_seg_model, seg_model, start_from
 from .phantom import make_phantom_oct
-from .recipes import SegEval, SegPredict, SegRecipe, get_recipe, override, rows_cols
+from .recipes import SegEval, SegPredict, SegRecipe, rows_cols
 from .runs import open_run
 from .train.loop import FitSettings, fit, make_accelerator, pick_precision
 from .train.losses import SegLoss, is_background, seg_loss
@@ -173,6 +173,7 @@ def train_seg(
     folder:Path          # receives best.safetensors, state.pt, progress.jsonl, history.csv
 )->pd.DataFrame:         # a row an epoch: epoch, lr, loss, mIoU, valid_loss, seconds
     "Tune a model on the training split and keep the epoch that validates best; goes on where a killed call stopped"
+    if (folder/'history.csv').exists(): return pd.read_csv(folder/'history.csv')
     data = seg_data(read_manifest(cfg.dataset))
     sets, n = seg_datasets(data, cfg), len(data.classes)
     model, _ = build_seg(cfg, n)
@@ -199,6 +200,7 @@ def train_seg(
     history = pd.DataFrame(rows).rename(columns={'score': 'mIoU'})
     if make_accelerator(settings.precision).is_main_process:
         write_atomic(folder/'history.csv', lambda p: history.to_csv(p, index=False))
+        for name in ('state.pt', 'views.bin'): (folder/name).unlink(missing_ok=True)  # the training is done
     return history
 
 # %% ../nbs/29_launch.ipynb #eb111b94
@@ -208,11 +210,11 @@ def seg_sources(
 )->dict[str, str]:
     "Hashes of what a run is made from"
     found = {'manifest': data.manifest.sha256, 'data': data.sha256}
-    return found | ({'weights': file_hash(cfg.weights)} if cfg.weights else {})
+    return found | ({'weights': read_checkpoint(cfg.weights).sha256} if cfg.weights else {})
 
 
 def predict_table(
-    model_file:Path,
+    model_file:Path,    # of `save_seg_model`
     table:pd.DataFrame, # images; masks are not looked at
     folder:Path,        # receives ID.png
     batch_size:int=4
@@ -348,7 +350,7 @@ def train(
     folder:Path         # the run's, or one below it
 )->pd.DataFrame:        # as `train_seg`
     "Train in this process, or in as many as the settings say"
-    if cfg.processes == 1: return train_seg(cfg, folder)
+    if cfg.processes == 1 or (folder/'history.csv').exists(): return train_seg(cfg, folder)
     write_json(folder/'settings.json', asdict(cfg))
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(cfg.processes),
                '-m', 'mirage_nb.launch', str(folder)]
@@ -364,7 +366,9 @@ def train(
 def main()->None:
     "Train what the settings in a run's folder say, as one of several processes"
     folder = Path(sys.argv[1])
-    train_seg(SegRecipe(**read_json(folder/'settings.json')), folder)
+    own, run = folder/'settings.json', folder/'run.json'
+    settings = read_json(own) if own.exists() else read_json(run)['settings']
+    train_seg(SegRecipe(**settings), folder)
 
 
 if __name__ == '__main__' and '__file__' in globals(): main()

@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'R', 'PLAIN', 'SegRecipe', 'SegEval', 'SegPredict', 'get_recipe', 'fit_type', 'kind_name', 'override',
-           'run_params', 'as_table', 'rows_cols']
+           'run_params', 'meanings', 'as_table', 'rows_cols']
 
-# %% ../nbs/01_recipes.ipynb #8a537684
+# %% ../nbs/01_recipes.ipynb #e7e49a42
+import inspect
+import re
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import pandas as pd
 
 from .core import unknown
 
@@ -65,9 +69,9 @@ class SegPredict:
     batch_size: int = 4             # images at a time
 
 
-RECIPES = {
+RECIPES = {  # seg_small is for phantoms and laptops
     'seg_200e_convnext': SegRecipe(),
-    'seg_phantom': SegRecipe(recipe='seg_phantom', model='mirage_tiny', size=256, epochs=30, batch_size=8, lr=1e-3,
+    'seg_small': SegRecipe(recipe='seg_small', model='mirage_tiny', size=256, epochs=30, batch_size=8, lr=1e-3,
                              layer_decay=1., drop_path=0., baselines=True)}
 
 
@@ -135,11 +139,23 @@ def run_params(
     return {k: v for k, v in variables.items() if type(v) in PLAIN and not k.startswith('_') and k not in own}
 
 
+def meanings(
+    kind:type          # one of the dataclasses here
+)->dict[str, str]:     # field -> its comment
+    "What each field means, from the comment on its line"
+    try: lines = inspect.getsource(kind).splitlines()
+    except OSError: return {}  # defined in a running notebook
+    return {m[1]: m[2] for line in lines if (m := re.match(r'\s+(\w+): .*?# (.*)$', line))}
+
+
 def as_table(
-    recipe:Any       # resolved, one of the dataclasses here
-)->dict[str, str]:   # of each field: its value, as it would be typed
+    recipe:Any,                         # resolved, one of the dataclasses here
+    changed:Mapping[str, object]|None=None # what was asked for by parameters; None values were not
+)->pd.DataFrame:                        # field -> value, set by, meaning
     "Settings for a report"
-    return {f.name: repr(asdict(recipe)[f.name]) for f in fields(recipe)}
+    asked, notes = {k for k, v in (changed or {}).items() if v is not None}, meanings(type(recipe))
+    rows = {k: (str(v), 'parameter' if k in asked else 'recipe', notes.get(k, '')) for k, v in asdict(recipe).items()}
+    return pd.DataFrame.from_dict(rows, orient='index', columns=['value', 'set by', 'meaning'])
 
 # %% ../nbs/01_recipes.ipynb #9b5f2f77
 def rows_cols(

@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'HANDOFF', 'STYLE', 'SWITCH', 'versions', 'git_commit', 'Run', 'start_run', 'finish_run', 'provenance',
-           'device_name', 'open_run', 'tuned_run', 'finished_runs', 'command_of', 'notebook_of', 'parameter_names',
-           'find_notebook', 'parse_value', 'parse_parameters', 'RunFailed', 'run_nb', 'file_report', 'write_html',
-           'write_report', 'main', 'usage']
+           'device_name', 'peak_memory', 'open_run', 'tuned_run', 'finished_runs', 'command_of', 'notebook_of',
+           'parameter_names', 'find_notebook', 'parse_value', 'parse_parameters', 'RunFailed', 'run_nb', 'file_report',
+           'write_html', 'summary_box', 'write_report', 'main', 'usage']
 
 # %% ../nbs/02_runs.ipynb #7399a775
 import ast
+import html
 import importlib.metadata
 import os
 import platform
+import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import torch
 
 from . import __version__
 from .core import hash_of, part_dir, project_dir, read_json, runs_dir, unknown, write_atomic, write_json
@@ -46,9 +50,10 @@ def git_commit()->str:  # as '3f9a1c2 (changed)'; '' where the kit is not a chec
     def git(*args:str)->str:
         out = subprocess.run(['git', '-C', str(project_dir()), *args], capture_output=True, text=True)
         return out.stdout.strip() if out.returncode == 0 else ''
+    if not (project_dir()/'settings.ini').exists(): return ''
     try: commit = git('rev-parse', '--short', 'HEAD')
     except OSError: return ''
-    return commit + (' (changed)' if commit and git('status', '--porcelain') else '')
+    return commit + (' (changed)' if commit and git('status', '--porcelain', '--untracked-files=no') else '')
 
 # %% ../nbs/02_runs.ipynb #ccbe6c04
 @dataclass(frozen=True)
@@ -60,7 +65,9 @@ class Run:
     finished: bool             # its numbers are there already
 
     def __repr__(self)->str:
-        return f"{self.folder.name}: {'finished' if self.finished else 'to do'}, in {self.folder}"
+        started = (self.folder/'progress.jsonl').exists()
+        what = 'finished' if self.finished else 'started before, goes on' if started else 'new'
+        return f'run {self.folder.name}: {what}\nin {self.folder}'
 
 
 def start_run(
@@ -94,7 +101,8 @@ def finish_run(
 )->Path:                     # result.json; that of the first time if it is there
     "Write the result of a run; after that it counts as finished"
     if (run.folder/'result.json').exists(): return run.folder/'result.json'
-    return write_json(run.folder/'result.json', {'finished': time.strftime('%Y-%m-%d %H:%M:%S'), **result})
+    facts = {'finished': time.strftime('%Y-%m-%d %H:%M:%S'), 'device': device_name(), 'peak_memory_gb': peak_memory()}
+    return write_json(run.folder/'result.json', facts | dict(result))
 
 
 def provenance(
@@ -104,17 +112,25 @@ def provenance(
     import pandas as pd
     record, result = read_json(run.folder/'run.json'), read_json(run.folder/'result.json')
     facts = {'run': record['identity'][:16], 'commit': record['commit'] or 'not a checkout',
-             'machine': record['machine'], 'device': device_name(),
-             **{f'{k}, SHA-256': v[:16] for k, v in record['sources'].items()},
-             **record['versions'], 'started': record['started'], 'finished': result['finished'],
-             'training, minutes': round(result.get('train_seconds', 0)/60, 2)}
+             'machine': record['machine'], 'device': result['device'], 'precision': result.get('precision', '–'),
+             'peak memory, GB': result['peak_memory_gb'],
+             'training, minutes': round(result.get('train_seconds', 0)/60, 2),
+             'seed': record['settings'].get('seed', '–'), 'started': record['started'], 'finished': result['finished'],
+             **{f'{k}, SHA-256': v[:16] for k, v in record['sources'].items()}, **record['versions']}
     return pd.Series(facts, name='value').to_frame()
 
 
 def device_name()->str:
-    "The device that torch would train on, in words"
-    import torch
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
+    "The device that a training takes, in words"
+    if torch.cuda.is_available(): return torch.cuda.get_device_name()
+    return 'Apple GPU' if torch.backends.mps.is_available() else f'CPU, {torch.get_num_threads()} threads'
+
+
+def peak_memory()->float:
+    "Most memory that this process has held, gigabytes: of the GPU if there is one, else of the machine"
+    if torch.cuda.is_available(): return round(torch.cuda.max_memory_allocated()/1e9, 2)
+    kilo = 1 if sys.platform == 'darwin' else 1024  # getrusage counts bytes there and kilobytes here
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*kilo/1e9, 2)
 
 
 def open_run(
@@ -157,8 +173,8 @@ def command_of(
     record:Mapping[str, Any] # of run.json
 )->str:
     "Command that starts a run, or goes on with it"
-    options = ' '.join(f'{k}={v!r}' for k, v in record['settings'].items() if v is not None)
-    return f"python -m mirage_nb.runs {notebook_of(record['stage']).name} {options}"
+    options = [f'{k}={v}'.replace(', ', ',') for k, v in record['settings'].items() if v not in (None, '')]
+    return shlex.join(['python', '-m', 'mirage_nb.runs', notebook_of(record['stage']).name, *options])
 
 
 def notebook_of(
@@ -275,10 +291,18 @@ def write_html(
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
     nb = nbformat.read(notebook, 4)
     nb, _ = CoalesceStreamsPreprocessor(enabled=True).preprocess(nb, {})  # a progress bar becomes its last line
-    html, _ = HTMLExporter(embed_images=True).from_notebook_node(nb, {'metadata': {'name': notebook.parent.name}})
-    head, body, rest = html.partition('<main>')
-    page = head + STYLE + body + SWITCH + rest
+    page, _ = HTMLExporter(embed_images=True).from_notebook_node(nb, {'metadata': {'name': notebook.parent.name}})
+    head, body, rest = page.partition('<main>')
+    page = head + STYLE + body + SWITCH + summary_box(notebook.parent/'result.json') + rest
     return write_atomic(notebook.with_suffix('.html'), lambda p: p.write_text(page, encoding='utf-8'))
+
+
+def summary_box(
+    result:Path # result.json of the run
+)->str:         # HTML; '' without a summary
+    "What a report says first"
+    lines = read_json(result).get('summary', []) if result.exists() else []
+    return '<ul class="summary">' + ''.join(f'<li>{html.escape(s)}</li>' for s in lines) + '</ul>' if lines else ''
 
 
 STYLE = '''<style>
@@ -286,6 +310,7 @@ body:has(#code:not(:checked)) .jp-CodeCell .jp-Cell-inputWrapper { display: none
 .jp-OutputPrompt, .jp-InputPrompt { visibility: hidden }
 .jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"] { background: none; opacity: .6; font-size: 90% }
 main { max-width: 68em; margin: auto }
+.summary { border-left: 4px solid #4a8; background: #f2f8f5; padding: .8em 1em .8em 2em; line-height: 1.6 }
 </style>
 '''
 SWITCH = '<p style="text-align: right"><label><input type="checkbox" id="code"> show the code</label></p>'
@@ -331,9 +356,10 @@ def main(
 
 def usage()->str:
     "How to call the runner, with every notebook and its parameters"
-    lines = ['usage: python -m mirage_nb.runs NOTEBOOK name=value ...', '', 'notebooks and their parameters:']
+    lines = ['usage: python -m mirage_nb.runs NOTEBOOK name=value ...']
     for p in sorted(part_dir('nbs').glob('[3-9]?_*.ipynb')):
-        lines.append(f'  {p.name:24} {" ".join(parameter_names(p))}')
+        source = next(c.source for c in nbformat.read(p, 4).cells if 'parameters' in c.metadata.get('tags', []))
+        lines += ['', p.name, *(f'  {line}' for line in source.splitlines())]
     return '\n'.join(lines) + '\n'
 
 # %% ../nbs/02_runs.ipynb #ab941174

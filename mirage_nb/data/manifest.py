@@ -232,6 +232,7 @@ def read_manifest(
     name:str|Path # of a dataset, or the path of a TOML file or of a dataset's folder
 )->Manifest:
     "Manifest of a dataset"
+    if not isinstance(name, (str, Path)): raise TypeError(f'dataset takes a name, got {name!r} ({type(name).__name__})')
     path = Path(name).expanduser()
     if path.suffix == '.toml':
         if not path.is_file(): raise FileNotFoundError(f'no manifest {path}')

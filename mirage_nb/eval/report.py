@@ -30,15 +30,32 @@ class Scores:
     @property
     def table(self)->pd.DataFrame:
         "Strict scores of each class as text, with the unit of the intervals"
-        rows = report_table(self.summary).set_index('Class').drop(columns='note')
-        return rows.assign(unit=self.summary.unit.iloc[0]) if len(rows) else rows
+        rows = report_table(self.summary).set_index('Class').drop(columns=['note', 'undefined'])
+        names = {'HD95': 'HD95, pixels', 'n': f'units ({self.summary.unit.iloc[0]})'}
+        return rows.rename(columns=names)
 
     @property
     def notes(self)->pd.DataFrame:
-        "What a reader must know of each class's Dice and HD95"
-        columns = ['Class', 'metric', 'n', 'left_out', 'undefined', 'note']
-        rows = self.summary[self.summary.metric.isin(('Dice', 'HD95'))]
-        return rows[(rows.note != '') | (rows.undefined > 0) | (rows.left_out > 0)][columns].reset_index(drop=True)
+        "What a reader must know of each class: where it was missed or invented, and why an interval may mislead"
+        s = self.slices[self.slices.status != 'ok']
+        counts = s.pivot_table(index='Class', columns='status', values='id', aggfunc='count', fill_value=0)
+        words = {'missed': 'slices where it was missed', 'false': 'slices where it was invented',
+                 'neither': 'slices without it'}
+        rows = self.summary[self.summary.metric == 'Dice'].set_index('Class')[['note']]
+        rows = rows.join(counts.reindex(columns=list(words), fill_value=0).rename(columns=words), how='left').fillna(0)
+        rows = rows.astype({w: int for w in words.values()})[[*words.values(), 'note']]
+        return rows[(rows.note != '') | (rows[list(words.values())] > 0).any(axis=1)]
+
+    def line(self,
+        name:str # of what was scored
+    )->str:      # as 'tuned: mean Dice of layers 0.912 [0.874, 0.951]'
+        "The scores in one line"
+        rows = self.summary[(self.summary.metric == 'Dice') & self.summary.Class.str.startswith('mean')]
+        rows = rows[rows.Class != 'mean'] if len(rows) > 1 else rows
+        def text(r:pd.Series)->str:
+            interval = '' if pd.isna(r.low) else f' [{r.low:.3f}, {r.high:.3f}]'
+            return f"{r.Class.replace('mean', 'mean Dice', 1)} {r['mean']:.3f}{interval}"
+        return f'{name}: ' + '; '.join(text(r) for _, r in rows.iterrows())
 
     @property
     def means(self)->dict[str, float]:
@@ -95,17 +112,16 @@ def reliability(
         if split in shares:
             absent = [c for c in shares[split].label if c not in holds(split)]
             rows.append((f'classes that {split} lacks', ', '.join(absent) or 'none'))
-        count = f'{t.volume.nunique()} and {t.patient.nunique()}, {len(t)} images'
-        rows.append((f'volumes and patients in {split}', count))
+        rows.append((split, f'{t.volume.nunique()} volumes of {t.patient.nunique()} patients, {len(t)} images'))
     unseen = sorted(holds('test') - holds('train')) if 'train' in shares else []
     rows.append(('classes in test that training never saw', ', '.join(unseen) or 'none'))
     if scores is not None:
         s = scores.slices
         one = int(s.status.isin(('missed', 'false')).sum())
         missed, neither = (int((s.status == k).sum()) for k in ('missed', 'neither'))
-        rows += [('slices where one side lacks a class (HD95 is the diagonal)', str(one)),
+        rows += [('pairs of slice and class where one side lacks the class (HD95 is the diagonal)', str(one)),
                  ('of these, the model missed the class', str(missed)),
-                 ('slices where both lack a class (left out)', str(neither)),
+                 ('the same where both lack a class (left out)', str(neither)),
                  ('unit of the intervals', scores.summary.unit.iloc[0])]
     return pd.DataFrame(rows, columns=['question', 'answer']).set_index('question')
 

@@ -26,7 +26,7 @@ OPTIONS = {'dataset': 'Phantom_OCT', 'head': 'convnext', 'size': 64, 'epochs': 3
 STEPS = 4  # an epoch: 8 images
 
 
-def settings(**changed): return override(get_recipe('seg_phantom'), **{**OPTIONS, **changed})
+def settings(**changed): return override(get_recipe(read_manifest('Phantom_OCT').recipe), **{**OPTIONS, **changed})
 
 
 def tune(folder, **changed):
@@ -75,6 +75,7 @@ PLANS = {  # in the middle of what the process dies
     'a validation': lambda: at(2, launch, 'validate_seg', lambda f, *a, **k: die()),
     'the best model': lambda: at(1, weights, 'save_file', lambda f, s, p, m: half(p, lambda q: f(s, q, m))),
     'an epoch after the best model': lambda: at(1, launch, 'save_seg_model', lambda f, *a, **k: (f(*a, **k), die())),
+    'an end, the history written': lambda: at(1, launch, 'write_atomic', lambda f, *a: (f(*a), die())),
     'a prediction': lambda: at(3, predicting, 'write_mask', lambda f, *a: die()),
     'a prediction, written but not noted': lambda: at(6, predicting, 'write_mask', lambda f, *a: (f(*a), die()))}
 

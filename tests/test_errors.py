@@ -1,0 +1,229 @@
+"Bad input, as a user meets it: through the notebook and the command line"
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mirage_nb import runs
+from mirage_nb.models.weights import save_weights
+from mirage_nb.models.zoo import ENCODERS, EncoderRecord, seg_model
+from mirage_nb.runs import HANDOFF, find_notebook
+from mirage_nb.train import loop
+
+TINY = {'size': 64, 'epochs': 1, 'head': 'linear', 'baselines': False, 'precision': 'fp32'}
+
+
+def execute(stage, **parameters):
+    "The code of a pipeline notebook, in this process"
+    space = {}
+    for c in nbformat.read(find_notebook(stage), 4).cells:
+        if c.cell_type != 'code': continue
+        exec(compile(c.source, stage, 'exec'), space)
+        if 'parameters' in c.metadata.get('tags', []):
+            assert not set(parameters) - set(space) or 'datset' in parameters
+            space |= parameters
+    return space
+
+
+@pytest.fixture
+def mine(home, phantoms, monkeypatch):
+    "A user's own dataset, without a manifest"
+    folder = home/'data'/'Mine'
+    shutil.copytree(phantoms/'Phantom_OCT', folder)
+    monkeypatch.setenv('MIRAGE_DATA', str(home/'data'))
+    return folder
+
+
+@pytest.fixture
+def used(home, monkeypatch):
+    "As started by the runner, which writes the report itself"
+    monkeypatch.setenv(HANDOFF, str(home/'handoff.json'))
+    monkeypatch.setenv('MPLBACKEND', 'agg')
+    return home
+
+
+def fails(kind, *pieces, stage='seg_tune', **parameters):
+    with pytest.raises(kind) as e: execute(stage, **parameters)
+    for piece in pieces: assert str(piece) in str(e.value), f'{piece!r} is not in: {e.value}'
+    return e
+
+
+# ------------------------------------------------------------------ data
+
+def first(folder, kind): return sorted((folder/kind).glob('*.png'))[0]
+
+
+def test_wrong_dataset_name(used):
+    fails((KeyError, ValueError, FileNotFoundError), "no dataset 'Phantom_OCD'. Did you mean 'Phantom_OCT'?", 'Known: ',
+          dataset='Phantom_OCD')
+
+
+def test_dataset_that_is_not_there(used):
+    fails(FileNotFoundError, 'Duke_DME', 'MIRAGE_DATA', dataset='Duke_DME')
+
+
+def test_missing_mask(mine, used):
+    lost = first(mine/'train', 'semseg')
+    lost.unlink()
+    fails(ValueError, lost.name, mine/'train'/'semseg', 'has no partner', dataset='Mine')
+
+
+def test_unknown_grey_value(mine, used):
+    path = first(mine/'val', 'semseg')
+    mask = np.array(Image.open(path))
+    mask[3, 5] = 77
+    Image.fromarray(mask).save(path)
+    fails(ValueError, path, 'grey value 77 (1 pixels, first at row 3, column 5)', 'its classes are 0 ', dataset='Mine')
+
+
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_unreadable_image(mine, used, split):
+    path = first(mine/split, 'bscan')
+    path.write_bytes(path.read_bytes()[:200])
+    fails(ValueError, path, 'cannot be read as an image', dataset='Mine')
+
+
+def test_empty_split(mine, used):
+    for p in [*(mine/'val'/'bscan').iterdir(), *(mine/'val'/'semseg').iterdir()]: p.unlink()
+    fails(ValueError, "split 'val' of Mine is empty", mine/'val'/'bscan', dataset='Mine')
+
+
+def test_no_split_to_tune_on(mine, used):
+    for split in ('train', 'val'): shutil.rmtree(mine/split)
+    fails((ValueError, FileNotFoundError), 'train', 'Mine', dataset='Mine')
+
+
+# ------------------------------------------------------------------ model
+
+def test_patch_that_does_not_divide(used):
+    fails(ValueError, 'patch 24 does not divide the image 64 x 64', patch=24, **TINY)
+
+
+@pytest.fixture
+def checkpoint(home, monkeypatch):
+    "Weights of a smaller encoder, in a published form"
+    monkeypatch.setitem(ENCODERS, 'other', EncoderRecord(64, 2, 2, 64, 16))
+    torch.save({'model': seg_model('other', 3, 'linear').state_dict()}, home/'other.pth')
+    return home/'other.pth'
+
+
+def test_checkpoint_of_another_model(checkpoint, used):
+    fails(ValueError, checkpoint, 'does not fit', "'width': 64, 'depth': 2", "'width': 192, 'depth': 6",
+          'Choose the model', weights=str(checkpoint), **TINY)
+
+
+def test_truncated_checkpoint(checkpoint, used):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-2000])
+    fails(ValueError, checkpoint, 'truncated or not a checkpoint', weights=str(checkpoint), **TINY)
+
+
+def test_truncated_safetensors(home, used):
+    path = home/'w.safetensors'
+    save_weights(torch.nn.Linear(9, 9), path, {})
+    path.write_bytes(path.read_bytes()[:-20])
+    fails(ValueError, path, 'truncated or not a checkpoint', weights=str(path), **TINY)
+
+
+class Evil:
+    def __init__(self, path): self.path = path
+
+    def __reduce__(self): return exec, (f'open({str(self.path)!r}, "w").close()',)
+
+
+@pytest.mark.parametrize('form', ['torch', 'pickle'])
+def test_malicious_checkpoint(home, used, form):
+    path, harm = home/'evil.pth', home/'harm'
+    if form == 'torch': torch.save({'model': {'a': torch.zeros(2)}, 'more': Evil(harm)}, path)
+    else: path.write_bytes(pickle.dumps({'model': Evil(harm)}, protocol=2))
+    fails(ValueError, path, 'could run code' if form == 'torch' else 'evil.pth', weights=str(path), **TINY)
+    assert not harm.exists()
+    pickle.loads(pickle.dumps(Evil(harm)))
+    assert harm.exists(), 'the file would not have done harm, so nothing was tested'
+
+
+def test_missing_checkpoint(used):
+    fails(FileNotFoundError, 'no checkpoint', 'nowhere.pth', weights='nowhere.pth', **TINY)
+
+
+def test_checkpoint_in_the_home_folder(checkpoint, used, monkeypatch):
+    monkeypatch.setenv('HOME', str(checkpoint.parent))
+    fails(ValueError, checkpoint, 'does not fit', weights=f'~/{checkpoint.name}', **TINY)
+
+
+def test_damaged_state(used):
+    def stop(*a): raise KeyboardInterrupt
+    with pytest.MonkeyPatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(loop.Trainer, 'train_step', stop)
+        execute('seg_tune', **TINY)
+    state = next((used/'runs').rglob('state.pt'))
+    state.write_bytes(state.read_bytes()[:-1000])
+    fails(ValueError, state, 'cannot be read', 'delete it', **TINY)
+
+
+# ------------------------------------------------------------------ parameters
+
+@pytest.mark.parametrize(('parameters', 'pieces'), [
+    ({'datset': 'A'}, ("no parameter 'datset'. Did you mean 'dataset'? Known: ",)),
+    ({'epochs': 'true'}, ("epochs takes int, got 'true' (str)",)),
+    ({'epochs': True}, ('epochs takes int, got True (bool)',)),
+    ({'lr': '1e-3'}, ("lr takes float, got '1e-3' (str)",)),
+    ({'size': [64, 'x']}, ('size takes int or list[int]',)),
+    ({'baselines': 'yes'}, ("baselines takes bool, got 'yes' (str)",)),
+    ({'recipe': 'seg_200e_convnet'}, ("no recipe 'seg_200e_convnet'. Did you mean 'seg_200e_convnext'?",)),
+    ({'model': 'mirage_bas'}, ("no model 'mirage_bas'. Did you mean 'mirage_base'?",)),
+    ({'head': 'convnet'}, ("no head 'convnet'. Did you mean 'convnext'?",)),
+    ({'loss': 'CEDice'}, ("'CEDice'", 'CEGDice')),
+    ({'freeze': 'block'}, ("'block'", "'blocks'")),
+    ({'precision': 'fp8'}, ("'fp8'", 'bf16')),
+    ({'size': [64, 64, 3]}, ('[rows, columns]',)),
+    ({'size': 0}, ('size takes one number or [rows, columns], above 0',)),
+    ({'epochs': 0}, ('epochs is 1 or more, not 0',)),
+    ({'lr': 0}, ('lr is above 0',)),
+    ({'warmup_epochs': 9}, ('warmup_epochs is between 0 and epochs (1), not 9',)),
+    ({'batch_size': 3, 'accumulate': 2}, ('2 micro-batches do not divide the batch of 3',)),
+    ({'keep_views': 2}, ("keep_views needs freeze 'encoder', not 'none'",)),
+    ({'dataset': 3}, ('dataset', 'got 3 (int)'))], ids=lambda v: ','.join(v) if isinstance(v, dict) else '')
+def test_parameter(used, parameters, pieces):
+    fails((TypeError, KeyError, ValueError), *pieces, **{**TINY, **parameters})
+
+
+# ------------------------------------------------------------------ the command line
+
+@pytest.mark.parametrize(('words', 'said'), [
+    (['seg_tune', 'datset=A'], "30_seg_tune.ipynb: no parameter 'datset'. Did you mean 'dataset'? Known: dataset, "),
+    (['seg_tun'], "no notebook 'seg_tun'. Did you mean '30_seg_tune.ipynb'?"),
+    (['seg_tune', 'dataset'], "'dataset' is not of the form name=value, as lr=1e-3"),
+    (['seg_tune', 'dataset', 'A'], "'dataset' is not of the form name=value")])
+def test_command_line(home, capsys, monkeypatch, words, said):
+    monkeypatch.setattr(runs, 'run_nb', lambda *a: pytest.fail('a kernel was started'))
+    assert runs.main(words) == 1
+    out, err = capsys.readouterr()
+    assert said in err and not out and len(err.splitlines()) == 1
+
+
+def test_help_names_every_parameter(capsys):
+    assert runs.main(['--help']) == 0 and runs.main([]) == 2
+    out = capsys.readouterr().out
+    assert all(k in out for k in ('30_seg_tune.ipynb', 'dataset', 'epochs', '50_seg_eval.ipynb', '33_predict.ipynb'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('words', 'said'), [
+    (['nbs/30_seg_tune.ipynb', 'epoch=3'], "no parameter 'epoch'. Did you mean 'epochs'?"),
+    (['nbs/30_seg_tune.ipynb', 'dataset=Phantom_OCD'], "no dataset 'Phantom_OCD'. Did you mean 'Phantom_OCT'?")])
+def test_process_ends_with_one(home, words, said):
+    done = subprocess.run([sys.executable, '-m', 'mirage_nb.runs', *words], cwd=home, capture_output=True, text=True)
+    assert done.returncode == 1 and said in done.stderr and 'Traceback' not in done.stdout + done.stderr
+    if 'Report: ' not in done.stderr: return
+    report = next((home/'runs').rglob('failed_report.html'))
+    assert str(report) in done.stderr and 'Phantom_OCD' in report.read_text()
+    cells = json.loads(report.with_suffix('.ipynb').read_text())['cells']
+    assert any(o.get('output_type') == 'error' for c in cells for o in c.get('outputs', []))
+    assert not list((home/'runs'/'.running').iterdir())

@@ -1,0 +1,73 @@
+"What is said to be frozen does not change, what is said to train does"
+import hashlib
+
+import pytest
+import torch
+
+from mirage_nb import launch
+from mirage_nb.data.datasets import collate
+from mirage_nb.data.manifest import read_manifest
+from mirage_nb.launch import build_seg, fit_settings, seg_data, seg_datasets, seg_step
+from mirage_nb.models.multimae import MultiViT
+from mirage_nb.recipes import get_recipe, override
+from mirage_nb.train.loop import fit
+from mirage_nb.train.losses import seg_loss
+
+PARTS = {'encoder': 'blocks', 'input_adapters': 'entry', 'global_tokens': 'entry', 'output_adapters': 'head'}
+TRAINS = {'none': {'blocks', 'entry', 'head'}, 'blocks': {'entry', 'head'}, 'encoder': {'head'}}
+
+
+def hashes(model):
+    "Part of the model, and a hash of its numbers, by parameter"
+    return {k: (PARTS[k.split('.')[0]], hashlib.sha256(v.detach().cpu().numpy().tobytes()).hexdigest())
+            for k, v in model.state_dict().items()}
+
+
+def settings(**changed):
+    recipe = get_recipe(read_manifest('Phantom_OCT').recipe)
+    return override(recipe, dataset='Phantom_OCT', size=64, epochs=1, batch_size=4, drop_path=0.5, **changed)
+
+
+@pytest.mark.parametrize('freeze', TRAINS)
+@pytest.mark.parametrize('head', ['linear', 'convnext'])
+def test_what_changes(home, freeze, head):
+    cfg, data = settings(freeze=freeze, head=head), seg_data(read_manifest('Phantom_OCT'))
+    model, _ = build_seg(cfg, len(data.classes))
+    before, modes = hashes(model), []
+    step = seg_step(seg_loss(cfg.loss, [c.label for c in data.classes]), (64, 64))
+
+    def watched(model, batch):
+        modes.append(model.training)
+        return step(model, batch)
+
+    fit(model, seg_datasets(data, cfg)['train'], watched, lambda *a: {'score': 0.}, lambda m: None, fit_settings(cfg),
+        home/'run', collate)
+    after = hashes(model)
+    changed = {k for k in before if before[k] != after[k]}
+    assert {before[k][0] for k in changed} == TRAINS[freeze]
+    fixed = {k for k, v in model.named_buffers()} | {k for k in before if k.endswith('pos_emb')}  # sine, not learnt
+    still = {k for k in before if before[k][0] in TRAINS[freeze]} - changed - fixed
+    assert not still, f'these were to train and did not change: {sorted(still)}'
+    assert modes == [True, True], 'the head trains in training mode'
+
+
+def test_frozen_encoder_is_the_same_every_time(home):
+    "Drop path is off in a frozen encoder, though the model trains; blocks that are frozen as published still drop"
+    data = seg_data(read_manifest('Phantom_OCT'))
+    sample = seg_datasets(data, settings())['train'][0, 0]
+    x = {'bscan': sample['bscan'][None]}
+    for freeze, same in (('encoder', True), ('blocks', False)):
+        model, _ = build_seg(settings(freeze=freeze), len(data.classes))
+        model.train()
+        with torch.no_grad(): one, two = (MultiViT.encode(model, x, torch.tensor([key])) for key in (1, 12345))
+        model.eval()
+        with torch.no_grad(): plain = MultiViT.encode(model, x)
+        assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(one, two, plain, strict=True)) == same
+
+
+def test_kept_views_are_the_tokens_of_a_frozen_encoder(home, monkeypatch):
+    "With as many views as epochs, keeping tokens changes nothing but the time"
+    options = {'freeze': 'encoder', 'head': 'linear', 'precision': 'fp32'}
+    plain = launch.train_seg(settings(**options), home/'plain')
+    kept = launch.train_seg(settings(**options, keep_views=1), home/'kept')
+    for k in ('loss', 'valid_loss', 'mIoU'): assert kept[k].tolist() == pytest.approx(plain[k].tolist(), rel=1e-4)

@@ -7,7 +7,8 @@ __all__ = ['SegData', 'seg_data', 'seg_datasets', 'model_keywords', 'build_seg',
            'seg_step', 'train_seg', 'seg_sources', 'predict_table', 'test_seg', 'seg_baselines', 'Scored',
            'eval_predictions', 'PredictJob', 'predict_images', 'train', 'main']
 
-# %% ../nbs/29_launch.ipynb #6526b3f9
+# %% ../nbs/29_launch.ipynb #e9784b88
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -357,7 +358,7 @@ def train(
     with open(folder/'launch.log', 'w') as out: done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT)
     if done.returncode:
         text = (folder/'launch.log').read_text().strip()
-        errors = [line for line in text.splitlines() if 'Error' in line]
+        errors = re.findall(r'^(?:\[\w+\]: *)?((?:\w+\.)*\w*(?:Error|Exception): .+)', text, re.M)
         what = errors[0] if errors else text[-500:]
         raise RuntimeError(f'training in {cfg.processes} processes failed: {what}; see {folder/"launch.log"}')
     return pd.read_csv(folder/'history.csv')

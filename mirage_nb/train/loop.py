@@ -9,6 +9,7 @@ __all__ = ['PRECISIONS', 'Batch', 'Step', 'Validate', 'FitSettings', 'pick_preci
 
 # %% ../../nbs/22_train.loop.ipynb #61b23a28
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -77,7 +78,11 @@ def make_accelerator(
 )->Accelerator:
     "Accelerator for this process; a notebook may make one after another"
     AcceleratorState._reset_state(reset_partial_state=False)
-    return Accelerator(mixed_precision=PRECISIONS[pick_precision(precision)])
+    a = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=PRECISIONS[pick_precision(precision)])
+    started = int(os.environ.get('WORLD_SIZE', 1))
+    if a.num_processes != started:  # each would train alone, and all write to one folder
+        raise RuntimeError(f'{started} processes were started, and they do not find each other on {a.device}')
+    return a
 
 # %% ../../nbs/22_train.loop.ipynb #c36709bd
 def epoch_batches(

@@ -1,0 +1,126 @@
+"Several processes, micro-batches, precisions and hash seeds: the numbers are those of one plain process"
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+
+from mirage_nb import launch
+from mirage_nb.data.manifest import read_manifest
+from mirage_nb.recipes import get_recipe, override
+
+pytestmark = pytest.mark.slow
+OPTIONS = {'dataset': 'Phantom_OCT', 'head': 'convnext', 'size': 64, 'epochs': 3, 'batch_size': 4, 'drop_path': 0.2,
+           'lr': 1e-4, 'precision': 'fp32', 'baselines': False}
+NUMBERS = ['loss', 'mIoU', 'valid_loss']
+
+
+def settings(**changed): return override(get_recipe(read_manifest('Phantom_OCT').recipe), **{**OPTIONS, **changed})
+
+
+@pytest.fixture
+def plain(home): return launch.train_seg(settings(), home/'plain')
+
+
+def close(a, b, rel=1e-4, numbers=NUMBERS):
+    assert len(a) == len(b)
+    for k in numbers: assert a[k].tolist() == pytest.approx(b[k].tolist(), rel=rel), k
+    if 'mIoU' in numbers: assert a.mIoU.argmax() == b.mIoU.argmax(), 'another best epoch'
+
+
+def test_two_processes_are_one(plain, home):
+    two = launch.train(settings(processes=2), home/'two')
+    close(two, plain)
+    a, b = (load_file(home/k/'best.safetensors') for k in ('plain', 'two'))
+    assert a.keys() == b.keys() and max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-3
+    assert sorted(p.name for p in (home/'two').glob('*.tmp')) == []
+    log = [json.loads(line) for line in (home/'two'/'progress.jsonl').read_text().splitlines()]
+    assert [r['epoch'] for r in log if 'mIoU' in r or 'score' in r] == [1, 2, 3], 'both processes wrote'
+
+
+def test_two_processes_with_kept_views(home):
+    options = {'freeze': 'encoder', 'keep_views': 2}
+    one = launch.train(settings(**options), home/'one')
+    close(launch.train(settings(**options, processes=2), home/'two'), one)
+
+
+@pytest.mark.parametrize('changed', [{'accumulate': 2}, {'accumulate': 4}, {'workers': 2}])
+def test_micro_batches_and_workers_change_nothing(plain, home, changed):
+    other = launch.train_seg(settings(**changed), home/'other')
+    close(other, plain, rel=1e-4 if 'accumulate' in changed else 1e-12)
+
+
+def test_bf16_is_near_fp32(plain, home):
+    half = launch.train_seg(settings(precision='bf16'), home/'half')
+    close(half, plain, rel=0.05, numbers=['loss', 'valid_loss'])
+    assert half.loss.tolist() != plain.loss.tolist(), 'it was not bf16'
+
+
+def test_failing_launch_says_why(home):
+    with pytest.raises(RuntimeError) as e: launch.train(settings(processes=2, head='convnet'), home/'two')
+    assert "no head 'convnet'. Did you mean 'convnext'?" in str(e.value) and 'launch.log' in str(e.value)
+    assert 'training in 2 processes failed: ' in str(e.value)
+
+
+BAD = '''
+import sys, os
+from pathlib import Path
+from mirage_nb import launch
+from mirage_nb.recipes import SegRecipe
+from mirage_nb.core import read_json
+
+def seg_step(*a, f=launch.seg_step):
+    step = f(*a)
+    return lambda model, batch: step(model, batch)*(float('nan') if BAD_ID in batch['id'] else 1.)
+
+BAD_ID = sys.argv[2]
+launch.seg_step = seg_step
+folder = Path(sys.argv[1])
+launch.train_seg(SegRecipe(**read_json(folder/'settings.json')), folder)
+'''
+
+
+def test_bad_loss_in_one_of_two_processes(home):
+    "Neither process waits for ever for the other, and both name the sample"
+    folder, cfg = home/'two', settings(epochs=1)
+    folder.mkdir()
+    (folder/'settings.json').write_text(json.dumps(asdict(cfg)))
+    (home/'bad.py').write_text(BAD)
+    ids = launch.seg_data(read_manifest('Phantom_OCT')).tables['train'].id
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+    done = subprocess.run([*torchrun, str(home/'bad.py'), str(folder), ids[0]], capture_output=True, text=True,
+                          timeout=120)
+    assert done.returncode
+    said = [line for line in done.stderr.splitlines() if 'FloatingPointError: loss is nan' in line]
+    assert said and all(ids[0] in line for line in said), done.stderr[-2000:]
+    assert all(sum(k in line for k in ids) <= 2 for line in said), 'samples are named that were not in the bad batch'
+    assert (folder/'state.pt').exists()
+
+
+SAME = '''
+import sys
+from pathlib import Path
+from mirage_nb import launch
+from mirage_nb.recipes import SegRecipe
+from mirage_nb.core import read_json
+folder = Path(sys.argv[1])
+launch.train_seg(SegRecipe(**read_json(folder/'settings.json')), folder)
+'''
+
+
+def test_same_seed_same_numbers_whatever_the_hash_seed(home):
+    started = []
+    for i in (1, 2):
+        folder = home/f'{i}'
+        folder.mkdir()
+        (folder/'settings.json').write_text(json.dumps(asdict(settings(epochs=2))))
+        started.append(subprocess.Popen([sys.executable, '-c', SAME, str(folder)], stderr=subprocess.DEVNULL,
+                                        env={**os.environ, 'PYTHONHASHSEED': f'{i}'}))
+    assert [p.wait(120) for p in started] == [0, 0]
+    a, b = (pd.read_csv(home/f'{i}'/'history.csv').drop(columns='seconds') for i in (1, 2))
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+    assert (home/'1'/'best.safetensors').read_bytes() == (home/'2'/'best.safetensors').read_bytes()

@@ -6,6 +6,18 @@ import pytest
 import torch
 
 
+@pytest.fixture(scope='session', autouse=True)
+def own_folders(tmp_path_factory):
+    "No test reads or writes the user's datasets and runs, and the environment is left as it was found"
+    before = dict(os.environ)
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('MIRAGE_DATA', str(tmp_path_factory.mktemp('no_data')))
+        m.setenv('MIRAGE_RUNS', str(tmp_path_factory.mktemp('no_runs')))
+        yield
+    changed = {k for k in before.keys() | os.environ.keys() if before.get(k) != os.environ.get(k)}
+    assert changed <= {'PYTEST_CURRENT_TEST'}, f'tests changed the environment: {changed}'
+
+
 @pytest.fixture(scope='session')
 def golden():
     "Folder of recorded numbers; sizes, names and options come from its files"
@@ -42,3 +54,22 @@ def home(phantoms, tmp_path, monkeypatch):
     torch.set_num_threads(1)
     yield tmp_path
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def execute(home, monkeypatch):
+    "Runs the code of a pipeline notebook in this process, as if the runner had started it: (stage, **parameters)"
+    import nbformat
+
+    from mirage_nb.runs import HANDOFF, find_notebook
+    monkeypatch.setenv(HANDOFF, str(home/'handoff.json'))
+    monkeypatch.setenv('MPLBACKEND', 'agg')
+
+    def run(stage, **parameters):
+        space = {}
+        for c in nbformat.read(find_notebook(stage), 4).cells:
+            if c.cell_type != 'code': continue
+            exec(compile(c.source, stage, 'exec'), space)
+            if 'parameters' in c.metadata.get('tags', []): space |= parameters
+        return space
+    return run

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 
-import nbformat
 import numpy as np
 import pytest
 import torch
@@ -14,22 +13,9 @@ from PIL import Image
 from mirage_nb import runs
 from mirage_nb.models.weights import save_weights
 from mirage_nb.models.zoo import ENCODERS, EncoderRecord, seg_model
-from mirage_nb.runs import HANDOFF, find_notebook
 from mirage_nb.train import loop
 
 TINY = {'size': 64, 'epochs': 1, 'head': 'linear', 'baselines': False, 'precision': 'fp32'}
-
-
-def execute(stage, **parameters):
-    "The code of a pipeline notebook, in this process"
-    space = {}
-    for c in nbformat.read(find_notebook(stage), 4).cells:
-        if c.cell_type != 'code': continue
-        exec(compile(c.source, stage, 'exec'), space)
-        if 'parameters' in c.metadata.get('tags', []):
-            assert not set(parameters) - set(space) or 'datset' in parameters
-            space |= parameters
-    return space
 
 
 @pytest.fixture
@@ -42,17 +28,11 @@ def mine(home, phantoms, monkeypatch):
 
 
 @pytest.fixture
-def used(home, monkeypatch):
-    "As started by the runner, which writes the report itself"
-    monkeypatch.setenv(HANDOFF, str(home/'handoff.json'))
-    monkeypatch.setenv('MPLBACKEND', 'agg')
-    return home
-
-
-def fails(kind, *pieces, stage='seg_tune', **parameters):
-    with pytest.raises(kind) as e: execute(stage, **parameters)
-    for piece in pieces: assert str(piece) in str(e.value), f'{piece!r} is not in: {e.value}'
-    return e
+def fails(execute):
+    def check(kind, *pieces, stage='seg_tune', **parameters):
+        with pytest.raises(kind) as e: execute(stage, **parameters)
+        for piece in pieces: assert str(piece) in str(e.value), f'{piece!r} is not in: {e.value}'
+    return check
 
 
 # ------------------------------------------------------------------ data
@@ -60,22 +40,22 @@ def fails(kind, *pieces, stage='seg_tune', **parameters):
 def first(folder, kind): return sorted((folder/kind).glob('*.png'))[0]
 
 
-def test_wrong_dataset_name(used):
+def test_wrong_dataset_name(fails):
     fails((KeyError, ValueError, FileNotFoundError), "no dataset 'Phantom_OCD'. Did you mean 'Phantom_OCT'?", 'Known: ',
           dataset='Phantom_OCD')
 
 
-def test_dataset_that_is_not_there(used):
+def test_dataset_that_is_not_there(fails):
     fails(FileNotFoundError, 'Duke_DME', 'MIRAGE_DATA', dataset='Duke_DME')
 
 
-def test_missing_mask(mine, used):
+def test_missing_mask(mine, fails):
     lost = first(mine/'train', 'semseg')
     lost.unlink()
     fails(ValueError, lost.name, mine/'train'/'semseg', 'has no partner', dataset='Mine')
 
 
-def test_unknown_grey_value(mine, used):
+def test_unknown_grey_value(mine, fails):
     path = first(mine/'val', 'semseg')
     mask = np.array(Image.open(path))
     mask[3, 5] = 77
@@ -84,25 +64,25 @@ def test_unknown_grey_value(mine, used):
 
 
 @pytest.mark.parametrize('split', ['train', 'test'])
-def test_unreadable_image(mine, used, split):
+def test_unreadable_image(mine, fails, split):
     path = first(mine/split, 'bscan')
     path.write_bytes(path.read_bytes()[:200])
     fails(ValueError, path, 'cannot be read as an image', dataset='Mine')
 
 
-def test_empty_split(mine, used):
+def test_empty_split(mine, fails):
     for p in [*(mine/'val'/'bscan').iterdir(), *(mine/'val'/'semseg').iterdir()]: p.unlink()
     fails(ValueError, "split 'val' of Mine is empty", mine/'val'/'bscan', dataset='Mine')
 
 
-def test_no_split_to_tune_on(mine, used):
+def test_no_split_to_tune_on(mine, fails):
     for split in ('train', 'val'): shutil.rmtree(mine/split)
     fails((ValueError, FileNotFoundError), 'train', 'Mine', dataset='Mine')
 
 
 # ------------------------------------------------------------------ model
 
-def test_patch_that_does_not_divide(used):
+def test_patch_that_does_not_divide(fails):
     fails(ValueError, 'patch 24 does not divide the image 64 x 64', patch=24, **TINY)
 
 
@@ -114,17 +94,17 @@ def checkpoint(home, monkeypatch):
     return home/'other.pth'
 
 
-def test_checkpoint_of_another_model(checkpoint, used):
+def test_checkpoint_of_another_model(checkpoint, fails):
     fails(ValueError, checkpoint, 'does not fit', "'width': 64, 'depth': 2", "'width': 192, 'depth': 6",
           'Choose the model', weights=str(checkpoint), **TINY)
 
 
-def test_truncated_checkpoint(checkpoint, used):
+def test_truncated_checkpoint(checkpoint, fails):
     checkpoint.write_bytes(checkpoint.read_bytes()[:-2000])
     fails(ValueError, checkpoint, 'truncated or not a checkpoint', weights=str(checkpoint), **TINY)
 
 
-def test_truncated_safetensors(home, used):
+def test_truncated_safetensors(home, fails):
     path = home/'w.safetensors'
     save_weights(torch.nn.Linear(9, 9), path, {})
     path.write_bytes(path.read_bytes()[:-20])
@@ -138,7 +118,7 @@ class Evil:
 
 
 @pytest.mark.parametrize('form', ['torch', 'pickle'])
-def test_malicious_checkpoint(home, used, form):
+def test_malicious_checkpoint(home, fails, form):
     path, harm = home/'evil.pth', home/'harm'
     if form == 'torch': torch.save({'model': {'a': torch.zeros(2)}, 'more': Evil(harm)}, path)
     else: path.write_bytes(pickle.dumps({'model': Evil(harm)}, protocol=2))
@@ -148,21 +128,21 @@ def test_malicious_checkpoint(home, used, form):
     assert harm.exists(), 'the file would not have done harm, so nothing was tested'
 
 
-def test_missing_checkpoint(used):
+def test_missing_checkpoint(fails):
     fails(FileNotFoundError, 'no checkpoint', 'nowhere.pth', weights='nowhere.pth', **TINY)
 
 
-def test_checkpoint_in_the_home_folder(checkpoint, used, monkeypatch):
+def test_checkpoint_in_the_home_folder(checkpoint, fails, monkeypatch):
     monkeypatch.setenv('HOME', str(checkpoint.parent))
     fails(ValueError, checkpoint, 'does not fit', weights=f'~/{checkpoint.name}', **TINY)
 
 
-def test_damaged_state(used):
+def test_damaged_state(home, execute, fails):
     def stop(*a): raise KeyboardInterrupt
     with pytest.MonkeyPatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(loop.Trainer, 'train_step', stop)
         execute('seg_tune', **TINY)
-    state = next((used/'runs').rglob('state.pt'))
+    state = next((home/'runs').rglob('state.pt'))
     state.write_bytes(state.read_bytes()[:-1000])
     fails(ValueError, state, 'cannot be read', 'delete it', **TINY)
 
@@ -190,7 +170,7 @@ def test_damaged_state(used):
     ({'batch_size': 3, 'accumulate': 2}, ('2 micro-batches do not divide the batch of 3',)),
     ({'keep_views': 2}, ("keep_views needs freeze 'encoder', not 'none'",)),
     ({'dataset': 3}, ('dataset', 'got 3 (int)'))], ids=lambda v: ','.join(v) if isinstance(v, dict) else '')
-def test_parameter(used, parameters, pieces):
+def test_parameter(fails, parameters, pieces):
     fails((TypeError, KeyError, ValueError), *pieces, **{**TINY, **parameters})
 
 

@@ -1,0 +1,285 @@
+"The pipelines end to end, as a user starts them: the runner, bare papermill, and what is there afterwards"
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from mirage_nb import runs
+from mirage_nb.core import runs_dir
+from mirage_nb.data.images import read_mask
+from mirage_nb.data.manifest import classes_of, read_manifest
+from mirage_nb.eval.report import score_folder
+from mirage_nb.launch import seg_data
+from mirage_nb.models.zoo import load_seg_model
+from mirage_nb.runs import RunFailed, find_notebook, run_nb
+
+pytestmark = pytest.mark.slow
+TUNE = {'dataset': 'Phantom_OCT', 'epochs': 4, 'size': [64, 48], 'batch_size': 4, 'head': 'linear', 'baselines': True,
+        'warmup_epochs': 0.5, 'seed': 3}
+
+
+@pytest.fixture(scope='module')
+def tuned(phantoms, tmp_path_factory):
+    "Folder of a run that the runner made, and the seconds it took"
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('MIRAGE_DATA', str(phantoms))
+        m.setenv('MIRAGE_RUNS', str(tmp_path_factory.mktemp('runs')))
+        m.setenv('OMP_NUM_THREADS', '1')
+        before = dict(os.environ)
+        start = time.monotonic()
+        folder = run_nb(find_notebook('nbs/30_seg_tune.ipynb'), TUNE, quiet=True)
+        assert dict(os.environ) == before
+        return folder, time.monotonic() - start
+
+
+@pytest.fixture
+def run(tuned, home, monkeypatch):
+    "The run, with MIRAGE_RUNS where it is"
+    monkeypatch.setenv('MIRAGE_RUNS', str(tuned[0].parents[2]))
+    return tuned[0]
+
+
+def contents(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+
+
+def text(path): return path.read_text(encoding='utf-8')
+
+
+def test_what_a_run_leaves(run):
+    record, result = (json.loads(text(run/f'{k}.json')) for k in ('run', 'result'))
+    assert run.parent == runs_dir()/'seg_tune'/'Phantom_OCT' and record['identity'].startswith(run.name[-8:])
+    assert {k: record['settings'][k] for k in TUNE} == TUNE
+    assert all(record[k] for k in ('sources', 'versions', 'machine', 'started')) and 'torch' in record['versions']
+    history = pd.read_csv(run/'history.csv')
+    assert history.epoch.tolist() == [1, 2, 3, 4] and history.notna().to_numpy().all()
+    assert result['best_epoch'] == int(history.mIoU.argmax()) + 1
+    assert not [p for p in run.rglob('*.tmp')] and not list((runs_dir()/'.running').iterdir())
+    for name in ('report.ipynb', 'report.html'): assert (run/name).stat().st_size > 50_000
+    html = text(run/'report.html')
+    words = ('Phantom_OCT', 'Settings', 'mirage_tiny', 'frozen random encoder', 'mean position', 'Provenance',
+             'Reliability', record['identity'][:16], 'SRF', 'data:image/png')
+    assert [w for w in words if w not in html] == []
+    cells = [c for c in json.loads(text(run/'report.ipynb'))['cells'] if c['cell_type'] == 'code']
+    assert all(c['execution_count'] for c in cells), 'not every cell was run'
+    assert any('injected-parameters' in c['metadata']['tags'] for c in cells)
+    assert not [o for c in cells for o in c['outputs'] if o.get('name') == 'stderr' and 'Warning' in str(o['text'])]
+
+
+def test_results_agree_with_the_tables(run):
+    means = json.loads(text(run/'result.json'))['means']
+    assert set(means) == {'tuned', 'mean position', 'frozen random encoder'}
+    assert means['tuned'] != means['frozen random encoder'], 'nothing was learnt: the test shows little'
+    rows = pd.read_csv(run/'test_volumes.csv')
+    rows = rows[(rows.convention == 'strict') & (rows.group != 'background')]
+    there = rows.groupby('Class').present.transform('sum') > 0
+    for metric in ('Dice', 'IoU', 'HD95'):
+        by_class = rows[there].groupby(['group', 'Class'])[metric].mean()
+        assert means['tuned'][f'{metric}, mean'] == pytest.approx(by_class.mean(), abs=1e-4)
+        for group, name in (('layer', 'layers'), ('lesion', 'lesions')):
+            assert means['tuned'][f'{metric}, mean of {name}'] == pytest.approx(by_class[group].mean(), abs=1e-4)
+    other = pd.read_csv(run/'random_encoder'/'test_volumes.csv')
+    assert len(other) == len(pd.read_csv(run/'test_volumes.csv'))
+
+
+def test_predictions_are_masks_of_the_dataset(run, phantoms):
+    table = seg_data(read_manifest('Phantom_OCT')).tables['test']
+    rows = pd.read_csv(run/'predictions.csv')
+    assert rows.id.tolist() == table.id.tolist() and rows.confidence.between(0, 1).all()
+    classes = classes_of(read_manifest('Phantom_OCT'), phantoms/'Phantom_OCT')
+    for row in rows.to_dict('records'):
+        mask = read_mask(run/'predictions'/row['file'], classes)
+        assert mask.shape == (row['rows'], row['cols']) == (96, 80)
+        assert [row[c.label] for c in classes] == pytest.approx([(mask == c.index).mean() for c in classes], abs=1e-5)
+
+
+def test_second_run_is_recognised(run, tuned):
+    before, start = contents(run), time.monotonic()
+    assert run_nb('seg_tune', TUNE, quiet=True) == run
+    assert time.monotonic() - start < tuned[1] + 5
+    after = contents(run)
+    changed = {k for k in before | after if before.get(k) != after.get(k)}
+    assert changed <= {'report.ipynb', 'report.html'}
+    assert sorted(p.name for p in run.parent.iterdir()) == [run.name]
+
+
+def papermill(out, cwd, **parameters):
+    words = [w for k, v in parameters.items() for w in ('-p', k, str(v))]
+    return subprocess.run([sys.executable, '-m', 'papermill', str(find_notebook('seg_tune')), str(out), *words],
+                          cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def test_bare_papermill_leaves_a_report_in_the_run_folder(home, tmp_path):
+    (tmp_path/'elsewhere').mkdir()
+    done = papermill('out.ipynb', tmp_path/'elsewhere', dataset='Phantom_OCT', epochs=1, size=64, baselines=False,
+                     weight_decay=0, lr=1e-3)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [p.name for p in (tmp_path/'elsewhere').iterdir()] == ['out.ipynb']
+    folder = next((home/'runs'/'seg_tune'/'Phantom_OCT').iterdir())
+    assert {'report.ipynb', 'report.html', 'result.json', 'test_volumes.csv'} <= {p.name for p in folder.iterdir()}
+    assert len(list((home/'runs'/'seg_tune'/'Phantom_OCT').iterdir())) == 1, 'the report is of another run'
+    assert str(folder/'report.html') in text(tmp_path/'elsewhere'/'out.ipynb')
+
+
+def test_papermill_with_a_misspelt_parameter(home, tmp_path):
+    done = papermill('out.ipynb', tmp_path, datset='Duke_DME')
+    assert done.returncode != 0 and "no parameter 'datset'. Did you mean 'dataset'?" in done.stderr
+    assert not (home/'runs').exists() or not list((home/'runs').rglob('run.json'))
+
+
+def test_failed_notebook_leaves_a_report(home, capsys):
+    words = ['seg_tune', 'head=convnet', 'epochs=1', 'size=64', '--quiet']
+    assert runs.main(words) == 1
+    err = capsys.readouterr().err
+    folder = next((home/'runs'/'seg_tune'/'Phantom_OCT').iterdir())
+    assert "no head 'convnet'. Did you mean 'convnext'?" in err and str(folder/'failed_report.html') in err
+    assert 'convnet' in text(folder/'failed_report.html') and not (folder/'result.json').exists()
+    assert not (folder/'report.html').exists()
+
+
+def test_dead_kernel_is_a_failure(home, tmp_path):
+    "A kernel that dies, or a notebook that ends without a result, is no success"
+    notebook = json.loads(text(find_notebook('seg_tune')))
+    for name, line in (('dead', 'import os; os._exit(0)'), ('empty', 'pass')):
+        cells = [c for c in notebook['cells'] if 'parameters' in c['metadata'].get('tags', [])]
+        cells = cells + [cells[0] | {'source': line, 'metadata': {}, 'id': name}]
+        (tmp_path/f'{name}.ipynb').write_text(json.dumps(notebook | {'cells': cells}))
+        with pytest.raises(RunFailed, match='died|without a result'): run_nb(tmp_path/f'{name}.ipynb', quiet=True)
+
+
+# ------------------------------------------------------------------ evaluation and prediction of a tuned model
+
+def test_evaluation_again_gives_the_same_numbers(run):
+    folder = run_nb('50_seg_eval.ipynb', {'run': str(run)}, quiet=True)
+    means = [json.loads(text(f/'result.json'))['means'] for f in (run, folder)]
+    assert means[1] == means[0]['tuned'] and (folder/'report.html').exists()
+    for name in ('test_volumes.csv', 'test_slices.csv', 'test_summary.csv'):
+        pd.testing.assert_frame_equal(pd.read_csv(folder/name), pd.read_csv(run/name))
+    assert not (folder/'predictions').exists(), 'predictions that were there were made again'
+
+
+def test_evaluation_of_a_split_and_of_foreign_predictions(run, execute, tmp_path):
+    here = execute('seg_eval', tuned_on='Phantom_OCT', split='val')['here'].folder
+    assert len(list((here/'predictions').glob('*.png'))) == 8 and (here/'val_volumes.csv').exists()
+    shutil.copytree(run/'predictions', tmp_path/'png', ignore=shutil.ignore_patterns('*.jsonl'))
+    space = execute('seg_eval', predictions=str(tmp_path/'png'), dataset='Phantom_OCT')
+    assert space['scores'].means == json.loads(text(run/'result.json'))['means']['tuned']
+    lost = sorted((tmp_path/'png').iterdir())[0]
+    lost.unlink()
+    with pytest.raises(FileNotFoundError, match=f'1 of 8 images have no prediction in .*: {lost.stem}'):
+        execute('seg_eval', predictions=str(tmp_path/'png'), dataset='Phantom_OCT')
+
+
+MERGED = '''
+title = "Other"
+task = "segmentation"
+modality = "bscan"
+layout = "flat"
+source = "a test"
+licence = "none"
+citation = "none"
+get = "made by a test"
+
+[[classes]]
+value = 0
+label = "Background"
+group = "background"
+
+[[classes]]
+value = 100
+label = "Retina"
+group = "layer"
+
+[[classes]]
+value = 200
+label = "Fluid"
+group = "lesion"
+
+[class_maps.Phantom_OCT]
+'''
+
+
+@pytest.fixture
+def other(run, phantoms, home, monkeypatch):
+    "A dataset with other classes: layers in one, lesions in one, of images of another size"
+    data, own = home/'data', classes_of(read_manifest('Phantom_OCT'), phantoms/'Phantom_OCT')
+    shutil.copytree(phantoms/'Phantom_OCT'/'test', data/'Other')
+    to = {c.value: {'background': 0, 'layer': 100, 'lesion': 200}[c.group] for c in own}
+    (data/'Other'/'manifest.toml').write_text(MERGED + '\n'.join(f'{k} = {v}' for k, v in to.items()) + '\n')
+    lut = np.array([to.get(v, 255) for v in range(256)], np.uint8)
+    for p in (data/'Other'/'semseg').iterdir(): Image.fromarray(lut[np.array(Image.open(p))]).save(p)
+    monkeypatch.setenv('MIRAGE_DATA', str(data))
+    return lut
+
+
+def test_another_dataset_through_its_class_map(run, other, execute, home):
+    space = execute('seg_eval', run=str(run), dataset='Other')
+    here, scores = space['here'].folder, space['scores']
+    assert here.parent.name == 'Other' and set(scores.slices.Class) - {'Background'} == {'Retina', 'Fluid'}
+    data = seg_data(read_manifest('Other'))
+    (home/'merged').mkdir()
+    for p in (here/'predictions').glob('*.png'):
+        assert p.read_bytes() == (run/'predictions'/p.name).read_bytes(), 'the images are those of the run'
+        Image.fromarray(other[np.array(Image.open(p))]).save(home/'merged'/p.name)
+    by_hand = score_folder(data.tables['test'], home/'merged', data.classes)
+    assert scores.means == by_hand.means
+
+
+def test_another_dataset_without_a_class_map(run, other, execute, home):
+    path = home/'data'/'Other'/'manifest.toml'
+    path.write_text(text(path).split('[class_maps')[0])
+    with pytest.raises(ValueError, match=r'Other and Phantom_OCT have other classes, and \S+ has no .*Phantom_OCT'):
+        execute('seg_eval', run=str(run), dataset='Other')
+
+
+def test_evaluation_without_a_run(home, execute):
+    with pytest.raises(FileNotFoundError, match='no finished run on Duke_DME in .*30_seg_tune dataset=Duke_DME'):
+        execute('seg_eval', tuned_on='Duke_DME')
+    with pytest.raises(FileNotFoundError, match='is not the folder of a run: no run.json'):
+        execute('seg_eval', run=str(home))
+
+
+def test_prediction_of_an_unlabelled_folder(run, execute, home, phantoms):
+    folder, rng = home/'images', np.random.default_rng(0)
+    folder.mkdir()
+    source = sorted((phantoms/'Phantom_OCT'/'test'/'bscan').iterdir())
+    shutil.copy(source[0], folder/'scan of Monday.png')  # no slice in its name, and spaces
+    Image.fromarray(rng.integers(0, 255, (50, 70), np.uint8)).save(folder/'b_2.tif')
+    Image.fromarray((np.array(Image.open(source[1]))*256.).astype(np.uint16)).save(folder/'c_1.png')
+    space = execute('predict', images=str(folder), run=str(run), batch_size=2)
+    here, rows = space['here'].folder, pd.read_csv(space['here'].folder/'predictions.csv').set_index('id')
+    assert set(rows.index) == {'scan of Monday', 'b_2', 'c_1'} and not list(folder.glob('*.json'))
+    assert {k: (r.rows, r.cols) for k, r in rows.iterrows()} == {
+        'scan of Monday': (96, 80), 'b_2': (50, 70), 'c_1': (96, 80)}
+    known = {c['value'] for c in load_seg_model(run/'best.safetensors')[1]['classes']}
+    for k in rows.index:
+        mask = np.array(Image.open(here/'predictions'/f'{k}.png'))
+        assert mask.shape == (rows.rows[k], rows.cols[k]) and set(np.unique(mask).tolist()) <= known
+    twin = run/'predictions'/source[0].name
+    assert np.array_equal(np.array(Image.open(here/'predictions'/'scan of Monday.png')), np.array(Image.open(twin)))
+
+
+def test_prediction_errors(run, execute, home):
+    with pytest.raises(FileNotFoundError, match='no folder .*nowhere'):
+        execute('predict', images=str(home/'nowhere'), run=str(run))
+    (home/'empty').mkdir()
+    with pytest.raises(ValueError, match='no image in .*empty'):
+        execute('predict', images=str(home/'empty'), run=str(run))
+    (home/'empty'/'a.png').write_bytes(b'no image')
+    with pytest.raises(ValueError, match=r'a\.png .*cannot be read as an image'):
+        execute('predict', images=str(home/'empty'), run=str(run))
+
+
+def test_unfinished_run_is_not_evaluated(run, home, execute):
+    part = home/'part'
+    shutil.copytree(run, part, ignore=shutil.ignore_patterns('result.json'))
+    with pytest.raises(ValueError, match='is not finished; go on with it .*30_seg_tune.ipynb .*dataset='):
+        execute('seg_eval', run=str(part))
+    assert Path(part/'run.json').exists()

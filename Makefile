@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+SHELL := bash
 .PHONY: demo test check lab bench setup lock clean
 
 setup: $(VENV)/.ready
@@ -24,10 +25,12 @@ check: setup  ## the fast part of the tests
 	$(BIN)/python tests/check.py
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test: setup  ## everything
+test: setup  ## everything: the demo first, in a folder of its own, so that the notebooks find a finished run
 	$(BIN)/python tests/check.py
-	$(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest -q
+	@export MIRAGE_RUNS=$$(mktemp -d); trap 'rm -rf "$$MIRAGE_RUNS"' EXIT; set -ex; \
+	$(BIN)/python -m mirage_nb.runs nbs/30_seg_tune.ipynb; \
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2; \
+	$(BIN)/python -m pytest -q --durations=10
 
 lab: setup  ## JupyterLab on the project
 	$(BIN)/jupyter lab --notebook-dir=.

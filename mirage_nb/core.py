@@ -93,6 +93,7 @@ def write_atomic(
         path.parent.mkdir(parents=True, exist_ok=True)
         write(tmp)
         with open(tmp, 'rb') as f: os.fsync(f.fileno())
+        tmp.chmod(0o644)  # some writers make files that only their owner can read
         os.replace(tmp, path)
     except (OSError, RuntimeError) as e:  # torch.save reports a full disk as a RuntimeError
         tmp.unlink(missing_ok=True)

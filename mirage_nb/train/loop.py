@@ -279,6 +279,8 @@ def fit(
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
     wrapped, opt = accelerator.prepare(model, optimizer)
     folder.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        for left in folder.glob('.*.tmp'): left.unlink(missing_ok=True)  # of a start that was killed while it wrote
     t = Trainer(wrapped, opt, accelerator, settings, step, folder, Progress(), [], time.monotonic())
     resumed = t.resume()
     n = len(epoch_batches(len(data), settings, 0, 0, accelerator.num_processes))  # type: ignore[arg-type]

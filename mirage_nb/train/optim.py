@@ -27,11 +27,9 @@ def layer_of(
 def decays(
     name:str,      # of a parameter
     p:nn.Parameter # itself
-)->bool:           # False for 1-D parameters, biases, tokens and embeddings of classes, modalities and tasks
+)->bool:           # False for 1-D parameters, biases, global and mask tokens
     "Whether weight decay applies to a parameter"
-    last = name.split('.')[-1]
-    special = last in ('global_tokens', 'mask_token', 'pos_emb') or 'task_embeddings' in name or 'class_emb' in name
-    return p.ndim > 1 and last != 'bias' and not special
+    return p.ndim > 1 and name.split('.')[-1] not in ('bias', 'global_tokens', 'mask_token')
 
 # %% ../../nbs/21_train.optim.ipynb #c43a9d76
 def param_groups(

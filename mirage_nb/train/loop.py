@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'Batch', 'Step', 'Validate', 'FitSettings', 'pick_precision', 'make_accelerator', 'epoch_batches',
-           'Progress', 'save_state', 'load_state', 'Trainer', 'to_device', 'read_steps', 'train_epoch', 'fit',
-           'end_epoch']
+           'Progress', 'save_state', 'load_state', 'Trainer', 'to_device', 'read_steps', 'train_epoch', 'end_epoch',
+           'fit']
 
 # %% ../../nbs/22_train.loop.ipynb #61b23a28
 import json
@@ -262,46 +262,7 @@ def train_epoch(
         if time.monotonic() - t.saved > s.save_every:
             t.save(); t.say(epoch=p.epoch + 1, step=p.step, steps=n, loss=loss)
 
-# %% ../../nbs/22_train.loop.ipynb #6edbe838
-def fit(
-    model:nn.Module,                    # changed in place; has `depth` for layer decay
-    data:Dataset,                       # asked for (epoch, i), gives a dict sample with 'id'
-    step:Step,                          # (model, batch) -> mean loss of the batch
-    validate:Validate,                  # (model, accelerator) -> numbers, 'score' among them: higher is better
-    keep_best:Callable[[nn.Module], object], # writes the best model
-    settings:FitSettings,
-    folder:Path,                        # receives state.pt and progress.jsonl
-    collate:Callable[..., Batch]=default_collate # samples to a batch
-)->list[dict[str, float]]:              # a row an epoch: epoch, lr, loss, seconds, and what validate said
-    "Train, or go on with a training; the same call after a kill gives the numbers of an undisturbed run"
-    accelerator = make_accelerator(settings.precision)
-    groups = param_groups(model, settings.weight_decay, settings.layer_decay)
-    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
-    wrapped, opt = accelerator.prepare(model, optimizer)
-    folder.mkdir(parents=True, exist_ok=True)
-    if accelerator.is_main_process:
-        for left in folder.glob('.*.tmp'): left.unlink(missing_ok=True)  # of a start that was killed while it wrote
-    t = Trainer(wrapped, opt, accelerator, settings, step, folder, Progress(), [], time.monotonic())
-    resumed = t.resume()
-    n = len(epoch_batches(len(data), settings, 0, 0, accelerator.num_processes))  # type: ignore[arg-type]
-    p = t.progress
-    if p.epoch < settings.epochs:
-        t.say(event='resumed' if resumed else 'started', epoch=p.epoch, step=p.step, device=str(accelerator.device))
-        if resumed: log.info('resumed at epoch %d, step %d', p.epoch + 1, p.step)
-    with tqdm(total=settings.epochs*n, initial=p.epoch*n + p.step, desc='training', unit='step', mininterval=2,
-              disable=not accelerator.is_main_process or p.epoch == settings.epochs) as bar:
-        try:
-            stream = read_steps(data, settings, p, accelerator, collate)
-            while p.epoch < settings.epochs:
-                train_epoch(t, stream, n, bar)
-                end_epoch(t, n, validate, keep_best)
-        except KeyboardInterrupt:
-            if t.whole: t.save()
-            t.say(event='interrupted', epoch=p.epoch, step=p.step)
-            raise
-    return t.history
-
-
+# %% ../../nbs/22_train.loop.ipynb #58277b8a
 def end_epoch(
     t:Trainer,
     n:int,                              # steps an epoch
@@ -326,3 +287,42 @@ def end_epoch(
     if time.monotonic() - t.saved > t.settings.save_every or p.epoch == t.settings.epochs: t.save()
     a.wait_for_everyone()
     t.say(**row)
+
+# %% ../../nbs/22_train.loop.ipynb #6edbe838
+def fit(
+    model:nn.Module,                    # changed in place; has `depth` for layer decay
+    data:Dataset,                       # asked for (epoch, i), gives a dict sample with 'id'
+    step:Step,                          # (model, batch) -> mean loss of the batch
+    validate:Validate,                  # (model, accelerator) -> numbers, 'score' among them: higher is better
+    keep_best:Callable[[nn.Module], object], # writes the best model
+    settings:FitSettings,
+    folder:Path,                        # receives state.pt and progress.jsonl
+    collate:Callable[..., Batch]=default_collate # samples to a batch
+)->list[dict[str, float]]:              # a row an epoch: epoch, lr, loss, seconds, and what validate said
+    "Train, or go on with a training; the same call after a kill gives the numbers of an undisturbed run"
+    accelerator = make_accelerator(settings.precision)
+    groups = param_groups(model, settings.weight_decay, settings.layer_decay)
+    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+    wrapped, opt = accelerator.prepare(model, optimizer)
+    folder.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        for left in folder.glob('.*.tmp'): left.unlink(missing_ok=True)
+    t = Trainer(wrapped, opt, accelerator, settings, step, folder, Progress(), [], time.monotonic())
+    resumed = t.resume()
+    n = len(epoch_batches(len(data), settings, 0, 0, accelerator.num_processes))  # type: ignore[arg-type]
+    p = t.progress
+    if p.epoch < settings.epochs:
+        t.say(event='resumed' if resumed else 'started', epoch=p.epoch, step=p.step, device=str(accelerator.device))
+        if resumed: log.info('resumed at epoch %d, step %d', p.epoch + 1, p.step)
+    with tqdm(total=settings.epochs*n, initial=p.epoch*n + p.step, desc='training', unit='step', mininterval=2,
+              disable=not accelerator.is_main_process or p.epoch == settings.epochs) as bar:
+        try:
+            stream = read_steps(data, settings, p, accelerator, collate)
+            while p.epoch < settings.epochs:
+                train_epoch(t, stream, n, bar)
+                end_epoch(t, n, validate, keep_best)
+        except KeyboardInterrupt:
+            if t.whole: t.save()
+            t.say(event='interrupted', epoch=p.epoch, step=p.step)
+            raise
+    return t.history

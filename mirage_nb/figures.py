@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .data.images import read_grey, read_mask, unit_range
 from .data.manifest import ClassInfo
+from .eval.metrics import apply_invalid, is_invalid, mapping_table, resize_nearest
 
 # %% ../nbs/28_figures.ipynb #2bfdedc7
 def class_colours(
@@ -149,22 +150,23 @@ def show_cases(
     table:pd.DataFrame,          # of `data.datasets.seg_table`
     folder:Path,                 # with the prediction ID.png of each
     classes:Sequence[ClassInfo], # of the masks
-    source:Sequence[ClassInfo]|None=None # of the predictions; None: the same
+    source:Sequence[ClassInfo]|None=None,  # of the predictions; None: the same
+    class_map:Mapping[int, int]|None=None  # predicted grey value -> grey value of the masks
 )->Figure:
     "B-scan, truth, prediction and errors of chosen slices"
     fig, axes = grid(len(cases), 4)
-    rows = table.set_index('id')
+    rows, invalid = table.set_index('id'), [c.index for c in classes if is_invalid(c)]
     for line, case in zip(axes, cases.to_dict('records'), strict=True):
         image = unit_range(read_grey(rows.bscan[case['id']]))
         true = read_mask(rows.semseg[case['id']], classes)
-        pred = read_mask(folder/f"{case['id']}.png", source or classes)
+        pred = resize_nearest(read_mask(folder/f"{case['id']}.png", source or classes), true.shape)
+        if class_map and source: pred = mapping_table(class_map, source, classes)[pred]
         draw_overlay(line[0], image, None, classes)
         draw_overlay(line[1], image, true, classes)
-        draw_overlay(line[2], image, pred, source or classes)
+        draw_overlay(line[2], image, pred, classes)
         draw_overlay(line[3], image, None, classes)
-        if source is None:
-            wrong = np.where((true != pred)[..., None], [1., .1, .1, .8], 0.)
-            line[3].imshow(wrong, aspect='auto', interpolation='nearest')
+        wrong = true != apply_invalid(pred, true, invalid, by_prediction=False)[0]
+        line[3].imshow(np.where(wrong[..., None], [1., .1, .1, .8], 0.), aspect='auto', interpolation='nearest')
         line[0].set_ylabel(f"{case['case']}\n{case['id']}\nDice {case['Dice']:.2f}", fontsize=9)
     titles = 'B-scan', 'ground truth', 'prediction', 'pixels that differ'
     for ax, title in zip(axes[0], titles, strict=True): ax.set_title(title, fontsize=10)

@@ -107,14 +107,15 @@ def reliability(
         return set(shares[split].label[shares[split].images > 0]) if split in shares else set()
 
     twice = '; '.join(f'{r.what} ({r.splits})' for r in leaks.itertuples())
-    rows = [('patients in more than one split', twice or 'none')]
+    rows = [('patients in more than one split', twice or 'none')] if len(tables) > 1 or twice else []
     for split, t in tables.items():
         if split in shares:
             absent = [c for c in shares[split].label if c not in holds(split)]
             rows.append((f'classes that {split} lacks', ', '.join(absent) or 'none'))
         rows.append((split, f'{t.volume.nunique()} volumes of {t.patient.nunique()} patients, {len(t)} images'))
-    unseen = sorted(holds('test') - holds('train')) if 'train' in shares else []
-    rows.append(('classes in test that training never saw', ', '.join(unseen) or 'none'))
+    if 'train' in shares and 'test' in shares:  # else nobody can say
+        unseen = sorted(holds('test') - holds('train'))
+        rows.append(('classes in test that training never saw', ', '.join(unseen) or 'none'))
     if scores is not None:
         s = scores.slices
         one = int(s.status.isin(('missed', 'false')).sum())

@@ -33,7 +33,7 @@ from .models.weights import LoadReport, about_of, read_checkpoint
 from .models.zoo import load_seg_model, save_seg_model, seg_model, start_from
 from .phantom import make_phantom_oct
 from .recipes import SegEval, SegPredict, SegRecipe, rows_cols
-from .runs import open_run
+from .runs import dataset_name, open_run
 from .train.loop import FitSettings, fit, make_accelerator, pick_precision
 from .train.losses import SegLoss, is_background, seg_loss
 
@@ -45,7 +45,7 @@ class SegData:
     classes: tuple[ClassInfo, ...]
     tables: dict[str, pd.DataFrame]  # by split: id, volume, slice, patient, split, bscan, semseg
     leaks: pd.DataFrame              # patients in more than one split
-    sha256: str                      # over ids and contents of all files
+    sha256: str                      # over splits, ids and contents of all files
 
 
 def seg_data(
@@ -56,7 +56,8 @@ def seg_data(
     if manifest.name == own.name and not own.exists(): make_phantom_oct(own)
     classes = classes_of(manifest, dataset_dir(manifest))
     tables = {split: seg_table(manifest, split) for split in manifest.splits}
-    return SegData(manifest, classes, tables, leaks(tables), data_hash(pd.concat(tables.values())))
+    found = hash_of({split: data_hash(t) for split, t in tables.items()})  # an image moved to another split is a change
+    return SegData(manifest, classes, tables, leaks(tables), found)
 
 # %% ../nbs/29_launch.ipynb #d03d70ea
 def seg_datasets(
@@ -224,7 +225,9 @@ def predict_table(
     model, about = load_seg_model(model_file)
     classes = [ClassInfo(**c) for c in about['classes']]
     images = SegDataset(table.assign(semseg=None), size=about['seg_model']['size'])
-    return predict(model, images, classes, folder, make_accelerator(about['precision']), batch_size)
+    kind = about['precision']
+    if kind == 'fp16' and not torch.cuda.is_available(): kind = 'fp32'  # tuned on a GPU, used where there is none
+    return predict(model, images, classes, folder, make_accelerator(kind), batch_size)
 
 
 def test_seg(
@@ -292,6 +295,7 @@ def eval_predictions(
 )->Scored:
     "What an evaluation scores, checked before anything runs"
     name = data.manifest.name
+    if cfg.run and cfg.predictions: raise ValueError(f'give run or predictions, not both: {cfg.run}, {cfg.predictions}')
     if cfg.split not in data.tables:
         raise ValueError(f'{name} has no split {cfg.split!r}; it has {", ".join(data.tables)}')
     table, hashes = data.tables[cfg.split], {'manifest': data.manifest.sha256, 'data': data.sha256}
@@ -307,12 +311,13 @@ def eval_predictions(
     model = run.folder/'best.safetensors'
     hashes['model'] = file_hash(model)
     source = tuple(ClassInfo(**c) for c in about_of(read_checkpoint(model))['classes'])
-    home = Path(run.settings['dataset']).stem
+    home = dataset_name(run.settings['dataset'])
     same = [(c.value, c.label) for c in source] == [(c.value, c.label) for c in data.classes]
     if not same and home not in data.manifest.class_maps: raise ValueError(
         f'{name} and {home} have other classes, and {data.manifest.path.name} has no [class_maps.{home}]: '
         f'say there what each grey value of {home} means')
-    ready = run.folder/'predictions' if home == name and cfg.split == 'test' else None
+    same_files = run.sources['data'] == data.sha256  # else predictions are of other images
+    ready = run.folder/'predictions' if same_files and cfg.split == 'test' else None
     class_map = None if same else data.manifest.class_maps[home]
     return Scored(data, table, None if same else source, class_map, ready, model, hashes, cfg.seed)
 

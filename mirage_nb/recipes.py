@@ -71,7 +71,7 @@ class SegPredict:
 
 RECIPES = {  # seg_small is for phantoms and laptops
     'seg_200e_convnext': SegRecipe(),
-    'seg_small': SegRecipe(recipe='seg_small', model='mirage_tiny', size=256, epochs=30, batch_size=4, lr=1e-3,
+    'seg_small': SegRecipe(recipe='seg_small', model='mirage_tiny', size=256, epochs=24, batch_size=4, lr=1e-3,
                              layer_decay=1., drop_path=0., baselines=True)}
 
 

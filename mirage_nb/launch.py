@@ -7,7 +7,8 @@ __all__ = ['SegData', 'seg_data', 'seg_datasets', 'model_keywords', 'build_seg',
            'seg_step', 'train_seg', 'seg_sources', 'predict_table', 'test_seg', 'seg_baselines', 'Scored',
            'eval_predictions', 'PredictJob', 'predict_images', 'train', 'main']
 
-# %% ../nbs/29_launch.ipynb #e9784b88
+# %% ../nbs/29_launch.ipynb #b9ae6caf
+import os
 import re
 import subprocess
 import sys
@@ -143,6 +144,8 @@ def keep_views(
         return torch.from_file(str(path), shared=True, size=torch.Size(shape).numel(), dtype=kind).view(shape)
 
     def write(path:Path)->None:
+        if hasattr(os, 'posix_fallocate'):  # a disk that fills up later would kill the process without a word
+            with open(path, 'wb') as f: os.posix_fallocate(f.fileno(), 0, torch.Size(shape).numel()*kind.itemsize)
         maps = on_disk(path)
         bar = tqdm(total=k*len(data), desc=f'keeping views ({maps.nbytes/1e6:,.0f} MB)', unit='view', delay=3)
         with torch.no_grad(), accelerator.autocast(), bar:

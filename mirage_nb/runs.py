@@ -63,7 +63,7 @@ def dataset_name(
     if path.suffix != '.toml': return path.name or 'all'  # the dot of 'Clinic.v2' is part of its name
     return path.resolve().parent.name if path.stem == 'manifest' else path.stem
 
-
+# %% ../nbs/02_runs.ipynb #ccbe6c04
 @dataclass(frozen=True)
 class Run:
     "A run's folder, and what is written there of it"

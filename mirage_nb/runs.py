@@ -142,7 +142,7 @@ def peak_memory()->float|None:  # None: this system does not say
     kilo = 1 if sys.platform == 'darwin' else 1024  # getrusage counts bytes there and kilobytes here
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*kilo/1e9, 2)
 
-
+# %% ../nbs/02_runs.ipynb #d1d637e3
 def open_run(
     folder:str|Path # of a finished run
 )->Run:

@@ -92,7 +92,7 @@ def write_atomic(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(tmp)
-        with open(tmp, 'rb') as f: os.fsync(f.fileno())
+        with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         tmp.chmod(0o644)  # some writers make files that only their owner can read
         os.replace(tmp, path)
     except (OSError, RuntimeError) as e:  # torch.save reports a full disk as a RuntimeError

@@ -48,6 +48,17 @@ class SegRecipe:
     processes: int = 1                 # training processes, on one machine, as many as GPUs
     baselines: bool = False            # also: mean position, and the same head on a frozen random encoder
 
+    def __post_init__(self)->None:
+        least = {'epochs': 1, 'batch_size': 1, 'accumulate': 1, 'processes': 1, 'patch': 1, 'workers': 0,
+                 'keep_views': 0, 'weight_decay': 0, 'final_lr': 0, 'warmup_epochs': 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= low: raise ValueError(f'{name} is {low} or more, not {value}')
+        for name in ('lr', 'clip'):
+            value = getattr(self, name)
+            if value is not None and not value > 0: raise ValueError(f'{name} is above 0, not {value}')
+        if not 0 <= self.drop_path < 1: raise ValueError(f'drop_path is from 0 to below 1, not {self.drop_path}')
+
 
 @dataclass(frozen=True, kw_only=True)
 class SegEval:
@@ -67,6 +78,9 @@ class SegPredict:
     tuned_on: str = 'Phantom_OCT'   # its newest finished run is taken, unless `run` names one
     run: str = ''                   # folder of a finished 30_seg_tune
     batch_size: int = 4             # images at a time
+
+    def __post_init__(self)->None:
+        if self.batch_size < 1: raise ValueError(f'batch_size is 1 or more, not {self.batch_size}')
 
 
 RECIPES = {  # seg_small is for phantoms and laptops
@@ -132,11 +146,13 @@ PLAIN = (bool, int, float, str, list, type(None))
 
 
 def run_params(
-    variables:Mapping[str, object] # `globals()` of a notebook, before any other cell defines a plain value
-)->dict[str, Any]:                 # the parameters
-    "Plain values that a notebook's parameters cell has defined"
-    own = {'In', 'Out'}  # of the notebook itself
-    return {k: v for k, v in variables.items() if type(v) in PLAIN and not k.startswith('_') and k not in own}
+    variables:Mapping[str, object], # `globals()` of a notebook, before any other cell defines a plain value
+    kind:type                       # dataclass of the settings
+)->dict[str, Any]:                  # the parameters
+    "Values that a notebook's parameters cell has defined: the plain ones, and anything under the name of a setting"
+    own, known = {'In', 'Out'}, get_type_hints(kind)  # the first are the notebook's own
+    return {k: v for k, v in variables.items()
+            if k in known or type(v) in PLAIN and not k.startswith('_') and k not in own}
 
 
 def meanings(

@@ -284,6 +284,8 @@ def file_report(
     handoff.unlink(missing_ok=True)
     name = 'report' if not error else 'failed_report'
     report = folder/f'{name}.ipynb'
+    if not error:
+        for old in folder.glob('failed_report.*'): old.unlink()
     if out.exists():
         os.replace(out, report)
         write_html(report)

@@ -185,7 +185,7 @@ def test_confusion_of_tensors_and_miou():
     counts = confusion(pred, true, 4)
     assert counts.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
     assert pixel_miou(counts) == pytest.approx((1/2 + 1/3 + 0) / 3)
-    assert pixel_miou(counts, ignore=2) == pytest.approx((1/2 + 1/2) / 2)  # defects.md 10
+    assert pixel_miou(counts, ignore=[2]) == pytest.approx((1/2 + 1/2) / 2)  # defects.md 10
     assert np.isnan(pixel_miou(counts * 0))
 
 

@@ -9,6 +9,7 @@ __all__ = ['images_in', 'pair', 'split_folder', 'mask_files', 'seg_table', 'tabl
 # %% ../../nbs/09_data.datasets.ipynb #f42f8055
 import hashlib
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def table_of(
 
 def folder_table(
     folder:str|Path # images, without masks
-)->pd.DataFrame:    # as `seg_table`; split is '', semseg None, a name without slice is a volume of its own
+)->pd.DataFrame:    # as `seg_table`; split '', semseg None; a name without a slice of its own is a volume of its own
     "Images of any folder, for prediction"
     rows: list[tuple[Any, ...]] = []
     for k, p in images_in(Path(folder)).items():
@@ -125,7 +126,8 @@ def folder_table(
         except ValueError: volume, number = k, 0
         rows.append((k, volume, number, volume, '', p, None))
     if not rows: raise ValueError(f"no image in {folder}; images end in {', '.join(IMAGES)}")
-    return table_of(rows)
+    times = Counter(r[1:3] for r in rows)  # P1_OD1 and P1_OS1 are both slice 1 of P1, and may be
+    return table_of([r if times[r[1:3]] == 1 else (r[0], r[0], 0, r[0], *r[4:]) for r in rows])
 
 # %% ../../nbs/09_data.datasets.ipynb #dbbaa5ed
 def leaks(

@@ -49,14 +49,14 @@ def confusion(
 # %% ../../nbs/25_eval.metrics.ipynb #11065c81
 def pixel_miou(
     counts:np.ndarray,      # (n, n) from `confusion`, summed over the validation set
-    ignore:int|None=None    # class that the loss ignores: its pixels do not count
+    ignore:Sequence[int]=() # classes that the loss ignores: their pixels do not count
 )->float:                   # in [0, 1], or NaN where there is nothing to count
     "Mean IoU over all pixels, of the classes that occur"
     counts = np.array(counts, float)
-    if ignore is not None: counts[ignore] = 0
+    counts[list(ignore)] = 0
     hit = counts.diagonal()
     union = counts.sum(0) + counts.sum(1) - hit
-    kept = (union > 0) & (np.arange(len(counts)) != ignore)
+    kept = (union > 0) & ~np.isin(np.arange(len(counts)), list(ignore))
     return float((hit[kept] / union[kept]).mean()) if kept.any() else float('nan')
 
 # %% ../../nbs/25_eval.metrics.ipynb #c8b172a5

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -166,7 +166,10 @@ def save_weights(
     seen:dict[int, str] = {}
     once = {k: v for k, v in model.state_dict().items() if seen.setdefault(v.data_ptr(), k) == k}
     state = {k: v.detach().cpu().contiguous() for k, v in once.items()}
-    return write_atomic(path, lambda p: save_file(state, p, {'about': json.dumps(dict(about), default=str)}))
+    def write(p:Path)->None:
+        try: save_file(state, p, {'about': json.dumps(dict(about), default=str)})
+        except SafetensorError as e: raise OSError(e) from e  # a full disk, say
+    return write_atomic(path, write)
 
 
 def about_of(

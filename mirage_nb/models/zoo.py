@@ -58,7 +58,7 @@ def seg_model(
     e = encoder_record(name)
     patch, (h, w) = patch or e.patch, tuple(size or (e.image, e.image))
     token_grid((h, w), patch)
-    bscan = Modality('bscan', patch, h if h == w else e.image)
+    bscan = Modality('bscan', patch, h if h == w else max(1, e.image//patch)*patch)
     return SegModel([bscan], n_classes, head, e.head_options.get(head),
                     d=e.d, depth=e.depth, heads=e.heads, drop_path=drop_path)
 

@@ -42,7 +42,7 @@ class FitSettings:
     layer_decay: float = 1.             # factor of the learning rate from a layer to the one below
     betas: tuple[float, float] = (0.9, 0.999) # of AdamW
     clip: float|None = None             # largest norm of the gradient; None: as it comes
-    accumulate: int = 1                 # micro-batches a step, to save memory; the numbers stay
+    accumulate: int = 1                 # micro-batches a step, to save memory; the mean of their losses counts
     precision: str = 'fp32'             # 'fp32', 'bf16' or 'fp16'
     seed: int = 0                       # of order and augmentation
     workers: int = 0                    # processes that read data
@@ -275,6 +275,8 @@ def end_epoch(
     bare = a.unwrap_model(t.model)
     bare.eval()
     with torch.no_grad(), a.autocast(): metrics = validate(bare, a)
+    if not isfinite(metrics['score']): raise ValueError(
+        f"validation of epoch {p.epoch + 1} gave the score {metrics['score']}: the split holds no class that counts")
     better = metrics['score'] > p.best
     if better and a.is_main_process: keep_best(bare)
     t.whole = False

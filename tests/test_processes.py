@@ -124,3 +124,11 @@ def test_same_seed_same_numbers_whatever_the_hash_seed(home):
     a, b = (pd.read_csv(home/f'{i}'/'history.csv').drop(columns='seconds') for i in (1, 2))
     pd.testing.assert_frame_equal(a, b, check_exact=True)
     assert (home/'1'/'best.safetensors').read_bytes() == (home/'2'/'best.safetensors').read_bytes()
+
+
+def test_processes_end_when_the_one_that_started_them_is_gone():
+    gone = subprocess.Popen([sys.executable, '-c', ''])
+    gone.wait()
+    code = f'from mirage_nb.launch import end_with; end_with({gone.pid})'
+    done = subprocess.run([sys.executable, '-c', code], timeout=60)
+    assert done.returncode == 1

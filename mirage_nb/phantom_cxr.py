@@ -320,7 +320,8 @@ def body(
     c:Chest
 )->np.ndarray:    # (n, n) soft tissue along the ray
     "Torso, neck and shoulders"
-    half = np.float32(0.82 + 0.18*film.stout)*np.interp(c.y, [-1.1, -0.86, -0.62, -0.3, 0.2, 1.2], [0.26, 0.34, 1.15, 1.02, 0.9, 0.98]).astype(np.float32)*(film.width/0.72)
+    half = np.interp(c.y, [-1.1, -0.86, -0.62, -0.3, 0.2, 1.2], [0.26, 0.34, 1.15, 1.02, 0.9, 0.98])
+    half = half.astype(np.float32)*((0.82 + 0.18*film.stout)*film.width/0.72)
     trunk = np.clip(1 - (c.x/half)**2, 0, None)**0.5
     return np.asarray(film.stout*(1.25*trunk + 0.55*c.below*trunk), np.float32)
 
@@ -408,8 +409,9 @@ def write_cxr(
         for k in range(n):
             film, id = phantom_cxr(seed, p, k, settings['size']), f'P{p:03d}_{k:02d}'
             Image.fromarray(film['image']).save(folder/'images'/f'{id}.png', compress_level=6)
-            hidden = np.random.default_rng(sample_key('cxr missing', seed, p, k)).random(len(LABELS)) < settings['missing']
-            labels = {f'label:{name}': '' if h else v for (name, v), h in zip(film['labels'].items(), hidden, strict=True)}
+            chance = np.random.default_rng(sample_key('cxr missing', seed, p, k)).random(len(LABELS))
+            labels = {f'label:{name}': '' if u < settings['missing'] else v
+                      for (name, v), u in zip(film['labels'].items(), chance, strict=True)}
             rows.append(dict(id=id, image=f'images/{id}.png', patient=f'P{p:03d}', split=split_of_patient(seed, p),
                              view=film['view'], **labels))
     write_table(folder/'table.csv', rows)

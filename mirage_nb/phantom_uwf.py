@@ -316,7 +316,7 @@ def write_uwf(
             file = folder/split/made['label']/f'{id}.png'
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(made['image']).save(file, compress_level=6)
-            rows.append(dict(id=id, image=str(file.relative_to(folder).as_posix()), patient=f'P{p:03d}', eye=made['eye'],
+            rows.append(dict(id=id, image=file.relative_to(folder).as_posix(), patient=f'P{p:03d}', eye=made['eye'],
                              split=split, label=made['label']))
     write_table(folder/'labels.csv', rows)
     write_json(folder/'phantom.json', dict(settings))

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['FREEZE', 'Attention', 'Mlp', 'LayerScale', 'Block', 'drop_path_scale', 'linear_rates', 'run_blocks', 'Encoded',
-           'Encoder', 'in_order', 'CrossAttention', 'sincos_positions', 'resize_positions', 'resize_row', 'token_grid',
-           'some_patches', 'init_weights']
+           'Encoder', 'in_order', 'one_image', 'CrossAttention', 'sincos_positions', 'resize_positions', 'resize_row',
+           'token_grid', 'some_patches', 'init_weights']
 
 # %% ../../nbs/10_models.layers.ipynb #680b57a3
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -109,11 +109,11 @@ def linear_rates(
     depth:int   # number of blocks
 )->list[float]: # rising from 0
     "Drop-path rates that grow evenly with depth"
-    return torch.linspace(0, last, depth).tolist()
+    return torch.linspace(0, last, depth, device='cpu').tolist()
 
 # %% ../../nbs/10_models.layers.ipynb #27a07e60
 def run_blocks(
-    blocks:Iterable[nn.Module],    # each as `Block`
+    blocks:Iterable[Callable[..., Tensor]], # each as `Block`
     t:Tensor,                      # (b, n, d)
     taps:Sequence[int]=(-1,),      # blocks whose tokens are wanted
     scale:Tensor|None=None,        # (blocks, 2, b) of `drop_path_scale`; None: no branch is left out
@@ -202,6 +202,19 @@ def in_order(
         if name not in known: raise KeyError(unknown('modality', name, known))
     if not x: raise KeyError(f"no modality given; the model reads {', '.join(known)}")
     return [name for name in known if name in x]
+
+# %% ../../nbs/10_models.layers.ipynb #d50df5e8
+def one_image(
+    x:Mapping[str, Any], # by modality
+    name:str,            # the modality that the model reads
+    channels:int         # of an image
+)->Tensor:               # (b, channels, h, w)
+    "The image of a model that reads one, checked"
+    image = x[in_order(x, [name])[0]]
+    if image.ndim != 4 or image.shape[1] != channels: raise ValueError(
+        f"'{name}' is of shape {tuple(image.shape)}; the model reads (samples, {channels}, rows, columns)"
+        + ('. Repeat the channel of a grey image' if channels > 1 else ''))
+    return image
 
 # %% ../../nbs/10_models.layers.ipynb #3f4602be
 class CrossAttention(nn.Module):

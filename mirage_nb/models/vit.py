@@ -17,8 +17,8 @@ from mirage_nb.models.layers import (
     Block,
     Encoded,
     Encoder,
-    in_order,
     init_weights,
+    one_image,
     resize_row,
     sincos_positions,
     some_patches,
@@ -85,20 +85,12 @@ class PatchTokens(Encoder):
         if train_positions: self.pos_embed = nn.Parameter(row)
         else: self.register_buffer('pos_embed', row)
 
-    def image(self, x:Mapping[str, Tensor])->Tensor:
-        "The image of a sample, checked"
-        image = x[in_order(x, [self.modality])[0]]
-        if image.ndim != 4 or image.shape[1] != self.channels: raise ValueError(
-            f"'{self.modality}' is of shape {tuple(image.shape)}; the model reads (samples, {self.channels}, rows, "
-            'columns). Give a grey image as many equal channels')
-        return image
-
     def tokens(self,
         x:Mapping[str, Tensor], # {'image': (b, c, h, w)}
         ids:Tensor|None=None    # (b, k) numbers of the patches wanted; None: all
     )->Tensor:                  # (b, first + n or k, d)
         "Tokens of a batch, before the first block"
-        image, k = self.image(x), self.first - self.registers
+        image, k = one_image(x, self.modality, self.channels), self.first - self.registers
         pos = resize_row(self.pos_embed, self.grid, token_grid(image.shape[-2:], self.patch))
         t = self.patch_embed(image, ids) + (pos[:, k:] if ids is None else pos[0, k:][ids])
         first = torch.cat([getattr(self, n) for n in self.named], 1)

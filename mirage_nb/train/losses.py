@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SegLoss', 'log_probability', 'dice_of', 'gen_dice', 'is_background', 'seg_loss', 'masked_mean', 'normalise_patches',
-           'masked_mse', 'masked_ce', 'pretrain_losses']
+           'masked_mse', 'masked_ce', 'pretrain_losses', 'patch_mse']
 
 # %% ../../nbs/20_train.losses.ipynb #dd0e4c3c
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +15,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from ..core import unknown
+from ..models.mae import normalise, patchify
 
 # %% ../../nbs/20_train.losses.ipynb #f3f26b30
 def log_probability(
@@ -150,3 +151,19 @@ def pretrain_losses(
         if truth[k].ndim == 3: losses[k] = masked_ce(p, truth[k], mask, patches[k])
         else: losses[k] = masked_mse(p, truth[k], mask, patches[k], k in norm_pix)
     return losses
+
+# %% ../../nbs/20_train.losses.ipynb #e70982e4
+def patch_mse(
+    predicted:Tensor,    # (b, k, patch*patch*c) of patches, each laid out (row, column, channel)
+    ids:Tensor,          # (b, k) which patches these are
+    mask:Tensor,         # (b, n), True or 1 where hidden
+    image:Tensor,        # (b, c, h, w) as the model saw it
+    patch:int,           # side of a patch, pixels
+    norm_pix:bool=False  # compare with normalised patches
+)->Tensor:               # scalar; 0 when nothing is hidden
+    "Mean squared error of hidden patches (He et al. 2022, section 3)"
+    true = patchify(image.float(), patch)
+    true = true.gather(1, ids[..., None].expand(-1, -1, true.shape[-1]))
+    error = (predicted.float() - (normalise(true) if norm_pix else true)).square().mean(-1)
+    counts = mask.gather(1, ids).bool()
+    return error.masked_fill(~counts, 0).sum() / counts.sum().clamp(min=1)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'Predictions', 'first_bad', 'class_columns', 'numbers', 'check_columns', 'text_columns', 'truth_of',
-           'scores_of', 'to_logits', 'to_scores', 'check_predictions', 'read_predictions', 'example_predictions',
-           'group_names', 'pool']
+           'scores_of', 'to_logits', 'to_scores', 'check_predictions', 'read_predictions', 'parse_map', 'map_classes',
+           'example_predictions', 'group_names', 'pool']
 
 # %% ../../nbs/25a_eval.cls_table.ipynb #ecb361bf
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -214,7 +214,8 @@ def check_predictions(
 
 def read_predictions(
     file:str|Path,  # CSV
-    split:str=''    # rows of this split; '': the file must hold one
+    split:str='',   # rows of this split; '': the file must hold one
+    names:Mapping[str, str]|None=None # of `map_classes`: class -> its name here
 )->Predictions:
     "Predictions of a CSV file, checked"
     file = Path(file).expanduser()
@@ -227,7 +228,36 @@ def read_predictions(
     if split and split not in there: raise ValueError(f'{file}: {unknown("split", split, there)}')
     if split: table = table[table.split == split]
     elif len(there) > 1: raise ValueError(f'{file} holds the splits {", ".join(there)}; say which by split={there[-1]}')
-    return check_predictions(table, str(file))
+    return check_predictions(map_classes(table, names, str(file)) if names else table, str(file))
+
+# %% ../../nbs/25a_eval.cls_table.ipynb #7a32b7b6
+def parse_map(
+    pairs:Sequence[str] # as ['CNV > AMD', 'OTHER >']
+)->dict[str, str]:      # class -> name here, '' to leave it out
+    "Class map from text"
+    bad = [p for p in pairs if p.count('>') != 1]
+    if bad: raise ValueError(f"class_map holds {bad[0]!r}; each entry is 'CLASS > NAME', or 'CLASS >' to leave it out")
+    return {a.strip(): b.strip() for a, b in (p.split('>') for p in pairs)}
+
+
+def map_classes(
+    table:pd.DataFrame,     # one label an image
+    names:Mapping[str, str],# class -> its name here, '' to leave it out; others keep theirs
+    file:str='the table'    # for messages
+)->pd.DataFrame:
+    "Table in other classes: scores of those that get the same name are summed"
+    classes, single = check_columns(table, file)
+    if not single: raise ValueError(f'{file} has several labels an image; a class map is for one label an image')
+    labels = [str(v) for v in table.label.dropna().unique()]
+    if lost := [c for c in names if c not in (*classes, *labels)]:
+        raise ValueError(f'{file}: {unknown("class", lost[0], (*classes, *labels))}')
+    here = {c: names.get(c, c) for c in (*classes, *labels)}
+    kept = list(dict.fromkeys(here[c] for c in classes if here[c]))
+    p = pd.DataFrame(numbers(table, 'score', classes, file), table.index).T.groupby([here[c] for c in classes]).sum().T
+    scores = p[kept].div(p[kept].sum(axis=1), axis=0)  # NaN where nothing is left: the check says so
+    rest = table[[c for c in table if not str(c).startswith(('score:', 'logit:'))]]
+    out = rest.assign(label=rest.label.map(lambda v: here.get(str(v), v)), **{f'score:{c}': scores[c] for c in kept})
+    return out[out.label != '']
 
 # %% ../../nbs/25a_eval.cls_table.ipynb #74595e71
 def example_predictions(

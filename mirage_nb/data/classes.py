@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DECODED', 'class_folders', 'folder_rows', 'read_rows', 'column_of', 'plain', 'single_labels', 'several_labels',
-           'split_names', 'image_paths', 'table_rows', 'facts_of', 'main_label', 'draw_splits', 'hash_images', 'twice',
-           'Labelled', 'check_classes', 'labelled', 'leaks_of', 'few_labels', 'targets', 'ClsDataset', 'class_matrix']
+           'split_names', 'image_paths', 'table_rows', 'facts_of', 'main_label', 'people', 'draw_splits', 'hash_images',
+           'twice', 'Labelled', 'check_classes', 'rows_of', 'labelled', 'leaks_of', 'few_labels', 'targets',
+           'ClsDataset', 'meanings_in']
 
 # %% ../../nbs/09g_data.classes.ipynb #ccf0edef
 import warnings
@@ -21,6 +22,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..core import file_hash, hash_of, sample_key, unknown
+from .chest import READERS, read_chest
 from .datasets import images_in
 from .manifest import SPLITS, LabelFacts, Manifest, dataset_dir, patient_of
 from .rgb import read_picture
@@ -58,7 +60,7 @@ def folder_rows(
     table = pd.DataFrame(rows, columns=['id', 'eye', 'split', 'image', 'label'])
     if table.groupby('id').label.nunique().max() > 1: table['id'] = table.label + '/' + table.id
     names = [Path(p).stem for p in table.image]
-    who = [patient_of(manifest, k) for k in names] if manifest.patient else table.id
+    who = [patient_of(manifest, k) for k in names] if manifest.patient else ''
     return table.assign(patient=who)[['id', 'patient', 'eye', 'split', 'image', 'label']]
 
 # %% ../../nbs/09g_data.classes.ipynb #88fb9d94
@@ -116,7 +118,7 @@ def several_labels(
         if strange: raise ValueError(f"{path}, {facts.label}: {unknown('class', sorted(strange)[0], known)}. "
                                      'labels.values in the manifest says what a value means; "" for nothing')
         return pd.DataFrame([[float(c in vs) for c in known] for vs in lists], columns=list(known))
-    columns = {c: plain(column_of(table, c, path)) for c in facts.classes}
+    columns = {c: plain(column_of(table, f'label:{c}' if f'label:{c}' in table else c, path)) for c in facts.classes}
     for c, v in columns.items():
         bad = ~v.isin(('1', '0', ''))
         if bad.any(): raise ValueError(f"{path}, row {bad.idxmax() + 2}: '{c}' is {v[bad].iloc[0]!r}; it takes 1, 0 or nothing")
@@ -165,7 +167,7 @@ def table_rows(
     def column(name:str, other:Any)->Any: return plain(column_of(table, name, path)) if name else other
     ids = column(facts.id, [f.stem for f in files])
     split = split_names(table, manifest, facts, path) if facts.split else ''
-    rows = pd.DataFrame({'id': ids, 'patient': column(facts.patient, ids), 'eye': column(facts.eye, ''), 'split': split,
+    rows = pd.DataFrame({'id': ids, 'patient': column(facts.patient, ''), 'eye': column(facts.eye, ''), 'split': split,
                          'image': files})
     if facts.multi: return rows.join(several_labels(table, facts, path).add_prefix('label:'))
     rows['label'] = single_labels(table, facts, path)
@@ -191,19 +193,26 @@ def main_label(
     return table.filter(regex='^label:').fillna(-1).astype(int).astype(str).agg(''.join, axis=1)
 
 
+def people(
+    table:pd.DataFrame # id, patient
+)->pd.Series:
+    "Patient of each row; where nobody knows it, the image itself"
+    return table.patient.where(table.patient != '', table.id)
+
+
 def draw_splits(
     table:pd.DataFrame,     # id, patient, and labels
     shares:Sequence[float], # of train, val and test
     name:str                # of the set
 )->pd.Series:               # 'train', 'val' or 'test'
     "Splits drawn by patient, the same everywhere"
-    label = main_label(table).groupby(table.patient).agg(lambda v: sorted(v)[-1])
+    label = main_label(table).groupby(people(table)).agg(lambda v: sorted(v)[-1])
     bounds, where = np.cumsum(shares), {}
     for _, group in label.groupby(label):
         order = sorted(group.index, key=lambda p: sample_key('split', name, p))
         ends = np.round(bounds*len(order)).astype(int)
         where.update({p: SPLITS[int(np.searchsorted(ends, i, side='right'))] for i, p in enumerate(order)})
-    return table.patient.map(where)
+    return people(table).map(where)
 
 # %% ../../nbs/09g_data.classes.ipynb #f6b5ce8d
 DECODED = 5000  # up to so many images are decoded when they are checked; of more, only the file's structure is
@@ -288,16 +297,27 @@ def check_classes(
         if absent: warnings.warn(f'{source}: no image of class {", ".join(absent)} in {split}', stacklevel=2)
 
 
+def rows_of(
+    manifest:Manifest
+)->pd.DataFrame:      # id, patient, eye, split, image, and label or label:CLASS
+    "Images of a set with their labels, from wherever it says them"
+    facts = facts_of(manifest)
+    if manifest.name in READERS:  # sets with lists and policies of their own
+        table = read_chest(manifest.name, dataset_dir(manifest)).assign(eye='')
+        return table.drop(columns=[c for c in table if 'label' in table and str(c).startswith('label:')])
+    table = table_rows(manifest) if facts.table else folder_rows(manifest)
+    if facts.split or not facts.table: return table
+    if not facts.shares: raise ValueError(f'{manifest.path}: labels says neither split (a column) nor shares')
+    return table.assign(split=draw_splits(table, facts.shares, manifest.name))
+
+
 def labelled(
     manifest:Manifest,
     allow_leaks:bool=False # an image in two splits is a warning, not an error
 )->Labelled:
     "Labelled images of a set, checked"
     facts, source = facts_of(manifest), str(dataset_dir(manifest))
-    table = table_rows(manifest) if facts.table else folder_rows(manifest)
-    if not facts.split and facts.table:
-        if not facts.shares: raise ValueError(f'{manifest.path}: labels says neither split (a column) nor shares')
-        table['split'] = draw_splits(table, facts.shares, manifest.name)
+    table = rows_of(manifest)
     table['sha256'] = hash_images(table)
     faults, both = twice(table)
     if both and not allow_leaks: faults += [f'{f}: in more than one split' for f in both]
@@ -305,7 +325,6 @@ def labelled(
         rest = f'\n... and {len(faults) - 10} more' if len(faults) > 10 else ''
         remedy = '\nKeep one of each; allow_leaks=True goes on with images in two splits, for scores that are too good'
         raise ValueError('\n'.join([f'{source}: {len(faults)} faults:', *faults[:10]]) + rest + (remedy if both else ''))
-    table['patient'] = table.patient.where(table.patient != '', table.id)
     multi = 'label' not in table
     names = facts.classes or tuple(c.split(':', 1)[1] for c in table if c.startswith('label:')) or tuple(sorted(set(table.label)))
     table = table.sort_values(['split', 'id'], ignore_index=True)
@@ -320,7 +339,7 @@ def leaks_of(
     both:Sequence[str]  # images in more than one split, in words
 )->pd.DataFrame:        # kind, what, splits
     "Patients and images in more than one split; a warning if there are any"
-    by = table.groupby('patient').split.agg(lambda s: ', '.join(sorted(set(s), key=SPLITS.index)))
+    by = table[table.patient != ''].groupby('patient').split.agg(lambda s: ', '.join(sorted(set(s), key=SPLITS.index)))
     rows = [('patient', p, s) for p, s in by.items() if ',' in s] + [('image', b, '') for b in both]
     if rows: warnings.warn(f'{len(rows)} in more than one split, so scores are too good: '
                            + '; '.join(f'{k} {w} {s}' for k, w, s in rows[:5]), stacklevel=3)
@@ -338,8 +357,8 @@ def few_labels(
         raise ValueError(f'shots takes a number of images a class, or a part below 1, not {shots}')
     if not shots: return table
     rows = table.sort_values('id')
-    order = pd.Series([sample_key('few', seed, p) for p in rows.patient], index=rows.index)
-    within = pd.Series([sample_key('few', seed, p, k) for p, k in zip(rows.patient, rows.id)], index=rows.index)
+    order = pd.Series([sample_key('few', seed, p) for p in people(rows)], index=rows.index)
+    within = pd.Series([sample_key('few', seed, k) for k in rows.id], index=rows.index)
     rows = rows.assign(order=order, within=within).sort_values(['order', 'within'], kind='stable')
     kept: set[Any] = set()
     for c in classes:
@@ -409,22 +428,19 @@ class ClsDataset(Dataset[dict[str, Any]]):
         return self.sample(i, key, image)
 
 # %% ../../nbs/09g_data.classes.ipynb #246fe88b
-def class_matrix(
+def meanings_in(
     source:Sequence[str],      # classes of the model
     classes:Sequence[str],     # of the set it is tested on
-    meaning:Mapping[str, str]|None=None, # class of the model -> class of the set, as in its manifest; None: by name
+    said:Mapping[str, str]|None=None, # class of the model -> class of the set, as in its manifest; None: by name
     where:str='the manifest'   # named in an error
-)->np.ndarray:                 # (source, classes) of 0 and 1
-    "Which class of a model means which class of another set"
-    low = {c.casefold().strip(): j for j, c in enumerate(classes)}
-    out = np.zeros((len(source), len(classes)))
-    given = {k.casefold().strip(): v for k, v in (meaning or {}).items()}
-    for i, c in enumerate(source):
-        name = given.get(c.casefold().strip(), c if meaning is None else '')
-        if name and name.casefold().strip() not in low and meaning is not None:
-            raise ValueError(f"{where}, class_maps: {c!r} becomes {name!r}; {unknown('class', name, classes)}")
-        if name.casefold().strip() in low: out[i, low[name.casefold().strip()]] = 1
-    lost = [c for c, n in zip(classes, out.sum(0), strict=True) if not n]
-    if lost: raise ValueError(f'{where}: nothing that the model says ({", ".join(source)}) means {", ".join(lost)}; '
-                              '[labels.class_maps.SOURCE] says which class means which')
+)->dict[str, str]:             # class of the model -> class of the set, '' for none
+    "What the classes of a model mean in another set"
+    def low(c:str)->str: return c.casefold().strip()
+    names, given = {low(c): c for c in classes}, {low(k): v for k, v in (said or {}).items()}
+    out = {c: names.get(low(given.get(low(c), '') if said is not None else c), '') for c in source}
+    for k, v in given.items():
+        if v and low(v) not in names: raise ValueError(f"{where}, class_maps: {k!r} becomes {v!r}; {unknown('class', v, classes)}")
+    if lost := [c for c in classes if c not in out.values()]:
+        raise ValueError(f'{where}: nothing that the model says ({", ".join(source)}) means {", ".join(lost)}; '
+                         '[labels.class_maps.SOURCE] says which class means which')
     return out

@@ -410,7 +410,7 @@ def write_cxr(
             film, id = phantom_cxr(seed, p, k, settings['size']), f'P{p:03d}_{k:02d}'
             Image.fromarray(film['image']).save(folder/'images'/f'{id}.png', compress_level=6)
             chance = np.random.default_rng(sample_key('cxr missing', seed, p, k)).random(len(LABELS))
-            labels = {f'label:{name}': '' if u < settings['missing'] else v
+            labels = {name: '' if u < settings['missing'] else v
                       for (name, v), u in zip(film['labels'].items(), chance, strict=True)}
             rows.append(dict(id=id, image=f'images/{id}.png', patient=f'P{p:03d}', split=split_of_patient(seed, p),
                              view=film['view'], **labels))

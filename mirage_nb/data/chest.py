@@ -152,7 +152,8 @@ def chexpert_table(
         rows = rows[rows['Frontal/Lateral'] == 'Frontal']
         inside = rows.Path.str.partition('/')[2]
         facts = pd.DataFrame({'id': inside.str.rpartition('.')[0], 'image': [folder/p for p in inside],
-                              'patient': inside.str.extract(r'(patient\d+)/')[0], 'split': split, 'view': rows['AP/PA']})
+                              'patient': inside.str.extract(r'(patient\d+)/')[0], 'split': split,
+                              'view': rows['AP/PA']})
         if facts.patient.isna().any():
             line = first_line(facts.patient.isna())
             raise ValueError(f"{folder/name}, line {line}: '{rows.Path[line]}' names no patient, as patient00001")

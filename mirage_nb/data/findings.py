@@ -173,22 +173,22 @@ def chest_table(
 
 # %% ../../nbs/09d_data.findings.ipynb #16d720ff
 def labelled_table(
-    path:str|Path,      # a CSV file with image, patient, split, label:NAME, perhaps id and view; images lie beside it
-    absent:str='error', # or 'drop': leave out images that are not there
-    val:float=0.1,      # share of the training patients for validation where no row is
+    path:str|Path,           # a CSV file with image, patient, split, perhaps id, view and eye; images lie beside it
+    labels:Sequence[str]=(), # its columns of findings; empty: all other columns
+    absent:str='error',      # or 'drop': leave out images that are not there
+    val:float=0.1,           # share of the training patients for validation where no row is
     seed:int=0
 )->pd.DataFrame:
     "Table of this kind from a file, as Phantom_CXR has it"
     path = Path(path)
-    rows = read_rows(path, ('image', 'patient', 'split'))
-    names = [c.removeprefix('label:') for c in map(str, rows) if c.startswith('label:')]
-    if not names: raise ValueError(f"{path} has no column 'label:NAME'; it takes one a label, with 1, 0 or nothing")
+    rows = read_rows(path, ('image', 'patient', 'split', *labels))
+    names = list(labels) or [c for c in map(str, rows) if c not in ('id', 'image', 'patient', 'split', 'view', 'eye')]
+    if not names: raise ValueError(f'{path} has no column of a finding; it takes one each, with 1, 0 or nothing')
     if (strange := ~rows.split.isin(SPLITS)).any():
         line = first_line(strange)
         raise ValueError(f"{path}, line {line}: {unknown('split', rows.split[line], SPLITS)}")
-    said = rows.rename(columns=lambda c: str(c).removeprefix('label:'))
-    labels = settled(said, names, path, 'ignore', 'ignore')
+    findings = settled(rows, names, path, 'ignore', 'ignore')
     facts = rows[[c for c in ('id', 'patient', 'split', 'view') if c in rows]].copy()
     facts['image'] = pd.Series([path.parent/p for p in rows.image], rows.index, dtype=object)
     if 'id' not in facts: facts['id'] = [p.stem for p in facts.image]
-    return chest_table(facts.join(labels), path, absent, {'val': val}, seed)
+    return chest_table(facts.join(findings), path, absent, {'val': val}, seed)

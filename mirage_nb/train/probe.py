@@ -90,15 +90,16 @@ class KeptFeatures(Dataset[dict[str, Any]]):
 
     def __len__(self)->int: return len(self.ids)
 
-    def __getitems__(self, keys:Sequence[tuple[int, int]])->list[dict[str, Any]]:
+    def __getitems__(self, asked:Sequence[int|tuple[int, int]])->list[dict[str, Any]]:
         "A batch at once: it is one look-up"
+        keys = [k if isinstance(k, tuple) else (0, k) for k in asked]
         views, rows = torch.tensor([e % len(self.features) for e, _ in keys]), torch.tensor([i for _, i in keys])
         ids = [self.ids[i] for _, i in keys]
         return [{'id': ids, 'key': [sample_key(self.seed, e, k) for (e, _), k in zip(keys, ids, strict=True)],
                  'features': self.features[views, rows], 'label': self.labels[rows]}]
 
-    def __getitem__(self, key:tuple[int, int])->dict[str, Any]:
-        epoch, i = key
+    def __getitem__(self, key:int|tuple[int, int])->dict[str, Any]:
+        epoch, i = key if isinstance(key, tuple) else (0, key)
         return {'id': self.ids[i], 'key': sample_key(self.seed, epoch, self.ids[i]),
                 'features': self.features[epoch % len(self.features), i], 'label': self.labels[i]}
 

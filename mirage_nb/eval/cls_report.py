@@ -18,7 +18,7 @@ import pandas as pd
 from ..core import write_atomic
 from .calibration import Calibration, Temperature, cool, fit_temperature
 from .cls_metrics import ALL, MACRO, WEIGHTED, confusion_by, decide, tally, undefined_classes
-from .cls_stats import bootstrap, image_units, interval_rows
+from .cls_stats import bootstrap, centre, image_units, interval_rows, resample, with_intervals
 from .cls_table import LEVELS, Predictions, check_predictions, pool
 from .thresholds import RULES, Decisions, choose_thresholds, rule_name
 
@@ -79,7 +79,8 @@ class ClsScores:
         rows = self.summary[self.summary.Class.isin(names) & self.summary.metric.isin(metrics)]
         counts = {'positives': np.nansum(y, 0).astype(int), 'negatives': np.nansum(1 - y, 0).astype(int)}
         notes = self.summary.drop_duplicates('Class').set_index('Class').note.reindex(names)
-        out = pd.concat([pd.DataFrame(counts, names), spread(rows, 'Class', 'metric')[list(metrics)]], axis=1).assign(note=notes)
+        text = spread(rows, 'Class', 'metric')[list(metrics)]
+        out = pd.concat([pd.DataFrame(counts, names), text], axis=1).assign(note=notes)
         return out.rename_axis(index=f'95 % intervals {self.unit}', columns=None)
 
     @property
@@ -154,8 +155,13 @@ def calibration_rows(
     "Calibration before and after"
     units, forms = image_units(pred), {'as predicted': pred}
     if temperature: forms[f'at temperature {temperature.value:.2f}'] = cool(pred, temperature.value)
-    return pd.concat([interval_rows(Calibration(p, units.of), p.classes, units.g, n, seed).assign(scores=name)
-                      for name, p in forms.items()], ignore_index=True)[['scores', 'metric', 'mean', 'low', 'high']]
+    def rows(pred:Predictions)->pd.DataFrame:
+        count = Calibration(pred, units.of)
+        point, draws = count(), resample(count, units.g, n, seed) if units.g > 1 else {}
+        centred = {k: centre(point[k], v) if k.startswith('ECE') else v for k, v in draws.items()}
+        return with_intervals(point, centred, pred.classes)
+    parts = [rows(p).assign(scores=name) for name, p in forms.items()]
+    return pd.concat(parts, ignore_index=True)[['scores', 'metric', 'mean', 'low', 'high']]
 
 
 def threshold_rows(

@@ -7,7 +7,8 @@ __all__ = ['PHANTOMS', 'ClsLoss', 'cls_data', 'look_of', 'modality_of', 'cls_dat
            'batch_for', 'fit_settings', 'logits_of', 'as_batch', 'inputs', 'validation_numbers', 'better', 'best_of',
            'has_stalled', 'Averaged', 'kept_model', 'cls_step', 'ClsJob', 'cls_job', 'train_cls', 'weights_hash',
            'feature_store', 'keep_features', 'train_head', 'predictions_table', 'predict_cls', 'predict_set',
-           'test_cls', 'save_table', 'probe_encoder', 'majority', 'cls_beside', 'cls_sources']
+           'test_cls', 'save_table', 'probe_encoder', 'majority', 'cls_beside', 'best_row', 'files_of', 'leak_table',
+           'cls_sources']
 
 # %% ../../nbs/29a_jobs.cls.ipynb #2f5c32db
 import hashlib
@@ -545,6 +546,38 @@ def cls_beside(
         scores = test_cls(random, folder/'random_encoder', data)
         if scores: found['probe of a random encoder'] = scores
     return found
+
+
+def best_row(
+    history:pd.DataFrame, # a row an epoch
+    cfg:ClsRecipe
+)->int:                   # its place, from 0
+    "Epoch that was kept"
+    if cfg.select == 'last' or 'score' not in history: return len(history) - 1
+    return best_of(history.to_dict('records'), cfg.min_gain)  # type: ignore[arg-type]
+
+
+def files_of(
+    cfg:ClsRecipe,
+    data:Labelled,
+    split:str
+)->dict[str, Path]: # id -> image
+    "Images that a run was tested on"
+    there = cls_data(read_manifest(cfg.test_dataset), cfg.allow_leaks) if cfg.test_dataset else data
+    return dict(zip(there.splits[split].id, there.splits[split].image, strict=True))
+
+
+def leak_table(
+    data:Labelled
+)->pd.DataFrame: # question, answer
+    "What a reader asks about splits, with the answers"
+    found = {s: t for s, t in data.splits.items()}
+    known = {s: t.patient[t.patient != ''].nunique() for s, t in found.items()}
+    twice = '; '.join(f'{r.what} ({r.splits})' for r in data.leaks[data.leaks.kind == 'patient'].itertuples())
+    rows = [(s, f'{len(t)} images of {known[s] or "an unknown number of"} patients') for s, t in found.items()]
+    rows += [('patients in more than one split', (twice or 'none') if all(known.values()) else 'cannot be said: not known'),
+             ('equal images in more than one split', '; '.join(data.leaks.what[data.leaks.kind == 'image']) or 'none')]
+    return pd.DataFrame(rows, columns=['question', 'answer']).set_index('question')
 
 
 def cls_sources(

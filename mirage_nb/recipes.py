@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'PRETRAIN_RECIPES', 'CLS_RECIPES', 'R', 'PLAIN', 'SegRecipe', 'get_recipe', 'PretrainRecipe',
-           'pretrain_recipe', 'SegEval', 'SegPredict', 'ClsRecipe', 'cls_recipe', 'fit_type', 'kind_name', 'override',
-           'run_params', 'meanings', 'as_table', 'rows_cols']
+           'pretrain_recipe', 'SegEval', 'SegPredict', 'ClsEval', 'ClsRecipe', 'cls_recipe', 'fit_type', 'kind_name',
+           'override', 'run_params', 'meanings', 'as_table', 'rows_cols']
 
 # %% ../nbs/01_recipes.ipynb #e7e49a42
 import inspect
@@ -175,6 +175,30 @@ class SegPredict:
 
     def __post_init__(self)->None:
         if self.batch_size < 1: raise ValueError(f'batch_size is 1 or more, not {self.batch_size}')
+
+# %% ../nbs/01_recipes.ipynb #5c1e0a51
+@dataclass(frozen=True, kw_only=True)
+class ClsEval:
+    "Settings of 51_cls_eval"
+    tuned_on: str = 'Phantom_OCT'   # its newest finished run is taken, unless `run` or `predictions` names one
+    run: str = ''                   # folder of a finished 31_cls_tune
+    predictions: str = ''           # table of test predictions (CSV), made by any program, instead of a run's
+    valid_predictions: str = ''     # table of validation predictions; '': the run's, or none
+    other: str = ''                 # second table of the same images, to compare with
+    split: str = ''                 # rows of `predictions` to take, where it holds several splits
+    class_map: list[str]|None = None # classes of the scores as those of the labels: 'CNV > AMD', 'CNV >' to leave out
+    level: str = 'image'            # 'image', 'eye' or 'patient'
+    at: float = 0.9                 # sensitivity at which the specificity is read off, and the reverse
+    resamples: int = 10_000         # of every interval
+    seed: int = 0                   # of the bootstrap
+
+    def __post_init__(self)->None:
+        if self.level not in ('image', 'eye', 'patient'):
+            raise ValueError(f"level is 'image', 'eye' or 'patient', not {self.level!r}")
+        if not 0 < self.at < 1: raise ValueError(f'at is above 0 and below 1, not {self.at}')
+        if self.resamples < 100: raise ValueError(f'resamples is 100 or more, not {self.resamples}')
+        if self.run and self.predictions:
+            raise ValueError(f'give run or predictions, not both: {self.run}, {self.predictions}')
 
 # %% ../nbs/01_recipes.ipynb #afa7e777
 @dataclass(frozen=True, kw_only=True)

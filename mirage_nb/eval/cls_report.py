@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['number_text', 'as_text', 'spread', 'ClsScores', 'headline', 'confusion_table', 'check_apart', 'calibration_rows',
-           'threshold_rows', 'evaluate', 'calibration_table', 'threshold_table', 'level_table', 'cls_reliability',
-           'save_cls_scores']
+           'threshold_rows', 'evaluate', 'holdings', 'calibration_table', 'threshold_table', 'level_table',
+           'cls_reliability', 'save_cls_scores']
 
 # %% ../../nbs/27a_eval.cls_report.ipynb #362b29f0
 from collections.abc import Sequence
@@ -200,6 +200,26 @@ def evaluate(
     return ClsScores(pred, bootstrap(pred, n, seed, at=at), calibration_rows(pred, temperature, n, seed), thresholds,
                      temperature, valid)
 
+# %% ../../nbs/27a_eval.cls_report.ipynb #26507527
+def holdings(
+    pred:Predictions,
+    valid:Predictions|None=None # validation, if there is one
+)->pd.DataFrame:                # a row a class, and one for all
+    "Rows and patients of each class, in test and in validation"
+    columns = {}
+    for name, p in {'test': pred, 'validation': valid}.items():
+        if p is None: continue
+        patient = p.table.patient.to_numpy()
+        def people(at:np.ndarray, patient:np.ndarray=patient)->str:
+            return str(len(set(patient[at]) - {''})) if any(patient) else 'not known'
+        at = {**{c: y == 1 for c, y in zip(p.classes, p.y.T, strict=True)}, ALL: np.ones(len(p), bool)}
+        columns[f'{name}, rows'] = {c: str(int(v.sum())) for c, v in at.items()}
+        columns[f'{name}, patients'] = {c: people(v) for c, v in at.items()}
+        if not p.single:
+            blank = np.isnan(p.y).sum(0)
+            columns[f'{name}, label not known'] = {c: str(v) for c, v in zip(p.classes, blank, strict=True)}
+    return pd.DataFrame(columns).fillna('')
+
 # %% ../../nbs/27a_eval.cls_report.ipynb #04817c80
 def calibration_table(
     scores:ClsScores
@@ -244,26 +264,29 @@ def level_table(
 
 # %% ../../nbs/27a_eval.cls_report.ipynb #4215204e
 def cls_reliability(
-    scores:ClsScores
-)->pd.DataFrame: # question, answer
+    scores:ClsScores,
+    left_out:Sequence[str]=() # eyes or patients of no label, from `pool`
+)->pd.DataFrame:              # question, answer
     "Questions about a result, with their answers"
     pred, t = scores.pred, scores.pred.table
     patients, eyes = set(t.patient) - {''}, {tuple(v) for v in t[['patient', 'eye']].to_numpy() if all(v)}
     y, lacking = pred.y, undefined_classes(pred)
     pos = pd.Series(np.nansum(y, 0), pred.classes).drop(list(lacking))
     never = [c for c, v in zip(pred.classes, decide(pred).sum(0), strict=True) if not v]
-    rows = [('images', str(len(pred))), ('patients', str(len(patients)) if patients else 'not known'),
+    out = f'{len(left_out)}: {", ".join(left_out[:5])}' if left_out else 'none'
+    rows = [('rows that are scored', str(len(pred))), ('patients', str(len(patients)) if patients else 'not known'),
             ('eyes', str(len(eyes)) if eyes else 'not known'), ('unit of the intervals', scores.unit),
             ('classes left out of every mean', ', '.join(f'{c} ({why})' for c, why in lacking.items()) or 'none'),
-            ('rarest class that counts', f'{pos.idxmin()}, {int(pos.min())} images' if len(pos) else 'none'),
-            ('classes that are never predicted', ', '.join(never) or 'none')]
+            ('rarest class that counts', f'{pos.idxmin()}, {int(pos.min())} positives' if len(pos) else 'none'),
+            ('classes that are never predicted', ', '.join(never) or 'none'),
+            ('eyes or patients left out because their images disagree', out)]
     if not pred.single: rows.append(('labels that are not known', f'{int(np.isnan(y).sum())} of {y.size}'))
     if scores.valid is None: rows.append(('temperature and thresholds', 'none: no validation predictions were given'))
     else:
         theirs = set(scores.valid.table.patient) - {''}
         both = sorted(patients & theirs)
         shared = ', '.join(both[:5]) + (f' and {len(both) - 5} more' if len(both) > 5 else '') if both else 'none'
-        rows += [('temperature and thresholds', f'chosen on {len(scores.valid)} validation images'),
+        rows += [('temperature and thresholds', f'chosen on {len(scores.valid)} rows of validation'),
                  ('patients in validation and test', shared if patients and theirs else 'cannot be said: not known')]
         if scores.temperature and scores.temperature.note: rows.append(('temperature', scores.temperature.note))
     rows.append(('patients or images of training in test', 'a table of predictions cannot say'))

@@ -35,9 +35,10 @@ from ..data.views import Look
 from ..eval.cls_metrics import MACRO, Predictions, measure, parts_of
 from ..eval.cls_report import ClsScores, evaluate
 from ..eval.cls_table import map_classes, to_scores
-from ..models.classifiers import cls_model, image_facts, load_cls_model, save_cls_model, start_classifier
+from ..models.classifiers import cls_model, load_cls_model, save_cls_model, start_classifier, weights_path
 from ..models.cls_heads import ClsHead, ClsModel, choose_training
-from ..models.weights import LoadReport, load_weights, read_checkpoint, save_weights
+from ..models.weights import LoadReport, read_checkpoint, save_weights
+from ..models.zoo import encoder_record
 from ..phantom import make_phantom_oct
 from ..phantom_cxr import make_phantom_cxr
 from ..phantom_uwf import make_phantom_uwf
@@ -64,7 +65,7 @@ def look_of(
     manifest:Manifest # of the images
 )->Look:
     "How the encoder of a job wants the images of a set"
-    f, facts = image_facts(cfg.model), manifest.labels or LabelFacts(where={}, values={}, class_maps={})
+    f, facts = encoder_record(cfg.model), manifest.labels or LabelFacts(where={}, values={}, class_maps={})
     own = bool(f.mean and facts.mean)  # a set's own normalisation
     return Look(modality=modality_of(cfg, manifest), channels=f.channels, size=rows_cols(cfg.size),
                 mean=facts.mean if own else f.mean, std=facts.std if own else f.std, crop=cfg.crop, change=cfg.change,
@@ -76,8 +77,8 @@ def modality_of(
     manifest:Manifest
 )->str: # key of the images in a sample
     "Which input of the encoder reads the images; MIRAGE's are 'bscan' and, for any picture from the front, 'slo'"
-    f = image_facts(cfg.model)
-    return f.modality or ('bscan' if manifest.modality == 'bscan' else 'slo')
+    f = encoder_record(cfg.model)
+    return f.modality if f.family != 'mirage' else 'bscan' if manifest.modality == 'bscan' else 'slo'
 
 
 def cls_datasets(
@@ -589,4 +590,4 @@ def cls_sources(
     if cfg.test_dataset:
         other = read_manifest(cfg.test_dataset)
         found |= {'test manifest': other.sha256, 'test data': cls_data(other, cfg.allow_leaks).sha256}
-    return found | ({'weights': read_checkpoint(cfg.weights).sha256} if cfg.weights else {})
+    return found | ({'weights': read_checkpoint(weights_path(cfg.weights)).sha256} if cfg.weights else {})

@@ -57,10 +57,12 @@ class ClsHead(nn.Module):
     )->Tensor:   # (b, d) or (b, 2 d)
         "What the linear layer reads of an image"
         mean, parts = s[:, 0], []
+        if self.pool != 'cls':
+            if isinstance(self.norm, nn.LayerNorm):
+                mean = s[:, 1]*self.norm.weight + self.norm.bias if self.where == 'tokens' else self.norm(mean)
+            parts.append(mean)
         if self.pool != 'global': parts.append(self.norm(s[:, 2]))
-        if isinstance(self.norm, nn.LayerNorm):
-            mean = s[:, 1]*self.norm.weight + self.norm.bias if self.where == 'tokens' else self.norm(mean)
-        return torch.cat([*parts, mean] if self.pool != 'cls' else parts, 1)
+        return torch.cat(parts, 1)
 
     def forward(self, x:Any)->Tensor: return self.head(self.vector(x))  # (b, 3, d) of summaries -> (b, n_classes)
 

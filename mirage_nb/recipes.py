@@ -283,6 +283,8 @@ CLS_RECIPES = {  # cls_small is for phantoms and laptops
     'uspec_few_shot': replace(_mae, recipe='uspec_few_shot', model='RETFound_mae', tune='probe', views=0, epochs=50, lr=1e-3,
                               batch_size=16, warmup_epochs=10, final_lr=1e-6, layer_decay=1., drop_path=0., select='last',
                               change='none', rand_augment='', shots=5.),
+    'cls_small_vit': replace(_mae, recipe='cls_small_vit', size=64, patch=8, epochs=12, batch_size=32, lr=5e-4, lr_batch=None,
+                             warmup_epochs=2, layer_decay=0.75, drop_path=0.1, rand_augment='', crop=1., crop_min=0.5),
     'cls_small': ClsRecipe(recipe='cls_small', model='mirage_tiny', size=128, views=0, epochs=60, lr=1e-2, warmup_epochs=2,
                            baselines=True)}
 

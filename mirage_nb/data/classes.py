@@ -245,7 +245,7 @@ def twice(
     for key, word in (('id', 'the id'), ('sha256', 'the same image')):
         for value, group in table[table.duplicated(key, keep=False)].groupby(key, sort=True):
             names = ', '.join(f'{s or "?"}: {Path(p).parent.name}/{Path(p).name}' for s, p in zip(group.split, group.image))
-            text = f'{word} {value if key == "id" else ""} ({names})'
+            text = f"{word}{f' {value}' if key == 'id' else ''} ({names})"
             if main_label(group).nunique() > 1: faults.append(f'{text} has more than one label')
             elif group.split.nunique() > 1: leaks.append(text)
             elif key == 'id': faults.append(f'{text} stands more than once')

@@ -7,8 +7,8 @@ __all__ = ['PHANTOMS', 'ClsLoss', 'cls_data', 'look_of', 'modality_of', 'cls_dat
            'batch_for', 'fit_settings', 'logits_of', 'as_batch', 'inputs', 'validation_numbers', 'better', 'best_of',
            'has_stalled', 'Averaged', 'kept_model', 'cls_step', 'ClsJob', 'cls_job', 'train_cls', 'weights_hash',
            'feature_store', 'keep_features', 'train_head', 'predictions_table', 'predict_cls', 'predict_set',
-           'test_cls', 'save_table', 'probe_encoder', 'majority', 'cls_beside', 'best_row', 'files_of', 'leak_table',
-           'cls_sources']
+           'test_cls', 'save_table', 'probe_encoder', 'majority', 'cls_beside', 'validation_of', 'best_row', 'files_of',
+           'leak_table', 'cls_sources']
 
 # %% ../../nbs/29a_jobs.cls.ipynb #2f5c32db
 import hashlib
@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..core import data_dir, hash_of, runs_dir, sample_key, write_atomic, write_json
-from ..data.classes import ClsDataset, Labelled, few_labels, labelled, meanings_in
+from ..data.classes import ClsDataset, Labelled, few_labels, labelled, meanings_in, targets
 from ..data.datasets import collate
 from ..data.manifest import LabelFacts, Manifest, read_manifest
 from ..data.views import Look
@@ -305,7 +305,8 @@ class ClsJob:
         "Write the model of this job"
         look = asdict(self.sets['train'].look)
         save_cls_model(model, self.folder/'best.safetensors', self.keywords, dataset=self.data.name, look=look,
-                       classes=list(self.data.classes), multi=self.data.multi, precision=self.settings.precision)
+                       classes=list(self.data.classes), multi=self.data.multi, precision=self.settings.precision,
+                       smoothing=self.cfg.label_smoothing)
 
     def run(self, model:nn.Module, train:Any, valid:Any, keep:Any)->list[dict[str, float]]:
         "Fit a model, or a head on kept features, by the rules of the recipe"
@@ -547,6 +548,18 @@ def cls_beside(
         scores = test_cls(random, folder/'random_encoder', data)
         if scores: found['probe of a random encoder'] = scores
     return found
+
+
+def validation_of(
+    folder:Path,   # of a tuning, with best.safetensors
+    data:Labelled
+)->dict[str, float]: # bacc, auroc, valid_loss
+    "Validation numbers of the kept model"
+    file = folder/'best.safetensors'
+    about = load_cls_model(file)[1]
+    said = predict_cls(file, data.splits['val'])
+    z = torch.tensor(said[[f'logit:{c}' for c in about['classes']]].to_numpy())
+    return validation_numbers(z, targets(data.splits['val'], data.classes), data.classes, cls_loss(data.multi, about['smoothing']))
 
 
 def best_row(

@@ -46,7 +46,8 @@ def model(facts, tensors):
 def ratios(tensors): return [float(k) for k in below(tensors, 'pred.')]
 
 
-def by_place(out): return torch.zeros_like(out.patches).scatter(1, out.ids[..., None].expand_as(out.patches), out.patches)
+def by_place(out):
+    return torch.zeros_like(out.patches).scatter(1, out.ids[..., None].expand_as(out.patches), out.patches)
 
 
 def test_fixed_positions(facts, tensors):

@@ -10,10 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 from ..core import unknown
@@ -33,6 +31,7 @@ class CnnEncoder(Encoder):
         name:str='densenet121' # of torchvision, 'densenet121' or 'resnet50'
     ):
         if name not in CNNS: raise KeyError(unknown('convolutional network', name, CNNS))
+        import torchvision  # takes seconds: only who needs it pays
         net:Any = torchvision.models.get_model(name, weights=None)
         last = net.classifier if hasattr(net, 'classifier') else net.fc
         super().__init__(d=last.in_features, depth=4)
@@ -52,6 +51,10 @@ class CnnEncoder(Encoder):
         for layer in self.modules():
             if isinstance(layer, nn.BatchNorm2d) and not layer.weight.requires_grad: layer.eval()
         return self
+
+    def encoder_state(self)->dict[str, Tensor]: # by name
+        "Tensors of the encoder"
+        return self.state_dict()
 
     def freeze(self, how:str)->None:
         "Choose which weights of the encoder train"
@@ -102,6 +105,7 @@ class CnnMAE(nn.Module):
         channels:int=3          # of an image
     ):
         super().__init__()
+        import segmentation_models_pytorch as smp  # takes seconds: only who needs it pays
         known = smp.encoders.get_encoder_names()
         if name not in known: raise KeyError(unknown('convolutional network', name, known))
         self.model = smp.Unet(name, encoder_weights=None, in_channels=channels, classes=channels)
@@ -124,6 +128,15 @@ class CnnMAE(nn.Module):
         if noise is None: noise = draw_noise(None if keys is None else keys.tolist(), b, rows*cols)
         hidden = order_patches(noise, keep)[1].to(image.device)
         return Redrawn(self.model(hide_patches(image, hidden, self.patch)), hidden)
+
+    def encoder_state(self)->dict[str, Tensor]: # by torchvision's names
+        "Tensors of the encoder, as `CnnEncoder` has them"
+        return dict(self.model.encoder.state_dict())
+
+    def read(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Encoded:
+        "The encoder's last map as tokens, and its mean, as `CnnEncoder` gives them"
+        h = F.relu(self.model.encoder(one_image(x, self.modality, self.channels))[-1])
+        return Encoded(h.flatten(2).mT, h.mean((2, 3)), (h.shape[2], h.shape[3]))
 
     @torch.no_grad()
     def reconstruct(self,

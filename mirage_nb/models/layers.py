@@ -181,6 +181,11 @@ class Encoder(nn.Module):
             if inside or name.startswith((*self.entry, *self.tail)):
                 p.requires_grad_(how == 'none' or how == 'blocks' and not inside)
 
+    def encoder_state(self)->dict[str, Tensor]: # by name
+        "Tensors of the encoder, without what a model carries besides"
+        own = (*self.entry, *self.tail, self.tower + '.')
+        return {k: v for k, v in self.state_dict().items() if k.startswith(own)}
+
     def gradient(self)->torch.set_grad_enabled: # a context: gradients as outside of it, none if the encoder is frozen
         "Whether gradients are kept inside the encoder"
         return torch.set_grad_enabled(torch.is_grad_enabled() and self.frozen != 'encoder')

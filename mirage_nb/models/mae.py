@@ -24,10 +24,9 @@ from mirage_nb.models.layers import (
     one_image,
     resize_row,
     run_blocks,
-    sincos_positions,
     token_grid,
 )
-from .vit import ViT, new_token
+from .vit import ViT, new_token, position_row
 
 # %% ../../nbs/12_models.mae.ipynb #e4019f83
 def patchify(
@@ -159,8 +158,7 @@ class PatchDecoder(ViT):
         d, self.cross_attention = decoder_d, cross_attention
         block:type[nn.Module] = CrossBlock if cross_attention else Block
         self.decoder_embed, self.mask_token = nn.Linear(self.d, d), new_token(1, d)
-        row = sincos_positions(d, *self.grid).flatten(2).mT
-        self.register_buffer('decoder_pos_embed', torch.cat([row.new_zeros(1, 1, d), row], 1))
+        self.register_buffer('decoder_pos_embed', position_row(d, self.grid))
         self.decoder_blocks = nn.ModuleList([block(d, decoder_heads) for _ in range(decoder_depth)])
         self.decoder_norm = nn.LayerNorm(d, eps=1e-6)
         self.decoder_pred = nn.Linear(d, self.patch**2*self.channels)

@@ -136,6 +136,7 @@ class MultiViT(Encoder):
         checkpointing:bool=False       # compute blocks again in the backward pass, to save memory
     ):
         super().__init__(d, depth, drop_path, checkpointing)
+        self.modalities = tuple(modalities)
         self.input_adapters = nn.ModuleDict(
             {m.name: (ClassMapAdapter if m.classes else ImageAdapter)(m, d) for m in modalities})
         self.global_tokens = nn.Parameter(torch.zeros(1, 1, d))

@@ -163,7 +163,8 @@ def patch_mse(
 )->Tensor:               # scalar; 0 when nothing is hidden
     "Mean squared error of hidden patches (He et al. 2022, section 3)"
     true = patchify(image.float(), patch)
+    if norm_pix: true = normalise(true)
     true = true.gather(1, ids[..., None].expand(-1, -1, true.shape[-1]))
-    error = (predicted.float() - (normalise(true) if norm_pix else true)).square().mean(-1)
+    error = (predicted.float() - true).square().mean(-1)
     counts = mask.gather(1, ids).bool()
     return error.masked_fill(~counts, 0).sum() / counts.sum().clamp(min=1)

@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from .core import read_json, write_json
 from .eval.predict import read_lines
+from .jobs.pretrain import train_pretrain
 from .jobs.seg import train_seg
-from .recipes import SegRecipe
+from .recipes import PretrainRecipe, SegRecipe
 
 # %% ../nbs/29z_launch.ipynb #5c1e7a06
 class Job(Protocol):
@@ -33,7 +34,9 @@ class Job(Protocol):
     def processes(self)->int: ...  # training processes
 
 
-JOBS:dict[str, tuple[type, Any]] = {'seg_tune': (SegRecipe, train_seg)} # stage -> its settings, and what trains them
+JOBS:dict[str, tuple[type, Any]] = {  # stage -> its settings, and what trains them
+    'seg_tune': (SegRecipe, train_seg),
+    'pretrain_multimae': (PretrainRecipe, train_pretrain)}
 
 
 def stage_of(

@@ -7,14 +7,14 @@ __all__ = ['LAYERS', 'CLASSES', 'LESIONS', 'GREYS', 'CLASS_OF_LAYER', 'DISEASES'
            'THICKNESS', 'AT_FOVEA', 'RIM', 'REFLECTIVITY', 'bumps', 'surface', 'label_of', 'lesion_heights',
            'healthy_layers', 'swollen', 'disease_of', 'Eye', 'anatomy', 'placing', 'walk', 'vessel_tree', 'vessels',
            'reflect', 'with_texture', 'with_foci', 'display', 'en_face', 'lesion_masks', 'findings', 'phantom_volume',
-           'split_of', 'save_volume', 'is_finished', 'make_phantom_oct', 'write_set']
+           'split_of', 'save_volume', 'is_finished', 'write_once', 'make_phantom_oct', 'write_set']
 
 # %% ../nbs/03_phantom.ipynb #637ca136
 import csv
 import os
 import string
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -461,6 +461,27 @@ def is_finished(
     return True
 
 
+def write_once(
+    folder:Path,                                         # of the dataset, absolute
+    settings:Mapping[str, Any],                          # what it is made with
+    write:Callable[[Path, Mapping[str, Any]], object]    # makes the folder it is given, phantom.json last
+)->Path:                                                 # `folder`
+    "Make a dataset beside its place and rename it there, unless it is finished"
+    if is_finished(folder, settings): return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}.') as tmp:
+            build = Path(tmp)/folder.name
+            write(build, settings)
+            try: os.rename(build, folder)
+            except OSError:  # another process may have been first
+                if not is_finished(folder, settings): raise
+    except OSError as e:
+        if e.errno is None: raise  # ours: another content
+        raise OSError(f'cannot write {folder}: {e}; nothing is left there. Free space or choose another folder') from e
+    return folder
+
+
 def make_phantom_oct(
     folder:str|Path,                 # the dataset's own folder, as data/Phantom_OCT
     seed:int=0,
@@ -474,20 +495,9 @@ def make_phantom_oct(
     if not 1 <= volumes <= 26 or slices < 1: raise ValueError(f'{volumes=}, {slices=}: 1 to 26 and 1 or more')
     folder = Path(folder).expanduser().resolve()
     settings = dict(seed=seed, patients=patients, volumes=volumes, slices=slices, size=list(size), version=VERSION)
-    if is_finished(folder, settings): return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}.') as tmp:
-            build = write_set(Path(tmp)/folder.name, settings)
-            try: os.rename(build, folder)
-            except OSError:  # another process may have been first
-                if not is_finished(folder, settings): raise
-    except OSError as e:
-        if e.errno is None: raise  # ours: another content
-        raise OSError(f'cannot write {folder}: {e}; nothing is left there. Free space or choose another folder') from e
-    return folder
+    return write_once(folder, settings, write_set)
 
-
+# %% ../nbs/03_phantom.ipynb #f50e99a2
 def write_set(
     folder:Path,                  # new
     settings:Mapping[str, Any]    # of `make_phantom_oct`

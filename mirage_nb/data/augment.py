@@ -228,9 +228,9 @@ def draw_crops(
     u = keyed_rand(keys, 3 + 2*attempts, salt=CROPS).double()
     full = torch.tensor([tuple(s) for s in sizes], dtype=torch.float64)  # (b, 2) rows, columns
     (low, high), (narrow, wide) = settings.scale, (math.log(r) for r in settings.ratio)
-    area = full.prod(1, keepdim=True)*(low + (high - low)*u[:, 3:3 + attempts])
-    root = (narrow + (wide - narrow)*u[:, 3 + attempts:]).exp().sqrt()
-    side = torch.stack([area.sqrt()/root, area.sqrt()*root], -1).round()  # (b, attempts, 2)
+    side0 = (full.prod(1, keepdim=True)*(low + (high - low)*u[:, 3:3 + attempts])).sqrt()
+    spread = (narrow + (wide - narrow)*u[:, 3 + attempts:]).exp().sqrt()
+    side = torch.stack([side0/spread, side0*spread], -1).round()  # (b, attempts, 2)
     fits = ((side > 0) & (side <= full[:, None])).all(-1)
     first = fits.int().argmax(1)
     side = side[torch.arange(len(side)), first]

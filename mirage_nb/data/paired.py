@@ -65,7 +65,7 @@ def read_array(
         shape, turned, dtype = parse_head(length + f.read(int.from_bytes(length, 'little')))
         if turned or dtype.hasobject: return np.load(path, allow_pickle=False)
         x = np.fromfile(f, dtype, int(np.prod(shape)))
-    if x.size < np.prod(shape): raise ValueError(f'it ends after {x.size} of {int(np.prod(shape))} values')
+    if x.size < (n := int(np.prod(shape))): raise ValueError(f'it ends after {x.size} of {n} values')
     return x.reshape(shape)
 
 

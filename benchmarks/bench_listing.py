@@ -1,4 +1,4 @@
-"A folder of 100,000 tiny pictures: listed once, then opened at each start, beside a walk that opens each file at each start"
+"A folder of 100,000 tiny pictures: listed once, opened later, beside a walk that opens each file at each start"
 import os
 import tempfile
 import time
@@ -14,18 +14,13 @@ FILES, A_FOLDER = 100_000, 500
 
 
 def make_tree(root: Path) -> None:
-    "Pictures of 8 x 8 in 200 folders of two levels; their bytes are made once and written many times"
-    made, rng = root/'made.png', np.random.default_rng(0)
-    root.mkdir()
-    kinds = []
-    for _ in range(16):
-        Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(made)
-        kinds.append(made.read_bytes())
-    made.unlink()
+    "Pictures of 8 x 8 in 200 folders of two levels: 16 files under many names, which are made faster than files"
+    kinds, rng = [root.parent/f'made{i}.png' for i in range(16)], np.random.default_rng(0)
+    for file in kinds: Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(file)
     for i in range(FILES):
         folder = root/f'site_{i//A_FOLDER//10:02d}'/f'{i//A_FOLDER % 10}'
         if i % A_FOLDER == 0: folder.mkdir(parents=True)
-        with open(folder/f'p{i:06d}.png', 'wb') as f: f.write(kinds[i % 16])
+        os.link(kinds[i % 16], folder/f'p{i:06d}.png')
 
 
 def plain(root: Path) -> list[tuple[str, tuple[int, int]]]:

@@ -497,7 +497,7 @@ def make_phantom_oct(
     settings = dict(seed=seed, patients=patients, volumes=volumes, slices=slices, size=list(size), version=VERSION)
     return write_once(folder, settings, write_set)
 
-
+# %% ../nbs/03_phantom.ipynb #f50e99a2
 def write_set(
     folder:Path,                  # new
     settings:Mapping[str, Any]    # of `make_phantom_oct`

@@ -117,7 +117,7 @@ def chest_of(
     return Chest(x, y, np.stack([t, t]), np.stack(us), np.stack(lungs).astype(np.float32),
                  heart_of(film, x, y, base), np.maximum(*dome))
 
-
+# %% ../nbs/03a_phantom_cxr.ipynb #670cfa1f
 def heart_of(
     film:Film,
     x:np.ndarray, # (n, n)
@@ -171,7 +171,7 @@ def spine(
     wind = soft(0.045 - np.abs(c.x - 0.01), 0.015)*soft(-0.22 - c.y, 0.03)
     return np.asarray(0.55*body - 0.35*wind, np.float32)
 
-
+# %% ../nbs/03a_phantom_cxr.ipynb #99becf4b
 def markings(
     c:Chest,
     rng:Generator

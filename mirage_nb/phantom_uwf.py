@@ -80,7 +80,7 @@ def near(
     free[row[seen], col[seen]] = False
     return np.asarray(distance_transform_edt(free, 2/h), np.float32)
 
-
+# %% ../nbs/03b_phantom_uwf.ipynb #a1231214
 def fundus(
     person:Generator,
     rng:Generator,
@@ -139,13 +139,13 @@ def flames(
 def around(
     rng:Generator,
     centre:tuple[float, float], # x, y
-    spread:float,
+    spread:float,               # standard deviation
     n:int                       # number
 )->np.ndarray:                  # (n, 2) of x, y
     "Places about a centre"
     return np.asarray(rng.normal(centre, spread, (n, 2)), np.float32)
 
-
+# %% ../nbs/03b_phantom_uwf.ipynb #714070e9
 def lesions_of(
     label:str,   # one of CLASSES
     f:Fundus,
@@ -231,7 +231,7 @@ def with_marks(
         picture = picture*(1 - strength) + strength*grey
     return np.asarray(picture, np.float32)
 
-
+# %% ../nbs/03b_phantom_uwf.ipynb #c8aa01be
 def lids(
     picture:np.ndarray, # (h, w, 2)
     f:Fundus,

@@ -133,8 +133,8 @@ _medical = replace(_mae, crop=[0.5, 1.], batch_size=2048)
 PRETRAIN_RECIPES = {
     'pre_mirage': PretrainRecipe(),
     'pre_mirage_small': PretrainRecipe(
-        recipe='pre_mirage_small', model='mirage_tiny', visible=0, mask_ratio=0.75, epochs=8, batch_size=32,
-        base_lr=4e-3, warmup_epochs=1., clip=1., look_every=2, keep_every=0),
+        recipe='pre_mirage_small', model='mirage_tiny', size=128, visible=0, mask_ratio=0.85, epochs=6, batch_size=16,
+        base_lr=1.6e-2, warmup_epochs=1., clip=1., look_every=2, keep_every=0),
     'medical_mae_vit_s': replace(_medical, recipe='medical_mae_vit_s', model='mae_vit_small_patch16_dec512d2b',
                                  mask_ratio=0.9),
     'medical_mae_vit_b': replace(_medical, recipe='medical_mae_vit_b', model='mae_vit_base_patch16_dec512d8b',

@@ -67,7 +67,7 @@ def nih_patient(
     if not found: raise ValueError(f"{path}, line {line}: '{name}' is no name of NIH ChestX-ray14, as 00000001_000.png")
     return found[1]
 
-
+# %% ../../nbs/09e_data.chest.ipynb #66e9fbd2
 def pipe_labels(
     column:pd.Series,    # texts; the index is the line
     names:Sequence[str], # of the labels
@@ -109,7 +109,7 @@ def nih_entries(
                          index=rows.index, dtype=object)
     return chest_table(facts.join(pipe_labels(rows['Finding Labels'], NIH, 'No Finding', table)), table, **checks)
 
-
+# %% ../../nbs/09e_data.chest.ipynb #d62af09f
 def nih_table(
     folder:str|Path,      # lists and table in it, images anywhere below
     val:float=0.125,      # share of the training patients for validation where no file says which
@@ -232,8 +232,8 @@ def covidx_table(
 def node21_table(
     folder:str|Path,                    # with images/*.mha, and metadata.csv or the lists
     lists:Mapping[str, str]|None=None,  # split -> list of 'name label' in it; metadata.csv when left out
-    val:float=0.1,                      # shares of the images for validation and test, where they are not given
-    test:float=0.2,
+    val:float=0.1,                      # share of the images for validation, where that is not given
+    test:float=0.2,                     # and for the test
     seed:int=0,
     absent:str='error'                  # or 'drop': leave out images that are not there
 )->pd.DataFrame:

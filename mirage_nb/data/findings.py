@@ -132,7 +132,7 @@ def with_splits(
 
 # %% ../../nbs/09d_data.findings.ipynb #5e4d1fb5
 def pictures_below(
-    folder:str|Path
+    folder:str|Path  # its subfolders are searched too
 )->dict[str, Path]:  # name of the file -> path
     "Image files of a folder and all folders below it, by name"
     if not Path(folder).is_dir(): raise FileNotFoundError(f'no folder {folder}')

@@ -115,7 +115,7 @@ def scan_folder(
 
 
 def scan_tree(
-    root:Path,
+    root:Path,                # absolute
     suffixes:tuple[str, ...], # lower case
     pool:ThreadPoolExecutor
 )->list[tuple[str, int, int]]: # sorted by path: path below the root, size, time of change
@@ -152,11 +152,11 @@ def read_journal(
 
 
 def look_at_all(
-    root:Path,
+    root:Path,                            # absolute
     files:Sequence[tuple[str, int, int]], # path below the root, size, time of change
-    journal:Path,
+    journal:Path,                         # file that is added to
     pool:ThreadPoolExecutor,
-    batch:int=4096
+    batch:int=4096                        # files between two writes
 )->Iterator[tuple[str, Facts]]:           # as they come, batch by batch
     "Facts of files, each written down before the next batch"
     def some(part:Sequence[tuple[str, int, int]])->list[tuple[str, Facts]]:
@@ -211,7 +211,7 @@ class Listing:
 
 
 def listing_of(
-    root:Path,
+    root:Path,  # absolute
     known:Known # of all files
 )->Listing:
     "Listing from the facts of each file"

@@ -31,11 +31,11 @@ from mirage_nb.data.paired import (
     CLASSES,
     FilePairs,
     Pairs,
+    as_plane,
     content_hash,
     digest,
     folder_pairs,
     listed,
-    read_plane,
     table_pairs,
 )
 
@@ -47,12 +47,14 @@ def size_of(
     path:Path # .npy or an image file
 )->tuple[int, int]: # rows, columns
     "Size of a picture, from the head of its file"
-    if path.suffix.lower() in ARRAYS:
-        h, w = read_plane(path).shape
-        return h, w
     try:
+        if path.suffix.lower() in ARRAYS:
+            h, w = as_plane(np.load(path, mmap_mode='r', allow_pickle=False), path).shape
+            return h, w
         with Image.open(path) as image: return image.height, image.width
-    except OSError as e: raise ValueError(f'{path} cannot be read: {e}') from e
+    except FileNotFoundError: raise
+    except (OSError, EOFError, ValueError) as e:
+        raise ValueError(str(e) if str(path) in str(e) else f'{path} cannot be read: {e}') from e
 
 
 def stamp(
@@ -102,7 +104,7 @@ def fit_plane(
 
 # %% ../../nbs/09b_data.packed.ipynb #0abca2a0
 def open_rows(
-    path:Path,
+    path:Path,             # .npy
     shape:tuple[int, ...], # of the whole array
     dtype:str,             # as '|u1'
     done:int               # rows that are there
@@ -255,7 +257,7 @@ def read_plan(
 
 
 def map_rows(
-    path:Path,
+    path:Path,             # .npy
     shape:tuple[int, ...], # that it has to have
     dtype:str              # likewise
 )->np.ndarray:

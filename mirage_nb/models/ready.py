@@ -119,7 +119,7 @@ MODEL_OPTIONS = ('heads', 'decoder_heads', 'norm_pix', 'mask_ratio')
 
 def model_like(
     ckpt:Checkpoint,                        # in any published form
-    heads:Mapping[tuple[int, int], int],    # of the named encoders, by width and depth
+    known:Mapping[tuple[int, int], int],    # heads of the named encoders, by width and depth
     **options:Any                           # heads, decoder_heads, norm_pix, mask_ratio, where the file does not tell
 )->nn.Module:                               # with the weights of the file, in evaluation mode
     "Build the model that a checkpoint holds"
@@ -134,7 +134,7 @@ def model_like(
         signs = ('global_tokens', 'blocks.0.norm1.weight', 'register_tokens')
         state = renamed(ckpt.state, dict.fromkeys(signs, torch.empty(0)))
         width, depth = size['width'], size['depth']
-        count = heads_of('an encoder', 'heads', options, heads.get((width, depth)), width)
+        count = heads_of('an encoder', 'heads', options, known.get((width, depth)), width)
         like = mirage_like if 'global_tokens' in state else vit_like
         model = like(state, count, args, options)
     load_weights(model, ckpt, may_be_new=())

@@ -255,7 +255,7 @@ def load_weights(
     unused = [k for k in state if k not in own]
     more = [k for k in unused if re.match(r'(blocks|encoder)\.\d+\.|register_tokens$', k)]
     wrong = [k for k in new if not k.startswith(allowed)] + more
-    if wrong or not fit: raise ValueError(misfit(own, state, ckpt.path, wrong, unused))
+    if wrong or not fit: raise ValueError(misfit(own, state, ckpt, wrong, unused))
     model.load_state_dict(fit, strict=False)
     return LoadReport(list(fit), resized, new, [k for k in new if k in state], unused, ckpt.path, ckpt.sha256)
 
@@ -263,17 +263,17 @@ def load_weights(
 def misfit(
     own:Mapping[str, Tensor],   # of the model that was to be loaded
     state:Mapping[str, Tensor], # of the file, under the model's names
-    path:Path,                  # of the file
+    ckpt:Checkpoint,            # the file as it is
     wrong:Sequence[str],        # keys that one of the two lacks, or has in another shape
     unused:Sequence[str]        # keys of the file that the model does not have
 )->str:
     "Message for a checkpoint of another model"
     shapes = [f'{k} is {tuple(state[k].shape)} there and {tuple(own[k].shape)} here'
               for k in wrong if k in state and k in own]
-    lines = [f'{path} does not fit',
-             f'{len(wrong)} tensors are missing, or of another shape, or more than the {len(own)} of the model '
+    lines = [f'{ckpt.path} does not fit',
+             f'{len(wrong)} tensors are missing, of another shape, or too many for the {len(own)} of the model '
              f'({", ".join(wrong[:3])}, …)',
-             f'the file holds {measure(state) or "another kind of model"}, the model has '
+             f'the file holds {measure(ckpt.state) or "another kind of model"}, the model has '
              f'{measure(own) or "tensors of another kind"}']
     if shapes: lines.append(shapes[0])
     if unused: lines.append(f'{len(unused)} tensors of the file have no place ({", ".join(unused[:3])}, …)')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SegLoss', 'log_probability', 'dice_of', 'gen_dice', 'is_background', 'seg_loss', 'masked_mean', 'normalise_patches',
-           'masked_mse', 'masked_ce', 'pretrain_losses', 'patch_mse']
+           'masked_mse', 'masked_ce', 'pretrain_losses', 'soft_targets', 'soft_ce', 'bce_loss', 'patch_mse']
 
 # %% ../../nbs/20_train.losses.ipynb #dd0e4c3c
 from collections.abc import Callable, Mapping, Sequence
@@ -151,6 +151,43 @@ def pretrain_losses(
         if truth[k].ndim == 3: losses[k] = masked_ce(p, truth[k], mask, patches[k])
         else: losses[k] = masked_mse(p, truth[k], mask, patches[k], k in norm_pix)
     return losses
+
+# %% ../../nbs/20_train.losses.ipynb #c5a1f0e2
+def soft_targets(
+    y:Tensor,           # (b,) class indices, or (b, classes) parts that sum to 1
+    n_classes:int,
+    smoothing:float=0.  # part that is spread evenly over all classes
+)->Tensor:              # (b, classes) float32
+    "Targets as parts of each class, smoothed"
+    if not 0 <= smoothing < 1: raise ValueError(f'smoothing is {smoothing}; it takes a part, from 0 to below 1')
+    if y.ndim == 1:
+        if len(y) and not 0 <= int(y.min()) <= int(y.max()) < n_classes:
+            strange = int(y.max() if y.min() >= 0 else y.min())
+            raise ValueError(f'class {strange} of a set with classes 0 to {n_classes - 1}')
+        y = F.one_hot(y.long(), n_classes)
+    return y.float()*(1 - smoothing) + smoothing/n_classes
+
+
+def soft_ce(
+    scores:Tensor,     # (b, classes), before the softmax
+    targets:Tensor,    # (b,) class indices, or (b, classes) parts that sum to 1
+    smoothing:float=0. # part that is spread evenly over all classes
+)->Tensor:             # scalar
+    "Cross-entropy against soft targets"
+    return -(soft_targets(targets, scores.shape[1], smoothing)*scores.float().log_softmax(1)).sum(1).mean()
+
+
+def bce_loss(
+    scores:Tensor, # (b, labels), before the sigmoid
+    targets:Tensor # (b, labels) in [0, 1], NaN where a label is missing
+)->Tensor:         # scalar
+    "Binary cross-entropy over the labels that are there"
+    if scores.shape != targets.shape: raise ValueError(
+        f'scores {tuple(scores.shape)} and targets {tuple(targets.shape)}; they take one shape, (batch, labels)')
+    there = ~targets.isnan()
+    known = targets.float().masked_fill(~there, 0)
+    each = F.binary_cross_entropy_with_logits(scores.float(), known, reduction='none')
+    return each.masked_fill(~there, 0).sum()/there.sum().clamp(min=1)
 
 # %% ../../nbs/20_train.losses.ipynb #e70982e4
 def patch_mse(

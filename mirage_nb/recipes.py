@@ -180,13 +180,13 @@ class SegPredict:
 @dataclass(frozen=True, kw_only=True)
 class ClsEval:
     "Settings of 51_cls_eval"
-    tuned_on: str = 'Phantom_OCT'   # its newest finished run is taken, unless `run` or `predictions` names one
+    tuned_on: str = 'Phantom_OCT'   # its newest run is taken, unless run or predictions is given
     run: str = ''                   # folder of a finished 31_cls_tune
-    predictions: str = ''           # table of test predictions (CSV), made by any program, instead of a run's
+    predictions: str = ''           # table (CSV) of any program, instead of a run's
     valid_predictions: str = ''     # table of validation predictions; '': the run's, or none
     other: str = ''                 # second table of the same images, to compare with
     split: str = ''                 # rows of `predictions` to take, where it holds several splits
-    class_map: list[str]|None = None # classes of the scores as those of the labels: 'CNV > AMD', 'CNV >' to leave out
+    class_map: list[str]|None = None # scores in the classes of the labels: 'CNV > AMD'; 'X >' leaves X out
     level: str = 'image'            # 'image', 'eye' or 'patient'
     at: float = 0.9                 # sensitivity at which the specificity is read off, and the reverse
     resamples: int = 10_000         # of every interval

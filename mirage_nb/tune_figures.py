@@ -95,7 +95,7 @@ def pick_cls_cases(
     right = pred.p[pred.y == 1] if pred.single else (each*known).sum(1)/known.sum(1).clip(min=1)
     order = np.argsort(-right, kind='stable')
     n = min(most, max(len(order)//2, 1))
-    names = np.array(pred.classes)
+    names = list(pred.classes)
     rows = [('best', i) for i in order[:n]] + [('worst', i) for i in order[::-1][:n]]
     return pd.DataFrame([{'case': case, 'id': pred.table.id.iloc[i], 'right': float(right[i]),
                           'truth': words_of(int(pred.y[i].argmax()) if pred.single else pred.y[i], names),
@@ -152,7 +152,8 @@ def show_learning_curve(
         ax.fill_between(t.shots, t.low, t.high, alpha=.2, lw=0, label='95 % interval')
         ax.plot(t.shots, t['mean'], 'o-', ms=4, label=f'mean of {t.seeds.max()} subsets')
         ax.vlines(t.shots, t.least, t.most, color='.4', lw=1, label='least to most')
-        ax.set(title=metric, xlabel='labelled images a class' if t.shots.max() >= 1 else 'part of the labels', ylim=(-.02, 1.02))
+        unit = 'labelled images a class' if t.shots.max() >= 1 else 'part of the labels'
+        ax.set(title=metric, xlabel=unit, ylim=(-.02, 1.02))
         if t.shots.min() > 0 and len(t) > 1: ax.set_xscale('log', base=2)
         ax.set_xticks(list(t.shots), [f'{k:g}' for k in t.shots]); ax.minorticks_off()
         ax.grid(alpha=.3)

@@ -26,9 +26,10 @@ from tqdm import tqdm
 
 from .core import read_json, write_json
 from .eval.predict import read_lines
+from .jobs.cls import train_cls
 from .jobs.pretrain import train_pretrain
 from .jobs.seg import train_seg
-from .recipes import PretrainRecipe, SegRecipe
+from .recipes import ClsRecipe, PretrainRecipe, SegRecipe
 
 # %% ../nbs/29z_launch.ipynb #5c1e7a06
 class Job(Protocol):
@@ -40,7 +41,7 @@ class Job(Protocol):
 
 
 JOBS:dict[str, tuple[type, Any]] = {  # stage -> its settings, and what trains them
-    'seg_tune': (SegRecipe, train_seg),
+    'seg_tune': (SegRecipe, train_seg), 'cls_tune': (ClsRecipe, train_cls),
     'pretrain_multimae': (PretrainRecipe, train_pretrain)}
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'PRETRAIN_RECIPES', 'CLS_RECIPES', 'R', 'PLAIN', 'SegRecipe', 'get_recipe', 'PretrainRecipe',
-           'pretrain_recipe', 'SegEval', 'SegPredict', 'ClsEval', 'ClsRecipe', 'cls_recipe', 'fit_type', 'kind_name',
-           'override', 'run_params', 'meanings', 'as_table', 'rows_cols']
+           'pretrain_recipe', 'SegEval', 'SegPredict', 'ClsEval', 'ClsRecipe', 'cls_recipe', 'FewShot', 'fit_type',
+           'kind_name', 'override', 'run_params', 'meanings', 'as_table', 'rows_cols']
 
 # %% ../nbs/01_recipes.ipynb #e7e49a42
 import inspect
@@ -180,13 +180,13 @@ class SegPredict:
 @dataclass(frozen=True, kw_only=True)
 class ClsEval:
     "Settings of 51_cls_eval"
-    tuned_on: str = 'Phantom_OCT'   # its newest finished run is taken, unless `run` or `predictions` names one
+    tuned_on: str = 'Phantom_OCT'   # its newest run is taken, unless run or predictions is given
     run: str = ''                   # folder of a finished 31_cls_tune
-    predictions: str = ''           # table of test predictions (CSV), made by any program, instead of a run's
+    predictions: str = ''           # table (CSV) of any program, instead of a run's
     valid_predictions: str = ''     # table of validation predictions; '': the run's, or none
     other: str = ''                 # second table of the same images, to compare with
     split: str = ''                 # rows of `predictions` to take, where it holds several splits
-    class_map: list[str]|None = None # classes of the scores as those of the labels: 'CNV > AMD', 'CNV >' to leave out
+    class_map: list[str]|None = None # scores in the classes of the labels: 'CNV > AMD'; 'X >' leaves X out
     level: str = 'image'            # 'image', 'eye' or 'patient'
     at: float = 0.9                 # sensitivity at which the specificity is read off, and the reverse
     resamples: int = 10_000         # of every interval
@@ -226,6 +226,7 @@ class ClsRecipe:
     layer_decay: float = 1.            # factor of the learning rate from a layer to the one below
     drop_path: float = 0.              # rate of the encoder's last block
     label_smoothing: float = 0.1       # of the cross-entropy
+    loss: str = 'auto'                 # 'auto' (cross-entropy; BCE for several labels) or 'bce' (BCE on one-hot labels)
     mixup: float = 0.                  # alpha of the mixture of two images; 0: none
     head_std: float|None = None        # of the classifier's first weights; None: torch's own
     ema: float = 0.                    # decay of a running average of the weights, which is what is kept; 0: none
@@ -261,8 +262,11 @@ class ClsRecipe:
         for name in ('lr', 'clip', 'head_std'):
             value = getattr(self, name)
             if value is not None and not value > 0: raise ValueError(f'{name} is above 0, not {value}')
-        for name, known in (('tune', ('probe', 'full', 'last', 'lora')), ('select', ('bacc', 'auroc', 'last'))):
+        for name, known in (('tune', ('probe', 'full', 'last', 'lora')), ('select', ('bacc', 'auroc', 'last')),
+                            ('loss', ('auto', 'bce'))):
             if getattr(self, name) not in known: raise ValueError(unknown(name, getattr(self, name), known))
+        if self.tune == 'probe' and self.views >= 0 and (self.mixup or self.ema): raise ValueError(
+            'mixup and ema need tune full, last or lora, or views=-1: kept features do not change')
         if self.ema and self.accumulate > 1: raise ValueError(f'ema goes with accumulate 1, not {self.accumulate}')
 
 # %% ../nbs/01_recipes.ipynb #49ab6c64
@@ -281,7 +285,7 @@ CLS_RECIPES = {  # cls_small is for phantoms and laptops
                               final_lr=1e-6, warmup_epochs=10, layer_decay=0.65, label_smoothing=0.1, erasing=0.25,
                               rand_augment='rand-m9-mstd0.5-inc1'),
     'uspec_few_shot': replace(_mae, recipe='uspec_few_shot', model='RETFound_mae', tune='probe', views=0, epochs=50, lr=1e-3,
-                              batch_size=16, warmup_epochs=10, final_lr=1e-6, layer_decay=1., drop_path=0., select='last',
+                              batch_size=16, warmup_epochs=10, final_lr=1e-6, layer_decay=1., drop_path=0., select='last', loss='bce',
                               change='none', rand_augment='', shots=5.),
     'cls_small_vit': replace(_mae, recipe='cls_small_vit', size=64, patch=8, epochs=12, batch_size=32, lr=5e-4, lr_batch=None,
                              warmup_epochs=2, layer_decay=0.75, drop_path=0.1, rand_augment='', crop=1., crop_min=0.5),
@@ -295,6 +299,32 @@ def cls_recipe(
     "Recipe of a classification by its name"
     if name not in CLS_RECIPES: raise KeyError(unknown('recipe', name, CLS_RECIPES))
     return CLS_RECIPES[name]
+
+# %% ../nbs/01_recipes.ipynb #8c013a27
+@dataclass(frozen=True, kw_only=True)
+class FewShot:
+    "Settings of 32_few_shot; what is None is the recipe's"
+    dataset: str = 'Phantom_OCT'       # a file in data_manifests/, a folder in MIRAGE_DATA, or a path to a manifest
+    recipe: str = 'cls_small'          # a name in CLS_RECIPES: what is trained on each subset
+    protocol: str = 'splits'           # 'splits' (train, val and test as they are) or 'pool' (all that is not drawn is the test)
+    shots: list[float] = field(default_factory=lambda: [1., 4.]) # images a class, or, below 1, their part
+    seeds: int = 3                     # subsets of each size
+    model: str|None = None             # any encoder of models.zoo
+    weights: str|None = None           # checkpoint file to start from
+    pool: str|None = None              # 'global', 'cls' or 'token_mix'
+    tune: str|None = None              # 'probe', 'full', 'last' or 'lora'
+    size: int|list[int]|None = None    # rows and columns of the model's input, pixels
+    epochs: int|None = None            # passes over the subset, at most
+    lr: float|None = None              # highest learning rate
+    precision: str = 'auto'            # 'auto', 'fp32', 'bf16' or 'fp16'
+    resamples: int = 2000              # of the intervals
+    seed: int = 0                      # of the first subset
+
+    def __post_init__(self)->None:
+        if self.seeds < 1: raise ValueError(f'seeds is 1 or more, not {self.seeds}')
+        if self.protocol not in ('splits', 'pool'):
+            raise ValueError(unknown('protocol', self.protocol, ('splits', 'pool')))
+        if not self.shots or min(self.shots) <= 0: raise ValueError(f'shots takes numbers above 0, not {self.shots}')
 
 # %% ../nbs/01_recipes.ipynb #cd6d2ad7
 R = TypeVar('R')

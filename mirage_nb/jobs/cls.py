@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ from ..core import data_dir, hash_of, runs_dir, sample_key, write_atomic, write_
 from ..data.classes import ClsDataset, Labelled, few_labels, labelled, meanings_in, targets
 from ..data.datasets import collate
 from ..data.manifest import LabelFacts, Manifest, read_manifest
+from ..data.photo import Mix, mix
 from ..data.views import Look
 from ..eval.cls_metrics import MACRO, Predictions, measure, parts_of
 from ..eval.cls_report import ClsScores, evaluate
@@ -44,6 +44,7 @@ from ..phantom_cxr import make_phantom_cxr
 from ..phantom_uwf import make_phantom_uwf
 from ..recipes import ClsRecipe, rows_cols
 from ..train.loop import FitSettings, fit, make_accelerator, pick_precision
+from ..train.losses import bce_loss, soft_ce, soft_targets
 from ..train.probe import FeatureStore, KeptFeatures, fill, knn_probe, logistic_probe
 
 # %% ../../nbs/29a_jobs.cls.ipynb #14945b01
@@ -103,16 +104,16 @@ ClsLoss = Callable[[Tensor, Tensor], Tensor]
 
 def cls_loss(
     multi:bool,           # several labels may hold for one image
-    smoothing:float=0.    # of the labels
+    smoothing:float=0.,   # of the labels
+    how:str='auto'        # 'auto', or 'bce': each class on its own, also with one label an image
 )->ClsLoss:               # (b, classes) scores, (b,) class indices or (b, classes) with NaN -> scalar
     "Loss of a classification: cross-entropy, or that of each label on its own where it is known"
-    def several(z:Tensor, y:Tensor)->Tensor:
-        known = ~y.isnan()
-        each = F.binary_cross_entropy_with_logits(z.float(), torch.where(known, y, 0.), reduction='none')
-        return (each*known).sum()/known.sum().clamp(min=1)
+    def each(z:Tensor, y:Tensor)->Tensor:
+        parts = soft_targets(y, z.shape[1]) if y.ndim == 1 else y
+        return bce_loss(z, parts*(1 - smoothing) + smoothing/2)
 
-    def one(z:Tensor, y:Tensor)->Tensor: return F.cross_entropy(z.float(), y, label_smoothing=smoothing)
-    return several if multi else one
+    def one(z:Tensor, y:Tensor)->Tensor: return soft_ce(z, y, smoothing)
+    return each if multi or how == 'bce' else one
 
 # %% ../../nbs/29a_jobs.cls.ipynb #bf601abe
 def model_keywords(
@@ -275,12 +276,17 @@ def kept_model(
 # %% ../../nbs/29a_jobs.cls.ipynb #b60a00be
 def cls_step(
     loss:ClsLoss,
-    cfg:ClsRecipe
+    cfg:ClsRecipe,
+    n_classes:int
 )->Any: # the `step` that `fit` takes
     "Loss of a batch of images, or of kept features"
     def step(model:nn.Module, batch:dict[str, Any])->Tensor:
         x, y = inputs(batch, batch['label'].device), batch['label']
         if isinstance(x, Tensor): return loss(model(x), y)
+        if cfg.mixup:
+            (name, image), soft = next(iter(x.items())), soft_targets(y, n_classes) if y.ndim == 1 else y
+            image, y = mix(image, soft, batch['key'].tolist(), Mix(mixup=cfg.mixup, cutmix=0.))
+            x = {name: image}
         return loss(model(x, batch['key']), y)
     return step
 
@@ -306,7 +312,7 @@ class ClsJob:
         look = asdict(self.sets['train'].look)
         save_cls_model(model, self.folder/'best.safetensors', self.keywords, dataset=self.data.name, look=look,
                        classes=list(self.data.classes), multi=self.data.multi, precision=self.settings.precision,
-                       smoothing=self.cfg.label_smoothing)
+                       loss=[self.cfg.label_smoothing, self.cfg.loss], kept=self.cfg.tune == 'probe' and self.cfg.views >= 0)
 
     def run(self, model:nn.Module, train:Any, valid:Any, keep:Any)->list[dict[str, float]]:
         "Fit a model, or a head on kept features, by the rules of the recipe"
@@ -317,7 +323,7 @@ class ClsJob:
             return found | {'score': found['bacc' if cfg.select == 'last' else cfg.select]}
 
         last = cfg.select == 'last'
-        rows = fit(model, train, cls_step(self.loss, cfg), validate if valid else None, keep, self.settings, self.folder,
+        rows = fit(model, train, cls_step(self.loss, cfg, len(classes)), validate if valid else None, keep, self.settings, self.folder,
                    as_batch, better=lambda new, best: last or better(new, best, cfg.min_gain),
                    stop=lambda rows: has_stalled(rows, cfg))
         if not valid: keep(model)
@@ -326,23 +332,26 @@ class ClsJob:
 
 def cls_job(
     cfg:ClsRecipe,
-    folder:Path # of the run
+    folder:Path,             # of the run
+    data:Labelled|None=None  # with other splits than the set's own
 )->ClsJob:
     "Read the data and build the model of a job"
     manifest = read_manifest(cfg.dataset)
-    data = cls_data(manifest, cfg.allow_leaks)
+    data = data or cls_data(manifest, cfg.allow_leaks)
     sets = cls_datasets(data, manifest, cfg)
     model, _ = build_cls(cfg, len(data.classes), sets['train'].look.modality)
-    return ClsJob(cfg, data, sets, model, fit_settings(cfg, len(sets['train'])), cls_loss(data.multi, cfg.label_smoothing), folder)
+    loss = cls_loss(data.multi, cfg.label_smoothing, cfg.loss)
+    return ClsJob(cfg, data, sets, model, fit_settings(cfg, len(sets['train'])), loss, folder)
 
 
 def train_cls(
     cfg:ClsRecipe,
-    folder:Path          # receives best.safetensors, state.pt, progress.jsonl, history.csv
+    folder:Path,         # receives best.safetensors, state.pt, progress.jsonl, history.csv
+    data:Labelled|None=None # with other splits than the set's own
 )->pd.DataFrame:         # a row an epoch: epoch, lr, loss, bacc, auroc, valid_loss, score, seconds
     "Tune a model on the training split and keep the epoch that validates best; goes on where a killed call stopped"
     if (folder/'history.csv').exists(): return pd.read_csv(folder/'history.csv')
-    job = cls_job(cfg, folder)
+    job = cls_job(cfg, folder, data)
     folder.mkdir(parents=True, exist_ok=True)
     if cfg.tune == 'probe' and cfg.views >= 0: rows = train_head(job)
     else:
@@ -450,8 +459,12 @@ def predict_cls(
     accelerator = make_accelerator(kind)
     look = Look(**{k: tuple(v) if isinstance(v, list) else v for k, v in about['look'].items()})
     data = ClsDataset(table, (), look)
-    data.y = torch.zeros(len(data))  # not looked at
-    with accelerator.autocast(): z, _ = logits_of(model.to(accelerator.device), data, accelerator, batch_size)
+    if about['kept']:  # the encoder may have been asked already
+        kept = keep_features(model, data, [-1], kind, batch_size)[0]
+        with torch.no_grad(): z = model.cpu().head(model.vector(kept))
+    else:
+        data.y = torch.zeros(len(data))  # not looked at
+        with accelerator.autocast(): z, _ = logits_of(model.to(accelerator.device), data, accelerator, batch_size)
     logits = z.double().numpy()
     return predictions_table(table, about['classes'], about['multi'], to_scores(logits, not about['multi']), logits)
 
@@ -510,7 +523,8 @@ def probe_encoder(
     model, _ = build_cls(replace(cfg, tune='probe'), len(data.classes), sets['train'].look.modality)
     if 'val' not in sets: return {}
     kind = pick_precision(cfg.precision)
-    x = {s: model.vector(keep_features(model, d, [-1], kind)[0]).detach().numpy() for s, d in sets.items()}
+    kept = {s: keep_features(model, d, [-1], kind)[0] for s, d in sets.items()}
+    x = {s: model.cpu().vector(v).detach().numpy() for s, v in kept.items()}
     y = {s: sets[s].y.numpy() for s in ('train', 'val')}  # type: ignore[union-attr]
     found = {'logistic regression': logistic_probe(x, y, len(data.classes)),
              'nearest neighbours': knn_probe(x, y, len(data.classes))}
@@ -559,7 +573,7 @@ def validation_of(
     about = load_cls_model(file)[1]
     said = predict_cls(file, data.splits['val'])
     z = torch.tensor(said[[f'logit:{c}' for c in about['classes']]].to_numpy())
-    return validation_numbers(z, targets(data.splits['val'], data.classes), data.classes, cls_loss(data.multi, about['smoothing']))
+    return validation_numbers(z, targets(data.splits['val'], data.classes), data.classes, cls_loss(data.multi, *about['loss']))
 
 
 def best_row(

@@ -250,7 +250,7 @@ def options_are_read(root):
         functions = [f for f in ast.walk(ast.parse(p.read_text())) if isinstance(f, ast.FunctionDef)]
         for f in functions if name != 'recipes' else ():
             kinds = {ast.unparse(a.annotation or a) for a in f.args.args if a.arg == 'cfg'}
-            for k in kinds & set(recipes): read[k] |= options_of(f)
+            for k in set(recipes) if 'Job' in kinds else kinds & set(recipes): read[k] |= options_of(f)
     faults, owned = [], set()
     for p in pipelines(root):
         given = [t.id for c in cells(p) if 'parameters' in c.tags for n in ast.parse(c.source).body

@@ -302,7 +302,8 @@ def crop_together(
     top, left, h, w = d.box.T
     rows, cols = taps(top, h, size[0], torch.zeros_like(d.flip)), taps(left, w, size[1], d.flip)
     with torch.autocast(x.device.type, enabled=False):
-        return weigh_rows(weigh_rows(x.float(), rows).mT.contiguous(), cols).mT.round().clamp_(0, 255).contiguous()
+        v = weigh_rows(x.mT.float(), cols).round_().clamp_(0, 255)
+        return weigh_rows(v.mT.contiguous(), rows).round_().clamp_(0, 255)
 
 
 def crop_each(

@@ -151,8 +151,8 @@ def test_undefined_is_named_and_a_true_zero_counts():  # defects.md 9
     assert undefined_classes(pred) == {'never': 'the truth never has it', 'always': 'the truth always has it',
                                        'blank': 'no label is known'}
     scores = evaluate(pred, n=100)
-    assert scores.per_class.note['never'] == 'undefined: the truth never has it'
-    assert set(scores.undefined.index) == {'never', 'always', 'blank'} and scores.means['AUROC, mean (macro)'] == .5
+    assert scores.notes.note['never'] == 'undefined: the truth never has it'
+    assert set(scores.undefined) == {'never', 'always', 'blank'} and scores.means['AUROC, mean (macro)'] == .5
 
 
 def test_class_that_is_never_predicted_costs():
@@ -212,7 +212,7 @@ def test_few_patients_are_said():
     table = example_predictions()
     two = table[(table.label != 'AMD') | table.patient.isin(table.patient[table.label == 'AMD'].unique()[:2])]
     notes = bootstrap(check_predictions(two), n=300).set_index(['metric', 'Class']).note
-    assert notes['AUROC', 'AMD'].startswith('only 2 patients have it: the interval is a poor guide; ')
+    assert notes['AUROC', 'AMD'].startswith('only 2 positive patients: the interval is a poor guide; ')
     assert '% of the resamples lack it' in notes['AUROC', 'AMD'] and notes['AUROC', 'DME'] == ''
     pair = pd.concat([table[:1], table[table.label != table.label[0]][:1]]).assign(patient='')
     notes = bootstrap(check_predictions(pair), n=100).set_index(['metric', 'Class']).note

@@ -379,3 +379,16 @@ def test_merged_classes_are_a_softmax_over_fewer():
     np.testing.assert_allclose(ill.p, to_scores(merged, True), atol=1e-5)
     here = t.assign(label=t.label.replace({'AMD': 'ill', 'DME': 'ill'}))  # labels of a coarser set, scores of a finer
     np.testing.assert_allclose(check_predictions(map_classes(here, {'AMD': 'ill', 'DME': 'ill'})).p, ill.p)
+
+
+def test_second_table_is_paired_by_id():
+    "Rows in another order are the same table; another truth, image or class is an error"
+    t = example_predictions()
+    a, b = check_predictions(t), check_predictions(t.sample(frac=1, random_state=0))
+    assert compare(a, b, ['AUROC', 'MCC'], n=100).difference.abs().max() < 1e-12
+    for other, said in ((t[1:], "the second table lacks 1 images, as 'test000L_0'"),
+                        (t.assign(label=t.label.to_numpy()[::-1]), 'is not the same in the two tables'),
+                        (t.rename(columns=lambda c: c.replace('AMD', 'CNV')).replace({'label': {'AMD': 'CNV'}}),
+                         'the second NORMAL, CNV, DME')):
+        with pytest.raises(ValueError) as e: compare(a, check_predictions(other), n=100)
+        assert said in str(e.value)

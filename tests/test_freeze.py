@@ -4,10 +4,10 @@ import hashlib
 import pytest
 import torch
 
-from mirage_nb import launch
 from mirage_nb.data.datasets import collate
 from mirage_nb.data.manifest import read_manifest
-from mirage_nb.launch import build_seg, fit_settings, seg_data, seg_datasets, seg_step
+from mirage_nb.jobs import seg
+from mirage_nb.jobs.seg import build_seg, fit_settings, seg_data, seg_datasets, seg_step
 from mirage_nb.models.multimae import MultiViT
 from mirage_nb.recipes import get_recipe, override
 from mirage_nb.train.loop import fit
@@ -68,6 +68,6 @@ def test_frozen_encoder_is_the_same_every_time(home):
 def test_kept_views_are_the_tokens_of_a_frozen_encoder(home, monkeypatch):
     "With as many views as epochs, keeping tokens changes nothing but the time"
     options = {'freeze': 'encoder', 'head': 'linear', 'precision': 'fp32'}
-    plain = launch.train_seg(settings(**options), home/'plain')
-    kept = launch.train_seg(settings(**options, keep_views=1), home/'kept')
+    plain = seg.train_seg(settings(**options), home/'plain')
+    kept = seg.train_seg(settings(**options, keep_views=1), home/'kept')
     for k in ('loss', 'valid_loss', 'mIoU'): assert kept[k].tolist() == pytest.approx(plain[k].tolist(), rel=1e-4)

@@ -121,7 +121,7 @@ def test_no_weight_decay(model, facts):
     named, parameters = set(facts['no_weight_decay']), dict(model.named_parameters())
     inside = {n for n in named if n not in parameters and n not in dict(model.named_buffers())}
     assert inside <= {n for n, _ in model.named_modules()}
-    assert {n for n, p in parameters.items() if p.ndim > 1 and not decays(n, p)} == named & parameters.keys()
+    assert {n for n, p in parameters.items() if p.ndim > 1 and not decays(model, n, p)} == named & parameters.keys()
 
 
 def test_trajectory(model, facts, x, masks):

@@ -17,7 +17,7 @@ from mirage_nb.core import runs_dir
 from mirage_nb.data.images import read_mask
 from mirage_nb.data.manifest import classes_of, read_manifest
 from mirage_nb.eval.report import score_folder
-from mirage_nb.launch import seg_data
+from mirage_nb.jobs.seg import seg_data
 from mirage_nb.models.zoo import load_seg_model
 from mirage_nb.runs import RunFailed, find_notebook, run_nb
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from mirage_nb import launch
 from mirage_nb.data.manifest import read_manifest
+from mirage_nb.jobs import seg
 from mirage_nb.recipes import get_recipe, override
 
 pytestmark = pytest.mark.slow
@@ -23,7 +24,7 @@ def settings(**changed): return override(get_recipe(read_manifest('Phantom_OCT')
 
 
 @pytest.fixture
-def plain(home): return launch.train_seg(settings(), home/'plain')
+def plain(home): return seg.train_seg(settings(), home/'plain')
 
 
 def close(a, b, rel=1e-4, numbers=NUMBERS):
@@ -50,12 +51,12 @@ def test_two_processes_with_kept_views(home):
 
 @pytest.mark.parametrize('changed', [{'accumulate': 2}, {'accumulate': 4}, {'workers': 2}])
 def test_micro_batches_and_workers_change_nothing(plain, home, changed):
-    other = launch.train_seg(settings(**changed), home/'other')
+    other = seg.train_seg(settings(**changed), home/'other')
     close(other, plain, rel=1e-4 if 'accumulate' in changed else 1e-12)
 
 
 def test_bf16_is_near_fp32(plain, home):
-    half = launch.train_seg(settings(precision='bf16'), home/'half')
+    half = seg.train_seg(settings(precision='bf16'), home/'half')
     close(half, plain, rel=0.05, numbers=['loss', 'valid_loss'])
     assert half.loss.tolist() != plain.loss.tolist(), 'it was not bf16'
 
@@ -69,18 +70,18 @@ def test_failing_launch_says_why(home):
 BAD = '''
 import sys, os
 from pathlib import Path
-from mirage_nb import launch
+from mirage_nb.jobs import seg
 from mirage_nb.recipes import SegRecipe
 from mirage_nb.core import read_json
 
-def seg_step(*a, f=launch.seg_step):
+def seg_step(*a, f=seg.seg_step):
     step = f(*a)
     return lambda model, batch: step(model, batch)*(float('nan') if BAD_ID in batch['id'] else 1.)
 
 BAD_ID = sys.argv[2]
-launch.seg_step = seg_step
+seg.seg_step = seg_step
 folder = Path(sys.argv[1])
-launch.train_seg(SegRecipe(**read_json(folder/'settings.json')), folder)
+seg.train_seg(SegRecipe(**read_json(folder/'settings.json')), folder)
 '''
 
 
@@ -90,7 +91,7 @@ def test_bad_loss_in_one_of_two_processes(home):
     folder.mkdir()
     (folder/'settings.json').write_text(json.dumps(asdict(cfg)))
     (home/'bad.py').write_text(BAD)
-    ids = launch.seg_data(read_manifest('Phantom_OCT')).tables['train'].id
+    ids = seg.seg_data(read_manifest('Phantom_OCT')).tables['train'].id
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
     done = subprocess.run([*torchrun, str(home/'bad.py'), str(folder), ids[0]], capture_output=True, text=True,
                           timeout=120)
@@ -104,11 +105,11 @@ def test_bad_loss_in_one_of_two_processes(home):
 SAME = '''
 import sys
 from pathlib import Path
-from mirage_nb import launch
+from mirage_nb.jobs import seg
 from mirage_nb.recipes import SegRecipe
 from mirage_nb.core import read_json
 folder = Path(sys.argv[1])
-launch.train_seg(SegRecipe(**read_json(folder/'settings.json')), folder)
+seg.train_seg(SegRecipe(**read_json(folder/'settings.json')), folder)
 '''
 
 

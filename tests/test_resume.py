@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mirage_nb import launch
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.eval import predict as predicting
+from mirage_nb.jobs import seg
 from mirage_nb.models import weights
 from mirage_nb.recipes import get_recipe, override
 from mirage_nb.runs import start_run
@@ -31,11 +31,11 @@ def settings(**changed): return override(get_recipe(read_manifest('Phantom_OCT')
 
 def tune(folder, **changed):
     "What the notebook does: train, then predict and score the test split"
-    launch.train_seg(settings(**changed), folder)
-    launch.test_seg(folder, launch.seg_data(read_manifest('Phantom_OCT')))
+    seg.train_seg(settings(**changed), folder)
+    seg.test_seg(folder, seg.seg_data(read_manifest('Phantom_OCT')))
 
 
-def save_each_step(): launch.fit_settings = lambda cfg, f=launch.fit_settings: replace(f(cfg), save_every=0.)
+def save_each_step(): seg.fit_settings = lambda cfg, f=seg.fit_settings: replace(f(cfg), save_every=0.)
 
 
 # ------------------------------------------------------------------ processes that die
@@ -72,10 +72,10 @@ PLANS = {  # in the middle of what the process dies
     'a checkpoint, written but not named': lambda: at_state(6, lambda f, *a: die()),
     'a step after the checkpoint': lambda: at_state(6, lambda f, *a: (f(*a), die())),
     'the first checkpoint': lambda: at(1, torch, 'save', lambda f, state, path: half(path, lambda p: f(state, p))),
-    'a validation': lambda: at(2, launch, 'validate_seg', lambda f, *a, **k: die()),
+    'a validation': lambda: at(2, seg, 'validate_seg', lambda f, *a, **k: die()),
     'the best model': lambda: at(1, weights, 'save_file', lambda f, s, p, m: half(p, lambda q: f(s, q, m))),
-    'an epoch after the best model': lambda: at(1, launch, 'save_seg_model', lambda f, *a, **k: (f(*a, **k), die())),
-    'an end, the history written': lambda: at(1, launch, 'write_atomic', lambda f, *a: (f(*a), die())),
+    'an epoch after the best model': lambda: at(1, seg, 'save_seg_model', lambda f, *a, **k: (f(*a, **k), die())),
+    'an end, the history written': lambda: at(1, seg, 'write_atomic', lambda f, *a: (f(*a), die())),
     'a prediction': lambda: at(3, predicting, 'write_mask', lambda f, *a: die()),
     'a prediction, written but not noted': lambda: at(6, predicting, 'write_mask', lambda f, *a: (f(*a), die()))}
 
@@ -95,7 +95,7 @@ def processes():
     before = os.environ.get('OMP_NUM_THREADS')
     os.environ['OMP_NUM_THREADS'] = '1'
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mirage_nb.launch', 'torch._dynamo'])
+    context.set_forkserver_preload(['mirage_nb.jobs.seg', 'torch._dynamo'])
 
     def start(*args, **changed):
         p = context.Process(target=work, args=args, kwargs=changed)
@@ -182,8 +182,8 @@ STOPS = {  # where the user's Ctrl-C arrives
     'before a step': lambda m: at_in(m, 6, loop.Trainer, 'train_step', lambda f, *a: interrupt()),
     'after a step of the optimizer': lambda m: at_in(m, 6, torch.optim.AdamW, 'step',
                                                      lambda f, *a, **k: (f(*a, **k), interrupt())),
-    'in a validation': lambda m: at_in(m, 2, launch, 'validate_seg', interrupt),
-    'before the best model': lambda m: at_in(m, 2, launch, 'save_seg_model', interrupt),
+    'in a validation': lambda m: at_in(m, 2, seg, 'validate_seg', interrupt),
+    'before the best model': lambda m: at_in(m, 2, seg, 'save_seg_model', interrupt),
     'while the best model is written': lambda m: at_in(m, 1, weights, 'save_file', interrupt)}
 
 
@@ -220,13 +220,13 @@ def test_loss_that_is_no_number(whole, home, monkeypatch):
         bad.extend(batch['id'])
         return f(model, batch)*float('nan')
 
-    def seg_step(*a, f=launch.seg_step):
+    def seg_step(*a, f=seg.seg_step):
         fake = type('Fake', (), {'step': staticmethod(f(*a))})
         at(7, fake, 'step', step)
         return lambda model, batch: fake.step(model, batch)
 
     with monkeypatch.context() as m, pytest.raises(FloatingPointError) as e:
-        m.setattr(launch, 'seg_step', seg_step)
+        m.setattr(seg, 'seg_step', seg_step)
         tune(folder)
     assert 'loss is nan at epoch 2, step 3' in str(e.value) and all(k in str(e.value) for k in bad) and bad
     assert str(folder/'state.pt') in str(e.value)
@@ -253,7 +253,7 @@ def small_disk(tmp_path):
 def test_full_disk(small_disk, whole, home, monkeypatch):
     folder = small_disk/'run'
     with monkeypatch.context() as m, pytest.raises(OSError) as e:
-        m.setattr(launch, 'fit_settings', launch.fit_settings)
+        m.setattr(seg, 'fit_settings', seg.fit_settings)
         save_each_step()
         tune(folder)
     assert re.search(r'cannot write \S*run/state\.pt: .*; the earlier file is kept\. Free space', str(e.value)), e.value
@@ -272,7 +272,7 @@ def test_finished_training_is_not_repeated(home, monkeypatch):
     before = {p: p.read_bytes() for p in Path(home/'run').rglob('*') if p.is_file()}
     def never(*a, **k): raise AssertionError('this was done already')
     monkeypatch.setattr(loop.Trainer, 'train_step', never)
-    monkeypatch.setattr(launch, 'validate_seg', never)
+    monkeypatch.setattr(seg, 'validate_seg', never)
     monkeypatch.setattr(predicting, 'write_mask', never)
     tune(home/'run')
     assert {p: p.read_bytes() for p in Path(home/'run').rglob('*') if p.is_file()} == before

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SegLoss', 'log_probability', 'dice_of', 'gen_dice', 'is_background', 'seg_loss', 'masked_mean', 'normalise_patches',
-           'masked_mse', 'masked_ce', 'pretrain_losses', 'soft_targets', 'soft_ce', 'bce_loss']
+           'masked_mse', 'masked_ce', 'pretrain_losses', 'soft_targets', 'soft_ce', 'bce_loss', 'patch_mse']
 
 # %% ../../nbs/20_train.losses.ipynb #dd0e4c3c
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +15,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from ..core import unknown
+from ..models.mae import normalise, patchify
 
 # %% ../../nbs/20_train.losses.ipynb #f3f26b30
 def log_probability(
@@ -187,3 +188,20 @@ def bce_loss(
     known = targets.float().masked_fill(~there, 0)
     each = F.binary_cross_entropy_with_logits(scores.float(), known, reduction='none')
     return each.masked_fill(~there, 0).sum()/there.sum().clamp(min=1)
+
+# %% ../../nbs/20_train.losses.ipynb #e70982e4
+def patch_mse(
+    predicted:Tensor,    # (b, k, patch*patch*c) of patches, each laid out (row, column, channel)
+    ids:Tensor,          # (b, k) which patches these are
+    mask:Tensor,         # (b, n), True or 1 where hidden
+    image:Tensor,        # (b, c, h, w) as the model saw it
+    patch:int,           # side of a patch, pixels
+    norm_pix:bool=False  # compare with normalised patches
+)->Tensor:               # scalar; 0 when nothing is hidden
+    "Mean squared error of hidden patches (He et al. 2022, section 3)"
+    true = patchify(image.float(), patch)
+    if norm_pix: true = normalise(true)
+    true = true.gather(1, ids[..., None].expand(-1, -1, true.shape[-1]))
+    error = (predicted.float() - true).square().mean(-1)
+    counts = mask.gather(1, ids).bool()
+    return error.masked_fill(~counts, 0).sum() / counts.sum().clamp(min=1)

@@ -7,7 +7,6 @@ __all__ = ['layer_of', 'decays', 'param_groups', 'warmup_cosine', 'half_cycle', 
 
 # %% ../../nbs/21_train.optim.ipynb #9d7d1769
 import math
-import re
 from typing import Any
 
 import torch
@@ -15,35 +14,36 @@ from torch import nn
 
 # %% ../../nbs/21_train.optim.ipynb #48015a26
 def layer_of(
-    name:str, # of a parameter
-    depth:int # blocks of the encoder
-)->int:       # 0: before the first block; i + 1: block i; depth + 1: the head
-    "Layer that a parameter belongs to"
-    if name.startswith(('input_adapters.', 'global_tokens')): return 0
-    block = re.match(r'encoder\.(\d+)\.', name)
-    return int(block[1]) + 1 if block else depth + 1
+    model:nn.Module, # asked, if it has `layer_of` and `depth`, as every encoder and what carries one
+    name:str         # of a parameter
+)->int:              # 0: before the first block; i + 1: block i; depth + 1: the head
+    "Layer that a parameter belongs to; a model that knows no layers is one"
+    ask = getattr(model, 'layer_of', None)
+    return ask(name) if ask else int(getattr(model, 'depth', 0)) + 1
 
 
 def decays(
-    name:str,      # of a parameter
-    p:nn.Parameter # itself
-)->bool:           # False for 1-D parameters, biases, global and mask tokens
+    model:nn.Module, # asked, if it has `no_decay`, as every encoder and what carries one
+    name:str,        # of a parameter
+    p:nn.Parameter   # itself
+)->bool:             # False for 1-D parameters and biases, and for what the model names
     "Whether weight decay applies to a parameter"
-    return p.ndim > 1 and name.split('.')[-1] not in ('bias', 'global_tokens', 'mask_token')
+    ask = getattr(model, 'no_decay', None)
+    return not ask(name, p) if ask else p.ndim > 1
 
 # %% ../../nbs/21_train.optim.ipynb #c43a9d76
 def param_groups(
-    model:nn.Module,        # with an attribute `depth`
+    model:nn.Module,        # says of which layer a parameter is, as encoders do
     weight_decay:float,     # of the parameters that have it, 0 or more
     layer_decay:float=1.    # factor of the learning rate from each layer to the one below it, above 0 to 1
 )->list[dict[str, Any]]:    # for an optimizer: params, weight_decay, lr_scale, names
     "Parameter groups with layer-wise learning rates; frozen parameters are left out"
     if not 0 < layer_decay <= 1: raise ValueError(f'layer_decay is a factor above 0 and up to 1, not {layer_decay}')
-    depth = int(model.depth)  # type: ignore[arg-type]
+    depth = int(getattr(model, 'depth', 0))
     groups:dict[tuple[int, bool], dict[str, Any]] = {}
     for name, p in model.named_parameters():
         if not p.requires_grad: continue
-        key = layer_of(name, depth), decays(name, p)
+        key = layer_of(model, name), decays(model, name, p)
         scale = layer_decay**(depth + 1 - key[0])
         group = groups.setdefault(key, {
             'params': [], 'names': [], 'weight_decay': weight_decay if key[1] else 0., 'lr_scale': scale})

@@ -1,0 +1,228 @@
+"What a user may get wrong in a set for classification, seen through 31_cls_tune itself"
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from mirage_nb.data.classes import labelled
+from mirage_nb.data.manifest import list_manifests, read_manifest
+
+CLASSES = ('AMD', 'DME', 'normal')
+HEAD = '\n'.join(f'{k} = "x"' for k in ('title', 'modality', 'source', 'licence', 'citation', 'get'))
+
+
+def picture(path, seed, mode='L', size=(24, 32)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    x = np.random.default_rng(seed).integers(0, 255, (*size, len(mode)), np.uint8)
+    Image.fromarray(x.squeeze(), mode).save(path)
+
+
+@pytest.fixture
+def folders(home, monkeypatch):
+    "A set in class folders, 4 images a class and split"
+    monkeypatch.setenv('MIRAGE_DATA', str(home/'data'))
+    root, n = home/'data'/'Eyes', 0
+    for split in ('train', 'val', 'test'):
+        for c in CLASSES:
+            for i in range(4):
+                picture(root/split/c/f'{c}_{split}{i}.png', n := n + 1)
+    return root
+
+
+@pytest.fixture
+def table(folders):
+    "The same as a table"
+    rows = [(p.stem, f'{p.parent.parent.name}/{p.parent.name}', p.parent.name, p.parent.parent.name, f'P{i//2}', 'OD')
+            for i, p in enumerate(sorted(folders.rglob('*.png')))]
+    cells = pd.DataFrame(rows, columns=['name', 'part', 'dx', 'set', 'who', 'side'])
+    (folders/'manifest.toml').write_text(f'''{HEAD}
+task = "classification"
+layout = "table"
+[labels]
+table = "t.csv"
+image = "{{part}}/{{name}}.png"
+label = "dx"
+patient = "who"
+eye = "side"
+split = "set"
+classes = {list(CLASSES)}
+''')
+    cells.to_csv(folders/'t.csv', index=False)
+    return cells, folders/'t.csv'
+
+
+@pytest.fixture
+def tune(execute):
+    "31_cls_tune up to its end, as small as it can be"
+    small = dict(recipe='cls_small', size=32, epochs=1, probes=False, baselines=False, precision='fp32')
+    return lambda **more: execute('cls_tune', **{'dataset': 'Eyes', **small, **more})
+
+
+def fails(tune, text, kind=ValueError, **more):
+    with pytest.raises(kind) as e: tune(**more)
+    assert text in str(e.value), e.value
+
+
+def test_stray_files_are_no_classes(folders):
+    (folders/'train'/'notes.txt').touch()
+    for name in ('.ipynb_checkpoints', '__MACOSX', 'empty'): (folders/'train'/name).mkdir()
+    (folders/'train'/'AMD'/'Thumbs.db').touch()
+    with pytest.warns(UserWarning, match='empty, notes.txt passed over'): data = labelled(read_manifest('Eyes'))
+    assert data.classes == CLASSES and len(data.table) == 36
+
+
+def test_class_missing_from_training(folders, tune):
+    for p in (folders/'train'/'DME').iterdir(): p.unlink()
+    fails(tune, 'no image of class DME in train, so it cannot be learnt; it is in val, test')
+
+
+def test_class_missing_from_the_test_is_said(folders):
+    for p in (folders/'test'/'DME').iterdir(): p.unlink()
+    with pytest.warns(UserWarning, match='no image of class DME in test'): data = labelled(read_manifest('Eyes'))
+    assert data.counts().loc['DME'].tolist() == [4, 4, 0]
+
+
+def test_one_class_only(folders, tune):
+    for p in folders.rglob('*.png'):
+        if p.parent.name != 'AMD': p.unlink()
+    fails(tune, 'holds one class only, AMD; there is nothing to tell apart')
+
+
+def test_label_outside_the_list(table, tune):
+    cells, path = table
+    cells.assign(dx=cells.dx.replace('DME', 'DMEE')).to_csv(path, index=False)
+    fails(tune, "no class 'DMEE'. Did you mean 'DME'?")
+
+
+def test_folder_outside_the_list(folders, tune):
+    (folders/'manifest.toml').write_text(f'{HEAD}\ntask = "classification"\nlayout = "classes"\n[labels]\n'
+                                         'classes = ["AMD", "normal"]\n')
+    fails(tune, "no class 'DME'. Known: AMD, normal")
+
+
+def test_duplicate_ids(table, tune):
+    cells, path = table
+    cells.assign(name=['AMD_test1', *cells.name[1:]]).to_csv(path, index=False)
+    fails(tune, 'the id AMD_test1 (test: AMD/AMD_test1.png, test: AMD/AMD_test1.png) stands more than once')
+
+
+def test_image_in_two_splits_by_id(folders, tune):
+    picture(folders/'val'/'AMD'/'AMD_train0.png', 99)
+    fails(tune, 'the id AMD_train0 (train: AMD/AMD_train0.png, val: AMD/AMD_train0.png): in more than one split')
+
+
+def test_image_in_two_splits_by_content(folders, tune):
+    (folders/'test'/'AMD'/'copy.png').write_bytes((folders/'train'/'AMD'/'AMD_train0.png').read_bytes())
+    fails(tune, 'the same image (train: AMD/AMD_train0.png, test: AMD/copy.png): in more than one split')
+    with pytest.warns(UserWarning, match='1 in more than one split, so scores are too good: image'):
+        data = labelled(read_manifest('Eyes'), allow_leaks=True)
+    assert data.leaks.kind.tolist() == ['image']
+
+
+def test_one_image_with_two_labels(folders, tune):
+    (folders/'train'/'DME'/'copy.png').write_bytes((folders/'train'/'AMD'/'AMD_train0.png').read_bytes())
+    fails(tune, 'has more than one label')
+
+
+def test_patient_in_two_splits_is_said(table):
+    cells, path = table
+    cells.assign(who=['P1', *cells.who[1:-1], 'P1']).to_csv(path, index=False)
+    with pytest.warns(UserWarning, match='patient P1 '): data = labelled(read_manifest('Eyes'))
+    assert data.leaks.what.tolist() == ['P1']
+
+
+def test_empty_file(folders, tune):
+    (folders/'test'/'AMD'/'AMD_test0.png').write_bytes(b'')
+    (folders/'val'/'AMD'/'AMD_val0.png').write_bytes(b'no image')
+    with pytest.raises(ValueError) as e: tune()
+    assert '2 of 36 images cannot be read' in str(e.value) and 'AMD_test0.png: the file is empty' in str(e.value)
+
+
+def test_truncated_file(folders, tune):
+    p = folders/'test'/'AMD'/'AMD_test0.png'
+    p.write_bytes(p.read_bytes()[:300])
+    fails(tune, 'AMD_test0.png')
+
+
+def test_rgba_and_16_bit_images_are_read(folders, tune):
+    picture(folders/'train'/'AMD'/'AMD_train0.png', 5, 'RGBA')
+    picture(folders/'train'/'AMD'/'AMD_train1.png', 6, 'RGB')
+    x = np.random.default_rng(7).integers(0, 4095, (24, 32), np.uint16)
+    Image.fromarray(x).save(folders/'train'/'AMD'/'AMD_train2.png')
+    space = tune()
+    assert len(space['history']) == 1
+    sample = {s['id']: s['bscan'] for s in (space['sets'][0, i] for i in range(12))}['AMD_train2']
+    assert sample.std() > .05, 'a dark 16-bit image is stretched'
+
+
+@pytest.mark.parametrize('change, text', [
+    ({'dx': ''}, 'no class'), ({'set': 'D'}, "no split 'D'"), ({'name': 'gone'}, '36 of 36 images')])
+def test_faults_of_a_table(table, tune, change, text):
+    cells, path = table
+    cells.assign(**change).to_csv(path, index=False)
+    with pytest.raises((ValueError, FileNotFoundError)) as e, warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        tune()
+    assert text in str(e.value) or change == {'dx': ''}
+
+
+def test_rows_without_a_label_are_left_out(table):
+    cells, path = table
+    cells.assign(dx=['', *cells.dx[1:]]).to_csv(path, index=False)
+    with pytest.warns(UserWarning, match='1 rows have no label and are left out'): data = labelled(read_manifest('Eyes'))
+    assert len(data.table) == 35
+
+
+def test_several_labels_with_missing_ones(folders, table, tune):
+    cells, path = table
+    rng = np.random.default_rng(0)
+    for c in CLASSES: cells[c] = [('1', '0', '')[k] for k in rng.choice(3, len(cells), p=[.45, .45, .1])]
+    cells.to_csv(path, index=False)
+    text = (folders/'manifest.toml').read_text().replace('label = "dx"', 'multi = true')
+    (folders/'manifest.toml').write_text(text)
+    space = tune()
+    t = pd.read_csv(space['run'].folder/'predictions_test.csv')
+    assert [c for c in t if ':' in c] == [f'{k}:{c}' for k in ('label', 'score', 'logit') for c in CLASSES]
+    assert np.isfinite(space['history'].loss).all() and t.filter(like='label:').isna().to_numpy().any()
+    cells.assign(AMD='-1').to_csv(path, index=False)
+    fails(tune, "'AMD' is '-1'; it takes 1, 0 or nothing")
+
+
+def test_no_split_to_select_on(folders, tune):
+    import shutil
+    shutil.rmtree(folders/'val')
+    fails(tune, "Eyes has no split 'val'; it has train, test. Say select='last'")
+    assert len(tune(select='last')['history']) == 1
+
+
+def test_segmentation_set_without_labels(home, tune, shared_data, monkeypatch):
+    monkeypatch.setenv('MIRAGE_DATA', str(shared_data))
+    fails(tune, 'Duke_DME is a set for segmentation, and Duke_DME.toml has no [labels]', dataset='Duke_DME')
+
+
+def test_every_manifest_names_a_recipe():
+    from mirage_nb.recipes import CLS_RECIPES, RECIPES
+    for name in list_manifests():
+        m = read_manifest(name)
+        assert not m.labels or m.labels.recipe in CLS_RECIPES, f'{name}: {m.labels.recipe}'
+        assert m.task != 'segmentation' or m.recipe in RECIPES, name
+
+
+def test_real_sets_are_read(shared_data, home, monkeypatch):
+    "Noor by its folders; UNAM by its table, split by patient; NIH by its own table"
+    data = home/'data'
+    data.mkdir()
+    for name, folder in (('Noor_Eye_Hospital', 'noor_oct'), ('UNAM', 'unam'), ('NIH_ChestXray14', 'cxr_nih_64px')):
+        (data/name).symlink_to(shared_data/folder)
+    monkeypatch.setenv('MIRAGE_DATA', str(data))
+    noor = labelled(read_manifest('Noor_Eye_Hospital'))
+    assert noor.counts().to_numpy().tolist() == [[30, 10, 10]]*3 and (noor.table.patient == '').all()
+    unam = labelled(read_manifest('UNAM'))
+    assert len(unam.table) == 60 and unam.table.patient.nunique() == 32
+    assert unam.table.groupby('patient').split.nunique().max() == 1 and set(unam.table.split) == {'train', 'val', 'test'}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        nih = labelled(read_manifest('NIH_ChestXray14'), allow_leaks=True)
+    assert nih.multi and len(nih.classes) == 14 and len(nih.table) == 1000

@@ -1,0 +1,251 @@
+"A classification tuning does what it says: what trains, what chooses, what is read when, and how it goes on"
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mirage_nb import launch
+from mirage_nb.data.manifest import read_manifest
+from mirage_nb.eval.cls_table import read_predictions
+from mirage_nb.jobs import cls
+from mirage_nb.models.classifiers import cls_model, load_cls_model, save_cls_model
+from mirage_nb.models.cls_heads import choose_training
+from mirage_nb.recipes import cls_recipe
+from mirage_nb.train.loop import TIMES, load_state
+
+
+def settings(**changed):
+    "Full tuning of a small model on small phantoms, fast enough for a test"
+    plain = dict(dataset='Phantom_OCT', tune='full', size=48, epochs=3, lr=1e-3, precision='fp32', batch_size=6,
+                 probes=False, baselines=False)
+    return replace(cls_recipe('cls_small'), **plain | changed)
+
+
+def data(): return cls.cls_data(read_manifest('Phantom_OCT'))
+
+
+def close(a, b, rel=0.):
+    a, b = (t.drop(columns=[c for c in TIMES if c in t]) for t in (a, b))
+    pd.testing.assert_frame_equal(a, b, rtol=rel, atol=rel, check_exact=not rel)
+
+
+# ------------------------------------------------------------------ what trains
+
+@pytest.mark.parametrize('name', ['mirage_tiny', 'vit_small_patch16', 'densenet121'])
+@pytest.mark.parametrize('how', ['probe', 'full', 'last', 'lora'])
+def test_only_what_is_said_trains(name, how):
+    "Tensors before and after a step, for every kind of encoder"
+    torch.manual_seed(0)
+    model = cls_model(name, 3, size=(64, 64), drop_path=0. if name == 'densenet121' else .2)
+    if (name, how) == ('densenet121', 'lora'):
+        with pytest.raises(ValueError, match='this encoder has none; tune it by full or last'): choose_training(model, how)
+        return
+    choose_training(model, how, 1, 2)
+    model.train()
+    x = {'bscan': torch.rand(4, 1, 64, 64)} if name.startswith('mirage') else {'image': torch.randn(4, 3, 64, 64)}
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    opt = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.)
+    for _ in range(2):  # the adapters' second matrix starts at 0, so the first learns from the second step on
+        opt.zero_grad()
+        model(x, torch.arange(4)).square().sum().backward()
+        opt.step()
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    inside = {k for k in moved if k.startswith('encoder.')}
+    assert {'head.weight', 'head.bias'} <= moved
+    if how == 'probe': assert moved == {'head.weight', 'head.bias'}
+    if how == 'last': assert inside and {model.layer_of(k) for k in inside} <= {model.depth, model.depth + 1}
+    if how == 'lora': assert inside and all('lora_' in k for k in inside)
+    if how == 'full': assert {model.layer_of(k) for k in inside} >= {0, 1, model.depth}
+
+
+def test_recipes_are_the_published_ones():
+    full, probe = cls_recipe('cls_full_mirage'), cls_recipe('cls_probe_mirage')
+    assert (full.lr, probe.lr, full.final_lr, full.weight_decay) == (1e-5, 1e-3, 1e-8, 0.01)
+    assert (full.label_smoothing, full.epochs, full.warmup_epochs, full.size) == (0.1, 1000, 10, 512)
+    assert (full.select, full.patience, full.min_gain, full.patience_from) == ('bacc', 20, 0.001, 20)
+    s = cls.fit_settings(replace(full, epochs=1000), 400)
+    assert (s.schedule, s.batch_size) == ('half_cycle', 64)
+    u = cls_recipe('uspec_finetune')
+    assert (cls.fit_settings(u, 1000).lr, u.layer_decay, u.drop_path) == (5e-3*128/256, 0.65, 0.2)
+
+
+# ------------------------------------------------------------------ what chooses, and what is read when
+
+def test_test_images_are_read_after_training(home, monkeypatch):
+    "While a model is tuned no image of the test split is decoded, and validation is never augmented"
+    seen, reading = [], cls.ClsDataset.read
+    def read(self, i):
+        seen.append((self.table.split.iloc[i], self.augment))
+        return reading(self, i)
+    monkeypatch.setattr(cls.ClsDataset, 'read', read)
+    for changed in ({}, {'tune': 'probe', 'views': 2}):
+        cls.train_cls(settings(epochs=1, **changed), home/f'{len(seen)}')
+    assert {s for s, _ in seen} == {'train', 'val'} and ('val', True) not in seen and ('train', True) in seen
+    seen.clear()
+    cls.test_cls(settings(epochs=1), home/'0', data())
+    assert {s for s, _ in seen} == {'val', 'test'} and {a for _, a in seen} == {False}
+
+
+def test_kept_epoch_is_the_best_by_the_rule(home):
+    cfg, folder = settings(epochs=6, min_gain=0.05), home/'run'
+    history = cls.train_cls(cfg, folder)
+    found = cls.validation_of(folder, data())
+    best = cls.best_row(history, cfg)
+    assert found['bacc'] == pytest.approx(history.score[best])
+    assert found['valid_loss'] == pytest.approx(history.valid_loss[best], rel=1e-4)
+
+
+def test_it_stops_when_nothing_gains(home):
+    history = cls.train_cls(settings(tune='probe', views=0, epochs=200, patience=3, patience_from=2, min_gain=0.5), home/'run')
+    assert len(history) < 200
+    best = cls.best_row(history, settings(min_gain=0.5)) + 1
+    assert len(history) - max(best, 2) == 3
+
+
+def test_the_last_epoch_when_asked(home):
+    cfg = settings(select='last', epochs=3)
+    history = cls.train_cls(cfg, home/'run')
+    assert cls.validation_of(home/'run', data())['valid_loss'] == pytest.approx(history.valid_loss[2], rel=1e-4)
+
+
+def test_shots_are_a_subset(home):
+    few = cls.cls_job(settings(shots=1, batch_size=None), home/'x')
+    assert few.data.splits['train'].label.nunique() == len(few.sets['train']) == 4 and few.settings.batch_size == 1
+    assert len(few.sets['val']) == 8
+
+
+# ------------------------------------------------------------------ going on
+
+@pytest.mark.parametrize('changed', [{}, {'tune': 'probe', 'views': 2}, {'tune': 'lora'}, {'ema': 0.9}], ids=str)
+def test_interrupted_at_any_step(home, monkeypatch, changed):
+    cfg = settings(**changed)
+    whole = cls.train_cls(cfg, home/'whole')
+    make, calls = cls.cls_step, []
+    def cut(*a):
+        step = make(*a)
+        def counted(model, batch):
+            calls.append(1)
+            if len(calls) in (2, 4): raise KeyboardInterrupt
+            return step(model, batch)
+        return counted
+    monkeypatch.setattr(cls, 'cls_step', cut)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt): cls.train_cls(cfg, home/'cut')
+    assert load_state(home/'cut'/'state.pt')['progress']['step'] >= 0
+    close(cls.train_cls(cfg, home/'cut'), whole)
+    same = [load_cls_model(home/k/'best.safetensors')[0].state_dict() for k in ('whole', 'cut')]
+    assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in same), strict=True))
+
+
+KILLED = '''
+import sys
+from pathlib import Path
+from mirage_nb.core import read_json
+from mirage_nb.jobs import cls
+from mirage_nb.recipes import ClsRecipe
+folder = Path(sys.argv[1])
+cls.train_cls(ClsRecipe(**read_json(folder/'settings.json')), folder)
+'''
+
+
+@pytest.mark.slow
+def test_killed_process_goes_on(home):
+    cfg, folder = settings(epochs=400, tune='probe', views=0, patience=0), home/'killed'
+    folder.mkdir()
+    (folder/'settings.json').write_text(json.dumps(asdict(cfg)))
+    child = subprocess.Popen([sys.executable, '-c', KILLED, str(folder)], stderr=subprocess.DEVNULL)
+    import time
+    for _ in range(600):
+        time.sleep(.1)
+        if (folder/'head.safetensors').exists() or child.poll() is not None: break
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    close(cls.train_cls(cfg, folder), cls.train_cls(cfg, home/'whole'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('changed', [{}, {'tune': 'probe', 'views': 1}], ids=str)
+def test_two_processes_equal_one(home, changed):
+    one = cls.train_cls(settings(epochs=2, **changed), home/'one')
+    (home/'two').mkdir()
+    two = launch.train(settings(epochs=2, processes=2, **changed), home/'two')
+    close(two, one, rel=1e-4)
+
+
+# ------------------------------------------------------------------ kept features
+
+def test_a_frozen_encoder_sees_each_image_once(home, monkeypatch):
+    "Over epochs, runs, seeds, heads and settings"
+    seen, ask = [], cls.ClsModel.summaries
+    def counted(self, x, keys=None):
+        seen.append(len(next(iter(x.values()))))
+        return ask(self, x, keys)
+    monkeypatch.setattr(cls.ClsModel, 'summaries', counted)
+    cfg, n = settings(tune='probe', views=2, epochs=5), {s: len(t) for s, t in data().splits.items()}
+    file = save_cls_model(cls_model('mirage_tiny', 2, size=(48, 48)), home/'start.safetensors', {'name': 'mirage_tiny', 'n_classes': 2, 'size': [48, 48]})
+    cfg = replace(cfg, weights=str(file))
+    cls.train_cls(cfg, home/'a')
+    assert sum(seen) == 2*n['train'] + n['val']
+    for i, changed in enumerate(({'lr': 1e-2}, {'seed': 3}, {'pool': 'token_mix'}, {'label_smoothing': 0.}, {'epochs': 9})):
+        cls.train_cls(replace(cfg, **changed), home/f'b{i}')
+    assert sum(seen) == 2*n['train'] + n['val'], 'it was asked again'
+    cls.train_cls(replace(cfg, size=32), home/'c')
+    assert sum(seen) == 2*(2*n['train'] + n['val']), 'another size is another question'
+
+
+def test_kept_features_give_the_model_that_is_kept(home):
+    cfg = settings(tune='probe', views=0, epochs=4)
+    cls.train_cls(cfg, home/'run')
+    sets = cls.cls_datasets(data(), read_manifest('Phantom_OCT'), cfg)
+    model = load_cls_model(home/'run'/'best.safetensors')[0]
+    kept = cls.keep_features(model, sets['val'], [-1], 'fp32')[0]
+    with torch.no_grad():
+        direct = model({'bscan': torch.stack([sets['val'][i]['bscan'] for i in range(8)])})
+        torch.testing.assert_close(model.head(model.vector(kept))[:8], direct, rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------------ test
+
+def test_predictions_follow_the_contract(home):
+    cfg = settings(epochs=1)
+    cls.train_cls(cfg, home/'run')
+    scores = cls.test_cls(cfg, home/'run', data())
+    pred = read_predictions(home/'run'/'predictions_test.csv')
+    assert pred.classes == ('normal', 'DME', 'AMD', 'CSC') and set(pred.table.patient) == set(data().splits['test'].patient)
+    assert np.abs(pred.p - scores.pred.p).max() < 1e-9 and scores.valid is not None
+
+
+def test_tested_on_another_set(home, phantoms):
+    "By the class map of its manifest; without one, by name"
+    other = home/'Other'
+    table = data().splits['test']
+    other.mkdir()
+    (other/'t.csv').write_text('id,image,dx\n' + ''.join(
+        f'{r.id},{r.image},{"sick" if r.label != "normal" else "NORMAL"}\n' for r in table.itertuples()))
+    head = '\n'.join(f'{k} = "x"' for k in ('title', 'modality', 'source', 'licence', 'citation', 'get'))
+    text = (f'{head}\ntask = "classification"\nlayout = "table"\n[labels]\ntable = "t.csv"\nimage = "{{image}}"\nid = "id"\n'
+            'label = "dx"\nshares = [1e-9, 0.0, 1.0]\nclasses = ["NORMAL", "sick"]\n')
+    (other/'manifest.toml').write_text(text.replace('shares = [1e-9, 0.0, 1.0]', 'split = "part"\n').replace(
+        '[labels]', '[splits]\ntest = "x"\n[labels]'))
+    (other/'t.csv').write_text((other/'t.csv').read_text().replace('\n', ',x\n').replace('dx,x', 'dx,part', 1))
+    cfg = settings(epochs=1, test_dataset=str(other))
+    cls.train_cls(cfg, home/'run')
+    with pytest.raises(ValueError, match='nothing that the model says .* means sick'): cls.test_cls(cfg, home/'run', data())
+    with open(other/'manifest.toml', 'a') as f:
+        f.write('[labels.class_maps.Phantom_OCT]\nnormal = "NORMAL"\nDME = "sick"\nAMD = "sick"\nCSC = "sick"\n')
+    scores = cls.test_cls(cfg, home/'run', data())
+    assert scores.pred.classes == ('NORMAL', 'sick') and len(scores.pred) == len(table)
+    own = cls.predict_set(home/'run'/'best.safetensors', read_manifest('Phantom_OCT'), data(), 'test')
+    assert scores.pred.table['score:sick'].to_numpy() == pytest.approx(1 - own['score:normal'].to_numpy())
+
+
+def test_same_seed_same_numbers_another_seed_others(home):
+    a, b, c = (cls.train_cls(settings(epochs=2, seed=s), home/f'{k}') for k, s in enumerate((1, 1, 2)))
+    close(a, b)
+    assert a.loss.tolist() != c.loss.tolist()

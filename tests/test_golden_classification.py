@@ -1,0 +1,114 @@
+"Classification agrees with the recorded numbers: pooling heads, ViT classifiers, layer-decay groups, evaluation images."
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from mirage_nb.data.rgb import channels_of
+from mirage_nb.data.views import Look, eval_image
+from mirage_nb.models.cls_heads import POOLS, ClsHead, ClsModel, choose_training
+from mirage_nb.models.layers import Encoded
+from mirage_nb.models.multimae import Modality, MultiViT
+from mirage_nb.models.vit import ViT
+from mirage_nb.models.weights import load_weights
+from mirage_nb.train.optim import param_groups
+
+UWF_MEAN, UWF_STD = (0.5723625, 0.34657937, 0.2374997), (0.21822436, 0.19240488, 0.17723322)
+
+
+def below(tensors, prefix): return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def close(a, b, rtol=1e-4): torch.testing.assert_close(a, b, rtol=rtol, atol=rtol*float(b.abs().mean()))
+
+
+@pytest.fixture(scope='module')
+def heads(golden): return load_file(golden/'mirage_classification.safetensors')
+
+
+@pytest.fixture(scope='module')
+def pretrained(golden): return load_file(golden/'mirage_pretrain.safetensors')
+
+
+@pytest.fixture(scope='module')
+def config(golden): return json.loads((golden/'mirage.json').read_text())['config']
+
+
+def test_every_pooling_is_recorded(heads): assert {k.split('.')[0] for k in heads} == set(POOLS)
+
+
+@pytest.mark.parametrize('pool', POOLS)
+def test_pooling_heads(heads, pretrained, config, pool):
+    "On the recorded tokens, the global token last"
+    t = pretrained['features_bscan']
+    head = ClsHead(config['dim'], len(heads[f'{pool}.head.bias']), pool)
+    head.load_state_dict({k: v for k, v in below(heads, f'{pool}.').items() if k != 'logits'})
+    from mirage_nb.models.cls_heads import summaries
+    close(head(summaries(Encoded(t[:, :-1], t[:, -1], (1, t.shape[1] - 1)))), heads[f'{pool}.logits'])
+
+
+@pytest.mark.parametrize('pool', POOLS)
+def test_whole_classifier(heads, pretrained, config, pool):
+    "From the recorded image to the recorded logits"
+    c = config
+    encoder = MultiViT([Modality('bscan', c['patch'], c['img'])], d=c['dim'], depth=c['depth'], heads=c['heads'])
+    model = ClsModel(encoder, len(heads[f'{pool}.head.bias']), pool).eval()
+    load_weights(model.encoder, below_checkpoint(pretrained))
+    model.load_state_dict(model.state_dict() | {k: v for k, v in below(heads, f'{pool}.').items() if k != 'logits'})
+    close(model({'bscan': pretrained['input.bscan']}), heads[f'{pool}.logits'])
+
+
+def below_checkpoint(pretrained):
+    from pathlib import Path
+
+    from mirage_nb.models.weights import Checkpoint
+    return Checkpoint(below(pretrained, 'state.'), {}, Path('mirage_pretrain.safetensors'), '')
+
+
+@pytest.mark.parametrize('recorded, pool, norm', [('global_pool', 'global', 'fc_norm'), ('cls_token', 'cls', 'norm')])
+def test_vit_classifiers(golden, recorded, pool, norm):
+    c, t = json.loads((golden/'mae.json').read_text())['config'], load_file(golden/'vit_classifier.safetensors')
+    state, x = below(t, f'{recorded}.state.'), t[f'{recorded}.input']
+    encoder = ViT(size=x.shape[-2:], patch=c['patch'], channels=x.shape[1], d=c['dim'], depth=c['depth'], heads=c['heads'])
+    model = ClsModel(encoder, len(state['head.bias']), pool, 'pooled').eval()
+    own = {f'encoder.{k}': v for k, v in state.items() if not k.startswith(('head.', f'{norm}.'))}
+    top = {k.replace(norm, 'norm'): v for k, v in state.items() if k.startswith(('head.', f'{norm}.'))}
+    model.load_state_dict(model.state_dict() | own | top)
+    close(model.pooled({'image': x}), t[f'{recorded}.features'])
+    close(model({'image': x}), t[f'{recorded}.logits'])
+
+
+def test_layer_decay_groups(golden):
+    "Names and rates of a fine-tuned ViT, as recorded"
+    facts = json.loads((golden/'mae.json').read_text())
+    key = next(k for k in facts if k.startswith('layer_decay_'))
+    factor, c = float(key.split('_')[2]), facts['config']
+    model = ClsModel(ViT(size=c['img'], patch=c['patch'], d=c['dim'], depth=c['depth'], heads=c['heads']), c['ncls'],
+                     'global', 'pooled')
+    choose_training(model, 'full')
+    decay = next(g['weight_decay'] for g in facts[key] if g['weight_decay'])
+    def form(name): return ('fc_' + name) if name.startswith('norm.') else name.removeprefix('encoder.')
+    ours = {(round(g['lr_scale'], 9), g['weight_decay'], form(n)) for g in param_groups(model, decay, factor)
+            for n in g['names']}
+    theirs = {(round(g['lr_scale'], 9), g['weight_decay'], n) for g in facts[key] for n in g['params']}
+    assert ours == theirs
+
+
+def test_evaluation_image_of_the_classifier(golden):
+    t = load_file(golden/'preprocessing.safetensors')
+    raw = Image.fromarray(t['cls.raw_rgb'].numpy())
+    name = next(k for k in t if k.startswith('cls.gray_'))
+    side = int(name.split('_')[-1])
+    grey = np.asarray(channels_of(raw, 1, 'raw'))[..., None]
+    close(eval_image(grey, Look(size=(side, side))), t[name])
+
+
+def test_evaluation_image_of_ultra_widefield(golden):
+    t = load_file(golden/'preprocessing.safetensors')
+    name = next(k for k in t if k.startswith('uwf.eval_'))
+    side = int(name.split('_')[-1])
+    look = Look('image', 3, (side, side), UWF_MEAN, UWF_STD, crop=0.875, change='photo')
+    torch.testing.assert_close(eval_image(t['uwf.raw_rgb'].numpy(), look), t[name].float(), rtol=1e-3, atol=2e-3)  # fp16

@@ -71,7 +71,7 @@ def test_frontal_views_only_and_validation_by_patient(chexpert):
 
 @pytest.mark.parametrize('lines, says', [
     (['x.jpg,F,6,Frontal,AP,,1.0,,,,'], "line 2: 'x.jpg', Frontal; Path starts with CheXpert-v1.0"),
-    (['CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg,F,6,frontal,AP,,1.0,,,,'], 'Frontal/Lateral says'),
+    (['CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg,F,6,front,AP,,1.0,,,,'], 'Frontal/Lateral says'),
     (['CheXpert-v1.0-small/train/p1/view1_frontal.jpg,F,6,Frontal,AP,,1.0,,,,'], 'names no patient, as patient00001'),
     (['CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg,F,6,Frontal,AP,,1.0,maybe,,,'],
      "line 2: Edema is 'maybe'; it takes 1, 0, -1 or nothing"),
@@ -116,7 +116,7 @@ def test_one_name_in_two_folders(tmp_path):
 
 
 def test_folder_without_tables(tmp_path):
-    with pytest.raises(FileNotFoundError, match='neither train_official.txt nor Data_Entry_2017.csv'): nih_table(tmp_path)
+    with pytest.raises(FileNotFoundError, match='neither train_official.txt nor Data_Entry'): nih_table(tmp_path)
     with pytest.raises(FileNotFoundError, match='no folder'): nih_table(tmp_path/'nowhere')
     with pytest.raises(FileNotFoundError, match='no table'): node21_table(tmp_path)
     with pytest.raises(FileNotFoundError, match='no list'): covidx_table(tmp_path)
@@ -128,7 +128,7 @@ def test_mimic_broken_tables(tmp_path):
     packed('split', 'dicom_id,study_id,subject_id,split\na,5,10000032,train\n')
     packed('metadata', 'dicom_id,ViewPosition\na,PA\n')
     packed('chexpert', 'subject_id,study_id,Edema\n10000032,5,\n10000032,5,1.0\n')
-    with pytest.raises(ValueError, match='chexpert.csv.gz, line 3: 10000032, 5 again'): mimic_table(tmp_path, ('Edema',))
+    with pytest.raises(ValueError, match='chexpert.csv.gz, line 3: 10000032, 5'): mimic_table(tmp_path, ('Edema',))
     packed('chexpert', 'subject_id,study_id,Edema\n10000032,5,1.0\n')
     with pytest.raises(FileNotFoundError, match=r'p10/p10000032/s5/a\.jpg'): mimic_table(tmp_path, ('Edema',))
     packed('split', 'dicom_id,study_id,subject_id,split\na,5,10000032,training\n')
@@ -173,7 +173,7 @@ def test_real_chexpert_head(shared_data):
 
 
 def test_real_films(shared_data):
-    files = [*pictures_below(shared_data/'cxr_nih_1024').values(), *list(pictures_below(shared_data/'cxr_nih_64px').values())]
+    files = [f for k in ('cxr_nih_1024', 'cxr_nih_64px') for f in pictures_below(shared_data/k).values()]
     rgba = [f for f in files if Image.open(f).mode == 'RGBA']
     assert len(rgba) >= 4
     for f in [*rgba[:6], files[0]]:

@@ -38,9 +38,8 @@ class Samples(torch.utils.data.Dataset):
 
 def step(model, batch):
     x, masks = ({k.removeprefix(p): v for k, v in batch.items() if k.startswith(p)} for p in ('input.', 'mask.'))
-    patches = {'bscan': model.patches['bscan'], 'slo': model.patches['slo'], **model.patches}
     predicted, used = model(x, masks=masks)
-    return pretrain_losses(predicted, x, used, patches)
+    return pretrain_losses(predicted, x, used, model.patches)
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])
@@ -56,10 +55,6 @@ def test_trajectory_through_the_loop(recorded, facts, tmp_path, monkeypatch, acc
         epochs=len(rows), batch_size=len(samples), lr=max(r['lr'] for r in rows), schedule='recorded', betas=(0.9, 0.95),
         weight_decay=max(g['weight_decay'] for g in facts['optimizer_groups']), clip=1e9, accumulate=accumulate)
     history = loop.fit(model, Samples(samples), step, None, None, settings, tmp_path, collate)
-    rel = 1e-3
-    if accumulate > 1:  # a mean over samples that have hidden patches: equal only where all have them
-        hidden = [all(v.any() for k, v in s.items() if k.startswith('mask.')) for s in samples]
-        if not all(hidden): pytest.skip('a sample has a modality with nothing hidden')
-    assert [r['loss'] for r in history] == pytest.approx([r['loss'] for r in rows], rel=rel)
-    assert norms == pytest.approx([r['grad_norm'] for r in rows], rel=rel)
+    assert [r['loss'] for r in history] == pytest.approx([r['loss'] for r in rows], rel=1e-3)
+    assert norms == pytest.approx([r['grad_norm'] for r in rows], rel=1e-3)
     assert {k for k in history[0] if k.startswith('loss_')} == {'loss_bscan', 'loss_slo', 'loss_bscanlayermap'}

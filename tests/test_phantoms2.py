@@ -20,7 +20,8 @@ SPLITS = 'train', 'val', 'test'
 
 
 @pytest.fixture(scope='module')
-def films(tmp_path_factory): return make_phantom_cxr(tmp_path_factory.mktemp('d')/'Phantom_CXR', patients=80, films=3, size=64)
+def films(tmp_path_factory):
+    return make_phantom_cxr(tmp_path_factory.mktemp('d')/'Phantom_CXR', patients=80, films=3, size=64)
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +35,8 @@ def rows(path):
 
 @pytest.mark.slow
 def test_same_in_another_process():
-    code = ('import hashlib; from mirage_nb.phantom_cxr import phantom_cxr; from mirage_nb.phantom_uwf import phantom_uwf\n'
+    code = ('import hashlib; from mirage_nb.phantom_cxr import phantom_cxr\n'
+            'from mirage_nb.phantom_uwf import phantom_uwf\n'
             'for f in (phantom_cxr, phantom_uwf): print(hashlib.sha256(f(3, 9, 1)["image"].tobytes()).hexdigest())')
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
     assert out == [hashlib.sha256(f(3, 9, 1)['image'].tobytes()).hexdigest() for f in (phantom_cxr, phantom_uwf)]

@@ -31,7 +31,7 @@ from ..data.paired import PairedDataset, Pairs
 from ..data.photo import Norm, normalised
 from ..eval.looks import as_bytes, by_group, features_of, linear_probe, read_looks, save_look
 from .cls import cls_data
-from ..models.classifiers import weights_path
+from ..models.classifiers import weights_file
 from ..models.cnn_mae import Redrawn
 from ..models.decoders import MultiMAE
 from ..models.mae import denormalise, patchify, unpatchify
@@ -125,7 +125,7 @@ def first_weights(
     "Model of a recipe, ready to pre-train"
     torch.manual_seed(sample_key(cfg.seed, 'first weights'))
     model = pretrain_model(**keywords)
-    return model, start_from(model, weights_path(cfg.weights)) if cfg.weights else None
+    return model, start_from(model, weights_file(cfg.weights))
 
 
 def mirage_keywords(

@@ -1521,4 +1521,6 @@ d = { 'settings': { 'branch': 'main',
                                                                                     'mirage_nb/tune_figures.py'),
                                         'mirage_nb.tune_figures.show_labelled': ( 'tune_figures.html#show_labelled',
                                                                                   'mirage_nb/tune_figures.py'),
+                                        'mirage_nb.tune_figures.show_learning_curve': ( 'tune_figures.html#show_learning_curve',
+                                                                                        'mirage_nb/tune_figures.py'),
                                         'mirage_nb.tune_figures.words_of': ('tune_figures.html#words_of', 'mirage_nb/tune_figures.py')}}}

@@ -7,7 +7,7 @@ __all__ = ['METRICS', 'few_recipe', 'pooled', 'subsets', 'few_runs', 'draws_of',
 
 # %% ../../nbs/29d_jobs.few_shot.ipynb #8300ab20
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,8 @@ def few_recipe(
 )->ClsRecipe:
     "What is trained on each subset"
     own = ('dataset', 'model', 'weights', 'pool', 'tune', 'size', 'epochs', 'lr')
-    base = override(cls_recipe(cfg.recipe), **{k: getattr(cfg, k) for k in own}, precision=pick_precision(cfg.precision))
+    changed = {k: getattr(cfg, k) for k in own}
+    base = override(cls_recipe(cfg.recipe), **changed, precision=pick_precision(cfg.precision))
     plain = replace(base, probes=False, baselines=False, shots=0.)
     return replace(plain, select='last', patience=0) if cfg.protocol == 'pool' else plain
 

@@ -41,9 +41,8 @@ class Job(Protocol):
 
 
 JOBS:dict[str, tuple[type, Any]] = {  # stage -> its settings, and what trains them
-    'seg_tune': (SegRecipe, train_seg),
-    'cls_tune': (ClsRecipe, train_cls),
-    'pretrain_multimae': (PretrainRecipe, train_pretrain)}
+    'seg_tune': (SegRecipe, train_seg), 'cls_tune': (ClsRecipe, train_cls),
+    'pretrain_multimae': (PretrainRecipe, train_pretrain), 'pretrain_mae': (PretrainRecipe, train_pretrain)}
 
 
 def stage_of(

@@ -26,7 +26,7 @@ class SegRecipe:
     dataset: str = ''                  # a file in data_manifests/, a folder in MIRAGE_DATA, or a path to a manifest
     recipe: str = 'seg_200e_convnext'  # a name in RECIPES
     model: str = 'mirage_base'         # a name in models.zoo
-    weights: str|None = None           # checkpoint file to start from; None: first weights
+    weights: str|None = None           # to start from, a file or a shipped name; None or 'random': first weights
     head: str = 'convnext'             # 'linear', 'convnext', 'segmenter' or 'dpt'
     size: int|list[int] = 1024         # rows and columns of the model's input, pixels; one number for a square
     patch: int|None = None             # side of a patch, pixels; None: the model's
@@ -63,8 +63,8 @@ class SegRecipe:
 
 RECIPES = {  # seg_small is for phantoms and laptops
     'seg_200e_convnext': SegRecipe(),
-    'seg_small': SegRecipe(recipe='seg_small', model='mirage_tiny', size=256, epochs=24, batch_size=4, lr=1e-3,
-                             layer_decay=1., drop_path=0., baselines=True)}
+    'seg_small': SegRecipe(recipe='seg_small', model='mirage_tiny', weights='mirage_tiny', size=256, epochs=24,
+                           batch_size=4, lr=1e-3, layer_decay=1., drop_path=0., baselines=True)}
 
 
 def get_recipe(
@@ -81,7 +81,7 @@ class PretrainRecipe:
     dataset: str = ''                  # a dataset, or the path of a folder of it; several with commas between
     recipe: str = 'pre_mirage'         # a name in PRETRAIN_RECIPES
     model: str = 'mirage_base'         # a name in models.zoo
-    weights: str|None = None           # checkpoint to start from, a file or a name; None: first weights
+    weights: str|None = None           # to start from, a file or a shipped name; None or 'random': first weights
     size: int|None = None              # side of an image, pixels; None: the model's
     modalities: list[str]|None = None  # MIRAGE: to learn from; None: all that the model and the dataset have
     visible: int = 98                  # MIRAGE: tokens of a sample that are shown; 0: as mask_ratio says

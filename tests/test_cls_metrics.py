@@ -151,8 +151,8 @@ def test_undefined_is_named_and_a_true_zero_counts():  # defects.md 9
     assert undefined_classes(pred) == {'never': 'the truth never has it', 'always': 'the truth always has it',
                                        'blank': 'no label is known'}
     scores = evaluate(pred, n=100)
-    assert scores.per_class.note['never'] == 'undefined: the truth never has it'
-    assert set(scores.undefined.index) == {'never', 'always', 'blank'} and scores.means['AUROC, mean (macro)'] == .5
+    assert scores.notes.note['never'] == 'undefined: the truth never has it'
+    assert set(scores.undefined) == {'never', 'always', 'blank'} and scores.means['AUROC, mean (macro)'] == .5
 
 
 def test_class_that_is_never_predicted_costs():
@@ -212,7 +212,7 @@ def test_few_patients_are_said():
     table = example_predictions()
     two = table[(table.label != 'AMD') | table.patient.isin(table.patient[table.label == 'AMD'].unique()[:2])]
     notes = bootstrap(check_predictions(two), n=300).set_index(['metric', 'Class']).note
-    assert notes['AUROC', 'AMD'].startswith('only 2 patients have it: the interval is a poor guide; ')
+    assert notes['AUROC', 'AMD'].startswith('only 2 positive patients: the interval is a poor guide; ')
     assert '% of the resamples lack it' in notes['AUROC', 'AMD'] and notes['AUROC', 'DME'] == ''
     pair = pd.concat([table[:1], table[table.label != table.label[0]][:1]]).assign(patient='')
     notes = bootstrap(check_predictions(pair), n=100).set_index(['metric', 'Class']).note
@@ -379,3 +379,16 @@ def test_merged_classes_are_a_softmax_over_fewer():
     np.testing.assert_allclose(ill.p, to_scores(merged, True), atol=1e-5)
     here = t.assign(label=t.label.replace({'AMD': 'ill', 'DME': 'ill'}))  # labels of a coarser set, scores of a finer
     np.testing.assert_allclose(check_predictions(map_classes(here, {'AMD': 'ill', 'DME': 'ill'})).p, ill.p)
+
+
+def test_second_table_is_paired_by_id():
+    "Rows in another order are the same table; another truth, image or class is an error"
+    t = example_predictions()
+    a, b = check_predictions(t), check_predictions(t.sample(frac=1, random_state=0))
+    assert compare(a, b, ['AUROC', 'MCC'], n=100).difference.abs().max() < 1e-12
+    for other, said in ((t[1:], "the second table lacks 1 images, as 'test000L_0'"),
+                        (t.assign(label=t.label.to_numpy()[::-1]), 'is not the same in the two tables'),
+                        (t.rename(columns=lambda c: c.replace('AMD', 'CNV')).replace({'label': {'AMD': 'CNV'}}),
+                         'the second NORMAL, CNV, DME')):
+        with pytest.raises(ValueError) as e: compare(a, check_predictions(other), n=100)
+        assert said in str(e.value)

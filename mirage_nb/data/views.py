@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core import keyed_rand, unknown
-from .augment import PairAugment, draw_pairs, sampling_grid, source_matrix
+from .augment import PairAugment, draw_pairs, sampling_lines, source_matrix
 from .photo import Norm, PhotoEval, PhotoTrain
 from .transforms import Size
 
@@ -107,8 +107,8 @@ def changed(
         none = torch.zeros_like(d.angle)
         d = d._replace(angle=none, right=none, down=none, shear=none, zoom=none + 1)
     x = (x*(0.8 + 0.4*gain)).clamp(0, 1)
-    grid = sampling_grid(source_matrix(d, x.shape[2]/x.shape[1]), (x.shape[1], x.shape[2]))
-    return F.grid_sample((x - fill)[None], grid, align_corners=False)[0] + fill
+    cols, rows = sampling_lines(source_matrix(d, x.shape[2]/x.shape[1]), (x.shape[1], x.shape[2]))
+    return F.grid_sample((x - fill)[None], (cols + rows).permute(1, 2, 3, 0), align_corners=False)[0] + fill
 
 # %% ../../nbs/09f_data.views.ipynb #6738813f
 def train_image(

@@ -36,12 +36,13 @@ def features_of(
     data:Dataset,       # of samples with 'id'
     picks:Sequence[int],# places in it
     read:Read,          # (model, batch) -> (b, d)
+    join:Callable[[list[dict[str, Any]]], dict[str, Any]]=collate, # samples to a batch
     batch_size:int=32
 )->pd.DataFrame:        # a row an image, by id
     "Features of chosen images"
     ids, rows = list[str](), list[Tensor]()
     for start in range(0, len(picks), batch_size):
-        batch = collate([data[i] for i in picks[start:start + batch_size]])
+        batch = join([data[i] for i in picks[start:start + batch_size]])
         ids += batch['id']
         rows.append(read(model, batch).float().cpu())
     return pd.DataFrame(torch.cat(rows).numpy(), index=pd.Index(ids, name='id'))

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'PROBED', 'PairedData', 'probe_labels', 'paired_data', 'Task', 'first_weights', 'mirage_keywords', 'restore',
-           'mirage_pictures', 'mirage_task', 'evenly', 'probe', 'look_at', 'pretrain_task', 'pretrain_settings',
-           'about_model', 'train_pretrain', 'probe_gain', 'model_card']
+           'mirage_pictures', 'mirage_task', 'Pictures', 'finding_labels', 'picture_data', 'mae_keywords', 'mixed',
+           'as_input', 'in_range', 'mae_losses', 'mae_pictures', 'mae_task', 'evenly', 'probe', 'look_at',
+           'pretrain_task', 'pretrain_settings', 'about_model', 'train_pretrain', 'probe_gain', 'model_card']
 
 # %% ../../nbs/29b_jobs.pretrain.ipynb #7d30a003
 from collections.abc import Callable, Mapping, Sequence
@@ -20,28 +21,37 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..core import data_dir, sample_key, unknown, write_atomic
-from ..data.augment import PairAugment, augment
+from ..data.augment import CropAugment, PairAugment, augment, crop_views
 from ..data.datasets import collate
+from ..data.listing import list_pictures
 from ..data.manifest import dataset_dir, read_manifest
+from ..data.mixed import MixedDataset, PictureDataset, collate_pictures
 from ..data.packed import is_packed, open_pairs
 from ..data.paired import PairedDataset, Pairs
+from ..data.photo import Norm, normalised
 from ..eval.looks import as_bytes, by_group, features_of, linear_probe, read_looks, save_look
+from .cls import cls_data
+from ..models.classifiers import weights_file
+from ..models.cnn_mae import Redrawn
 from ..models.decoders import MultiMAE
 from ..models.mae import denormalise, patchify, unpatchify
-from ..models.weights import LoadReport, export_encoder
+from ..models.weights import LoadReport, export_encoder, load_weights
 from mirage_nb.models.zoo import (
+    CNN_MAES,
+    MAES,
     MIRAGES,
     MODALITIES,
+    encoder,
+    encoder_record,
     mirage_modalities,
     pretrain_model,
     save_pretrain_model,
-    shipped_weights,
     start_from,
 )
 from ..phantom import make_phantom_oct
 from ..recipes import PretrainRecipe
 from ..train.loop import Batch, FitSettings, fit, make_accelerator, pick_precision, to_device
-from ..train.losses import pretrain_losses
+from ..train.losses import patch_mse, pretrain_losses
 
 # %% ../../nbs/29b_jobs.pretrain.ipynb #7d30a006
 @dataclass(frozen=True)
@@ -97,6 +107,7 @@ class Task:
     loaded: LoadReport|None                           # what weights to start from brought
     train: Dataset
     shown: Dataset                                    # looked at: the validation split, else what it learns from
+    collate: Callable[[list[dict[str, Any]]], Batch]  # samples to a batch
     views: Callable[[Batch], Batch]                   # changes a batch at random, on its device
     plain: Callable[[Batch], Batch]                   # as evaluation sees it
     losses: Callable[[nn.Module, Batch], Any]         # the step of `fit`: loss, or losses by modality
@@ -114,9 +125,7 @@ def first_weights(
     "Model of a recipe, ready to pre-train"
     torch.manual_seed(sample_key(cfg.seed, 'first weights'))
     model = pretrain_model(**keywords)
-    if not cfg.weights: return model, None
-    file = cfg.weights if Path(cfg.weights).suffix else shipped_weights(cfg.weights)
-    return model, start_from(model, file)
+    return model, start_from(model, weights_file(cfg.weights))
 
 
 def mirage_keywords(
@@ -187,9 +196,154 @@ def mirage_task(
         return cast(MultiMAE, bare).read(first).patches.mean(1)
 
     return Task(
-        keywords, {k: keywords[k] for k in ('name', 'modalities', 'size')}, model, loaded, train, shown,
+        keywords, {k: keywords[k] for k in ('name', 'modalities', 'size')}, model, loaded, train, shown, collate,
         lambda b: augment(b, PairAugment(), sizes), lambda b: augment(b, None, sizes), losses,
         lambda m, b: mirage_pictures(m, images(b), b['key'], norm), features, data.labels, data.sources, data.licence)
+
+# %% ../../nbs/29b_jobs.pretrain.ipynb #7d30a031
+@dataclass(frozen=True)
+class Pictures:
+    "Pictures of one dataset for a masked autoencoder"
+    train: PictureDataset
+    val: PictureDataset|None
+    labels: pd.DataFrame|None     # id, group, label
+    licence: str
+    sha256: str
+
+
+def finding_labels(
+    table:pd.DataFrame # id, patient, and label or label:CLASS
+)->pd.DataFrame:       # id, group, label; of several labels: whether there is any
+    "Labels that a probe can use"
+    if 'label' in table: label = table.label
+    else: label = (table.filter(regex='^label:') == 1).any(axis=1).map({True: 'some finding', False: 'none'})
+    return pd.DataFrame({'id': table.id, 'group': table.id, 'label': label})
+
+
+def picture_data(
+    dataset:str,       # name, manifest, or folder of pictures
+    load_size:int,     # pixels of the shorter side, at most
+    seed:int=0
+)->Pictures:
+    "Pictures of a dataset's splits, or of a folder"
+    path = Path(dataset).expanduser()
+    if path.is_dir() and not any((path/k).is_file() for k in ('manifest.toml', 'INFO.json')):
+        found = list_pictures(path)
+        every = PictureDataset(found, name=path.resolve().name, load_size=load_size, seed=seed)
+        return Pictures(every, None, None, 'not stated', found.digest())
+    manifest = read_manifest(dataset)
+    data = cls_data(manifest)
+    facts = manifest.labels
+    norm = Norm(facts.mean, facts.std) if facts and len(facts.mean) == 3 else 'imagenet'
+    made = {s: PictureDataset(t, name=manifest.name, norm=norm, load_size=load_size, seed=seed)
+            for s, t in data.splits.items() if s in ('train', 'val')}
+    if 'train' not in made: raise ValueError(f'{manifest.name} has no split train to learn from')
+    return Pictures(made['train'], made.get('val'), finding_labels(data.table), manifest.licence, data.sha256)
+
+# %% ../../nbs/29b_jobs.pretrain.ipynb #7d30a032
+def mae_keywords(
+    cfg:PretrainRecipe
+)->dict[str, Any]:
+    "Keywords of `pretrain_model` for a masked autoencoder of one modality"
+    usual = {'visible': 0, 'modalities': None, 'alpha': 1., 'uniform_modalities': False}
+    given = [k for k, v in usual.items() if getattr(cfg, k) != v]
+    if given: raise ValueError(
+        f'{", ".join(given)}: for MIRAGE alone; {cfg.model} reads one image, and takes mask_ratio')
+    if cfg.model in CNN_MAES:
+        if cfg.norm_pix or cfg.checkpointing: raise ValueError(
+            f'norm_pix and checkpointing are for vision transformers; {cfg.model} is a convolutional network')
+        return {'name': cfg.model, 'mask_ratio': cfg.mask_ratio}
+    size = cfg.size or encoder_record(MAES[cfg.model][0]).image
+    return {'name': cfg.model, 'size': size, 'mask_ratio': cfg.mask_ratio,
+            'norm_pix': cfg.norm_pix, 'checkpointing': cfg.checkpointing}
+
+
+def mixed(
+    parts:Mapping[str, Pictures],
+    split:str,                        # 'train' or 'val'
+    weights:Mapping[str, float]|None,
+    seed:int=0
+)->MixedDataset|None:                 # None: no set has such a split
+    "One data set of several"
+    found = {k: d for k, p in parts.items() if (d := getattr(p, split)) is not None}
+    return MixedDataset(found, weights, seed=seed) if found else None
+
+
+def as_input(
+    batch:Batch,                # of `collate_pictures`, on the device
+    augment:CropAugment|None,   # None: the evaluation view
+    size:int                    # side of the model's input, pixels
+)->Batch:                       # 'image' cut out, normalised as its dataset wants
+    "What a masked autoencoder reads"
+    if isinstance(batch['image'], list):
+        batch = {**batch, 'image': [t.to(batch['mean'].device) for t in batch['image']]}
+    cut = crop_views(batch, augment, (size, size))
+    return {**cut, 'image': normalised(cut['image'], batch['mean'], batch['std'])}
+
+
+def in_range(
+    x:Tensor,   # (b, 3, h, w) normalised
+    batch:Batch # with mean and std
+)->Tensor:      # in [0, 1]
+    "Pictures as they were before they were normalised"
+    return x.float()*batch['std'][..., None, None] + batch['mean'][..., None, None]
+
+# %% ../../nbs/29b_jobs.pretrain.ipynb #7d30a033
+def mae_losses(
+    wrapped:nn.Module, # MAE or CnnMAE, or that in the wrapper of a process
+    batch:Batch,       # of `as_input`
+    patch:int,         # side of a patch, pixels
+    norm_pix:bool      # compare with normalised patches
+)->dict[str, Tensor]:
+    "Loss of hidden patches; of a convolutional network, of all pixels (Xiao et al. 2023)"
+    x = batch['image']
+    out = wrapped({'image': x}, batch['key'])
+    if isinstance(out, Redrawn): return {'image': (out.image.float() - x).square().mean()}
+    return {'image': patch_mse(out.patches, out.ids, out.mask, x, patch, norm_pix)}
+
+
+def mae_pictures(
+    model:nn.Module, # MAE or CnnMAE
+    batch:Batch      # of `as_input`
+)->dict[str, Tensor]: # uint8 and bool: truth.image, mask.image, masked.image
+    "What a model makes of hidden patches, as pictures"
+    x = {'image': batch['image']}
+    mask = model(x, batch['key']).mask
+    made = cast(Any, model).reconstruct(x, {'image': mask})['image']
+    return {'truth.image': as_bytes(in_range(x['image'], batch)), 'mask.image': mask,
+            'masked.image': as_bytes(in_range(made, batch))}
+
+
+def mae_task(
+    cfg:PretrainRecipe
+)->Task:
+    "Pre-training of a masked autoencoder on one dataset or several"
+    keywords, low = mae_keywords(cfg), (cfg.crop or [0.2, 1.])
+    augmented = CropAugment(scale=(low[0], low[-1]))
+    base = MAES[cfg.model][0] if cfg.model in MAES else CNN_MAES[cfg.model]
+    size = cfg.size or encoder_record(base).image
+    names = [k.strip() for k in cfg.dataset.split(',')]
+    if cfg.shares and len(cfg.shares) != len(names):
+        raise ValueError(f'{len(cfg.shares)} shares for {len(names)} datasets, {", ".join(names)}; give one each')
+    parts = {k: picture_data(k, round(size/low[0]**0.5), cfg.seed) for k in names}
+    model, loaded = first_weights(cfg, keywords)
+    weights = dict(zip(names, cfg.shares, strict=True)) if cfg.shares else None
+    train = cast(MixedDataset, mixed(parts, 'train', weights, cfg.seed))
+    labels = [p.labels.assign(id=f'{k}/' + p.labels.id, group=f'{k}/' + p.labels.group) for k, p in parts.items()
+              if p.labels is not None]
+
+    def features(bare:nn.Module, batch:Batch)->Tensor:
+        x = {'image': batch['image']}
+        if cfg.model in CNN_MAES: return cast(Any, bare).model.encoder(x['image'])[-1].mean((2, 3))
+        return cast(Any, bare).read(x).patches.mean(1)
+
+    return Task(
+        keywords, {'name': base} | ({'size': size} if cfg.model in MAES else {}), model, loaded, train,
+        mixed(parts, 'val', None, cfg.seed) or train, collate_pictures, lambda b: as_input(b, augmented, size),
+        lambda b: as_input(b, None, size), lambda m, b: mae_losses(m, b, cast(Any, model).patch, cfg.norm_pix),
+        mae_pictures, features, pd.concat(labels) if labels else None,
+        {f'data {k}': p.sha256 for k, p in parts.items()},
+        '; '.join(dict.fromkeys(p.licence for p in parts.values())))
 
 # %% ../../nbs/29b_jobs.pretrain.ipynb #7d30a017
 SHOWN, PROBED = 3, 256  # images of the pictures, and at most of a probe
@@ -211,7 +365,8 @@ def probe(
     "What a linear classifier makes of the present features"
     if task.labels is None or task.shown is task.train: return None
     def read(m:nn.Module, batch:Batch)->Tensor: return task.features(m, task.plain(to_device(batch, device)))
-    parts = [features_of(model, d, evenly(len(cast(Any, d)), PROBED), read) for d in (task.train, task.shown)]
+    parts = [features_of(model, d, evenly(len(cast(Any, d)), PROBED), read, task.collate)
+             for d in (task.train, task.shown)]
     train, valid = (by_group(f, task.labels) for f in parts)
     return linear_probe(train, valid)
 
@@ -227,7 +382,8 @@ def look_at(
 )->dict[str, float]:       # valid_loss, valid_NAME, probe
     "Look at a model, and keep what was seen"
     data, found = cast(Any, task.shown), dict[str, list[float]]()
-    def batch_of(picks:Sequence[int])->Batch: return task.plain(to_device(collate([data[0, i] for i in picks]), device))
+    def batch_of(picks:Sequence[int])->Batch:
+        return task.plain(to_device(task.collate([data[0, i] for i in picks]), device))
     picks = evenly(len(data), most)
     for start in range(0, len(picks), 16):
         some = picks[start:start + 16]
@@ -244,7 +400,8 @@ def pretrain_task(
 )->Task:
     "What a recipe trains, and on what"
     if cfg.model in MIRAGES: return mirage_task(cfg, paired_data(cfg.dataset, cfg.modalities))
-    raise KeyError(unknown('model for pre-training', cfg.model, MIRAGES))
+    if cfg.model in MAES or cfg.model in CNN_MAES: return mae_task(cfg)
+    raise KeyError(unknown('model for pre-training', cfg.model, (*MIRAGES, *MAES, *CNN_MAES)))
 
 
 def pretrain_settings(
@@ -288,11 +445,15 @@ def train_pretrain(
         if last:
             about = about_model(cfg, task, epoch)
             save_pretrain_model(model, folder/'model.safetensors', task.keywords, **about)
-            export_encoder(model, folder/'encoder.safetensors', {'encoder': task.encoder, **about})
+            left:nn.Module = model
+            if not hasattr(model, 'encoder_state'):  # a U-Net keeps its encoder under other names
+                left = encoder(**task.encoder)
+                load_weights(left, folder/'model.safetensors')
+            export_encoder(left, folder/'encoder.safetensors', {'encoder': task.encoder, **about})
         due = last or cfg.look_every and epoch % cfg.look_every == 0
         return look_at(task, model, a.device, folder, epoch) if due else {}
 
-    rows = fit(task.model, task.train, task.losses, None, None, settings, folder, collate,
+    rows = fit(task.model, task.train, task.losses, None, None, settings, folder, task.collate,
                views=task.views, watch=watch, keep=keep)
     history = pd.DataFrame(rows)
     if accelerator.is_main_process:

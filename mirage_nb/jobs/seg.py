@@ -26,6 +26,7 @@ from ..data.manifest import ClassInfo, Manifest, classes_of, dataset_dir, read_m
 from ..eval.metrics import pixel_miou
 from ..eval.predict import mean_position, predict, predict_mean_position, validate_seg
 from ..eval.report import Scores, graders, save_scores, score_folder
+from ..models.classifiers import weights_file
 from ..models.seg_heads import SegModel
 from ..models.weights import LoadReport, about_of, read_checkpoint
 from ..models.zoo import load_seg_model, save_seg_model, seg_model, start_from
@@ -88,7 +89,7 @@ def build_seg(
     "Model of a job, ready to train"
     torch.manual_seed(sample_key(cfg.seed, 'first weights'))
     model = seg_model(**model_keywords(cfg, n_classes))
-    report = start_from(model, cfg.weights)
+    report = start_from(model, weights_file(cfg.weights))
     model.freeze(cfg.freeze)
     return model, report
 
@@ -211,7 +212,8 @@ def seg_sources(
 )->dict[str, str]:
     "Hashes of what a run is made from"
     found = {'manifest': data.manifest.sha256, 'data': data.sha256}
-    return found | ({'weights': read_checkpoint(cfg.weights).sha256} if cfg.weights else {})
+    file = weights_file(cfg.weights)
+    return found | ({'weights': read_checkpoint(file).sha256} if file else {})
 
 
 def predict_table(

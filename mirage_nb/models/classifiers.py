@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NORM_OF', 'encoder_of', 'cls_model', 'encoder_state', 'start_classifier', 'weights_path', 'save_cls_model',
-           'load_cls_model']
+           'load_cls_model', 'weights_file']
 
 # %% ../../nbs/18c_models.classifiers.ipynb #6f7a2f82
 from collections.abc import Mapping, Sequence
@@ -103,3 +103,10 @@ def load_cls_model(
     model = cls_model(**about['cls_model'])
     load_weights(model, ckpt, may_be_new=())
     return model.eval(), about
+
+# %% ../../nbs/18c_models.classifiers.ipynb #5d81c302
+def weights_file(
+    weights:str|Path|None # a checkpoint file, the name of an encoder, or 'random'
+)->Path|None:             # None: first weights
+    "File of weights to start from, if there is one"
+    return None if weights in (None, 'random') else weights_path(weights)

@@ -293,7 +293,7 @@ CLS_RECIPES = {  # cls_small and cls_small_vit are for phantoms and laptops
     'uspec_few_shot': replace(_uspec, recipe='uspec_few_shot', tune='probe', views=0, epochs=50, batch_size=16, lr=1e-3,
                               layer_decay=1., drop_path=0., label_smoothing=0., select='last', loss='bce',
                               change='none', rand_augment='', erasing=0., shots=5.),
-    'cls_small': ClsRecipe(recipe='cls_small', model='mirage_tiny', weights='mirage_tiny', size=128, views=0, epochs=60,
+    'cls_small': ClsRecipe(recipe='cls_small', model='mirage_tiny', weights='mirage_tiny', size=256, views=0, epochs=60,
                            lr=1e-2, warmup_epochs=2, baselines=True),
     'cls_small_vit': replace(_tuned, recipe='cls_small_vit', size=64, patch=8, epochs=12, batch_size=32, lr=5e-4,
                              lr_batch=None, warmup_epochs=2, layer_decay=0.75, drop_path=0.1, rand_augment='', crop=1.,

@@ -113,8 +113,9 @@ def data_rows() -> tuple[list[dict], dict, float]:
                                         lambda: ours(files, 1), lambda: ours(packed, 1))
         batch = ours(packed, 1)
         same = apart(batch, default_collate([per_sample(folder, 1, i) for i in range(B)]))
-    rows = [row(f'{B} triplets of {SIZE} x {SIZE}, {how} (plain: torchvision)', plain, s,
-                f'{B/plain:.0f} and {B/s:.0f} samples/s, {same}', 8) for how, s in (('files', cold), ('packed', mapped))]
+    rows = [row(f'{B} triplets of {SIZE} x {SIZE}, {how} (plain: torchvision)', plain, seconds,
+                f'{B/plain:.0f} and {B/seconds:.0f} samples/s, {same}', 8)
+            for how, seconds in (('files', cold), ('packed', mapped))]
     return rows, batch, mapped
 
 

@@ -75,7 +75,7 @@ def show_confusion(
         has, lacks = counts.found + counts.missed, counts.invented + counts['rightly absent']
         share = counts.div(pd.DataFrame({'found': has, 'missed': has, 'invented': lacks, 'rightly absent': lacks}))
         title = 'decided at 0.5: images, and share of those that have it (or have it not)'
-    fig, ((ax,),) = grid(1, 1, max(5., .9*counts.shape[1] + 2), side)
+    fig, ((ax,),) = grid(1, 1, max(5., 1.15*counts.shape[1] + 2), side)
     words = counts.astype(str) + share.map(lambda v: '' if np.isnan(v) else f'\n{100*v:.0f} %')
     sns.heatmap(share, annot=words, fmt='', cmap='Blues', vmin=0, vmax=1, ax=ax, linewidths=1,
                 cbar_kws={'label': 'share', 'shrink': .8}, annot_kws={'fontsize': 9})
@@ -130,7 +130,8 @@ def show_class_scores(
                     color=COLOURS[i])
             ax.hist(x, np.linspace(0, 1, 26), weights=np.full(len(x), 1/len(x)), histtype='step', color=COLOURS[i],
                     ls=DASHES[i], lw=1.4, label=f'{name} ({len(x)})')
-        own = cuts[(cuts.Class == c) & cuts.rule.isin(rules)].drop_duplicates('rule') if len(cuts) else cuts
+        own = cuts[(cuts.Class == c) & cuts.rule.isin(rules) & cuts.threshold.notna()] if len(cuts) else cuts
+        own = own.drop_duplicates('rule') if len(own) else own
         for rule, t in zip(own.get('rule', []), own.get('threshold', []), strict=True):
             ax.axvline(t, color='k', lw=1, ls=':', label=f'{rule}: {t:.2f}')
         ax.set(title=c, xlabel='score', ylabel='share of images', xlim=(-.02, 1.02))

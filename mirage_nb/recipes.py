@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'PRETRAIN_RECIPES', 'CLS_RECIPES', 'R', 'PLAIN', 'SegRecipe', 'get_recipe', 'PretrainRecipe',
-           'pretrain_recipe', 'SegEval', 'SegPredict', 'ClsEval', 'ClsRecipe', 'cls_recipe', 'fit_type', 'kind_name',
-           'override', 'run_params', 'meanings', 'as_table', 'rows_cols']
+           'pretrain_recipe', 'SegEval', 'SegPredict', 'ClsEval', 'ClsRecipe', 'cls_recipe', 'FewShot', 'fit_type',
+           'kind_name', 'override', 'run_params', 'meanings', 'as_table', 'rows_cols']
 
 # %% ../nbs/01_recipes.ipynb #e7e49a42
 import inspect
@@ -180,13 +180,13 @@ class SegPredict:
 @dataclass(frozen=True, kw_only=True)
 class ClsEval:
     "Settings of 51_cls_eval"
-    tuned_on: str = 'Phantom_OCT'   # its newest finished run is taken, unless `run` or `predictions` names one
+    tuned_on: str = 'Phantom_OCT'   # its newest run is taken, unless run or predictions is given
     run: str = ''                   # folder of a finished 31_cls_tune
-    predictions: str = ''           # table of test predictions (CSV), made by any program, instead of a run's
+    predictions: str = ''           # table (CSV) of any program, instead of a run's
     valid_predictions: str = ''     # table of validation predictions; '': the run's, or none
     other: str = ''                 # second table of the same images, to compare with
     split: str = ''                 # rows of `predictions` to take, where it holds several splits
-    class_map: list[str]|None = None # classes of the scores as those of the labels: 'CNV > AMD', 'CNV >' to leave out
+    class_map: list[str]|None = None # scores in the classes of the labels: 'CNV > AMD'; 'X >' leaves X out
     level: str = 'image'            # 'image', 'eye' or 'patient'
     at: float = 0.9                 # sensitivity at which the specificity is read off, and the reverse
     resamples: int = 10_000         # of every interval
@@ -203,7 +203,7 @@ class ClsEval:
 # %% ../nbs/01_recipes.ipynb #afa7e777
 @dataclass(frozen=True, kw_only=True)
 class ClsRecipe:
-    "Settings of a classification tuning; the defaults are those of MIRAGE's linear probe (Morano et al. 2025, arXiv 2506.08900)"
+    "Settings of a classification tuning; the defaults are MIRAGE's linear probe (Morano et al. 2025, arXiv 2506.08900)"
     dataset: str = ''                  # a file in data_manifests/, a folder in MIRAGE_DATA, or a path to a manifest
     recipe: str = 'cls_probe_mirage'   # a name in CLS_RECIPES
     model: str = 'mirage_base'         # a name in models.zoo
@@ -212,7 +212,7 @@ class ClsRecipe:
     tune: str = 'probe'                # 'probe' (the linear layer), 'full', 'last' (some blocks) or 'lora'
     last_blocks: int = 1               # with tune 'last'
     lora_rank: int = 8                 # with tune 'lora'
-    views: int = 8                     # with tune 'probe': kept augmented views; 0: the image as it is; -1: always new ones
+    views: int = 8                     # with tune 'probe': kept augmented views; 0: the image as it is; -1: new ones
     size: int|list[int] = 512          # rows and columns of the model's input, pixels; one number for a square
     patch: int|None = None             # side of a patch, pixels; None: the model's
     shots: float = 0.                  # training images a class, or, below 1, their part; 0: all
@@ -226,6 +226,7 @@ class ClsRecipe:
     layer_decay: float = 1.            # factor of the learning rate from a layer to the one below
     drop_path: float = 0.              # rate of the encoder's last block
     label_smoothing: float = 0.1       # of the cross-entropy
+    loss: str = 'auto'                 # 'auto' (cross-entropy; BCE for several labels) or 'bce' (BCE on one-hot labels)
     mixup: float = 0.                  # alpha of the mixture of two images; 0: none
     head_std: float|None = None        # of the classifier's first weights; None: torch's own
     ema: float = 0.                    # decay of a running average of the weights, which is what is kept; 0: none
@@ -251,42 +252,48 @@ class ClsRecipe:
 
     def __post_init__(self)->None:
         least = {'epochs': 1, 'batch_size': 1, 'accumulate': 1, 'processes': 1, 'patch': 1, 'workers': 0, 'patience': 0,
-                 'views': -1, 'weight_decay': 0, 'final_lr': 0, 'warmup_epochs': 0, 'shots': 0, 'mixup': 0, 'lr_batch': 1,
-                 'last_blocks': 1, 'lora_rank': 1, 'patience_from': 0, 'min_gain': 0}
+                 'views': -1, 'weight_decay': 0, 'final_lr': 0, 'warmup_epochs': 0, 'shots': 0, 'mixup': 0,
+                 'lr_batch': 1, 'last_blocks': 1, 'lora_rank': 1, 'patience_from': 0, 'min_gain': 0}
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and not value >= low: raise ValueError(f'{name} is {low} or more, not {value}')
         for name in ('drop_path', 'label_smoothing', 'ema', 'erasing'):
-            if not 0 <= getattr(self, name) < 1: raise ValueError(f'{name} is from 0 to below 1, not {getattr(self, name)}')
+            value = getattr(self, name)
+            if not 0 <= value < 1: raise ValueError(f'{name} is from 0 to below 1, not {value}')
         for name in ('lr', 'clip', 'head_std'):
             value = getattr(self, name)
             if value is not None and not value > 0: raise ValueError(f'{name} is above 0, not {value}')
-        for name, known in (('tune', ('probe', 'full', 'last', 'lora')), ('select', ('bacc', 'auroc', 'last'))):
+        for name, known in (('tune', ('probe', 'full', 'last', 'lora')), ('select', ('bacc', 'auroc', 'last')),
+                            ('loss', ('auto', 'bce'))):
             if getattr(self, name) not in known: raise ValueError(unknown(name, getattr(self, name), known))
+        if self.tune == 'probe' and self.views >= 0 and (self.mixup or self.ema): raise ValueError(
+            'mixup and ema need tune full, last or lora, or views=-1: kept features do not change')
         if self.ema and self.accumulate > 1: raise ValueError(f'ema goes with accumulate 1, not {self.accumulate}')
 
 # %% ../nbs/01_recipes.ipynb #49ab6c64
-_mae = ClsRecipe(recipe='medical_mae_finetune_vit_s', model='vit_small_patch16', tune='full', size=224, epochs=75, batch_size=1024,
-                 lr=2.5e-4, lr_batch=256, final_lr=1e-5, warmup_epochs=5, weight_decay=0.05, layer_decay=0.55, drop_path=0.2,
-                 label_smoothing=0., head_std=2e-5, select='auroc', min_gain=0., patience=0, change='photo', crop=0.875,
-                 rand_augment='rand-m6-mstd0.5-inc1')
-CLS_RECIPES = {  # cls_small is for phantoms and laptops
+_tuned = ClsRecipe(recipe='medical_mae_finetune_vit_s', model='vit_small_patch16', tune='full', size=224, epochs=75,
+                   batch_size=1024, lr=2.5e-4, lr_batch=256, final_lr=1e-5, warmup_epochs=5, weight_decay=0.05,
+                 layer_decay=0.55, drop_path=0.2, label_smoothing=0., head_std=2e-5, select='auroc', min_gain=0.,
+                 patience=0, change='photo', crop=0.875, rand_augment='rand-m6-mstd0.5-inc1')
+_uspec = replace(_tuned, recipe='uspec_finetune', model='RETFound_mae', epochs=100, batch_size=128, lr=5e-3,
+                 final_lr=1e-6, warmup_epochs=10, layer_decay=0.65, label_smoothing=0.1, erasing=0.25,
+                 rand_augment='rand-m9-mstd0.5-inc1')
+CLS_RECIPES = {  # cls_small and cls_small_vit are for phantoms and laptops
     'cls_probe_mirage': ClsRecipe(),
     'cls_full_mirage': ClsRecipe(recipe='cls_full_mirage', tune='full', lr=1e-5),
-    'medical_mae_finetune_vit_s': _mae,  # Xiao et al. 2023, WACV
-    'medical_mae_finetune_vit_b': replace(_mae, recipe='medical_mae_finetune_vit_b', model='vit_base_patch16'),
-    'medical_mae_finetune_cnn': replace(_mae, recipe='medical_mae_finetune_cnn', model='densenet121', layer_decay=1.,
+    'medical_mae_finetune_vit_s': _tuned,  # Xiao et al. 2023, WACV
+    'medical_mae_finetune_vit_b': replace(_tuned, recipe='medical_mae_finetune_vit_b', model='vit_base_patch16'),
+    'medical_mae_finetune_cnn': replace(_tuned, recipe='medical_mae_finetune_cnn', model='densenet121', layer_decay=1.,
                                         drop_path=0.),
-    'uspec_finetune': replace(_mae, recipe='uspec_finetune', model='RETFound_mae', epochs=100, batch_size=128, lr=5e-3,
-                              final_lr=1e-6, warmup_epochs=10, layer_decay=0.65, label_smoothing=0.1, erasing=0.25,
-                              rand_augment='rand-m9-mstd0.5-inc1'),
-    'uspec_few_shot': replace(_mae, recipe='uspec_few_shot', model='RETFound_mae', tune='probe', views=0, epochs=50, lr=1e-3,
-                              batch_size=16, warmup_epochs=10, final_lr=1e-6, layer_decay=1., drop_path=0., select='last',
-                              change='none', rand_augment='', shots=5.),
-    'cls_small_vit': replace(_mae, recipe='cls_small_vit', size=64, patch=8, epochs=12, batch_size=32, lr=5e-4, lr_batch=None,
-                             warmup_epochs=2, layer_decay=0.75, drop_path=0.1, rand_augment='', crop=1., crop_min=0.5),
-    'cls_small': ClsRecipe(recipe='cls_small', model='mirage_tiny', size=128, views=0, epochs=60, lr=1e-2, warmup_epochs=2,
-                           baselines=True)}
+    'uspec_finetune': _uspec,
+    'uspec_few_shot': replace(_uspec, recipe='uspec_few_shot', tune='probe', views=0, epochs=50, batch_size=16, lr=1e-3,
+                              layer_decay=1., drop_path=0., label_smoothing=0., select='last', loss='bce',
+                              change='none', rand_augment='', erasing=0., shots=5.),
+    'cls_small': ClsRecipe(recipe='cls_small', model='mirage_tiny', size=128, views=0, epochs=60, lr=1e-2,
+                           warmup_epochs=2, baselines=True),
+    'cls_small_vit': replace(_tuned, recipe='cls_small_vit', size=64, patch=8, epochs=12, batch_size=32, lr=5e-4,
+                             lr_batch=None, warmup_epochs=2, layer_decay=0.75, drop_path=0.1, rand_augment='', crop=1.,
+                             crop_min=0.5)}
 
 
 def cls_recipe(
@@ -295,6 +302,32 @@ def cls_recipe(
     "Recipe of a classification by its name"
     if name not in CLS_RECIPES: raise KeyError(unknown('recipe', name, CLS_RECIPES))
     return CLS_RECIPES[name]
+
+# %% ../nbs/01_recipes.ipynb #8c013a27
+@dataclass(frozen=True, kw_only=True)
+class FewShot:
+    "Settings of 32_few_shot; what is None is the recipe's"
+    dataset: str = 'Phantom_OCT'       # a file in data_manifests/, a folder in MIRAGE_DATA, or a path to a manifest
+    recipe: str = 'cls_small'          # a name in CLS_RECIPES: what is trained on each subset
+    protocol: str = 'splits'           # 'splits' (the set's own) or 'pool' (what is not drawn is the test)
+    shots: list[float] = field(default_factory=lambda: [1., 4.]) # images a class, or, below 1, their part
+    seeds: int = 3                     # subsets of each size
+    model: str|None = None             # any encoder of models.zoo
+    weights: str|None = None           # checkpoint file to start from
+    pool: str|None = None              # 'global', 'cls' or 'token_mix'
+    tune: str|None = None              # 'probe', 'full', 'last' or 'lora'
+    size: int|list[int]|None = None    # rows and columns of the model's input, pixels
+    epochs: int|None = None            # passes over the subset, at most
+    lr: float|None = None              # highest learning rate
+    precision: str = 'auto'            # 'auto', 'fp32', 'bf16' or 'fp16'
+    resamples: int = 2000              # of the intervals
+    seed: int = 0                      # of the first subset
+
+    def __post_init__(self)->None:
+        if self.seeds < 1: raise ValueError(f'seeds is 1 or more, not {self.seeds}')
+        if self.protocol not in ('splits', 'pool'):
+            raise ValueError(unknown('protocol', self.protocol, ('splits', 'pool')))
+        if not self.shots or min(self.shots) <= 0: raise ValueError(f'shots takes numbers above 0, not {self.shots}')
 
 # %% ../nbs/01_recipes.ipynb #cd6d2ad7
 R = TypeVar('R')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'draw_image', 'words_of', 'show_labelled', 'show_cls_curves', 'pick_cls_cases', 'show_cls_cases',
-           'show_beside']
+           'show_beside', 'show_learning_curve']
 
 # %% ../nbs/28b_tune_figures.ipynb #2f56de89
 from collections.abc import Mapping, Sequence
@@ -95,7 +95,7 @@ def pick_cls_cases(
     right = pred.p[pred.y == 1] if pred.single else (each*known).sum(1)/known.sum(1).clip(min=1)
     order = np.argsort(-right, kind='stable')
     n = min(most, max(len(order)//2, 1))
-    names = np.array(pred.classes)
+    names = list(pred.classes)
     rows = [('best', i) for i in order[:n]] + [('worst', i) for i in order[::-1][:n]]
     return pd.DataFrame([{'case': case, 'id': pred.table.id.iloc[i], 'right': float(right[i]),
                           'truth': words_of(int(pred.y[i].argmax()) if pred.single else pred.y[i], names),
@@ -137,5 +137,26 @@ def show_beside(
         ax.set(yticks=range(len(results)), yticklabels=list(results), xlabel=metric, xlim=(-.02, 1.02))
         ax.invert_yaxis(); ax.grid(axis='x', alpha=.3)
         if ax is not axes[0]: ax.set_yticklabels([])
+    sns.despine(fig)
+    return fig
+
+# %% ../nbs/28b_tune_figures.ipynb #57a0aab3
+def show_learning_curve(
+    curve:pd.DataFrame # of `jobs.few_shot.learning_curve`
+)->Figure:
+    "Mean of the subsets of each size with its interval, and the least and the most of them"
+    metrics = list(dict.fromkeys(curve.metric))
+    fig, (axes,) = grid(1, len(metrics), 4., 3.)
+    for ax, metric in zip(axes, metrics, strict=True):
+        t = curve[curve.metric == metric]
+        ax.fill_between(t.shots, t.low, t.high, alpha=.2, lw=0, label='95 % interval')
+        ax.plot(t.shots, t['mean'], 'o-', ms=4, label=f'mean of {t.seeds.max()} subsets')
+        ax.vlines(t.shots, t.least, t.most, color='.4', lw=1, label='least to most')
+        unit = 'labelled images a class' if t.shots.max() >= 1 else 'part of the labels'
+        ax.set(title=metric, xlabel=unit, ylim=(-.02, 1.02))
+        if t.shots.min() > 0 and len(t) > 1: ax.set_xscale('log', base=2)
+        ax.set_xticks(list(t.shots), [f'{k:g}' for k in t.shots]); ax.minorticks_off()
+        ax.grid(alpha=.3)
+    axes[0].legend(frameon=False, fontsize=8)
     sns.despine(fig)
     return fig

@@ -171,7 +171,8 @@ def test_faults_of_a_table(table, tune, change, text):
 def test_rows_without_a_label_are_left_out(table):
     cells, path = table
     cells.assign(dx=['', *cells.dx[1:]]).to_csv(path, index=False)
-    with pytest.warns(UserWarning, match='1 rows have no label and are left out'): data = labelled(read_manifest('Eyes'))
+    with pytest.warns(UserWarning, match='1 rows have no label and are left out'):
+        data = labelled(read_manifest('Eyes'))
     assert len(data.table) == 35
 
 
@@ -221,7 +222,8 @@ def test_real_sets_are_read(shared_data, home, monkeypatch):
     assert noor.counts().to_numpy().tolist() == [[30, 10, 10]]*3 and (noor.table.patient == '').all()
     unam = labelled(read_manifest('UNAM'))
     assert len(unam.table) == 60 and unam.table.patient.nunique() == 32
-    assert unam.table.groupby('patient').split.nunique().max() == 1 and set(unam.table.split) == {'train', 'val', 'test'}
+    assert unam.table.groupby('patient').split.nunique().max() == 1
+    assert set(unam.table.split) == {'train', 'val', 'test'}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         nih = labelled(read_manifest('NIH_ChestXray14'), allow_leaks=True)

@@ -1,4 +1,4 @@
-"Classification agrees with the recorded numbers: pooling heads, ViT classifiers, layer-decay groups, evaluation images."
+"Classification agrees with the recorded numbers: pooling heads, ViT classifiers, layer-decay groups, images."
 import json
 
 import numpy as np
@@ -72,7 +72,8 @@ def below_checkpoint(pretrained):
 def test_vit_classifiers(golden, recorded, pool, norm):
     c, t = json.loads((golden/'mae.json').read_text())['config'], load_file(golden/'vit_classifier.safetensors')
     state, x = below(t, f'{recorded}.state.'), t[f'{recorded}.input']
-    encoder = ViT(size=x.shape[-2:], patch=c['patch'], channels=x.shape[1], d=c['dim'], depth=c['depth'], heads=c['heads'])
+    shape = {k: c[v] for k, v in (('patch', 'patch'), ('d', 'dim'), ('depth', 'depth'), ('heads', 'heads'))}
+    encoder = ViT(size=x.shape[-2:], channels=x.shape[1], **shape)
     model = ClsModel(encoder, len(state['head.bias']), pool, 'pooled').eval()
     own = {f'encoder.{k}': v for k, v in state.items() if not k.startswith(('head.', f'{norm}.'))}
     top = {k.replace(norm, 'norm'): v for k, v in state.items() if k.startswith(('head.', f'{norm}.'))}
@@ -111,4 +112,5 @@ def test_evaluation_image_of_ultra_widefield(golden):
     name = next(k for k in t if k.startswith('uwf.eval_'))
     side = int(name.split('_')[-1])
     look = Look('image', 3, (side, side), UWF_MEAN, UWF_STD, crop=0.875, change='photo')
-    torch.testing.assert_close(eval_image(t['uwf.raw_rgb'].numpy(), look), t[name].float(), rtol=1e-3, atol=2e-3)  # fp16
+    ours = eval_image(t['uwf.raw_rgb'].numpy(), look)
+    torch.testing.assert_close(ours, t[name].float(), rtol=1e-3, atol=2e-3)  # recorded in half precision

@@ -42,7 +42,9 @@ def class_folders(
         images = images_in(p) if p.is_dir() else {}
         if images: found[p.name] = images
         else: strays.append(p.name)
-    if strays: warnings.warn(f"{folder}: {', '.join(strays[:5])} passed over: no folder of images, so no class", stacklevel=2)
+    if strays:
+        names = ', '.join(strays[:5])
+        warnings.warn(f'{folder}: {names} passed over: no folder of images, so no class', stacklevel=2)
     return found
 
 
@@ -112,7 +114,8 @@ def several_labels(
 )->pd.DataFrame:        # a column a class: 1, 0 or NaN
     "Several labels a row: joined in one cell, or a column each"
     if facts.label:
-        lists = [[facts.values.get(v, v) for v in map(str.strip, cell.split(facts.joined))] for cell in table[facts.label]]
+        parts = [[v.strip() for v in cell.split(facts.joined)] for cell in column_of(table, facts.label, path)]
+        lists = [[facts.values.get(v, v) for v in vs] for vs in parts]
         known = facts.classes or tuple(sorted({v for vs in lists for v in vs if v}))
         strange = {v for vs in lists for v in vs if v} - set(known)
         if strange: raise ValueError(f"{path}, {facts.label}: {unknown('class', sorted(strange)[0], known)}. "
@@ -121,7 +124,9 @@ def several_labels(
     columns = {c: plain(column_of(table, f'label:{c}' if f'label:{c}' in table else c, path)) for c in facts.classes}
     for c, v in columns.items():
         bad = ~v.isin(('1', '0', ''))
-        if bad.any(): raise ValueError(f"{path}, row {bad.idxmax() + 2}: '{c}' is {v[bad].iloc[0]!r}; it takes 1, 0 or nothing")
+        if not bad.any(): continue
+        row = int(bad.to_numpy().argmax())
+        raise ValueError(f"{path}, row {row + 2}: '{c}' is {v.iloc[row]!r}; it takes 1, 0 or nothing")
     return pd.DataFrame({c: pd.to_numeric(v, errors='coerce') for c, v in columns.items()})
 
 # %% ../../nbs/09g_data.classes.ipynb #260db6bb
@@ -149,7 +154,8 @@ def image_paths(
     "File of each row; an error names those that are not there"
     try: files = [root/facts.image.format_map(row) for row in table.to_dict('records')]
     except (KeyError, IndexError, ValueError) as e: raise ValueError(
-        f"{path}: labels.image {facts.image!r} names a column {e} that is not there; there are {', '.join(table)}") from e
+        f"{path}: labels.image {facts.image!r} names a column {e} that is not there; "
+        f"there are {', '.join(map(str, table))}") from e
     lost = [f for f in files if not f.is_file()]
     if lost: raise FileNotFoundError(f'{len(lost)} of {len(files)} images of {path} are not there: '
                                      f"{', '.join(map(str, lost[:4]))}")
@@ -181,8 +187,8 @@ def facts_of(
 )->LabelFacts:
     "What a manifest says of labels; an error if it says nothing"
     if manifest.labels: return manifest.labels
-    raise ValueError(f'{manifest.name} is a set for {manifest.task}, and {manifest.path.name} has no [labels]: nothing can '
-                     'be classified. Say there what its images are labelled with')
+    raise ValueError(f'{manifest.name} is a set for {manifest.task}, and {manifest.path.name} has no [labels]: nothing '
+                     'can be classified. Say there what its images are labelled with')
 
 # %% ../../nbs/09g_data.classes.ipynb #05d40965
 def main_label(
@@ -244,7 +250,8 @@ def twice(
     faults, leaks = [], []
     for key, word in (('id', 'the id'), ('sha256', 'the same image')):
         for value, group in table[table.duplicated(key, keep=False)].groupby(key, sort=True):
-            names = ', '.join(f'{s or "?"}: {Path(p).parent.name}/{Path(p).name}' for s, p in zip(group.split, group.image))
+            pairs = zip(group.split, map(Path, group.image), strict=True)
+            names = ', '.join(f'{s or "?"}: {p.parent.name}/{p.name}' for s, p in pairs)
             text = f"{word}{f' {value}' if key == 'id' else ''} ({names})"
             if main_label(group).nunique() > 1: faults.append(f'{text} has more than one label')
             elif group.split.nunique() > 1: leaks.append(text)
@@ -265,7 +272,8 @@ class Labelled:
     @property
     def splits(self)->dict[str, pd.DataFrame]:
         "Table of each split that there is"
-        return {s: self.table[self.table.split == s].reset_index(drop=True) for s in SPLITS if (self.table.split == s).any()}
+        t = self.table
+        return {s: t[t.split == s].reset_index(drop=True) for s in SPLITS if (t.split == s).any()}
 
     def counts(self)->pd.DataFrame:
         "Images of each class in each split; of several labels, those where it is stated to hold, and what is missing"
@@ -287,7 +295,8 @@ def check_classes(
         if strange: raise ValueError(f"{source}: {unknown('class', sorted(strange)[0], data.classes)}. "
                                      'The manifest lists the classes, and its labels.values says what a value means')
         there = [c for c in data.classes if (data.table.label == c).any()]
-        if len(there) < 2: raise ValueError(f'{source} holds one class only, {", ".join(there)}; there is nothing to tell apart')
+        if len(there) < 2: raise ValueError(
+            f'{source} holds one class only, {", ".join(there)}; there is nothing to tell apart')
     for split in found:
         n = counts[split] if not data.multi else counts[split]['positive']
         absent = [c for c in data.classes if not n[c]]
@@ -324,9 +333,11 @@ def labelled(
     if faults:
         rest = f'\n... and {len(faults) - 10} more' if len(faults) > 10 else ''
         remedy = '\nKeep one of each; allow_leaks=True goes on with images in two splits, for scores that are too good'
-        raise ValueError('\n'.join([f'{source}: {len(faults)} faults:', *faults[:10]]) + rest + (remedy if both else ''))
+        text = '\n'.join([f'{source}: {len(faults)} faults:', *faults[:10]])
+        raise ValueError(text + rest + (remedy if both else ''))
     multi = 'label' not in table
-    names = facts.classes or tuple(c.split(':', 1)[1] for c in table if c.startswith('label:')) or tuple(sorted(set(table.label)))
+    stated = tuple(str(c).split(':', 1)[1] for c in table if str(c).startswith('label:'))
+    names = facts.classes or stated or tuple(sorted(set(table.label)))
     table = table.sort_values(['split', 'id'], ignore_index=True)
     content = [table.drop(columns='image').astype(str).to_dict('records'), names]
     data = Labelled(manifest.name, names, multi, table, leaks_of(table, both), hash_of(content))
@@ -339,8 +350,11 @@ def leaks_of(
     both:Sequence[str]  # images in more than one split, in words
 )->pd.DataFrame:        # kind, what, splits
     "Patients and images in more than one split; a warning if there are any"
-    by = table[table.patient != ''].groupby('patient').split.agg(lambda s: ', '.join(sorted(set(s), key=SPLITS.index)))
-    rows = [('patient', p, s) for p, s in by.items() if ',' in s] + [('image', b, '') for b in both]
+    rows: list[tuple[str, str, str]] = []
+    for patient, group in table[table.patient != ''].groupby('patient', sort=True):
+        own = sorted(set(group.split), key=SPLITS.index)
+        if len(own) > 1: rows.append(('patient', str(patient), ', '.join(own)))
+    rows += [('image', b, '') for b in both]
     if rows: warnings.warn(f'{len(rows)} in more than one split, so scores are too good: '
                            + '; '.join(f'{k} {w} {s}' for k, w, s in rows[:5]), stacklevel=3)
     return pd.DataFrame(rows, columns=['kind', 'what', 'splits'])
@@ -419,7 +433,8 @@ class ClsDataset(Dataset[dict[str, Any]]):
     def view(self, i:int, v:int)->dict[str, Any]:
         "View v of an image, from its content alone; -1 is the one for evaluation"
         key = sample_key('view', v, self.table.sha256.iloc[i])
-        return self.sample(i, key, eval_image(self.read(i), self.look) if v < 0 else train_image(self.read(i), self.look, key))
+        x = self.read(i)
+        return self.sample(i, key, eval_image(x, self.look) if v < 0 else train_image(x, self.look, key))
 
     def __getitem__(self, index:int|tuple[int, int])->dict[str, Any]:
         epoch, i = index if isinstance(index, tuple) else (0, index)
@@ -439,7 +454,8 @@ def meanings_in(
     names, given = {low(c): c for c in classes}, {low(k): v for k, v in (said or {}).items()}
     out = {c: names.get(low(given.get(low(c), '') if said is not None else c), '') for c in source}
     for k, v in given.items():
-        if v and low(v) not in names: raise ValueError(f"{where}, class_maps: {k!r} becomes {v!r}; {unknown('class', v, classes)}")
+        if v and low(v) not in names:
+            raise ValueError(f"{where}, class_maps: {k!r} becomes {v!r}; {unknown('class', v, classes)}")
     if lost := [c for c in classes if c not in out.values()]:
         raise ValueError(f'{where}: nothing that the model says ({", ".join(source)}) means {", ".join(lost)}; '
                          '[labels.class_maps.SOURCE] says which class means which')

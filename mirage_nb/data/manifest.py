@@ -256,8 +256,8 @@ def read_labels(
     _check_labels(given, raw['layout'], where)
     maps = {k: _texts_of(v, f'{where}.class_maps.{k}') for k, v in given.pop('class_maps', {}).items()}
     tables = {k: _texts_of(given.pop(k, {}), f'{where}.{k}') for k in ('where', 'values')}
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    return LabelFacts(**fields, **tables, class_maps=maps)
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return LabelFacts(**fields, where=tables['where'], values=tables['values'], class_maps=maps)
 
 # %% ../../nbs/05_data.manifest.ipynb #90e1fb8e
 def parse_manifest(

@@ -217,8 +217,8 @@ def kappa(
 )->np.ndarray:   # (r,) at most 1; NaN where chance alone agrees wholly
     "Agreement beyond chance (Cohen 1960)"
     n = c.sum((1, 2))
-    chance = (c.sum(1)*c.sum(2)).sum(1) / n**2
-    return share(np.trace(c, axis1=1, axis2=2)/n - chance, 1 - chance)
+    chance = (c.sum(1)*c.sum(2)).sum(1)  # pairs that agree by chance, of n²
+    return share(n*np.trace(c, axis1=1, axis2=2) - chance, n**2 - chance)
 
 
 def overall_decisions(

@@ -109,8 +109,8 @@ def class_notes(
         if units.g < few: return f'only {units.g} {units.kind}s: the interval is a poor guide'
         held, rest = (len(set(units.of[pred.y[:, j] == v])) for v in (1, 0))
         if min(held, rest) >= few: return ''
-        what, m = ('have', held) if held < few else ('lack', rest)
-        return f'only {m} {units.kind}{"s" if m > 1 else ""} {what} it: the interval is a poor guide'
+        what, m = ('positive', held) if held < few else ('negative', rest)
+        return f'only {m} {what} {units.kind}{"s" if m > 1 else ""}: the interval is a poor guide'
     return {c: note(j, c) for j, c in enumerate(pred.classes)}
 
 

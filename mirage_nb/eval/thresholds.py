@@ -40,7 +40,7 @@ def rule_name(
     at:float  # least sensitivity
 )->str:
     "A rule in words"
-    return {'Youden': 'Youden', 'F1': 'best F1', 'sensitivity': f'sensitivity {100*at:g} % or more'}[rule]
+    return {'Youden': 'Youden', 'F1': 'best F1', 'sensitivity': f'sensitivity ≥ {100*at:g} %'}[rule]
 
 # %% ../../nbs/26b_eval.thresholds.ipynb #eaa6d04c
 class Decisions:

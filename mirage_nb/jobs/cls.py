@@ -15,12 +15,11 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
@@ -31,10 +30,11 @@ from ..core import data_dir, hash_of, runs_dir, sample_key, write_atomic, write_
 from ..data.classes import ClsDataset, Labelled, few_labels, labelled, meanings_in, targets
 from ..data.datasets import collate
 from ..data.manifest import LabelFacts, Manifest, read_manifest
+from ..data.photo import Mix, mix
 from ..data.views import Look
-from ..eval.cls_metrics import MACRO, Predictions, measure, parts_of
+from ..eval.cls_metrics import Predictions, measure, parts_of
 from ..eval.cls_report import ClsScores, evaluate
-from ..eval.cls_table import map_classes, to_scores
+from ..eval.cls_table import class_columns, map_classes, to_scores
 from ..models.classifiers import cls_model, load_cls_model, save_cls_model, start_classifier, weights_path
 from ..models.cls_heads import ClsHead, ClsModel, choose_training
 from ..models.weights import LoadReport, read_checkpoint, save_weights
@@ -44,10 +44,12 @@ from ..phantom_cxr import make_phantom_cxr
 from ..phantom_uwf import make_phantom_uwf
 from ..recipes import ClsRecipe, rows_cols
 from ..train.loop import FitSettings, fit, make_accelerator, pick_precision
+from ..train.losses import bce_loss, soft_ce, soft_targets
 from ..train.probe import FeatureStore, KeptFeatures, fill, knn_probe, logistic_probe
 
 # %% ../../nbs/29a_jobs.cls.ipynb #14945b01
-PHANTOMS = {'Phantom_OCT': make_phantom_oct, 'Phantom_CXR': make_phantom_cxr, 'Phantom_UWF': make_phantom_uwf}
+PHANTOMS: dict[str, Callable[..., Path]] = {
+    'Phantom_OCT': make_phantom_oct, 'Phantom_CXR': make_phantom_cxr, 'Phantom_UWF': make_phantom_uwf}
 
 
 def cls_data(
@@ -103,16 +105,16 @@ ClsLoss = Callable[[Tensor, Tensor], Tensor]
 
 def cls_loss(
     multi:bool,           # several labels may hold for one image
-    smoothing:float=0.    # of the labels
+    smoothing:float=0.,   # of the labels
+    how:str='auto'        # 'auto', or 'bce': each class on its own, also with one label an image
 )->ClsLoss:               # (b, classes) scores, (b,) class indices or (b, classes) with NaN -> scalar
     "Loss of a classification: cross-entropy, or that of each label on its own where it is known"
-    def several(z:Tensor, y:Tensor)->Tensor:
-        known = ~y.isnan()
-        each = F.binary_cross_entropy_with_logits(z.float(), torch.where(known, y, 0.), reduction='none')
-        return (each*known).sum()/known.sum().clamp(min=1)
+    def each(z:Tensor, y:Tensor)->Tensor:
+        parts = soft_targets(y, z.shape[1]) if y.ndim == 1 else y
+        return bce_loss(z, parts*(1 - smoothing) + smoothing/2)
 
-    def one(z:Tensor, y:Tensor)->Tensor: return F.cross_entropy(z.float(), y, label_smoothing=smoothing)
-    return several if multi else one
+    def one(z:Tensor, y:Tensor)->Tensor: return soft_ce(z, y, smoothing)
+    return each if multi or how == 'bce' else one
 
 # %% ../../nbs/29a_jobs.cls.ipynb #bf601abe
 def model_keywords(
@@ -121,8 +123,8 @@ def model_keywords(
     modality:str # that MIRAGE's adapter reads
 )->dict[str, Any]:
     "Keywords of `cls_model` for a job"
-    return {'name': cfg.model, 'n_classes': n_classes, 'pool': cfg.pool, 'size': rows_cols(cfg.size), 'patch': cfg.patch,
-            'drop_path': cfg.drop_path, 'modality': modality, 'head_std': cfg.head_std}
+    return {'name': cfg.model, 'n_classes': n_classes, 'pool': cfg.pool, 'size': rows_cols(cfg.size),
+            'patch': cfg.patch, 'drop_path': cfg.drop_path, 'modality': modality, 'head_std': cfg.head_std}
 
 
 def build_cls(
@@ -204,7 +206,8 @@ def validation_numbers(
     single = y.ndim == 1
     truth = np.eye(len(classes))[y.numpy()] if single else y.numpy().astype(float)
     logits = z.double().numpy()
-    pred = Predictions(pd.DataFrame({'id': range(len(z))}), tuple(classes), single, truth, to_scores(logits, single), logits)
+    rows = pd.DataFrame({'id': range(len(z))})
+    pred = Predictions(rows, tuple(classes), single, truth, to_scores(logits, single), logits)
     m = measure(parts_of(pred))
     return {'bacc': float(m['balanced accuracy'][0, 0 if single else -2]), 'auroc': float(m['AUROC'][0, -2]),
             'valid_loss': float(loss(z, y))}
@@ -248,7 +251,8 @@ class Averaged(nn.Module):
     ):
         super().__init__()
         from copy import deepcopy
-        self.model, self.average, self.decay, self.depth = model, deepcopy(model).requires_grad_(False), decay, model.depth
+        self.model, self.decay, self.depth = model, decay, model.depth
+        self.average = deepcopy(model).requires_grad_(False)
 
     def layer_of(self, name:str)->int: return self.model.layer_of(name.removeprefix('model.'))
 
@@ -275,12 +279,17 @@ def kept_model(
 # %% ../../nbs/29a_jobs.cls.ipynb #b60a00be
 def cls_step(
     loss:ClsLoss,
-    cfg:ClsRecipe
+    cfg:ClsRecipe,
+    n_classes:int
 )->Any: # the `step` that `fit` takes
     "Loss of a batch of images, or of kept features"
     def step(model:nn.Module, batch:dict[str, Any])->Tensor:
         x, y = inputs(batch, batch['label'].device), batch['label']
         if isinstance(x, Tensor): return loss(model(x), y)
+        if cfg.mixup:
+            (name, image), soft = next(iter(x.items())), soft_targets(y, n_classes) if y.ndim == 1 else y
+            image, y = mix(image, soft, batch['key'].tolist(), Mix(mixup=cfg.mixup, cutmix=0.))
+            x = {name: image}
         return loss(model(x, batch['key']), y)
     return step
 
@@ -306,7 +315,8 @@ class ClsJob:
         look = asdict(self.sets['train'].look)
         save_cls_model(model, self.folder/'best.safetensors', self.keywords, dataset=self.data.name, look=look,
                        classes=list(self.data.classes), multi=self.data.multi, precision=self.settings.precision,
-                       smoothing=self.cfg.label_smoothing)
+                       loss=[self.cfg.label_smoothing, self.cfg.loss],
+                       kept=self.cfg.tune == 'probe' and self.cfg.views >= 0)
 
     def run(self, model:nn.Module, train:Any, valid:Any, keep:Any)->list[dict[str, float]]:
         "Fit a model, or a head on kept features, by the rules of the recipe"
@@ -317,8 +327,9 @@ class ClsJob:
             return found | {'score': found['bacc' if cfg.select == 'last' else cfg.select]}
 
         last = cfg.select == 'last'
-        rows = fit(model, train, cls_step(self.loss, cfg), validate if valid else None, keep, self.settings, self.folder,
-                   as_batch, better=lambda new, best: last or better(new, best, cfg.min_gain),
+        rows = fit(model, train, cls_step(self.loss, cfg, len(classes)), validate if valid else None, keep,
+                   self.settings, self.folder, as_batch,
+                   better=lambda new, best: last or better(new, best, cfg.min_gain),
                    stop=lambda rows: has_stalled(rows, cfg))
         if not valid: keep(model)
         return rows
@@ -326,23 +337,26 @@ class ClsJob:
 
 def cls_job(
     cfg:ClsRecipe,
-    folder:Path # of the run
+    folder:Path,             # of the run
+    data:Labelled|None=None  # with other splits than the set's own
 )->ClsJob:
     "Read the data and build the model of a job"
     manifest = read_manifest(cfg.dataset)
-    data = cls_data(manifest, cfg.allow_leaks)
+    data = data or cls_data(manifest, cfg.allow_leaks)
     sets = cls_datasets(data, manifest, cfg)
     model, _ = build_cls(cfg, len(data.classes), sets['train'].look.modality)
-    return ClsJob(cfg, data, sets, model, fit_settings(cfg, len(sets['train'])), cls_loss(data.multi, cfg.label_smoothing), folder)
+    loss = cls_loss(data.multi, cfg.label_smoothing, cfg.loss)
+    return ClsJob(cfg, data, sets, model, fit_settings(cfg, len(sets['train'])), loss, folder)
 
 
 def train_cls(
     cfg:ClsRecipe,
-    folder:Path          # receives best.safetensors, state.pt, progress.jsonl, history.csv
+    folder:Path,         # receives best.safetensors, state.pt, progress.jsonl, history.csv
+    data:Labelled|None=None # with other splits than the set's own
 )->pd.DataFrame:         # a row an epoch: epoch, lr, loss, bacc, auroc, valid_loss, score, seconds
     "Tune a model on the training split and keep the epoch that validates best; goes on where a killed call stopped"
     if (folder/'history.csv').exists(): return pd.read_csv(folder/'history.csv')
-    job = cls_job(cfg, folder)
+    job = cls_job(cfg, folder, data)
     folder.mkdir(parents=True, exist_ok=True)
     if cfg.tune == 'probe' and cfg.views >= 0: rows = train_head(job)
     else:
@@ -411,9 +425,9 @@ def train_head(
     "Train the linear layer on kept features, and put it on the encoder"
     cfg, kind, sets = job.cfg, job.settings.precision, job.sets
     views = list(range(cfg.views)) or [-1]
-    data = {'train': KeptFeatures(sets['train'].ids, keep_features(job.model, sets['train'], views, kind), sets['train'].y, cfg.seed)}
-    if 'val' in sets:
-        data['val'] = KeptFeatures(sets['val'].ids, keep_features(job.model, sets['val'], [-1], kind), sets['val'].y)
+    asked, data = {'train': views, 'val': [-1]}, {}
+    for s, d in sets.items():
+        data[s] = KeptFeatures(d.ids, keep_features(job.model, d, asked[s], kind), cast(Tensor, d.y), cfg.seed)
     head = ClsHead(job.model.encoder.d, len(job.data.classes), cfg.pool, job.model.where)
     head.load_state_dict({k: v for k, v in job.model.state_dict().items() if not k.startswith('encoder.')})
     head.norm.requires_grad_(False)
@@ -448,10 +462,15 @@ def predict_cls(
     model, about = load_cls_model(model_file)
     kind = about['precision'] if about['precision'] != 'fp16' or torch.cuda.is_available() else 'fp32'
     accelerator = make_accelerator(kind)
-    look = Look(**{k: tuple(v) if isinstance(v, list) else v for k, v in about['look'].items()})
+    said: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about['look'].items()}
+    look = Look(**said)
     data = ClsDataset(table, (), look)
-    data.y = torch.zeros(len(data))  # not looked at
-    with accelerator.autocast(): z, _ = logits_of(model.to(accelerator.device), data, accelerator, batch_size)
+    if about['kept']:  # the encoder may have been asked already
+        kept = keep_features(model, data, [-1], kind, batch_size)[0]
+        with torch.no_grad(): z = model.cpu().head(model.vector(kept))
+    else:
+        data.y = torch.zeros(len(data))  # not looked at
+        with accelerator.autocast(): z, _ = logits_of(model.to(accelerator.device), data, accelerator, batch_size)
     logits = z.double().numpy()
     return predictions_table(table, about['classes'], about['multi'], to_scores(logits, not about['multi']), logits)
 
@@ -464,7 +483,8 @@ def predict_set(
 )->pd.DataFrame:       # by the contract, in the set's classes
     "Predictions for a split of any set; the classes of another one by the class map of its manifest"
     about = load_cls_model(model_file)[1]
-    if split not in data.splits: raise ValueError(f'{data.name} has no split {split!r}; it has {", ".join(data.splits)}')
+    if split not in data.splits:
+        raise ValueError(f'{data.name} has no split {split!r}; it has {", ".join(data.splits)}')
     said = predict_cls(model_file, data.splits[split])
     if tuple(about['classes']) == data.classes: return said
     if about['multi'] or data.multi: raise ValueError(
@@ -480,14 +500,15 @@ def test_cls(
     data:Labelled,
     seed:int=0     # of the bootstrap
 )->ClsScores|None: # None: there is no test split
-    "Predict validation and test with the best model, and score the test; temperature and thresholds come from validation"
+    "Predict validation and test with the best model, and score the test"
     manifest = read_manifest(cfg.test_dataset or cfg.dataset)
     there = cls_data(manifest, cfg.allow_leaks) if cfg.test_dataset else data
     model, valid = folder/'best.safetensors', None
-    if 'val' in data.splits: valid = save_table(predict_set(model, read_manifest(cfg.dataset), data, 'val'), folder/'predictions_val.csv')
+    if 'val' in data.splits:
+        valid = save_table(predict_set(model, read_manifest(cfg.dataset), data, 'val'), folder/'predictions_val.csv')
     if 'test' not in there.splits: return None
     test = save_table(predict_set(model, manifest, there, 'test'), folder/'predictions_test.csv')
-    same = valid is not None and [c for c in valid if 'score:' in c] == [c for c in test if 'score:' in c]
+    same = valid is not None and class_columns(valid, 'score') == class_columns(test, 'score')
     return evaluate(test, valid if same else None, seed=seed)
 
 
@@ -510,7 +531,8 @@ def probe_encoder(
     model, _ = build_cls(replace(cfg, tune='probe'), len(data.classes), sets['train'].look.modality)
     if 'val' not in sets: return {}
     kind = pick_precision(cfg.precision)
-    x = {s: model.vector(keep_features(model, d, [-1], kind)[0]).detach().numpy() for s, d in sets.items()}
+    kept = {s: keep_features(model, d, [-1], kind)[0] for s, d in sets.items()}
+    x = {s: model.cpu().vector(v).detach().numpy() for s, v in kept.items()}
     y = {s: sets[s].y.numpy() for s in ('train', 'val')}  # type: ignore[union-attr]
     found = {'logistic regression': logistic_probe(x, y, len(data.classes)),
              'nearest neighbours': knn_probe(x, y, len(data.classes))}
@@ -543,7 +565,7 @@ def cls_beside(
     found['majority class'] = evaluate(majority(data, 'test'))
     if cfg.baselines:
         random = replace(cfg, weights=None, tune='probe', views=max(cfg.views, 0), processes=1, ema=0., test_dataset='')
-        if (random.seed, cfg.weights, cfg.tune) == (cfg.seed, None, 'probe'): random = replace(random, seed=cfg.seed + 1)
+        if (cfg.weights, cfg.tune) == (None, 'probe'): random = replace(random, seed=cfg.seed + 1)
         train_cls(random, folder/'random_encoder')
         scores = test_cls(random, folder/'random_encoder', data)
         if scores: found['probe of a random encoder'] = scores
@@ -559,7 +581,8 @@ def validation_of(
     about = load_cls_model(file)[1]
     said = predict_cls(file, data.splits['val'])
     z = torch.tensor(said[[f'logit:{c}' for c in about['classes']]].to_numpy())
-    return validation_numbers(z, targets(data.splits['val'], data.classes), data.classes, cls_loss(data.multi, about['smoothing']))
+    y, loss = targets(data.splits['val'], data.classes), cls_loss(data.multi, *about['loss'])
+    return validation_numbers(z, y, data.classes, loss)
 
 
 def best_row(
@@ -589,7 +612,8 @@ def leak_table(
     known = {s: t.patient[t.patient != ''].nunique() for s, t in found.items()}
     twice = '; '.join(f'{r.what} ({r.splits})' for r in data.leaks[data.leaks.kind == 'patient'].itertuples())
     rows = [(s, f'{len(t)} images of {known[s] or "an unknown number of"} patients') for s, t in found.items()]
-    rows += [('patients in more than one split', (twice or 'none') if all(known.values()) else 'cannot be said: not known'),
+    unknown = 'cannot be said: not known'
+    rows += [('patients in more than one split', (twice or 'none') if all(known.values()) else unknown),
              ('equal images in more than one split', '; '.join(data.leaks.what[data.leaks.kind == 'image']) or 'none')]
     return pd.DataFrame(rows, columns=['question', 'answer']).set_index('question')
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .cls_heads import ClsModel, choose_training, merged
+from .cls_heads import ClsModel, merged
 from .layers import Encoder
 from .weights import Checkpoint, LoadReport, about_of, load_weights, read_checkpoint, save_weights
 from .zoo import ENCODERS, encoder, encoder_record, shipped_weights
@@ -59,7 +59,8 @@ def encoder_state(
     "The encoder inside a checkpoint of ours: a classifier keeps it under 'encoder.'"
     about = ckpt.meta.get('about', '')
     if '"cls_model"' not in about: return ckpt
-    return replace(ckpt, state={k.removeprefix('encoder.'): v for k, v in ckpt.state.items() if k.startswith('encoder.')})
+    inside = {k: v for k, v in ckpt.state.items() if k.startswith('encoder.')}
+    return replace(ckpt, state={k.removeprefix('encoder.'): v for k, v in inside.items()})
 
 
 def start_classifier(

@@ -8,7 +8,7 @@ __all__ = ['EPS', 'POOLS', 'NORMS', 'TUNE', 'LORA_LAYERS', 'summaries', 'ClsHead
 
 # %% ../../nbs/15_models.cls_heads.ipynb #98c14785
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,8 @@ def summaries(
 )->Tensor:       # (b, 3, d): mean of the patches, mean of the normed patches, summary token
     "What heads read of an encoder's tokens"
     patches = seen.patches.float()
-    return torch.stack([patches.mean(1), F.layer_norm(patches, patches.shape[-1:], eps=EPS).mean(1), seen.summary.float()], 1)
+    normed = F.layer_norm(patches, patches.shape[-1:], eps=EPS)
+    return torch.stack([patches.mean(1), normed.mean(1), seen.summary.float()], 1)
 
 # %% ../../nbs/15_models.cls_heads.ipynb #cc777194
 POOLS = ('global', 'cls', 'token_mix')
@@ -58,13 +59,16 @@ class ClsHead(nn.Module):
         "What the linear layer reads of an image"
         mean, parts = s[:, 0], []
         if self.pool != 'cls':
-            if isinstance(self.norm, nn.LayerNorm):
-                mean = s[:, 1]*self.norm.weight + self.norm.bias if self.where == 'tokens' else self.norm(mean)
+            if self.where == 'pooled': mean = self.norm(mean)
+            if self.where == 'tokens':
+                norm = cast(nn.LayerNorm, self.norm)
+                mean = s[:, 1]*norm.weight + norm.bias
             parts.append(mean)
         if self.pool != 'global': parts.append(self.norm(s[:, 2]))
         return torch.cat(parts, 1)
 
-    def forward(self, x:Any)->Tensor: return self.head(self.vector(x))  # (b, 3, d) of summaries -> (b, n_classes)
+    def forward(self, x:Any, keys:Tensor|None=None)->Tensor: # (b, 3, d) of summaries -> (b, n_classes)
+        return self.head(self.vector(x))
 
 # %% ../../nbs/15_models.cls_heads.ipynb #f923b4e3
 TUNE = ('probe', 'full', 'last', 'lora')
@@ -124,7 +128,8 @@ def choose_training(
     "Choose what of a classifier trains"
     if how not in TUNE: raise ValueError(unknown('way to tune', how, TUNE))
     encoder, depth = model.encoder, model.depth
-    if how == 'last' and not 1 <= last <= depth: raise ValueError(f'last_blocks is 1 to {depth} for this encoder, not {last}')
+    if how == 'last' and not 1 <= last <= depth:
+        raise ValueError(f'last_blocks is 1 to {depth} for this encoder, not {last}')
     if how == 'lora' and rank < 1: raise ValueError(f'lora_rank is 1 or more, not {rank}')
     model.tune = how
     unread = {n for n, p in model.named_parameters() if not p.requires_grad}

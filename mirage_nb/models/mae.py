@@ -175,11 +175,11 @@ class PatchDecoder(ViT):
         pos = resize_row(self.decoder_pos_embed, self.grid, grid)
         if self.cross_attention:
             ids = order[:, wanted]
-            z = self.mask_token.to(t) + pos[0, 1:][ids].to(t)
+            z = self.mask_token + pos[0, 1:][ids]
             blocks:Any = [partial(block, context=t) for block in self.decoder_blocks]
         else:
             places = torch.cat([pos[:, :1].expand(b, -1, -1), pos[0, 1:][order]], 1)
-            z = torch.cat([t, self.mask_token.to(t).expand(b, n - keep, -1)], 1) + places.to(t)
+            z = torch.cat([t, self.mask_token.to(t).expand(b, n - keep, -1)], 1) + places
             blocks = self.decoder_blocks
         z = run_blocks(blocks, z, checkpointing=self.checkpointing)[0]
         return self.decoder_pred(self.decoder_norm(z if self.cross_attention else z[:, 1:][:, wanted]))
@@ -206,7 +206,8 @@ class MAE(PatchDecoder):
         mask_ratio:float|None=None,    # share that is hidden; None: the model's
         noise:Tensor|None=None,        # (b, n), patches with the smallest stay; None: drawn
         mask:Tensor|None=None,         # (b, n), 0 visible, 1 hidden, in place of noise and ratio
-        every:bool=False               # predict all patches: for pictures, and comparisons
+        share:float|None=None,         # of the hidden to predict; None: the model's in training, all in evaluation
+        every:bool=False               # predict all patches, the visible ones too
     )->Predicted:
         "Predict hidden patches from a few that are shown"
         image = one_image(x, self.modality, self.channels)
@@ -216,7 +217,7 @@ class MAE(PatchDecoder):
         else: keep = count_visible(n, self.mask_ratio if mask_ratio is None else mask_ratio)
         if noise is None: noise = draw_noise(None if keys is None else keys.tolist(), b, n)
         order, hidden = (t.to(image.device) for t in order_patches(noise, keep))
-        share = self.share if self.training else 1.
+        share = (self.share if self.training else 1.) if share is None else share
         last = n if share == 1 else keep + max(1, int(share*(n - keep)))
         wanted = slice(0 if every else keep, n if every else last)
         t = self.norm(self.encode(x, keys, ids=order[:, :keep])[0])
@@ -230,7 +231,7 @@ class MAE(PatchDecoder):
         "The image with hidden patches as predicted and visible ones as they are"
         image = one_image(x, self.modality, self.channels)
         keys = torch.arange(len(image)) if masks is None else None
-        out = self(x, keys, mask=None if masks is None else masks[self.modality])
+        out = self(x, keys, mask=None if masks is None else masks[self.modality], share=1.)
         true = patchify(image, self.patch)
         at = out.ids[..., None].expand(-1, -1, true.shape[-1])
         guess = out.patches.to(true)

@@ -51,7 +51,8 @@ class FeatureStore:
         from safetensors.torch import save_file
         found = features.detach().cpu().contiguous()
         name = hash_of(list(keys))[:16]
-        write_atomic(self.folder/f'{name}.safetensors', lambda p: save_file({'features': found}, p, {'keys': ' '.join(keys)}))
+        about = {'keys': ' '.join(keys)}
+        write_atomic(self.folder/f'{name}.safetensors', lambda p: save_file({'features': found}, p, about))
         self.rows.update(zip(keys, found, strict=True))
 
     def get(self, keys:Sequence[str])->Tensor:
@@ -176,7 +177,9 @@ def one_label(
 )->dict[str, np.ndarray]:    # by split: (n,)
     "Probability of one label among several"
     known = ~np.isnan(y)
-    if len(set(y[known])) < 2: return {s: np.full(len(v), y[known].mean() if known.any() else 0.5) for s, v in z.items()}
+    if len(set(y[known])) < 2:
+        share = y[known].mean() if known.any() else 0.5
+        return {s: np.full(len(v), share) for s, v in z.items()}
     fitted = regression(z['train'][known], y[known], c)
     return {s: fitted.predict_proba(v)[:, 1] for s, v in z.items()}
 

@@ -1,0 +1,67 @@
+"""Bootstrap of a classification's metrics by patient, 10,000 resamples, against scikit-learn in a loop.
+
+The plain side draws the same patients by the same counts, which scikit-learn takes as weights of the images. It is
+timed on part of the resamples, and its time multiplied; outputs are compared on that part. One thread on either side.
+"""
+import time
+
+import numpy as np
+import torch
+from sklearn import metrics as sk
+
+from benchmarks import row
+from mirage_nb.eval.cls_metrics import MACRO, check_predictions, measure, parts_of
+from mirage_nb.eval.cls_stats import image_units, resample
+from mirage_nb.eval.cls_table import example_predictions
+from mirage_nb.eval.stats import draw_counts
+
+N = 10_000
+METRICS = 'AUROC', 'AP', 'F1', 'balanced accuracy', 'MCC'
+
+
+def ranked(y, p, w):
+    "AUROC and AP, means of classes"
+    return [f(y, p, sample_weight=w) for f in (sk.roc_auc_score, sk.average_precision_score)]
+
+
+def plain_single(pred, w):
+    "Five metrics of one resample, one label an image"
+    true, said = pred.y.argmax(1), pred.p.argmax(1)
+    return [*ranked(pred.y, pred.p, w), sk.f1_score(true, said, average='macro', sample_weight=w),
+            sk.recall_score(true, said, average='macro', sample_weight=w),
+            sk.matthews_corrcoef(true, said, sample_weight=w)]
+
+
+def plain_several(pred, w):
+    "Two metrics of one resample, several labels an image, all known"
+    return ranked(pred.y, pred.p, w)
+
+
+def compare(what, table, plain, sample, aim):
+    "A row of the table; plain is timed on `sample` resamples"
+    pred = check_predictions(table)
+    units = image_units(pred)
+    counts = next(draw_counts(units.g, N, 0))[:sample]
+    start = time.perf_counter()
+    expected = np.array([plain(pred, w[units.of]) for w in counts])
+    plain_s = (time.perf_counter() - start)*N/sample
+    start = time.perf_counter()
+    parts = parts_of(pred, units.of)
+    draws = resample(lambda c: measure(parts, c), units.g, N)  # every metric, not only those compared
+    ours_s = time.perf_counter() - start
+    macro = [*pred.classes, MACRO].index(MACRO)
+    got = np.stack([draws[m][:sample, macro if draws[m].shape[1] > 1 else 0] for m in METRICS[:expected.shape[1]]], 1)
+    return row(what, plain_s, ours_s, f'largest difference {np.abs(got - expected).max():.0e}', aim)
+
+
+def run():
+    "Rows for the table of benchmarks"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    four = example_predictions(patients=250, classes=list('abcd'))
+    many = example_predictions(patients=1250, classes=[f'finding {i}' for i in range(14)], single=False)
+    known = many.fillna({c: 0. for c in many if c.startswith('label:')})
+    try:
+        return [compare(f'bootstrap: 5 metrics, {len(four)} images, 4 classes', four, plain_single, 100, 50.),
+                compare(f'bootstrap: AUROC, AP, {len(known)} images, 14 labels', known, plain_several, 40, 50.)]
+    finally: torch.set_num_threads(threads)

@@ -1,0 +1,89 @@
+"51_cls_eval on tables that somebody else made: what it writes, and that every number comes from the table"
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mirage_nb.eval.cls_report import evaluate, level_table
+from mirage_nb.eval.cls_table import example_predictions, read_predictions
+from mirage_nb.recipes import ClsEval, override
+from mirage_nb.runs import tuned_run
+
+
+@pytest.fixture
+def files(tmp_path):
+    "Tables on disk: test, validation, a better model of the same images, and one without patients and logits"
+    plain = example_predictions().drop(columns=['patient', 'eye', 'split', 'logit:NORMAL', 'logit:AMD', 'logit:DME'])
+    tables = {'test': example_predictions(), 'val': example_predictions(1, split='val'),
+              'other': example_predictions(skill=2.), 'plain': plain.assign(patient='')}
+    for k, t in tables.items(): t.to_csv(tmp_path/f'{k}.csv', index=False)
+    return {k: str(tmp_path/f'{k}.csv') for k in tables}
+
+
+@pytest.mark.slow
+def test_report_of_three_tables(execute, files, home):
+    space = execute('cls_eval', predictions=files['test'], valid_predictions=files['val'], other=files['other'],
+                    resamples=300, seed=3)
+    run = space['here'].folder
+    assert {p.name for p in run.glob('*.csv')} == {'levels.csv', 'comparison.csv', *(
+        f'test_{k}.csv' for k in ('metrics', 'calibration', 'thresholds', 'confusion', 'curves'))}
+    again = evaluate(read_predictions(files['test']), read_predictions(files['val']), seed=3, n=300)
+    saved = pd.read_csv(run/'test_metrics.csv', keep_default_na=False, na_values=['nan'])
+    np.testing.assert_allclose(saved['mean'].astype(float), again.summary['mean'], atol=1e-12)
+    np.testing.assert_allclose(saved['low'].astype(float), again.summary['low'], atol=1e-12)
+    result = json.loads((run/'result.json').read_text())
+    assert result['means'] == again.means and result['summary'][0].endswith('95 % intervals by patient')
+    beside = pd.read_csv(run/'comparison.csv')
+    assert (beside.difference < 0).all() and (beside.p <= beside.p_holm).all() and (beside.p_holm < .05).all()
+    record = json.loads((run/'run.json').read_text())
+    assert set(record['sources']) == {'predictions', 'validation', 'other'}
+    assert space['tables'].pred.classes == ('NORMAL', 'AMD', 'DME')
+
+
+@pytest.mark.slow
+def test_table_of_anybody(execute, files):
+    "No patient, no logits, no validation: scored, and what cannot be said is said"
+    space = execute('cls_eval', predictions=files['plain'], class_map=['AMD > ill', 'DME > ill'], resamples=200)
+    scores = space['scores']
+    assert scores.pred.classes == ('NORMAL', 'ill') and scores.temperature is None and not len(scores.thresholds)
+    assert 'too narrow if a patient has several images' in scores.line('x')
+    answers = space['cls_reliability'](scores).answer
+    assert answers['patients'] == 'not known' and 'no validation' in answers['temperature and thresholds']
+    assert (level_table(scores.pred, n=50).loc[['eye', 'patient'], 'note'].str.contains('has no patient')).all()
+    assert not (space['here'].folder/'test_thresholds.csv').exists()
+
+
+@pytest.mark.slow
+def test_by_patient(execute, files):
+    space = execute('cls_eval', predictions=files['test'], valid_predictions=files['val'], level='patient',
+                    resamples=200)
+    assert len(space['scores'].pred) == len(space['scores'].valid) == 60
+    expected = example_predictions().groupby('patient', sort=False)['score:AMD'].mean()
+    np.testing.assert_allclose(space['scores'].pred.p[:, 1], expected, atol=1e-6)
+
+
+def test_bad_parameters(execute, files, home):
+    for bad, said in ((dict(predictions='nowhere.csv'), 'no table of predictions'),
+                      (dict(predictions=files['test'], valid_predictions=files['test']), 'cannot be tested on it'),
+                      (dict(predictions=files['test'], level='slice'), "level is 'image', 'eye' or 'patient'"),
+                      (dict(predictions=files['test'], class_map=['AMD']), "each entry is 'CLASS > NAME'"),
+                      (dict(tuned_on='Duke_DME'), 'python -m mirage_nb.runs cls_tune dataset=Duke_DME')):
+        with pytest.raises((ValueError, FileNotFoundError)) as e: execute('cls_eval', resamples=100, **bad)
+        assert said in str(e.value)
+    with pytest.raises(TypeError, match="no parameter 'prediction'. Did you mean 'predictions'"):
+        override(ClsEval(), prediction='x')
+
+
+def test_newest_finished_run_is_taken(home, monkeypatch):
+    "A run of 31 by its interface: a finished folder with two tables in it"
+    from mirage_nb.jobs.cls_eval import eval_tables
+    from mirage_nb.runs import finish_run, start_run
+    run = start_run('cls_tune', {'dataset': 'Noor'}, {}, label='vit')
+    example_predictions().to_csv(run.folder/'predictions_test.csv', index=False)
+    example_predictions(1, split='val').to_csv(run.folder/'predictions_val.csv', index=False)
+    with pytest.raises(FileNotFoundError, match='no finished run on Noor'): tuned_run(None, 'Noor', 'cls_tune')
+    finish_run(run, {})
+    found = tuned_run(None, 'Noor', 'cls_tune')
+    tables = eval_tables(override(ClsEval(), run=str(found.folder)))
+    assert found.folder == run.folder and tables.valid is not None and tables.name == run.folder.name

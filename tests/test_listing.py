@@ -1,0 +1,110 @@
+"Listing of nested folders: killed and resumed, damaged files, changes; and a small one that is opened at once"
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mirage_nb.data.listing as module
+from mirage_nb.core import log
+from mirage_nb.data.listing import list_pictures, look, read_journal
+
+
+def tree(root, n, a_folder=50):
+    "n pictures under nested folders, 16 different ones under many names"
+    root.mkdir(parents=True)
+    kinds = []
+    for i in range(16):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (6, 5 + i, 3), dtype=np.uint8)).save(root/f'm{i}.png')
+        kinds.append((root/f'm{i}.png').read_bytes())
+        (root/f'm{i}.png').unlink()
+    for i in range(n):
+        folder = root/f's{i//a_folder//4}'/f'{i//a_folder % 4}'
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder/f'p{i:05d}.png').write_bytes(kinds[i % 16])
+    return root
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(tmp_path):
+    "What was looked at before the kill is not looked at again, and the result is that of one run"
+    root, index = tree(tmp_path/'t', 600), tmp_path/'i.safetensors'
+    slow = ('import sys, time; import mirage_nb.data.listing as m; look = m.look\n'
+            'def slowly(*a): time.sleep(0.005); return look(*a)\n'
+            'm.look = slowly; all = m.look_at_all\n'
+            'm.look_at_all = lambda *a: all(*a, batch=64)\n'
+            'm.list_pictures(sys.argv[1], sys.argv[2], threads=1)')
+    job = subprocess.Popen([sys.executable, '-c', slow, root, index])
+    journal, limit = index.with_suffix('.journal'), time.monotonic() + 60
+    while len(read_journal(journal)) < 128 and time.monotonic() < limit: time.sleep(0.02)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    done = len(read_journal(journal))
+    assert 128 <= done < 600 and not index.exists()
+    looked, real = [], module.look
+    module.look = lambda *a: looked.append(a[0]) or real(*a)
+    try: listing = list_pictures(root, index)
+    finally: module.look = real
+    assert len(listing) == 600 and len(looked) == 600 - done and not journal.exists()
+    assert listing.digest() == list_pictures(root, tmp_path/'other.safetensors').digest()
+
+
+def test_later_starts_touch_no_file(tmp_path, monkeypatch):
+    root, index = tree(tmp_path/'t', 100), tmp_path/'i.safetensors'
+    first = list_pictures(root, index)
+    for name in ('look', 'scan_folder'): monkeypatch.setattr(module, name, lambda *a: 1/0)
+    again = list_pictures(root, index)
+    assert [again.name(i) for i in range(100)] == [first.name(i) for i in range(100)]
+    assert again.digest() == first.digest()
+
+
+def test_refresh_reads_only_what_changed(tmp_path, monkeypatch, caplog):
+    root, index = tree(tmp_path/'t', 100), tmp_path/'i.safetensors'
+    old = list_pictures(root, index)
+    Image.new('RGB', (40, 30)).save(old.path(3))
+    os.remove(old.path(4))
+    Image.new('L', (7, 7)).save(root/'new.png')
+    (root/'broken.jpg').write_bytes(b'\xff\xd8\xff\xe0 and no more')
+    looked, real = [], module.look
+    monkeypatch.setattr(module, 'look', lambda *a: looked.append(a[0]) or real(*a))
+    with caplog.at_level('INFO', log.name): new = list_pictures(root, index, refresh=True)
+    assert len(looked) == 3 and len(new) == 100 and list(new.faults) == ['broken.jpg']
+    assert '2 new, 1 changed, 1 gone, 1 damaged' in caplog.text and 'broken.jpg' in caplog.text
+    names = [new.name(i) for i in range(100)]
+    assert tuple(new.shape[names.index(old.name(3))]) == (40, 30) and old.name(4) not in names and 'new.png' in names
+    looked.clear()
+    list_pictures(root, index, refresh=True)
+    assert not looked                      # damaged files are not read again either
+
+
+@pytest.mark.parametrize('kind', ['png', 'jpg', 'tif', 'bmp'])
+def test_copies_that_broke_off_are_found(tmp_path, kind):
+    file = tmp_path/f'x.{kind}'
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 70, 3), dtype=np.uint8)).save(file)
+    whole = file.read_bytes()
+    assert look(str(file), len(whole), 0)[3:] == (70, 90, '')
+    for part in (0, 3, 100, len(whole)//2, len(whole) - 40):
+        file.write_bytes(whole[:part])
+        found = look(str(file), part, 0)
+        if kind == 'png' and part > len(whole) - 50: continue  # all pixels are there
+        assert found.fault and str(tmp_path) not in found.fault, (kind, part, found)
+
+
+def test_real_pictures(shared_data, tmp_path):
+    listing = list_pictures(shared_data, tmp_path/'i.safetensors')
+    assert len(listing) > 1000
+    for i in range(0, len(listing), 97):
+        with Image.open(listing.path(i)) as image: assert image.size == tuple(listing.shape[i]), listing.name(i)
+
+
+def test_names_that_are_no_text(tmp_path):
+    root = tmp_path/'t'
+    root.mkdir()
+    for name in ('é ü.png', 'tab\there.png', "quote'.png"): Image.new('L', (4, 4)).save(root/name)
+    listing = list_pictures(root, tmp_path/'i.safetensors')
+    assert {listing.name(i) for i in range(3)} == {p.name for p in root.iterdir()}
+    assert all(listing.path(i).exists() for i in range(3))

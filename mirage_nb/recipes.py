@@ -200,6 +200,28 @@ class ClsEval:
         if self.run and self.predictions:
             raise ValueError(f'give run or predictions, not both: {self.run}, {self.predictions}')
 
+# %% ../nbs/01_recipes.ipynb #d9cc9042
+def _check_cls(r:Any)->None:
+    "Raise what is out of range in the settings of a classification"
+    least = {'epochs': 1, 'batch_size': 1, 'accumulate': 1, 'processes': 1, 'patch': 1, 'workers': 0, 'patience': 0,
+             'views': -1, 'weight_decay': 0, 'final_lr': 0, 'warmup_epochs': 0, 'shots': 0, 'mixup': 0,
+             'lr_batch': 1, 'last_blocks': 1, 'lora_rank': 1, 'patience_from': 0, 'min_gain': 0}
+    for name, low in least.items():
+        value = getattr(r, name)
+        if value is not None and not value >= low: raise ValueError(f'{name} is {low} or more, not {value}')
+    for name in ('drop_path', 'label_smoothing', 'ema', 'erasing'):
+        value = getattr(r, name)
+        if not 0 <= value < 1: raise ValueError(f'{name} is from 0 to below 1, not {value}')
+    for name in ('lr', 'clip', 'head_std'):
+        value = getattr(r, name)
+        if value is not None and not value > 0: raise ValueError(f'{name} is above 0, not {value}')
+    for name, known in (('tune', ('probe', 'full', 'last', 'lora')), ('select', ('bacc', 'auroc', 'last')),
+                        ('loss', ('auto', 'bce'))):
+        if getattr(r, name) not in known: raise ValueError(unknown(name, getattr(r, name), known))
+    if r.tune == 'probe' and r.views >= 0 and (r.mixup or r.ema): raise ValueError(
+        'mixup and ema need tune full, last or lora, or views=-1: kept features do not change')
+    if r.ema and r.accumulate > 1: raise ValueError(f'ema goes with accumulate 1, not {r.accumulate}')
+
 # %% ../nbs/01_recipes.ipynb #afa7e777
 @dataclass(frozen=True, kw_only=True)
 class ClsRecipe:
@@ -250,25 +272,7 @@ class ClsRecipe:
     workers: int = 0                   # processes that read data, for each training process
     processes: int = 1                 # training processes, on one machine, as many as GPUs
 
-    def __post_init__(self)->None:
-        least = {'epochs': 1, 'batch_size': 1, 'accumulate': 1, 'processes': 1, 'patch': 1, 'workers': 0, 'patience': 0,
-                 'views': -1, 'weight_decay': 0, 'final_lr': 0, 'warmup_epochs': 0, 'shots': 0, 'mixup': 0,
-                 'lr_batch': 1, 'last_blocks': 1, 'lora_rank': 1, 'patience_from': 0, 'min_gain': 0}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value is not None and not value >= low: raise ValueError(f'{name} is {low} or more, not {value}')
-        for name in ('drop_path', 'label_smoothing', 'ema', 'erasing'):
-            value = getattr(self, name)
-            if not 0 <= value < 1: raise ValueError(f'{name} is from 0 to below 1, not {value}')
-        for name in ('lr', 'clip', 'head_std'):
-            value = getattr(self, name)
-            if value is not None and not value > 0: raise ValueError(f'{name} is above 0, not {value}')
-        for name, known in (('tune', ('probe', 'full', 'last', 'lora')), ('select', ('bacc', 'auroc', 'last')),
-                            ('loss', ('auto', 'bce'))):
-            if getattr(self, name) not in known: raise ValueError(unknown(name, getattr(self, name), known))
-        if self.tune == 'probe' and self.views >= 0 and (self.mixup or self.ema): raise ValueError(
-            'mixup and ema need tune full, last or lora, or views=-1: kept features do not change')
-        if self.ema and self.accumulate > 1: raise ValueError(f'ema goes with accumulate 1, not {self.accumulate}')
+    def __post_init__(self)->None: _check_cls(self)
 
 # %% ../nbs/01_recipes.ipynb #49ab6c64
 _tuned = ClsRecipe(recipe='medical_mae_finetune_vit_s', model='vit_small_patch16', tune='full', size=224, epochs=75,

@@ -229,7 +229,7 @@ class ClsRecipe:
     dataset: str = ''                  # a file in data_manifests/, a folder in MIRAGE_DATA, or a path to a manifest
     recipe: str = 'cls_probe_mirage'   # a name in CLS_RECIPES
     model: str = 'mirage_base'         # a name in models.zoo
-    weights: str|None = None           # checkpoint file to start from; None: first weights
+    weights: str|None = None           # to start from, a file or a shipped name; None or 'random': first weights
     pool: str = 'global'               # 'global' (mean of patches), 'cls' (global or class token) or 'token_mix' (both)
     tune: str = 'probe'                # 'probe' (the linear layer), 'full', 'last' (some blocks) or 'lora'
     last_blocks: int = 1               # with tune 'last'
@@ -293,8 +293,8 @@ CLS_RECIPES = {  # cls_small and cls_small_vit are for phantoms and laptops
     'uspec_few_shot': replace(_uspec, recipe='uspec_few_shot', tune='probe', views=0, epochs=50, batch_size=16, lr=1e-3,
                               layer_decay=1., drop_path=0., label_smoothing=0., select='last', loss='bce',
                               change='none', rand_augment='', erasing=0., shots=5.),
-    'cls_small': ClsRecipe(recipe='cls_small', model='mirage_tiny', size=128, views=0, epochs=60, lr=1e-2,
-                           warmup_epochs=2, baselines=True),
+    'cls_small': ClsRecipe(recipe='cls_small', model='mirage_tiny', weights='mirage_tiny', size=128, views=0, epochs=60,
+                           lr=1e-2, warmup_epochs=2, baselines=True),
     'cls_small_vit': replace(_tuned, recipe='cls_small_vit', size=64, patch=8, epochs=12, batch_size=32, lr=5e-4,
                              lr_batch=None, warmup_epochs=2, layer_decay=0.75, drop_path=0.1, rand_augment='', crop=1.,
                              crop_min=0.5)}
@@ -317,7 +317,7 @@ class FewShot:
     shots: list[float] = field(default_factory=lambda: [1., 4.]) # images a class, or, below 1, their part
     seeds: int = 3                     # subsets of each size
     model: str|None = None             # any encoder of models.zoo
-    weights: str|None = None           # checkpoint file to start from
+    weights: str|None = None           # to start from, a file or a shipped name; 'random': first weights
     pool: str|None = None              # 'global', 'cls' or 'token_mix'
     tune: str|None = None              # 'probe', 'full', 'last' or 'lora'
     size: int|list[int]|None = None    # rows and columns of the model's input, pixels

@@ -35,7 +35,7 @@ from ..data.views import Look
 from ..eval.cls_metrics import Predictions, measure, parts_of
 from ..eval.cls_report import ClsScores, evaluate
 from ..eval.cls_table import class_columns, map_classes, to_scores
-from ..models.classifiers import cls_model, load_cls_model, save_cls_model, start_classifier, weights_path
+from ..models.classifiers import cls_model, load_cls_model, save_cls_model, start_classifier, weights_file
 from ..models.cls_heads import ClsHead, ClsModel, choose_training
 from ..models.weights import LoadReport, read_checkpoint, save_weights
 from ..models.zoo import encoder_record
@@ -565,7 +565,7 @@ def cls_beside(
     found['majority class'] = evaluate(majority(data, 'test'))
     if cfg.baselines:
         random = replace(cfg, weights=None, tune='probe', views=max(cfg.views, 0), processes=1, ema=0., test_dataset='')
-        if (cfg.weights, cfg.tune) == (None, 'probe'): random = replace(random, seed=cfg.seed + 1)
+        if weights_file(cfg.weights) is None and cfg.tune == 'probe': random = replace(random, seed=cfg.seed + 1)
         train_cls(random, folder/'random_encoder')
         scores = test_cls(random, folder/'random_encoder', data)
         if scores: found['probe of a random encoder'] = scores
@@ -627,4 +627,5 @@ def cls_sources(
     if cfg.test_dataset:
         other = read_manifest(cfg.test_dataset)
         found |= {'test manifest': other.sha256, 'test data': cls_data(other, cfg.allow_leaks).sha256}
-    return found | ({'weights': read_checkpoint(weights_path(cfg.weights)).sha256} if cfg.weights else {})
+    file = weights_file(cfg.weights)
+    return found | ({'weights': read_checkpoint(file).sha256} if file else {})

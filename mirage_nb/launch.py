@@ -87,7 +87,7 @@ def command(
 
 def start_processes(
     folder:Path,   # of the run, with settings.json
-    processes:int,
+    processes:int, # to start
     epochs:int     # of the whole training
 )->None:
     "Train in several processes of this machine, to the end"

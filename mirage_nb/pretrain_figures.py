@@ -81,7 +81,7 @@ def show_looks(
     looks:Mapping[int, Mapping[str, Tensor]], # of `eval.looks.look_pictures`
     sample:int=0                              # which of the samples
 )->Figure:
-    "Truth, what was shown of it, and the prediction after some epochs"
+    "Truth, what was shown of it, and the prediction of the rest after some epochs"
     last = looks[max(looks)]
     names = names_in(last)
     fig, axes = grid(len(names), 2 + len(looks), 1.9, 1.9)
@@ -90,7 +90,9 @@ def show_looks(
         put(line[0], true, 'truth')
         put(line[1], with_hidden(true, last[f'mask.{k}'][sample]), 'shown')
         for ax, (epoch, seen) in zip(line[2:], looks.items(), strict=True):
-            put(ax, as_image(seen[f'masked.{k}'][sample]), f'epoch {epoch}' if epoch else 'first weights')
+            made = as_image(seen[f'masked.{k}'][sample])
+            hidden = with_hidden(np.ones_like(made), last[f'mask.{k}'][sample]) < 1
+            put(ax, np.where(hidden, made, true), f'epoch {epoch}' if epoch else 'first weights')
         line[0].set_ylabel(k, fontsize=9)
     return fig
 

@@ -142,8 +142,8 @@ PRETRAIN_RECIPES = {
     'medical_mae_cnn': replace(_medical, recipe='medical_mae_cnn', model='mae_cnn_densenet121'),
     'uspec_vit_l': replace(_mae, recipe='uspec_vit_l', model='mae_vit_large_patch16', batch_size=9216, norm_pix=True),
     'pre_mae_small': replace(
-        _mae, recipe='pre_mae_small', model='mae_vit_small_patch16', size=64, epochs=4, batch_size=16, base_lr=4e-3,
-        warmup_epochs=1., look_every=2, keep_every=0)}
+        _mae, recipe='pre_mae_small', model='mae_vit_small_patch16', size=64, epochs=3, batch_size=32, base_lr=4e-3,
+        warmup_epochs=1., look_every=1, keep_every=0)}
 
 
 def pretrain_recipe(

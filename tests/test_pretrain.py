@@ -89,10 +89,10 @@ def test_two_processes_are_one(plain, home, changed):
     assert log[0]['processes'] == 2
 
 
-STARTS = {  # how a cluster starts processes: words before the module, which takes the folder
+STARTS = {  # how processes are started from outside: words before the module, which takes the folder
     'two machines': [sys.executable, '-m', 'torch.distributed.run', '--nnodes', '2', '--nproc_per_node', '1',
                      '--master_addr', 'localhost', '--master_port', '29511', '--node_rank', '{rank}', '-m'],
-    'accelerate': [sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--multi_cpu', '--num_processes', '2',
+    'accelerate': [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2',
                    '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--module']}
 
 
@@ -195,7 +195,8 @@ def test_one_of_two_processes_killed(plain, home, strategy):
     (home/'killed.py').write_text(KILLED)
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
     for victim in ('1', ''):
-        done = subprocess.run([*torchrun, str(home/'killed.py'), str(folder), victim], capture_output=True, text=True, timeout=240)
+        done = subprocess.run([*torchrun, str(home/'killed.py'), str(folder), victim], capture_output=True, text=True,
+                              timeout=240)
         assert bool(done.returncode) == bool(victim), done.stderr[-2000:]
     events = [json.loads(line) for line in (folder/'progress.jsonl').read_text().splitlines()]
     said = [(e['event'], e['epoch'], e['step']) for e in events if 'event' in e]

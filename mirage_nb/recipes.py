@@ -200,6 +200,28 @@ class ClsEval:
         if self.run and self.predictions:
             raise ValueError(f'give run or predictions, not both: {self.run}, {self.predictions}')
 
+# %% ../nbs/01_recipes.ipynb #d9cc9042
+def _check_cls(r:Any)->None:
+    "Raise what is out of range in the settings of a classification"
+    least = {'epochs': 1, 'batch_size': 1, 'accumulate': 1, 'processes': 1, 'patch': 1, 'workers': 0, 'patience': 0,
+             'views': -1, 'weight_decay': 0, 'final_lr': 0, 'warmup_epochs': 0, 'shots': 0, 'mixup': 0,
+             'lr_batch': 1, 'last_blocks': 1, 'lora_rank': 1, 'patience_from': 0, 'min_gain': 0}
+    for name, low in least.items():
+        value = getattr(r, name)
+        if value is not None and not value >= low: raise ValueError(f'{name} is {low} or more, not {value}')
+    for name in ('drop_path', 'label_smoothing', 'ema', 'erasing'):
+        value = getattr(r, name)
+        if not 0 <= value < 1: raise ValueError(f'{name} is from 0 to below 1, not {value}')
+    for name in ('lr', 'clip', 'head_std'):
+        value = getattr(r, name)
+        if value is not None and not value > 0: raise ValueError(f'{name} is above 0, not {value}')
+    for name, known in (('tune', ('probe', 'full', 'last', 'lora')), ('select', ('bacc', 'auroc', 'last')),
+                        ('loss', ('auto', 'bce'))):
+        if getattr(r, name) not in known: raise ValueError(unknown(name, getattr(r, name), known))
+    if r.tune == 'probe' and r.views >= 0 and (r.mixup or r.ema): raise ValueError(
+        'mixup and ema need tune full, last or lora, or views=-1: kept features do not change')
+    if r.ema and r.accumulate > 1: raise ValueError(f'ema goes with accumulate 1, not {r.accumulate}')
+
 # %% ../nbs/01_recipes.ipynb #afa7e777
 @dataclass(frozen=True, kw_only=True)
 class ClsRecipe:
@@ -207,7 +229,7 @@ class ClsRecipe:
     dataset: str = ''                  # a file in data_manifests/, a folder in MIRAGE_DATA, or a path to a manifest
     recipe: str = 'cls_probe_mirage'   # a name in CLS_RECIPES
     model: str = 'mirage_base'         # a name in models.zoo
-    weights: str|None = None           # checkpoint file to start from; None: first weights
+    weights: str|None = None           # to start from, a file or a shipped name; None or 'random': first weights
     pool: str = 'global'               # 'global' (mean of patches), 'cls' (global or class token) or 'token_mix' (both)
     tune: str = 'probe'                # 'probe' (the linear layer), 'full', 'last' (some blocks) or 'lora'
     last_blocks: int = 1               # with tune 'last'
@@ -250,25 +272,7 @@ class ClsRecipe:
     workers: int = 0                   # processes that read data, for each training process
     processes: int = 1                 # training processes, on one machine, as many as GPUs
 
-    def __post_init__(self)->None:
-        least = {'epochs': 1, 'batch_size': 1, 'accumulate': 1, 'processes': 1, 'patch': 1, 'workers': 0, 'patience': 0,
-                 'views': -1, 'weight_decay': 0, 'final_lr': 0, 'warmup_epochs': 0, 'shots': 0, 'mixup': 0,
-                 'lr_batch': 1, 'last_blocks': 1, 'lora_rank': 1, 'patience_from': 0, 'min_gain': 0}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value is not None and not value >= low: raise ValueError(f'{name} is {low} or more, not {value}')
-        for name in ('drop_path', 'label_smoothing', 'ema', 'erasing'):
-            value = getattr(self, name)
-            if not 0 <= value < 1: raise ValueError(f'{name} is from 0 to below 1, not {value}')
-        for name in ('lr', 'clip', 'head_std'):
-            value = getattr(self, name)
-            if value is not None and not value > 0: raise ValueError(f'{name} is above 0, not {value}')
-        for name, known in (('tune', ('probe', 'full', 'last', 'lora')), ('select', ('bacc', 'auroc', 'last')),
-                            ('loss', ('auto', 'bce'))):
-            if getattr(self, name) not in known: raise ValueError(unknown(name, getattr(self, name), known))
-        if self.tune == 'probe' and self.views >= 0 and (self.mixup or self.ema): raise ValueError(
-            'mixup and ema need tune full, last or lora, or views=-1: kept features do not change')
-        if self.ema and self.accumulate > 1: raise ValueError(f'ema goes with accumulate 1, not {self.accumulate}')
+    def __post_init__(self)->None: _check_cls(self)
 
 # %% ../nbs/01_recipes.ipynb #49ab6c64
 _tuned = ClsRecipe(recipe='medical_mae_finetune_vit_s', model='vit_small_patch16', tune='full', size=224, epochs=75,
@@ -289,8 +293,8 @@ CLS_RECIPES = {  # cls_small and cls_small_vit are for phantoms and laptops
     'uspec_few_shot': replace(_uspec, recipe='uspec_few_shot', tune='probe', views=0, epochs=50, batch_size=16, lr=1e-3,
                               layer_decay=1., drop_path=0., label_smoothing=0., select='last', loss='bce',
                               change='none', rand_augment='', erasing=0., shots=5.),
-    'cls_small': ClsRecipe(recipe='cls_small', model='mirage_tiny', size=128, views=0, epochs=60, lr=1e-2,
-                           warmup_epochs=2, baselines=True),
+    'cls_small': ClsRecipe(recipe='cls_small', model='mirage_tiny', weights='mirage_tiny', size=128, views=0, epochs=60,
+                           lr=1e-2, warmup_epochs=2, baselines=True),
     'cls_small_vit': replace(_tuned, recipe='cls_small_vit', size=64, patch=8, epochs=12, batch_size=32, lr=5e-4,
                              lr_batch=None, warmup_epochs=2, layer_decay=0.75, drop_path=0.1, rand_augment='', crop=1.,
                              crop_min=0.5)}
@@ -313,7 +317,7 @@ class FewShot:
     shots: list[float] = field(default_factory=lambda: [1., 4.]) # images a class, or, below 1, their part
     seeds: int = 3                     # subsets of each size
     model: str|None = None             # any encoder of models.zoo
-    weights: str|None = None           # checkpoint file to start from
+    weights: str|None = None           # to start from, a file or a shipped name; 'random': first weights
     pool: str|None = None              # 'global', 'cls' or 'token_mix'
     tune: str|None = None              # 'probe', 'full', 'last' or 'lora'
     size: int|list[int]|None = None    # rows and columns of the model's input, pixels

@@ -23,7 +23,7 @@ from mirage_nb.train.loop import TIMES, load_state
 def settings(**changed):
     "Full tuning of a small model on small phantoms, fast enough for a test"
     plain = dict(dataset='Phantom_OCT', tune='full', size=48, epochs=3, lr=1e-3, precision='fp32', batch_size=6,
-                 probes=False, baselines=False)
+                 weights=None, probes=False, baselines=False)
     return replace(cls_recipe('cls_small'), **plain | changed)
 
 

@@ -52,8 +52,9 @@ def test_trajectory_through_the_loop(recorded, facts, tmp_path, monkeypatch, acc
     clip = loop.Accelerator.clip_grad_norm_
     monkeypatch.setattr(loop.Accelerator, 'clip_grad_norm_', lambda *a: norms.append(float(clip(*a))))
     settings = loop.FitSettings(
-        epochs=len(rows), batch_size=len(samples), lr=max(r['lr'] for r in rows), schedule='recorded', betas=(0.9, 0.95),
-        weight_decay=max(g['weight_decay'] for g in facts['optimizer_groups']), clip=1e9, accumulate=accumulate)
+        epochs=len(rows), batch_size=len(samples), lr=max(r['lr'] for r in rows), schedule='recorded',
+        betas=(0.9, 0.95), weight_decay=max(g['weight_decay'] for g in facts['optimizer_groups']), clip=1e9,
+        accumulate=accumulate)
     history = loop.fit(model, Samples(samples), step, None, None, settings, tmp_path, collate)
     assert [r['loss'] for r in history] == pytest.approx([r['loss'] for r in rows], rel=1e-3)
     assert norms == pytest.approx([r['grad_norm'] for r in rows], rel=1e-3)

@@ -195,7 +195,8 @@ def test_one_of_two_processes_killed(plain, home, strategy):
     (home/'killed.py').write_text(KILLED)
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
     for victim in ('1', ''):
-        done = subprocess.run([*torchrun, str(home/'killed.py'), str(folder), victim], capture_output=True, text=True, timeout=240)
+        done = subprocess.run([*torchrun, str(home/'killed.py'), str(folder), victim], capture_output=True, text=True,
+                              timeout=240)
         assert bool(done.returncode) == bool(victim), done.stderr[-2000:]
     events = [json.loads(line) for line in (folder/'progress.jsonl').read_text().splitlines()]
     said = [(e['event'], e['epoch'], e['step']) for e in events if 'event' in e]

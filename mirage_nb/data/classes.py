@@ -283,7 +283,7 @@ class Labelled:
                  for k, f in (('positive', lambda v: int((v == 1).sum())), ('missing', lambda v: int(v.isna().sum())))}
         return pd.DataFrame(cells, index=list(self.classes))
 
-
+# %% ../../nbs/09g_data.classes.ipynb #b0403bef
 def check_classes(
     data:Labelled,
     source:str    # file or folder, named in an error
@@ -305,7 +305,7 @@ def check_classes(
             f'{", ".join(s for s in found if counts[s][absent[0]])}. Move some, or leave the class out')
         if absent: warnings.warn(f'{source}: no image of class {", ".join(absent)} in {split}', stacklevel=2)
 
-
+# %% ../../nbs/09g_data.classes.ipynb #65f233a7
 def rows_of(
     manifest:Manifest
 )->pd.DataFrame:      # id, patient, eye, split, image, and label or label:CLASS

@@ -35,7 +35,7 @@ from ..data.views import Look
 from ..eval.cls_metrics import Predictions, measure, parts_of
 from ..eval.cls_report import ClsScores, evaluate
 from ..eval.cls_table import class_columns, map_classes, to_scores
-from ..models.classifiers import cls_model, load_cls_model, save_cls_model, start_classifier, weights_path
+from ..models.classifiers import cls_model, load_cls_model, save_cls_model, start_classifier, weights_file
 from ..models.cls_heads import ClsHead, ClsModel, choose_training
 from ..models.weights import LoadReport, read_checkpoint, save_weights
 from ..models.zoo import encoder_record
@@ -195,7 +195,7 @@ def inputs(
     if 'features' in batch: return batch['features'].to(device)
     return {k: v.to(device) for k, v in batch.items() if k not in ('id', 'key', 'label')}
 
-
+# %% ../../nbs/29a_jobs.cls.ipynb #50418358
 def validation_numbers(
     z:Tensor,             # (n, classes)
     y:Tensor,             # (n,) class indices, or (n, classes) with NaN
@@ -212,7 +212,7 @@ def validation_numbers(
     return {'bacc': float(m['balanced accuracy'][0, 0 if single else -2]), 'auroc': float(m['AUROC'][0, -2]),
             'valid_loss': float(loss(z, y))}
 
-
+# %% ../../nbs/29a_jobs.cls.ipynb #e67e3697
 def better(
     new:Mapping[str, float],  # score, valid_loss
     best:Mapping[str, float],
@@ -225,7 +225,7 @@ def better(
 
 def best_of(
     rows:Sequence[Mapping[str, float]], # a row an epoch
-    gain:float
+    gain:float                          # less is a tie
 )->int:                                 # its number, from 0
     "Best epoch of a history"
     best = 0
@@ -334,7 +334,7 @@ class ClsJob:
         if not valid: keep(model)
         return rows
 
-
+# %% ../../nbs/29a_jobs.cls.ipynb #bf20ff08
 def cls_job(
     cfg:ClsRecipe,
     folder:Path,             # of the run
@@ -391,7 +391,7 @@ def feature_store(
     if not (folder/'store.json').exists(): write_json(folder/'store.json', what)
     return FeatureStore(folder)
 
-
+# %% ../../nbs/29a_jobs.cls.ipynb #03ff8748
 def keep_features(
     model:ClsModel,
     data:ClsDataset,
@@ -442,7 +442,7 @@ def train_head(
 def predictions_table(
     table:pd.DataFrame,    # images, with the columns of the contract
     classes:Sequence[str], # of the scores
-    multi:bool,
+    multi:bool,            # several labels may hold for one image
     scores:np.ndarray,     # (n, classes) probabilities
     logits:np.ndarray|None=None # (n, classes)
 )->pd.DataFrame:
@@ -474,7 +474,7 @@ def predict_cls(
     logits = z.double().numpy()
     return predictions_table(table, about['classes'], about['multi'], to_scores(logits, not about['multi']), logits)
 
-
+# %% ../../nbs/29a_jobs.cls.ipynb #7a951abe
 def predict_set(
     model_file:Path,   # of a finished tuning
     manifest:Manifest, # of the set to predict
@@ -539,7 +539,7 @@ def probe_encoder(
     return {name: (p.setting, {s: predictions_table(sets[s].table, data.classes, data.multi, v)
                                for s, v in p.scores.items() if s != 'train'}) for name, p in found.items()}
 
-
+# %% ../../nbs/29a_jobs.cls.ipynb #2df3b58a
 def majority(
     data:Labelled,
     split:str
@@ -565,7 +565,7 @@ def cls_beside(
     found['majority class'] = evaluate(majority(data, 'test'))
     if cfg.baselines:
         random = replace(cfg, weights=None, tune='probe', views=max(cfg.views, 0), processes=1, ema=0., test_dataset='')
-        if (cfg.weights, cfg.tune) == (None, 'probe'): random = replace(random, seed=cfg.seed + 1)
+        if weights_file(cfg.weights) is None and cfg.tune == 'probe': random = replace(random, seed=cfg.seed + 1)
         train_cls(random, folder/'random_encoder')
         scores = test_cls(random, folder/'random_encoder', data)
         if scores: found['probe of a random encoder'] = scores
@@ -584,7 +584,7 @@ def validation_of(
     y, loss = targets(data.splits['val'], data.classes), cls_loss(data.multi, *about['loss'])
     return validation_numbers(z, y, data.classes, loss)
 
-
+# %% ../../nbs/29a_jobs.cls.ipynb #d3ea9933
 def best_row(
     history:pd.DataFrame, # a row an epoch
     cfg:ClsRecipe
@@ -627,4 +627,5 @@ def cls_sources(
     if cfg.test_dataset:
         other = read_manifest(cfg.test_dataset)
         found |= {'test manifest': other.sha256, 'test data': cls_data(other, cfg.allow_leaks).sha256}
-    return found | ({'weights': read_checkpoint(weights_path(cfg.weights)).sha256} if cfg.weights else {})
+    file = weights_file(cfg.weights)
+    return found | ({'weights': read_checkpoint(file).sha256} if file else {})

@@ -29,7 +29,7 @@ from ..data.mixed import MixedDataset, PictureDataset, collate_pictures
 from ..data.packed import is_packed, open_pairs
 from ..data.paired import PairedDataset, Pairs
 from ..data.photo import Norm, normalised
-from ..eval.looks import as_bytes, by_group, features_of, linear_probe, read_looks, save_look
+from ..eval.looks import as_bytes, by_group, features_of, linear_probe, save_look
 from .cls import cls_data
 from ..models.classifiers import weights_file
 from ..models.cnn_mae import Redrawn

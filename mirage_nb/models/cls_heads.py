@@ -67,7 +67,7 @@ class ClsHead(nn.Module):
         if self.pool != 'global': parts.append(self.norm(s[:, 2]))
         return torch.cat(parts, 1)
 
-    def forward(self, x:Any, keys:Tensor|None=None)->Tensor: # (b, 3, d) of summaries -> (b, n_classes)
+    def forward(self, x:Any, keys:Tensor|None=None)->Tensor:  # (b, 3, d) of summaries -> (b, n_classes)
         return self.head(self.vector(x))
 
 # %% ../../nbs/15_models.cls_heads.ipynb #f923b4e3
@@ -90,7 +90,7 @@ class ClsModel(ClsHead):
 
     def summaries(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Tensor:
         "What the head reads of a batch, (b, 3, d)"
-        return summaries(self.encoder.read(x, keys))
+        return summaries(cast(Any, self.encoder).read(x, keys))  # every encoder has it
 
     def pooled(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Tensor:
         "Vector of each image that the linear layer reads"
@@ -145,7 +145,7 @@ def choose_training(
 
 def add_lora(
     encoder:nn.Module, # changed in place
-    rank:int
+    rank:int           # of the two matrices of an adapter
 )->None:
     "Add low-rank adapters to the linear layers of the blocks; nothing else of the encoder trains"
     from peft import LoraConfig, inject_adapter_in_model  # imported here: it takes seconds

@@ -112,7 +112,9 @@ def test_own_dataset_in_any_way(tiny, tmp_path):
 def test_shipped_manifests(path):
     m = read_manifest(path)
     values = {c.value for c in m.classes}
-    assert m.name == path.stem and m.task == 'segmentation' and m.citation and m.quirks
+    assert m.name == path.stem and m.citation and m.quirks
+    assert m.task == 'segmentation' or m.task == 'classification' and m.labels
+    if m.labels: assert cls_recipe(m.labels.recipe).recipe == m.labels.recipe
     for source, table in m.class_maps.items():
         theirs = {c.value for c in read_manifest(source).classes}
         assert set(table) == theirs and set(table.values()) <= values

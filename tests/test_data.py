@@ -21,6 +21,7 @@ from mirage_nb.data.datasets import (
 )
 from mirage_nb.data.images import read_bscan, read_grey, read_mask, write_mask
 from mirage_nb.data.manifest import classes_of, dataset_dir, list_manifests, read_manifest
+from mirage_nb.recipes import cls_recipe
 
 VALUES = (0, 80, 160)
 LABELS = ('Background', 'RNFL', 'Fluid')

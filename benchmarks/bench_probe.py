@@ -11,7 +11,7 @@ from mirage_nb.models.classifiers import cls_model
 from mirage_nb.models.cls_heads import choose_training
 from mirage_nb.train.probe import FeatureStore, KeptFeatures, fill
 
-N, SIZE, CLASSES, EPOCHS, BATCH, LR = 16, 256, 4, 20, 4, 1e-3
+N, SIZE, CLASSES, EPOCHS, BATCH, LR = 8, 256, 4, 20, 4, 1e-3
 AIM = 15.
 
 

@@ -171,7 +171,7 @@ def tuned_run(
     if found: return open_run(found[0])
     if dataset != 'Phantom_OCT': raise FileNotFoundError(
         f'no finished run on {dataset} in {runs_dir()/stage}. Make one: '
-        f'python -m mirage_nb.runs {stage} dataset={dataset}')
+        f'python -m mirage_nb.runs {notebook_of(stage).stem} dataset={dataset}')
     return open_run(run_nb(stage, SHORT[stage], quiet=True))
 
 

@@ -13,6 +13,7 @@ from mirage_nb import launch
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.jobs import seg
 from mirage_nb.recipes import get_recipe, override
+from mirage_nb.train.loop import TIMES
 
 pytestmark = pytest.mark.slow
 OPTIONS = {'dataset': 'Phantom_OCT', 'head': 'convnext', 'size': 64, 'epochs': 3, 'batch_size': 4, 'drop_path': 0.2,
@@ -122,7 +123,7 @@ def test_same_seed_same_numbers_whatever_the_hash_seed(home):
         started.append(subprocess.Popen([sys.executable, '-c', SAME, str(folder)], stderr=subprocess.DEVNULL,
                                         env={**os.environ, 'PYTHONHASHSEED': f'{i}'}))
     assert [p.wait(120) for p in started] == [0, 0]
-    a, b = (pd.read_csv(home/f'{i}'/'history.csv').drop(columns='seconds') for i in (1, 2))
+    a, b = (pd.read_csv(home/f'{i}'/'history.csv').drop(columns=[*TIMES]) for i in (1, 2))
     pd.testing.assert_frame_equal(a, b, check_exact=True)
     assert (home/'1'/'best.safetensors').read_bytes() == (home/'2'/'best.safetensors').read_bytes()
 

@@ -120,7 +120,7 @@ def whole(processes, phantoms, tmp_path_factory):
 
 
 def equal_runs(folder, other):
-    a, b = (pd.read_csv(f/'history.csv').drop(columns='seconds') for f in (folder, other))
+    a, b = (pd.read_csv(f/'history.csv').drop(columns=[*loop.TIMES]) for f in (folder, other))
     pd.testing.assert_frame_equal(a, b, check_exact=True)
     x, y = (load_file(f/'best.safetensors') for f in (folder, other))
     assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x), 'the best models differ'

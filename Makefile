@@ -30,7 +30,7 @@ test: setup  ## everything: the demo first, in a folder of its own, so that the 
 	@export MIRAGE_RUNS=$$(mktemp -d); trap 'rm -rf "$$MIRAGE_RUNS"' EXIT; set -ex; \
 	$(BIN)/python -m mirage_nb.runs nbs/30_seg_tune.ipynb; \
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2; \
-	$(BIN)/python -m pytest -q --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile
 
 lab: setup  ## JupyterLab on the project
 	$(BIN)/jupyter lab --notebook-dir=.

@@ -19,7 +19,7 @@ from mirage_nb.train.losses import patch_mse
 from mirage_nb.train.optim import param_groups
 
 THREADS, LR, DECAY, BETAS = 2, 1e-4, 0.05, (0.9, 0.95)
-BATCHES = {'mae_vit_small_patch16': 8, 'mae_vit_base_patch16': 4, 'mae_vit_large_patch16': 2}
+BATCHES = {'mae_vit_small_patch16': 32, 'mae_vit_base_patch16': 16, 'mae_vit_large_patch16': 8}
 AIM = 2.
 
 
@@ -128,7 +128,7 @@ def compare(name: str, b: int) -> dict:
     ours = our_step(model, x, noise)
     with FlopCounterMode(display=False) as count: first = plain()
     off = abs(ours().item() / first.item() - 1)
-    seconds = alternate(plain, ours, rounds=3)
+    seconds = alternate(plain, ours, rounds=2)
     speed = count.get_total_flops() / seconds[1] / 1e9
     kind = 'bf16' if has_bf16() else 'float32'
     return row(f'{name}, batch {b}: timm, {kind}', *seconds, f'loss {off:.0e}, {speed:.0f} GFLOP/s', AIM)

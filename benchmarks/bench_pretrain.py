@@ -15,7 +15,7 @@ from mirage_nb.train.loop import pick_precision
 from mirage_nb.train.losses import pretrain_losses
 from mirage_nb.train.optim import param_groups
 
-B, SIZE, CLASSES, LR, THREADS = 2, 512, 13, 1e-5, 2
+B, SIZE, CLASSES, LR, THREADS = 8, 512, 13, 1e-5, 2
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 

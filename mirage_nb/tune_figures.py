@@ -15,12 +15,11 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from .data.rgb import read_picture
 from .eval.cls_report import ClsScores
 from .eval.cls_table import Predictions
-from .figures import grid
+from .figures import draw_loss_and_rate, grid
 
 # %% ../nbs/28b_tune_figures.ipynb #02863cee
 def draw_image(
@@ -67,20 +66,13 @@ def show_cls_curves(
 )->Figure:
     "Losses, validation scores and learning rate by epoch, the kept epoch marked"
     fig, (axes,) = grid(1, 3, 3.6, 2.6)
-    axes[0].plot(history.epoch, history.loss, label='training')
-    if 'valid_loss' in history: axes[0].plot(history.epoch, history.valid_loss, label='validation')
-    axes[0].set(title='loss', xlabel='epoch')
-    axes[0].legend(frameon=False)
+    draw_loss_and_rate(axes, history)
     for i, (k, name) in enumerate(NAMES.items()):
         if k not in history: continue
         axes[1].plot(history.epoch, history[k], color=f'C{2 + i}', label=f'{name}: {history[k].iloc[best]:.3f}')
     if 'score' in history: axes[1].axvline(history.epoch.iloc[best], color='.7', lw=1, zorder=0)
     axes[1].set(title=f'validation, kept: epoch {int(history.epoch.iloc[best])}', xlabel='epoch', ylim=(-.02, 1.02))
     if axes[1].lines: axes[1].legend(frameon=False, fontsize=8, loc='lower right')
-    axes[2].plot(history.epoch, history.lr, color='C7')
-    axes[2].set(title='learning rate, last of the epoch', xlabel='epoch')
-    axes[2].ticklabel_format(axis='y', style='sci', scilimits=(0, 0))
-    for ax in axes: ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     sns.despine(fig)
     return fig
 

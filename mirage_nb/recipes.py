@@ -221,6 +221,10 @@ def _check_cls(r:Any)->None:
     if r.tune == 'probe' and r.views >= 0 and (r.mixup or r.ema): raise ValueError(
         'mixup and ema need tune full, last or lora, or views=-1: kept features do not change')
     if r.ema and r.accumulate > 1: raise ValueError(f'ema goes with accumulate 1, not {r.accumulate}')
+    parts = r.processes*r.accumulate
+    if r.mixup and parts > 1 and r.batch_size and r.batch_size % (2*parts): raise ValueError(
+        f'mixup mixes pairs: with processes {r.processes} and accumulate {r.accumulate}, batch_size is a multiple of '
+        f'{2*parts}, not {r.batch_size}')
 
 # %% ../nbs/01_recipes.ipynb #afa7e777
 @dataclass(frozen=True, kw_only=True)

@@ -171,7 +171,7 @@ def test_killed_process_goes_on(home):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('changed', [{}, {'tune': 'probe', 'views': 1}], ids=str)
+@pytest.mark.parametrize('changed', [{}, {'tune': 'probe', 'views': 1}, {'mixup': 0.8, 'batch_size': 4}], ids=str)
 def test_two_processes_equal_one(home, changed):
     one = cls.train_cls(settings(epochs=2, **changed), home/'one')
     (home/'two').mkdir()

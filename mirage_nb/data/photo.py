@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'Norm', 'norm_of', 'normalised', 'seeded', 'picture_of', 'PhotoTrain', 'PhotoEval', 'Mix', 'mix_weights',
-           'mix']
+           'neighbours', 'mix']
 
 # %% ../../nbs/08b_data.photo.ipynb #6958fa06
 import random
@@ -178,17 +178,27 @@ def mix_weights(
     return torch.stack(out)
 
 
+def neighbours(
+    b:int # samples of a batch
+)->Tensor: # (b,) the other of each pair; the last of an odd number takes the one before it
+    "Partners within pairs, which stay together when processes share a batch out evenly"
+    other = torch.arange(b) ^ 1
+    if b % 2: other[-1] = max(b - 2, 0)
+    return other
+
+
 def mix(
     x:Tensor,            # (b, c, h, w)
     targets:Tensor,      # (b, classes) in [0, 1], or NaN where a label is missing
     keys:Sequence[int],  # (b,) of `sample_key`
     settings:Mix
 )->tuple[Tensor, Tensor]: # of the same shapes
-    "Mix each sample of a batch with the one before it"
+    "Mix each sample of a batch with its neighbour"
     if targets.ndim != 2: raise ValueError(
         f'targets are (batch, classes), not {tuple(targets.shape)}: make class indices soft first, with soft_targets')
     w = mix_weights(keys, (x.shape[2], x.shape[3]), settings).to(x)
     keep = w.mean((1, 2, 3))[:, None].to(targets)
-    blend = keep*targets + (1 - keep)*targets.roll(1, 0)
-    blend = torch.where(keep >= 1, targets, torch.where(keep <= 0, targets.roll(1, 0), blend))
-    return w*x + (1 - w)*x.roll(1, 0), blend
+    other = neighbours(len(x)).to(x.device)
+    blend = keep*targets + (1 - keep)*targets[other]
+    blend = torch.where(keep >= 1, targets, torch.where(keep <= 0, targets[other], blend))
+    return w*x + (1 - w)*x[other], blend

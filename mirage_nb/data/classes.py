@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DECODED', 'class_folders', 'folder_rows', 'read_rows', 'column_of', 'plain', 'single_labels', 'several_labels',
-           'split_names', 'image_paths', 'table_rows', 'facts_of', 'main_label', 'people', 'draw_splits', 'hash_images',
-           'twice', 'Labelled', 'check_classes', 'rows_of', 'labelled', 'leaks_of', 'few_labels', 'targets',
-           'ClsDataset', 'meanings_in']
+           'split_names', 'image_paths', 'table_rows', 'facts_of', 'main_label', 'people', 'draw_splits', 'holds',
+           'dealt', 'learnable', 'hash_images', 'twice', 'Labelled', 'check_classes', 'check_splits', 'rows_of',
+           'labelled', 'leaks_of', 'few_labels', 'in_turns', 'targets', 'ClsDataset', 'meanings_in']
 
 # %% ../../nbs/09g_data.classes.ipynb #ccf0edef
 import warnings
@@ -212,13 +212,48 @@ def draw_splits(
     name:str                # of the set
 )->pd.Series:               # 'train', 'val' or 'test'
     "Splits drawn by patient, the same everywhere"
-    label = main_label(table).groupby(people(table)).agg(lambda v: sorted(v)[-1])
-    bounds, where = np.cumsum(shares), {}
-    for _, group in label.groupby(label):
-        order = sorted(group.index, key=lambda p: sample_key('split', name, p))
-        ends = np.round(bounds*len(order)).astype(int)
-        where.update({p: SPLITS[int(np.searchsorted(ends, i, side='right'))] for i, p in enumerate(order)})
-    return people(table).map(where)
+    has = holds(table)
+    kinds = has.astype(int).astype(str).agg(''.join, axis=1).to_dict()
+    order = sorted(has.index, key=lambda p: (kinds[p], sample_key('split', name, p)), reverse=True)
+    split = learnable(dealt(len(order), shares), has.loc[order].to_numpy())
+    return people(table).map(dict(zip(order, split.tolist(), strict=True)))
+
+
+def holds(
+    table:pd.DataFrame # id, patient, and labels
+)->pd.DataFrame:       # a row a patient, a column a label, the rarest first: whether it holds for any of her images
+    "Labels of each patient"
+    each = pd.get_dummies(table.label) if 'label' in table else table.filter(regex='^label:') == 1
+    has = each.groupby(people(table)).max()
+    return has[sorted(has, key=lambda c: (has[c].sum(), c))]
+
+
+def dealt(
+    n:int,                 # patients
+    shares:Sequence[float] # of train, val and test
+)->np.ndarray:             # (n,) splits; those of any first k are the shares of k to within one
+    "Splits dealt out in turn, each time to the one that lacks most"
+    parts, counts = np.asarray(shares, float), np.zeros(len(shares))
+    out = []
+    for i in range(1, n + 1):
+        out.append(int((parts*i - counts).argmax()))
+        counts[out[-1]] += 1
+    return np.array(SPLITS)[out]
+
+
+def learnable(
+    split:np.ndarray, # (n,) splits of patients
+    has:np.ndarray    # (n, labels) what holds for them
+)->np.ndarray:        # (n,) splits
+    "Splits in which training has every label: a patient with it changes places with one whom nothing there needs"
+    split = split.copy()
+    for own in has.T:
+        there = split == 'train'
+        if not own.any() or own[there].any(): continue
+        needed = (has & (has[there].sum(0) < 2)).any(1)
+        first, spare = np.flatnonzero(own)[0], np.flatnonzero(there & ~needed)
+        split[spare[-1:]], split[first] = split[first], 'train'
+    return split
 
 # %% ../../nbs/09g_data.classes.ipynb #f6b5ce8d
 DECODED = 5000  # up to so many images are decoded when they are checked; of more, only the file's structure is
@@ -297,6 +332,7 @@ def check_classes(
         there = [c for c in data.classes if (data.table.label == c).any()]
         if len(there) < 2: raise ValueError(
             f'{source} holds one class only, {", ".join(there)}; there is nothing to tell apart')
+    check_splits(data, source)
     for split in found:
         n = counts[split] if not data.multi else counts[split]['positive']
         absent = [c for c in data.classes if not n[c]]
@@ -304,6 +340,20 @@ def check_classes(
             f'{source}: no image of class {", ".join(absent)} in train, so it cannot be learnt; it is in '
             f'{", ".join(s for s in found if counts[s][absent[0]])}. Move some, or leave the class out')
         if absent: warnings.warn(f'{source}: no image of class {", ".join(absent)} in {split}', stacklevel=2)
+
+
+def check_splits(
+    data:Labelled,
+    source:str    # file or folder, named in an error
+)->None:
+    "Raise if there is a split in which nothing can be told apart"
+    for split, table in data.splits.items():
+        if data.multi: told = any({0., 1.} <= set(table[f'label:{c}']) for c in data.classes)
+        else: told = split == 'train' or table.label.nunique() > 1  # a class that training lacks has its own message
+        if told: continue
+        what = 'no label is 1 for some and 0 for others' if data.multi else f'all are {table.label.iloc[0]}'
+        raise ValueError(f'{source}: nothing can be told apart in {split}: of its {len(table)} images {what}. '
+                         f'Move some images of another class there, or take {split} out')
 
 # %% ../../nbs/09g_data.classes.ipynb #65f233a7
 def rows_of(
@@ -370,20 +420,29 @@ def few_labels(
     if shots < 0 or shots > 1 and shots != int(shots):
         raise ValueError(f'shots takes a number of images a class, or a part below 1, not {shots}')
     if not shots: return table
-    rows = table.sort_values('id')
-    order = pd.Series([sample_key('few', seed, p) for p in people(rows)], index=rows.index)
-    within = pd.Series([sample_key('few', seed, k) for k in rows.id], index=rows.index)
-    rows = rows.assign(order=order, within=within).sort_values(['order', 'within'], kind='stable')
-    kept: set[Any] = set()
+    rows, kept = table.sort_values('id'), set[Any]()
     for c in classes:
         own = rows.index[rows.label == c] if 'label' in rows else rows.index[rows[f'label:{c}'] == 1]
         n = int(shots) if shots >= 1 else max(1, round(shots*len(own)))
         if n > len(own): raise ValueError(f'class {c!r} has {len(own)} images to learn from, and shots asks for {n}')
-        kept |= set(own[:n])
+        kept |= set(in_turns(rows.loc[own], seed)[:n])
     if shots < 1 and 'label' not in rows:  # images without any finding count too
         none = rows.index[~(rows.filter(regex='^label:') == 1).any(axis=1)]
-        kept |= set(none[:round(shots*len(none))])
+        kept |= set(in_turns(rows.loc[none], seed)[:round(shots*len(none))])
     return table.loc[sorted(kept)].reset_index(drop=True)
+
+
+def in_turns(
+    rows:pd.DataFrame, # id, patient; in the order of ids
+    seed:int
+)->list[Any]:          # its index: an image of every patient, then a second one of every patient who has it, and so on
+    "Images drawn by turns from patients in an order of chance"
+    who = people(rows)
+    own = pd.DataFrame({'order': [sample_key('few', seed, p) for p in who],
+                        'within': [sample_key('few', seed, k) for k in rows.id]}, index=rows.index)
+    own = own.sort_values(['order', 'within'], kind='stable')
+    turn = own.groupby('order').cumcount()
+    return own.assign(turn=turn).sort_values(['turn', 'order'], kind='stable').index.tolist()
 
 # %% ../../nbs/09g_data.classes.ipynb #920fe611
 def targets(

@@ -8,6 +8,7 @@ from PIL import Image
 
 from mirage_nb.data.classes import draw_splits, few_labels, labelled
 from mirage_nb.data.manifest import list_manifests, read_manifest
+from mirage_nb.data.rgb import read_picture
 
 CLASSES = ('AMD', 'DME', 'normal')
 HEAD = '\n'.join(f'{k} = "x"' for k in ('title', 'modality', 'source', 'licence', 'citation', 'get'))
@@ -144,6 +145,41 @@ def test_truncated_file(folders, tune):
     p = folders/'test'/'AMD'/'AMD_test0.png'
     p.write_bytes(p.read_bytes()[:300])
     fails(tune, 'AMD_test0.png')
+
+
+def stack(path):
+    pages = [Image.fromarray(np.full((24, 32), k, np.uint8)) for k in (9, 90)]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+
+
+def holes(path):
+    x = np.random.default_rng(0).random((24, 32), np.float32)
+    x[3, 4] = np.nan
+    Image.fromarray(x).save(path)
+
+
+@pytest.mark.parametrize('decoded', [5000, 0])
+def test_images_that_cannot_be_read_later_are_found_first(folders, monkeypatch, decoded):
+    from mirage_nb.data import classes
+    monkeypatch.setattr(classes, 'DECODED', decoded)
+    train = folders/'train'/'AMD'
+    Image.new('CMYK', (32, 24)).save(train/'inks.jpg')
+    stack(train/'stack.tif')
+    holes(train/'holes.tif')
+    with pytest.raises(ValueError) as e: labelled(read_manifest('Eyes'))
+    said = str(e.value)
+    assert f'{3 if decoded else 2} of 39 images cannot be read; mend them or take them out' in said
+    assert 'inks.jpg holds pixels of mode CMYK; it takes grey, RGB or RGBA. Save it as RGB' in said
+    assert 'stack.tif holds 2 pages; one picture a file is expected' in said
+    assert ('holes.tif holds pixels that are NaN or infinite' in said) == bool(decoded)
+
+
+def test_a_picture_of_nan_is_never_black(tmp_path):
+    holes(tmp_path/'x.tif')
+    with pytest.raises(ValueError, match=r'x\.tif holds pixels that are NaN'): read_picture(tmp_path/'x.tif')
+    head = 'NDims = 2\nDimSize = 2 1\nElementType = MET_FLOAT\nElementDataFile = LOCAL\n'
+    (tmp_path/'x.mha').write_bytes(head.encode() + np.array([1, np.inf], '<f4').tobytes())
+    with pytest.raises(ValueError, match=r'x\.mha holds pixels that are NaN'): read_picture(tmp_path/'x.mha')
 
 
 def test_rgba_and_16_bit_images_are_read(folders, tune):

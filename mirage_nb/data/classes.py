@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
 from ..core import file_hash, hash_of, sample_key, unknown
 from .chest import READERS, read_chest
 from .datasets import images_in
 from .manifest import SPLITS, LabelFacts, Manifest, dataset_dir, patient_of
-from .rgb import read_picture
+from .rgb import check_picture, read_picture
 from .views import Look, eval_image, resized, train_image
 
 # %% ../../nbs/09g_data.classes.ipynb #16444e9f
@@ -256,25 +255,24 @@ def learnable(
     return split
 
 # %% ../../nbs/09g_data.classes.ipynb #f6b5ce8d
-DECODED = 5000  # up to so many images are decoded when they are checked; of more, only the file's structure is
+DECODED = 5000  # up to so many images are decoded when they are checked; of more, only the head of each file is read
 
 
 def hash_images(
     table:pd.DataFrame # with image
 )->list[str]:          # 64 hexadecimal digits each
-    "SHA-256 of each file, each opened once; one error names all that are no images"
+    "SHA-256 of each file; one error names all that cannot be read"
     wrong, found = [], []
     for path in map(Path, table.image):
         try:
             if not path.stat().st_size: raise ValueError('the file is empty')
-            if path.suffix.lower() != '.mha':
-                with Image.open(path) as image: image.load() if len(table) <= DECODED else image.verify()
+            read_picture(path, 1) if len(table) <= DECODED else check_picture(path)
             found.append(file_hash(path))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: wrong.append(f'{path}: {e}')
+        except (OSError, ValueError) as e: wrong.append(str(e) if str(path) in str(e) else f'{path}: {e}')
     if wrong:
         more = f'\n... and {len(wrong) - 10} more' if len(wrong) > 10 else ''
-        raise ValueError('\n'.join([f'{len(wrong)} of {len(table)} images cannot be read; copy them again or take them '
-                                    'out:', *wrong[:10]]) + more)
+        raise ValueError('\n'.join([f'{len(wrong)} of {len(table)} images cannot be read; mend them or take them out:',
+                                    *wrong[:10]]) + more)
     return found
 
 

@@ -19,7 +19,9 @@ from mirage_nb.data.chest import (
     node21_table,
     read_chest,
 )
+from mirage_nb.data.classes import rows_of
 from mirage_nb.data.findings import labelled_table, pictures_below, read_rows, settled
+from mirage_nb.data.manifest import read_manifest
 from mirage_nb.data.rgb import read_picture
 
 
@@ -145,6 +147,85 @@ def test_own_table(tmp_path):
     path.write_text('image,patient,split\na.png,P1,val\n')
     with pytest.raises(ValueError, match='has no column of a finding'): labelled_table(path)
     with pytest.raises(KeyError, match="Did you mean 'CheXpert'"): read_chest('Chexpert', tmp_path)
+
+
+# ------------------------------------------------------------------ through a manifest
+
+HEAD = '\n'.join(f'{k} = "x"' for k in ('title', 'modality', 'source', 'licence', 'citation', 'get'))
+TABLE = f'{HEAD}\ntask = "classification"\nlayout = "table"\n[labels]\n'
+
+
+@pytest.fixture
+def rows(home, monkeypatch):
+    "Rows of a set by its manifest; where there is a text, it is that of the folder's own manifest"
+    def read(folder, labels=''):
+        if labels: (folder/'manifest.toml').write_text(TABLE + labels)
+        monkeypatch.setenv('MIRAGE_DATA', str(folder.parent))
+        return rows_of(read_manifest(folder.name))
+    return read
+
+
+@pytest.fixture
+def nih(tmp_path):
+    "Folder with the institute's table alone, 20 patients"
+    folder = tmp_path/'NIH_ChestXray14'
+    names = [f'{p:08d}_{k:03d}.png' for p in range(20) for k in range(2)]
+    touch(folder, *(f'images/{n}' for n in names))
+    lines = [f'{n},{("No Finding", "Mass|Nodule")[i % 2]},{int(n[:8])},PA' for i, n in enumerate(names)]
+    head = 'Image Index,Finding Labels,Patient ID,View Position'
+    (folder/'Data_Entry_2017.csv').write_text('\n'.join([head, *lines]) + '\n')
+    return folder, names
+
+
+def test_shares_of_a_manifest_hold_where_no_list_says(nih, rows):
+    folder, names = nih
+    assert rows(folder).split.value_counts().to_dict() == {'train': 28, 'test': 8, 'val': 4}
+    own = rows(folder, 'reader = "NIH_ChestXray14"\nclasses = ["Mass", "Nodule"]\nshares = [0.5, 0.25, 0.25]\n')
+    assert own.split.value_counts().to_dict() == {'train': 20, 'test': 10, 'val': 10}
+    assert [c for c in own if ':' in c] == ['label:Mass', 'label:Nodule']
+    (folder/'test_list.txt').write_text('\n'.join(names[:16]))
+    with pytest.raises(FileNotFoundError, match='and not train_val_list.txt; get it too'): rows(folder)
+    (folder/'train_val_list.txt').write_text('\n'.join(names[16:]))
+    official = rows(folder)
+    assert set(official.id[official.split == 'test']) == {n[:-4] for n in names[:16]}
+    with pytest.raises(ValueError, match="labels.classes: no class 'Mas'. Did you mean 'Mass'"):
+        rows(folder, 'reader = "NIH_ChestXray14"\nclasses = ["Mas", "Nodule"]\n')
+
+
+def test_policies_of_a_manifest(chexpert, rows):
+    folder, write, line = chexpert
+    write('train', *(line('train', p, '-1.0,-1.0,-1.0,-1.0,-1.0') for p in (1, 2, 3)))
+    (folder/'CheXpert-v1.0-small/train/patient00002/study1/view1_frontal.jpg').unlink()
+    own = 'reader = "CheXpert"\nclasses = ["Edema", "Cardiomegaly"]\n'
+    with pytest.raises(FileNotFoundError, match='patient00002'): rows(folder, own)
+    for policy, expected in (('published', [1, 0]), ('ones', [1, 1]), ('zeros', [0, 0]), ('ignore', [np.nan]*2)):
+        with pytest.warns(UserWarning, match='1 of 4 images are not there'):
+            t = rows(folder, own + f'policy = "{policy}"\nabsent = "drop"\nshares = [0.6, 0.4, 0]\n')
+        assert set(t.split) == {'train', 'val', 'test'}
+        np.testing.assert_array_equal(t.loc[t.split != 'test', ['label:Edema', 'label:Cardiomegaly']], [expected]*2)
+    with pytest.raises(ValueError, match='CheXpert has a test set of its own'):
+        rows(folder, own + 'shares = [0.6, 0.2, 0.2]\n')
+
+
+def test_a_folder_of_ones_own_is_read_by_its_own_manifest(tmp_path, rows):
+    "whatever its name; a shipped manifest of that name has a reader"
+    folder = tmp_path/'COVIDx'
+    touch(folder, 'a.png', 'b.png')
+    (folder/'t.csv').write_text('name,dx,set\na,sick,train\nb,well,test\n')
+    own = rows(folder, 'table = "t.csv"\nimage = "{name}.png"\nlabel = "dx"\nsplit = "set"\n')
+    assert own.label.tolist() == ['sick', 'well']
+    (folder/'manifest.toml').unlink()
+    with pytest.raises(FileNotFoundError, match=r'no list .*train_COVIDx9A\.txt'): rows(folder)
+
+
+@pytest.mark.parametrize('labels, says', [
+    ('label = "dx"\nmulti = true', "several labels in the column 'dx' take 'joined'"),
+    ('multi = true', "'multi' takes 'classes', the names of their columns"),
+    ('', "'label' is missing, the column of the class")])
+def test_labels_of_a_manifest_that_say_too_little(tmp_path, rows, labels, says):
+    touch(tmp_path, 'Mine/t.csv')
+    with pytest.raises(ValueError, match=f'manifest.toml: labels: {says}'):
+        rows(tmp_path/'Mine', f'table = "t.csv"\nimage = "a.png"\n{labels}\n')
 
 
 # ------------------------------------------------------------------ real tables and films

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['NIH', 'CHEXPERT', 'MIMIC', 'READERS', 'nih_lists', 'nih_patient', 'pipe_labels', 'nih_entries', 'nih_table',
-           'chexpert_table', 'mimic_table', 'one_of', 'covidx_table', 'node21_table', 'read_chest']
+           'chexpert_table', 'mimic_table', 'one_of', 'covidx_table', 'node21_table', 'read_chest', 'reader_options']
 
 # %% ../../nbs/09e_data.chest.ipynb #67db1703
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from mirage_nb.data.findings import (
     read_rows,
     settled,
 )
-from .manifest import SPLITS
+from .manifest import SPLITS, LabelFacts
 
 # %% ../../nbs/09e_data.chest.ipynb #4edb4ce9
 NIH = ('Atelectasis', 'Cardiomegaly', 'Effusion', 'Infiltration', 'Mass', 'Nodule', 'Pneumonia', 'Pneumothorax',
@@ -112,20 +113,24 @@ def nih_entries(
 # %% ../../nbs/09e_data.chest.ipynb #d62af09f
 def nih_table(
     folder:str|Path,      # lists and table in it, images anywhere below
-    val:float=0.125,      # share of the training patients for validation where no file says which
+    val:float=0.1,        # share of the patients for validation where no file says which
+    test:float=0.2,       # and for the test; where a file does, the others keep their proportions
     seed:int=0,           # of that draw
     absent:str='error'    # or 'drop': leave out images that are not there
 )->pd.DataFrame:
     "NIH ChestX-ray14 by whichever of its forms the folder holds"
     folder, images = Path(folder), pictures_below(folder)
-    checks = dict(absent=absent, split={'val': val}, seed=seed)
+    checks = dict(absent=absent, split={'val': val, 'test': test}, seed=seed)
     official = {s: folder/f'{s}_official.txt' for s in SPLITS if (folder/f'{s}_official.txt').is_file()}
     if official: return nih_lists(official, images, **checks)
     tables = sorted([*folder.glob('Data_Entry*.csv'), *folder.glob('labels.csv')])
     if not tables:
         raise FileNotFoundError(f'{folder} holds neither train_official.txt nor Data_Entry_2017.csv; it takes one')
     own = {'train': folder/'train_val_list.txt', 'test': folder/'test_list.txt'}
-    return nih_entries(tables[0], images, own if all(p.is_file() for p in own.values()) else None, **checks)
+    lost = [p.name for p in own.values() if not p.is_file()]
+    if len(lost) == 1: raise FileNotFoundError(f'{folder} holds one list of the official splits and not {lost[0]}; '
+                                               'get it too, or take both out to draw splits')
+    return nih_entries(tables[0], images, None if lost else own, **checks)
 
 # %% ../../nbs/09e_data.chest.ipynb #ff4d1c21
 def chexpert_table(
@@ -270,3 +275,22 @@ def read_chest(
     if name == 'Phantom_CXR': return labelled_table(Path(folder)/'table.csv', **options)
     if name not in READERS: raise KeyError(unknown('chest X-ray set', name, [*READERS, 'Phantom_CXR']))
     return READERS[name](folder, **options)
+
+
+def reader_options(
+    facts:LabelFacts, # with a reader
+    where:str|Path    # the manifest, named in an error
+)->dict[str, Any]:    # of its reader
+    "Options of a reader, as a manifest states them"
+    takes = inspect.signature(READERS[facts.reader]).parameters
+    given: dict[str, Any] = {k: getattr(facts, k) for k in ('policy', 'unmentioned', 'absent') if getattr(facts, k)}
+    for k in given:
+        if k not in takes: raise ValueError(f"{where}: labels: the reader {facts.reader} takes no '{k}'; leave it out")
+    given |= {k: facts.classes for k in ('labels', 'classes') if facts.classes and k in takes}
+    if not facts.shares: return given
+    if 'val' not in takes:
+        raise ValueError(f"{where}: labels: {facts.reader} has lists of its splits; leave 'shares' out")
+    if 'test' in takes: return given | {'val': facts.shares[1], 'test': facts.shares[2]}
+    if not facts.shares[2]: return given | {'val': facts.shares[1]}
+    raise ValueError(f"{where}: labels: {facts.reader} has a test set of its own, and 'shares' gives it a part of the "
+                     'rest; say [train, val, 0]')

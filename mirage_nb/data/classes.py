@@ -6,7 +6,7 @@
 __all__ = ['DECODED', 'class_folders', 'folder_rows', 'read_rows', 'column_of', 'plain', 'single_labels', 'several_labels',
            'split_names', 'image_paths', 'table_rows', 'facts_of', 'main_label', 'people', 'draw_splits', 'holds',
            'dealt', 'learnable', 'hash_images', 'twice', 'Labelled', 'check_classes', 'check_splits', 'rows_of',
-           'labelled', 'leaks_of', 'few_labels', 'in_turns', 'targets', 'ClsDataset', 'meanings_in']
+           'reader_rows', 'labelled', 'leaks_of', 'few_labels', 'in_turns', 'targets', 'ClsDataset', 'meanings_in']
 
 # %% ../../nbs/09g_data.classes.ipynb #ccf0edef
 import warnings
@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..core import file_hash, hash_of, sample_key, unknown
-from .chest import READERS, read_chest
+from .chest import read_chest, reader_options
 from .datasets import images_in
 from .manifest import SPLITS, LabelFacts, Manifest, dataset_dir, patient_of
 from .rgb import check_picture, read_picture
@@ -359,13 +359,25 @@ def rows_of(
 )->pd.DataFrame:      # id, patient, eye, split, image, and label or label:CLASS
     "Images of a set with their labels, from wherever it says them"
     facts = facts_of(manifest)
-    if manifest.name in READERS:  # sets with lists and policies of their own
-        table = read_chest(manifest.name, dataset_dir(manifest)).assign(eye='')
-        return table.drop(columns=[c for c in table if 'label' in table and str(c).startswith('label:')])
+    if facts.reader: return reader_rows(manifest)
     table = table_rows(manifest) if facts.table else folder_rows(manifest)
     if facts.split or not facts.table: return table
     if not facts.shares: raise ValueError(f'{manifest.path}: labels says neither split (a column) nor shares')
     return table.assign(split=draw_splits(table, facts.shares, manifest.name))
+
+
+def reader_rows(
+    manifest:Manifest # with a reader
+)->pd.DataFrame:      # id, patient, eye, split, image, and label or label:CLASS
+    "Images of a public chest X-ray set, whose lists and tables have a reader of their own"
+    facts = facts_of(manifest)
+    table = read_chest(facts.reader, dataset_dir(manifest), **reader_options(facts, manifest.path)).assign(eye='')
+    there = [str(c) for c in table if str(c).startswith('label:')]
+    if 'label' in table: return table.drop(columns=there)
+    known = [c.split(':', 1)[1] for c in there]
+    for c in facts.classes:
+        if c not in known: raise ValueError(f"{manifest.path}: labels.classes: {unknown('class', c, known)}")
+    return table.drop(columns=[f'label:{c}' for c in known if facts.classes and c not in facts.classes])
 
 
 def labelled(

@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..core import sample_key, unknown
 from .datasets import leaks
-from .manifest import SPLITS
+from .manifest import CHOICES, SPLITS
 from .rgb import PICTURES
 
 # %% ../../nbs/09d_data.findings.ipynb #a04108ae
@@ -64,7 +64,7 @@ def read_list(
     return out
 
 # %% ../../nbs/09d_data.findings.ipynb #3b7d23e9
-POLICIES = ('published', 'ones', 'zeros', 'ignore')
+POLICIES = CHOICES['policy']
 SURE_ENOUGH = ('Edema', 'Atelectasis')  # where 'published' takes not sure for 1
 _values = {'': np.nan, '1': 1., '1.0': 1., '0': 0., '0.0': 0., '-1': -1., '-1.0': -1.}
 
@@ -77,7 +77,8 @@ def settle(
 )->np.ndarray:                  # (n,) 1, 0 or NaN
     "Labels after a policy for those that are not sure or not mentioned"
     if policy not in POLICIES: raise ValueError(unknown('policy', policy, POLICIES))
-    if unmentioned not in ('zero', 'ignore'): raise ValueError(unknown('unmentioned', unmentioned, ('zero', 'ignore')))
+    if unmentioned not in CHOICES['unmentioned']:
+        raise ValueError(unknown('unmentioned', unmentioned, CHOICES['unmentioned']))
     unsure = {'published': float(name in SURE_ENOUGH), 'ones': 1., 'zeros': 0., 'ignore': np.nan}[policy]
     out = np.where(values == -1, unsure, values)
     return np.where(np.isnan(values), 0. if unmentioned == 'zero' else np.nan, out)
@@ -116,15 +117,15 @@ def draw_patients(
 
 def with_splits(
     table:pd.DataFrame,         # with patient and split
-    shares:Mapping[str, float], # parts of the patients of 'train' that become another split, as {'val': 0.1}
+    shares:Mapping[str, float], # parts of all patients for the other splits, as {'val': 0.1}; of what those there leave
     seed:int=0
 )->pd.DataFrame:
     "Table in which each split that is missing is drawn from the patients of train"
     split, total = table.split.copy(), sum(shares.values())
     if total >= 1: raise ValueError(f'shares {dict(shares)} leave nothing to train on; their sum is below 1')
-    left = 1.
-    for name, share in shares.items():
-        if (split == name).any(): continue
+    missing = {k: v for k, v in shares.items() if v and not (split == k).any()}
+    left = 1 - total + sum(missing.values())
+    for name, share in missing.items():
         there = split == 'train'
         split[there & table.patient.isin(draw_patients(table.patient[there], share/left, seed))] = name
         left -= share
@@ -154,7 +155,7 @@ def chest_table(
     seed:int=0
 )->pd.DataFrame:        # id, image, patient, split, view, label:NAME, and label where there is one an image
     "Checked table: images are there, ids are unique, splits are drawn, patients in two splits are named"
-    if absent not in ('error', 'drop'): raise ValueError(unknown('absent', absent, ('error', 'drop')))
+    if absent not in CHOICES['absent']: raise ValueError(unknown('absent', absent, CHOICES['absent']))
     there = np.array([p is not None and os.path.exists(p) for p in rows.image], bool)
     if not there.all():
         lost, few = rows.id[~there], rows.image[~there].iloc[0] or ''

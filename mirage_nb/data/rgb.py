@@ -112,7 +112,7 @@ def channels_of(
     if image.mode in ('P', 'PA'): image = image.convert('RGBA').convert('RGB')
     return image.convert('RGB' if channels == 3 else 'L')
 
-
+# %% ../../nbs/09c_data.rgb.ipynb #5c1d7e0b
 def read_picture(
     path:str|Path,  # an image file of PICTURES
     channels:int=3, # 3, or 1 for radiographs; a grey picture has three equal ones

@@ -317,7 +317,7 @@ class FewShot:
     "Settings of 32_few_shot; what is None is the recipe's"
     dataset: str = 'Phantom_OCT'       # a file in data_manifests/, a folder in MIRAGE_DATA, or a path to a manifest
     recipe: str = 'cls_small'          # a name in CLS_RECIPES: what is trained on each subset
-    protocol: str = 'splits'           # 'splits' (the set's own) or 'pool' (what is not drawn is the test)
+    protocol: str = 'splits'           # 'splits' (the set's own), 'pool' (other patients are the test) or 'published'
     shots: list[float] = field(default_factory=lambda: [1., 4.]) # images a class, or, below 1, their part
     seeds: int = 3                     # subsets of each size
     model: str|None = None             # any encoder of models.zoo
@@ -333,8 +333,8 @@ class FewShot:
 
     def __post_init__(self)->None:
         if self.seeds < 1: raise ValueError(f'seeds is 1 or more, not {self.seeds}')
-        if self.protocol not in ('splits', 'pool'):
-            raise ValueError(unknown('protocol', self.protocol, ('splits', 'pool')))
+        known = 'splits', 'pool', 'published'  # published: all other images are the test, also of patients learnt from
+        if self.protocol not in known: raise ValueError(unknown('protocol', self.protocol, known))
         if not self.shots or min(self.shots) <= 0: raise ValueError(f'shots takes numbers above 0, not {self.shots}')
 
 # %% ../nbs/01_recipes.ipynb #cd6d2ad7

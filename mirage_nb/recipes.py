@@ -189,6 +189,7 @@ class ClsEval:
     class_map: list[str]|None = None # scores in the classes of the labels: 'CNV > AMD'; 'X >' leaves X out
     level: str = 'image'            # 'image', 'eye' or 'patient'
     at: float = 0.9                 # sensitivity at which the specificity is read off, and the reverse
+    allow_leaks: bool = False       # validation images that are tested too are left out, instead of an error
     resamples: int = 10_000         # of every interval
     seed: int = 0                   # of the bootstrap
 
@@ -257,7 +258,7 @@ class ClsRecipe:
     head_std: float|None = None        # of the classifier's first weights; None: torch's own
     ema: float = 0.                    # decay of a running average of the weights, which is what is kept; 0: none
     select: str = 'bacc'               # best epoch: by validation 'bacc' or 'auroc', or the 'last'
-    min_gain: float = 0.001            # smaller gains are ties, which the validation loss decides
+    min_gain: float = 0.001            # smaller gains are ties; of ties with the best the validation loss decides
     patience: int = 20                 # epochs without a gain after which it stops; 0: never
     patience_from: int = 20            # epoch from which they count
     change: str = 'oct'                # of training images: 'oct', 'photo' or 'none'

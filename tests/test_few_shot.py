@@ -99,3 +99,13 @@ def test_table_says_who_is_on_both_sides():
 def test_nothing_left_to_test():
     with pytest.raises(ValueError, match="Made_up: shots 24, seed 0 leave nothing to test on .*'published'"):
         subset_of(plain_set(), 'pool', 24, 0)
+
+
+def test_report_of_several_labels(home, execute):
+    "32_few_shot to its end, with the table of subsets"
+    several(home/'Films')
+    space = execute('few_shot', dataset=str(home/'Films'), protocol='pool', shots=[2.], seeds=2, size=32, epochs=1,
+                    precision='fp32', resamples=50)
+    saved = pd.read_csv(space['run'].folder/'subsets.csv')
+    assert saved['patients in both'].tolist() == [0, 0] and (saved['test, patients'] > 0).all()
+    assert space['start'] == 'mirage_tiny'

@@ -189,6 +189,7 @@ class ClsEval:
     class_map: list[str]|None = None # scores in the classes of the labels: 'CNV > AMD'; 'X >' leaves X out
     level: str = 'image'            # 'image', 'eye' or 'patient'
     at: float = 0.9                 # sensitivity at which the specificity is read off, and the reverse
+    allow_leaks: bool = False       # validation images that are tested too are left out, instead of an error
     resamples: int = 10_000         # of every interval
     seed: int = 0                   # of the bootstrap
 
@@ -257,7 +258,7 @@ class ClsRecipe:
     head_std: float|None = None        # of the classifier's first weights; None: torch's own
     ema: float = 0.                    # decay of a running average of the weights, which is what is kept; 0: none
     select: str = 'bacc'               # best epoch: by validation 'bacc' or 'auroc', or the 'last'
-    min_gain: float = 0.001            # smaller gains are ties, which the validation loss decides
+    min_gain: float = 0.001            # smaller gains are ties; of ties with the best the validation loss decides
     patience: int = 20                 # epochs without a gain after which it stops; 0: never
     patience_from: int = 20            # epoch from which they count
     change: str = 'oct'                # of training images: 'oct', 'photo' or 'none'
@@ -317,7 +318,7 @@ class FewShot:
     "Settings of 32_few_shot; what is None is the recipe's"
     dataset: str = 'Phantom_OCT'       # a file in data_manifests/, a folder in MIRAGE_DATA, or a path to a manifest
     recipe: str = 'cls_small'          # a name in CLS_RECIPES: what is trained on each subset
-    protocol: str = 'splits'           # 'splits' (the set's own) or 'pool' (what is not drawn is the test)
+    protocol: str = 'splits'           # 'splits' (the set's own), 'pool' (other patients are the test) or 'published'
     shots: list[float] = field(default_factory=lambda: [1., 4.]) # images a class, or, below 1, their part
     seeds: int = 3                     # subsets of each size
     model: str|None = None             # any encoder of models.zoo
@@ -333,8 +334,8 @@ class FewShot:
 
     def __post_init__(self)->None:
         if self.seeds < 1: raise ValueError(f'seeds is 1 or more, not {self.seeds}')
-        if self.protocol not in ('splits', 'pool'):
-            raise ValueError(unknown('protocol', self.protocol, ('splits', 'pool')))
+        known = 'splits', 'pool', 'published'  # published: all other images are the test, also of patients learnt from
+        if self.protocol not in known: raise ValueError(unknown('protocol', self.protocol, known))
         if not self.shots or min(self.shots) <= 0: raise ValueError(f'shots takes numbers above 0, not {self.shots}')
 
 # %% ../nbs/01_recipes.ipynb #cd6d2ad7

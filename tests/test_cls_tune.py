@@ -16,7 +16,7 @@ from mirage_nb.eval.cls_table import read_predictions
 from mirage_nb.jobs import cls
 from mirage_nb.models.classifiers import cls_model, load_cls_model, save_cls_model
 from mirage_nb.models.cls_heads import choose_training
-from mirage_nb.recipes import cls_recipe
+from mirage_nb.recipes import CLS_RECIPES, cls_recipe
 from mirage_nb.train.loop import TIMES, load_state
 
 
@@ -105,8 +105,32 @@ def test_it_stops_when_nothing_gains(home):
     cfg = settings(tune='probe', views=0, epochs=200, patience=3, patience_from=2, min_gain=0.5)
     history = cls.train_cls(cfg, home/'run')
     assert len(history) < 200
-    best = cls.best_row(history, cfg) + 1
-    assert len(history) - max(best, 2) == 3
+    gained = cls.follow(history.to_dict('records'), cfg.min_gain)[1] + 1
+    assert len(history) - max(gained, 2) == 3
+
+
+def ends(scores, losses, **changed):
+    "Epoch after which a training with this validation ends, and the epoch that is kept, from 1"
+    cfg, rows, kept = replace(cls_recipe('cls_probe_mirage'), **changed), [], 0
+    for n, (score, loss) in enumerate(zip(scores, losses, strict=True), 1):
+        new = {'score': score, 'valid_loss': loss}
+        if not rows or cls.better(new, rows, cfg.min_gain): kept = n
+        rows.append(new)
+        assert kept == cls.best_of(rows, cfg.min_gain) + 1, 'what is kept is what the report calls best'
+        if cls.has_stalled(rows, cfg): return n, kept
+    return None, kept
+
+
+def test_ties_neither_sink_nor_go_on_for_ever():
+    n = np.arange(200)
+    assert ends(.9 - .00099*n, 1 - .001*n) == (40, 2), 'falls by less than min_gain an epoch, with falling loss'
+    assert ends(.9 + 0*n, 1 - .001*n) == (40, 40), 'ties go to the lower loss, and are no gains'
+    assert ends(.9 + .0011*n, 1 + .001*n) == (None, 200), 'gains'
+    assert ends(.9 + .0004*n, 1 + .001*n)[0] is None, 'small steps up add to gains'
+    assert ends(.9 - .01*(n > 30), 1 - .001*n) == (40, 31), 'worse than a tie is not kept, whatever its loss'
+    assert ends(.9 + .1*(n == 25), 1 + 0*n) == (46, 26)
+    assert ends(.9 + 0*n, 1 + 0*n, patience_from=0) == (21, 1)
+    assert ends(.9 + 0*n, 1 + 0*n, patience=0) == (None, 1)
 
 
 def test_the_last_epoch_when_asked(home):
@@ -211,6 +235,46 @@ def test_kept_features_give_the_model_that_is_kept(home):
     with torch.no_grad():
         direct = model({'bscan': torch.stack([sets['val'][i]['bscan'] for i in range(8)])})
         torch.testing.assert_close(model.head(model.vector(kept))[:8], direct, rtol=1e-4, atol=1e-5)
+
+
+def test_features_of_an_older_version_are_not_read(home, monkeypatch):
+    model = cls_model('mirage_tiny', 2, size=(48, 48))
+    look = cls.look_of(settings(), read_manifest('Phantom_OCT'))
+    one = cls.feature_store(model, look, 'fp32').folder
+    assert cls.feature_store(model, look, 'fp32').folder == one
+    monkeypatch.setattr(cls, 'FEATURES', cls.FEATURES + 1)
+    assert cls.feature_store(model, look, 'fp32').folder != one
+
+
+# ------------------------------------------------------------------ beside it
+
+@pytest.mark.parametrize('name', list(CLS_RECIPES))
+def test_random_encoder_is_probed_as_a_probe(name):
+    "Whatever the tuning mixes or averages, and whatever rate it takes for the encoder"
+    cfg = replace(cls_recipe(name), tune='full', mixup=.8, ema=.9, lr=1e-5)
+    found, own = cls.random_probe(cfg), cls_recipe('cls_small' if name.startswith('cls_small') else 'cls_probe_mirage')
+    for k in ('lr', 'lr_batch', 'weight_decay', 'layer_decay', 'epochs', 'warmup_epochs', 'views', 'final_lr'):
+        assert getattr(found, k) == getattr(own, k), k
+    assert (found.tune, found.weights, found.mixup, found.ema, found.model) == ('probe', None, 0, 0, cfg.model)
+    probe = replace(cls_recipe(name), tune='probe', lr=.3, weights=None)
+    assert (cls.random_probe(probe).lr, cls.random_probe(probe).seed) == (.3, 1), 'as this probe, and another encoder'
+
+
+def test_what_stands_beside_a_tuning_with_mixup(home):
+    cfg = settings(epochs=1, mixup=.8, ema=.9, baselines=True, probes=True)
+    found = cls.cls_beside(cfg, home/'run', data())
+    assert 'probe of a random encoder' in found and len(found) == 4
+    assert len(pd.read_csv(home/'run'/'random_encoder'/'history.csv')) > 1
+
+
+def test_report_says_first_weights(home, caplog):
+    with caplog.at_level('WARNING'):
+        assert cls.started_from(settings(tune='probe', views=0, weights='random')) == 'first weights'
+        assert 'mirage_tiny has first weights, drawn at random, and tune=probe trains none' in caplog.text
+        caplog.clear()
+        assert cls.started_from(settings()) == 'first weights'
+        assert cls.started_from(settings(weights='mirage_tiny', tune='probe', views=0)) == 'mirage_tiny'
+        assert not caplog.text
 
 
 # ------------------------------------------------------------------ test

@@ -220,7 +220,7 @@ def read_predictions(
     "Predictions of a CSV file, checked"
     file = Path(file).expanduser()
     if not file.is_file(): raise FileNotFoundError(f'no table of predictions {file.resolve()}')
-    text = dict.fromkeys(('id', 'patient', 'eye', 'split', 'label'), str)
+    text = dict.fromkeys(('id', 'patient', 'eye', 'split', 'label', 'dataset', 'sha256'), str)
     try: table = pd.read_csv(file, dtype=text, keep_default_na=False, na_values=[''])  # a class may be called NA
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as e:
         raise ValueError(f'{file} is no table of predictions: {e}') from e
@@ -314,7 +314,8 @@ def pool(
     def each(x:np.ndarray, how:str)->np.ndarray:
         return pd.DataFrame(x).groupby(by.to_numpy(), sort=False).agg(how).to_numpy()
 
-    first = pred.table.groupby(by.to_numpy(), sort=False)[['patient', 'eye', 'split']].first()
+    own = [c for c in ('patient', 'eye', 'split', 'dataset') if c in pred.table]
+    first = pred.table.groupby(by.to_numpy(), sort=False)[own].first()
     head = first.assign(id=first.index, images=by.value_counts(sort=False).reindex(first.index))
     if level == 'patient': head['eye'] = ''
     low, high = each(pred.y, 'min'), each(pred.y, 'max')  # NaN are passed over

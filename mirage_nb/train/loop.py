@@ -137,7 +137,7 @@ def epoch_batches(
 Batch = dict[str, Any]
 Step = Callable[[nn.Module, Batch], Tensor|dict[str, Tensor]]
 Validate = Callable[[nn.Module, Accelerator], dict[str, float]]
-Better = Callable[[dict[str, float], dict[str, float]], bool]
+Better = Callable[[dict[str, float], Sequence[dict[str, float]]], bool]
 Watch = Callable[[nn.Module, Accelerator, int], dict[str, float]]
 TIMES = ('seconds', 'samples_per_s', 'waiting')  # columns of a history that differ from run to run
 
@@ -437,7 +437,7 @@ class Hooks:
     keep_best: Callable[[nn.Module], object]|None = None  # writes the best model
     watch: Watch|None = None          # (model, accelerator, epochs done) -> numbers; in the main process alone
     keep: Callable[[nn.Module, Path], object]|None = None # writes a checkpoint to a .safetensors file
-    better: Better|None = None        # (numbers, those of the best epoch) -> bool; None: a higher score is better
+    better: Better|None = None        # (numbers, rows of the epochs before) -> bool; None: a higher score is better
     stop: Callable[[Sequence[dict[str, float]]], bool]|None = None # of the rows so far: end here
 
 
@@ -468,7 +468,7 @@ def look(
     if 'score' in found and not isfinite(score): raise ValueError(
         f'validation of epoch {done} gave the score {score}: the split holds no class that counts')
     best = score > p.best
-    if hooks.better and found and p.best_epoch: best = hooks.better(found, t.history[p.best_epoch - 1])
+    if hooks.better and found and p.best_epoch: best = hooks.better(found, t.history)
     if best and hooks.keep_best and a.is_main_process: hooks.keep_best(model)
     keep_checkpoint(t, hooks, model)
     t.whole = False
@@ -536,7 +536,7 @@ def fit(
     views:Callable[[Batch], Batch]|None=None,     # augments a batch on the device
     watch:Watch|None=None,              # (model, accelerator, epochs done) -> numbers; in the main process alone
     keep:Callable[[nn.Module, Path], object]|None=None,# writes a checkpoint of an epoch
-    better:Better|None=None,            # (numbers, those of the best epoch) -> bool; None: a higher score is better
+    better:Better|None=None,            # (numbers, rows of the epochs before) -> bool; None: a higher score is better
     stop:Callable[[Sequence[dict[str, float]]], bool]|None=None # of the rows so far: end here
 )->list[dict[str, float]]:              # a row an epoch: epoch, lr, loss, what the hooks said, and `TIMES`
     "Train, or go on with a training; the same call after a kill gives the numbers of an undisturbed run"

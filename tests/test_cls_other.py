@@ -1,0 +1,210 @@
+"A classifier tested on another set: leaks, classes of other names, and what validation can still choose"
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from test_cls_tune import data, settings
+
+from mirage_nb.data.manifest import read_manifest
+from mirage_nb.eval.cls_report import cls_reliability
+from mirage_nb.eval.cls_table import check_predictions, read_predictions
+from mirage_nb.jobs import cls
+from mirage_nb.jobs.cls_eval import eval_tables
+from mirage_nb.recipes import ClsEval
+
+CLASSES = ['normal', 'DME', 'AMD', 'CSC']
+
+
+def write_set(folder, table, classes, more='', multi=False):
+    "A set in a table: columns id, image, part and dx, or one for each class"
+    folder.mkdir(exist_ok=True)
+    table.to_csv(folder/'t.csv', index=False)
+    head = [f'{k} = "x"' for k in ('title', 'modality', 'source', 'licence', 'citation', 'get')]
+    truth = 'multi = true' if multi else 'label = "dx"'
+    (folder/'manifest.toml').write_text('\n'.join([*head, 'task = "classification"', 'layout = "table"', '[labels]',
+        'table = "t.csv"', 'image = "{image}"', 'id = "id"', truth, 'split = "part"', f'classes = {list(classes)}',
+        more, '']))
+    return str(folder)
+
+
+def noise(folder, n, first=0):
+    "Pictures of nothing"
+    folder.mkdir(exist_ok=True)
+    for i in range(n):
+        pixels = np.random.default_rng(first + i).integers(0, 255, (40, 48), np.uint8)
+        Image.fromarray(pixels).save(folder/f'{first + i}.png')
+    return [str(folder/f'{first + i}.png') for i in range(n)]
+
+
+def other(folder, classes, ids=None, more=''):
+    "Eight pictures in a test split, two of each class"
+    ids = ids or [f'o{i}' for i in range(8)]
+    table = pd.DataFrame({'id': ids, 'image': noise(folder, 8), 'part': 'test', 'dx': [classes[i % len(classes)]
+                                                                                     for i in range(8)]})
+    return write_set(folder, table, classes, more)
+
+
+@pytest.fixture
+def tuned(home):
+    "A finished training: its settings and folder"
+    cls.train_cls(settings(epochs=1), home/'run')
+    return settings(epochs=1), home/'run'
+
+
+# ------------------------------------------------------------------ leaks
+
+def test_training_images_in_the_other_test(home, tuned):
+    own = data().splits
+    rows = pd.concat([own['train'].head(2), own['val'].head(1), own['test']])
+    table = pd.DataFrame({'id': [f'new{i}' for i in range(len(rows))], 'image': rows.image.astype(str), 'part': 'test',
+                          'dx': rows.label})
+    cfg = replace(tuned[0], test_dataset=write_set(home/'Copy', table, CLASSES))
+    with pytest.raises(ValueError, match='3 test images are learnt from or chosen by: new0 of Copy is .*allow_leaks=T'):
+        cls.tested_on(cfg, data())
+    cfg = replace(cfg, allow_leaks=True)
+    with pytest.warns(UserWarning, match='3 test images are learnt from'): there = cls.tested_on(cfg, data())
+    answers = cls.leak_table(data(), there).answer
+    assert answers['images of training or validation in the test of Copy'].count('Phantom_OCT') == 3
+    scores = cls.test_cls(cfg, tuned[1], data(), there=there)
+    assert (scores.left_out, len(scores.valid)) == (1, 7)
+    assert cls_reliability(scores).answer['validation images left out, as they are tested'] == '1'
+
+
+def test_names_that_happen_to_be_equal(home, tuned):
+    "Two sets that number their images alike share none"
+    cfg = replace(tuned[0], test_dataset=other(home/'Else', CLASSES, list(data().splits['val'].id)))
+    scores = cls.test_cls(cfg, tuned[1], data())
+    assert len(scores.valid) == 8 and not scores.left_out and scores.temperature
+    tables = eval_tables(ClsEval(predictions=str(tuned[1]/'predictions_test.csv'), run='',
+                                 valid_predictions=str(tuned[1]/'predictions_val.csv')))
+    assert tables.valid.table.dataset.unique().tolist() == ['Phantom_OCT']
+
+
+@pytest.mark.filterwarnings('ignore:8 in more than one split')
+def test_class_folders_that_count_anew(home):
+    "With allow_leaks a training whose splits use the same names comes to its end"
+    for s, split in enumerate(('train', 'val', 'test')):
+        for k, c in enumerate('AB'):
+            noise(home/'new', 4, 100*s + 10*k)
+            (home/'Anew'/split/c).mkdir(parents=True)
+            for i in range(4): (home/'new'/f'{100*s + 10*k + i}.png').rename(home/'Anew'/split/c/f'{c}{i}.png')
+    cfg = settings(dataset=str(home/'Anew'), epochs=1, allow_leaks=True)
+    own = cls.cls_data(read_manifest(cfg.dataset), cfg.allow_leaks)
+    cls.train_cls(cfg, home/'run')
+    scores = cls.test_cls(cfg, home/'run', own)
+    assert len(scores.valid) == 8 and not scores.left_out
+
+
+# ------------------------------------------------------------------ classes
+
+def test_order_and_case_change_nothing(home, tuned):
+    cfg = replace(tuned[0], test_dataset=other(home/'Else', ['csc', 'AMD', 'dme', 'NORMAL']))
+    scores = cls.test_cls(cfg, tuned[1], data())
+    assert set(scores.pred.classes) == set(scores.valid.classes) == {'csc', 'AMD', 'dme', 'NORMAL'}
+    assert scores.temperature and len(scores.thresholds)
+    own = cls.predict_set(tuned[1]/'best.safetensors', read_manifest('Phantom_OCT'), data(), 'val')
+    assert scores.valid.p[:, scores.pred.classes.index('csc')] == pytest.approx(own['score:CSC'].to_numpy())
+    assert read_predictions(tuned[1]/'predictions_val.csv').classes == scores.valid.classes, '51 can read it'
+
+
+def test_classes_that_are_joined(home, tuned):
+    maps = '[labels.class_maps.Phantom_OCT]\nnormal = "well"\nDME = "ill"\nAMD = "ill"'
+    cfg = replace(tuned[0], test_dataset=other(home/'Else', ['ill', 'well'], more=maps))
+    scores = cls.test_cls(cfg, tuned[1], data())
+    assert scores.temperature and set(scores.valid.table.label) == {'ill', 'well'}
+    assert len(scores.valid) == (data().splits['val'].label != 'CSC').sum(), 'CSC means nothing there'
+
+
+def test_a_name_with_another_meaning(home, tuned):
+    "The set calls AMD what the model calls CSC: its labels stay its own"
+    maps = '[labels.class_maps.Phantom_OCT]\nnormal = "normal"\nCSC = "AMD"\nAMD = "normal"'
+    cfg = replace(tuned[0], test_dataset=other(home/'Else', ['normal', 'AMD'], more=maps))
+    scores = cls.test_cls(cfg, tuned[1], data())
+    assert scores.pred.table.label.tolist() == ['normal', 'AMD']*4
+
+
+def test_why_there_is_no_calibration(home, tuned):
+    cfg, table = tuned[0], data().table
+    bare = replace(data(), table=table[table.split != 'val'])
+    scores = cls.test_cls(replace(cfg, select='last'), tuned[1], bare)
+    assert cls_reliability(scores).answer['temperature and thresholds'] == 'none: Phantom_OCT has no validation split'
+    maps = '[labels.class_maps.Phantom_OCT]\nnormal = "well"\nDME = "ill"'
+    cfg = replace(cfg, test_dataset=other(home/'Else', ['ill', 'well'], more=maps))
+    short = replace(data(), table=table[(table.split != 'val') | table.label.isin(['normal', 'CSC'])])
+    scores = cls.test_cls(cfg, tuned[1], short)
+    assert scores.valid is None and 'the truth of all 2 rows is well' in scores.no_valid
+    assert not (tuned[1]/'predictions_val.csv').exists()
+
+
+def test_wrong_maps_end_it_before_training(home, execute):
+    small = dict(dataset='Phantom_OCT', recipe='cls_small', size=32, epochs=1, probes=False, baselines=False)
+    with pytest.raises(ValueError, match='nothing that the model says .* means cyst'):
+        execute('cls_tune', test_dataset=other(home/'Else', [*CLASSES, 'cyst']), **small)
+    table = pd.read_csv(home/'Else'/'t.csv').assign(part='train', dx=(CLASSES*2)[:8])
+    with pytest.raises(ValueError, match='Else has no test split'):
+        execute('cls_tune', test_dataset=write_set(home/'Else', table, CLASSES), **small)
+    assert not (home/'runs'/'cls_tune').exists()
+
+
+# ------------------------------------------------------------------ several labels
+
+def labels_of(n, *names): return {c: [int((i >> k) & 1) for i in range(n)] for k, c in enumerate(names)}
+
+
+def test_several_labels_in_another_set(home, caplog):
+    "Another order, another name by the map, a label that each of them lacks"
+    rows = {'id': [f'a{i}' for i in range(24)], 'image': noise(home/'A', 24), 'part': ['train', 'val', 'test']*8}
+    a = write_set(home/'A', pd.DataFrame(rows | labels_of(24, 'Mass', 'Pleural Effusion', 'Hernia')),
+                  ['Mass', 'Pleural Effusion', 'Hernia'], multi=True)
+    rows = {'id': [f'b{i}' for i in range(8)], 'image': noise(home/'B', 8, 50), 'part': 'test'}
+    maps = '[labels.class_maps.A]\n"Pleural Effusion" = "Effusion"\nMass = "Mass"'
+    b = write_set(home/'B', pd.DataFrame(rows | labels_of(8, 'Edema', 'Effusion', 'Mass')),
+                  ['Edema', 'Effusion', 'Mass'], maps, multi=True)
+    cfg = settings(dataset=a, epochs=1, batch_size=4, test_dataset=b)
+    ours = cls.cls_data(read_manifest(a))
+    with caplog.at_level(logging.WARNING): there = cls.tested_on(cfg, ours)
+    assert 'B: the model does not say Edema' in caplog.text
+    assert cls.leak_table(ours, there).answer.iloc[-1] == 'Edema'
+    cls.train_cls(cfg, home/'run')
+    scores = cls.test_cls(cfg, home/'run', ours, there=there)
+    assert scores.pred.classes == ('Mass', 'Effusion', 'Hernia') and scores.undefined == {'Hernia': 'no label is known'}
+    assert scores.pred.y[:, 1].tolist() == labels_of(8, 'x', 'y', 'z')['y'] and scores.temperature
+    own = cls.predict_cls(home/'run'/'best.safetensors', there.splits['test'])
+    assert scores.pred.p[:, 1] == pytest.approx(own['score:Pleural Effusion'].to_numpy())
+
+
+def test_names_of_labels():
+    found = cls.labels_in(['Mass', 'Edema'], ['EDEMA', 'mass', 'Hernia'])
+    assert found == {'Mass': 'mass', 'Edema': 'EDEMA'}
+    assert cls.labels_in(['A', 'B'], ['B'], {'A': 'B'}) == {'A': 'B', 'B': 'B (not labelled there)'}
+    with pytest.raises(ValueError, match="x.toml, class_maps: A and B all become 'B'"):
+        cls.labels_in(['A', 'B'], ['B'], {'A': 'B', 'B': 'B'}, 'x.toml')
+    with pytest.raises(ValueError, match='nothing that the model says .A. is one of B'): cls.labels_in(['A'], ['B'])
+    with pytest.raises(ValueError, match="'A' becomes 'C'; no class 'C'"): cls.labels_in(['A'], ['B'], {'A': 'C'})
+
+
+@pytest.mark.filterwarnings('ignore:.*no image of class')
+def test_one_label_is_not_several(home):
+    rows = {'id': ['a', 'b'], 'image': noise(home/'M', 2), 'part': 'test'}
+    b = write_set(home/'M', pd.DataFrame(rows | labels_of(2, 'DME', 'AMD')), ['DME', 'AMD'], multi=True)
+    with pytest.raises(ValueError, match='M has several labels an image and Phantom_OCT one'):
+        cls.tested_on(settings(test_dataset=b), data())
+
+
+# ------------------------------------------------------------------ no labels at all
+
+@pytest.mark.parametrize('changed', [{}, {'tune': 'probe', 'views': 0}], ids=str)
+def test_images_without_labels(home, changed):
+    "A table of id and image is enough for a prediction"
+    cls.train_cls(settings(epochs=1, **changed), home/'run')
+    table = data().splits['test']
+    said = cls.predict_cls(home/'run'/'best.safetensors', table[['id', 'image']])
+    labelled = cls.predict_cls(home/'run'/'best.safetensors', table)
+    assert 'label' not in said and said.patient.tolist() == ['']*8
+    np.testing.assert_array_equal(said.filter(like='score:'), labelled.filter(like='score:'))
+    assert check_predictions(labelled).table.sha256.tolist() == said.sha256.tolist()
+    with pytest.raises(ValueError, match='the table of images lacks image; it has id'):
+        cls.predict_cls(home/'run'/'best.safetensors', table[['id']])

@@ -26,7 +26,7 @@ from ..data.datasets import collate
 from ..data.listing import list_pictures
 from ..data.manifest import dataset_dir, read_manifest
 from ..data.mixed import MixedDataset, PictureDataset, collate_pictures
-from ..data.packed import is_packed, open_pairs
+from ..data.packed import is_begun, is_packed, open_pairs
 from ..data.paired import PairedDataset, Pairs
 from ..data.photo import Norm, normalised
 from ..eval.looks import as_bytes, by_group, features_of, linear_probe, save_look
@@ -83,14 +83,15 @@ def paired_data(
 )->PairedData:
     "Pairs of a dataset's splits; Phantom_OCT is made if it is not there"
     path, names = Path(dataset).expanduser(), list(modalities or [])
-    if path.suffix == '.csv' or is_packed(path) or any((path/k).is_dir() for k in MODALITIES):
+    if path.suffix == '.csv' or is_packed(path) or is_begun(path) or any((path/k).is_dir() for k in MODALITIES):
         pairs, labels = open_pairs(path, names), probe_labels(path if path.is_dir() else path.parent)
         return PairedData(path.resolve().stem, pairs, None, labels, 'not stated', {'data': pairs.content()})
     manifest = read_manifest(dataset)
     own = data_dir()/'Phantom_OCT'
     if manifest.name == own.name and not own.exists(): make_phantom_oct(own)
     root = dataset_dir(manifest)
-    there = {s: root/f for s, f in manifest.splits.items() if s in ('train', 'val') and (root/f).is_dir()}
+    there = {s: root/f for s, f in manifest.splits.items()
+             if s in ('train', 'val') and ((root/f).is_dir() or is_begun(root/f))}
     if 'train' not in there: raise FileNotFoundError(
         f'{manifest.name} has no split train to learn from; it has {", ".join(manifest.splits)}')
     found = {s: open_pairs(f, names) for s, f in there.items()}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -34,8 +35,9 @@ from mirage_nb.data.augment import (
 )
 from mirage_nb.data.datasets import collate
 from mirage_nb.data.packed import main, open_packed, open_pairs, pack, verify
-from mirage_nb.data.paired import MODALITIES, PairedDataset, check_pairs, folder_pairs, table_pairs
-from mirage_nb.jobs.pretrain import paired_data
+from mirage_nb.data.paired import MODALITIES, FilePairs, PairedDataset, check_pairs, folder_pairs, table_pairs
+from mirage_nb.jobs.pretrain import paired_data, pretrain_task
+from mirage_nb.recipes import pretrain_recipe
 
 SIZES = {'bscan': (64, 64), 'slo': (64, 64), 'bscanlayermap': (16, 16)}
 IDS = [f'S{i}' for i in range(6)]
@@ -153,6 +155,21 @@ def test_fault_is_named(triplets, what):
     with pytest.raises(ValueError, match=said): check_pairs(PairedDataset(folder_pairs(triplets)), quiet=True)
 
 
+def test_hash_names_all_that_cannot_be_learnt_from(triplets):
+    "Also a picture of another size, before a training starts"
+    for what in ('size', 'class outside', 'cut image'): FAULTS[what][0](triplets)
+    with pytest.raises(ValueError, match=r'(?s)3 of 18 pictures cannot be used:.*S1.npy is 32 x 64, .*S0.npy 64 x 64.*'
+                       'S1.npy holds class 13.*S2.png'):
+        folder_pairs(triplets).content()
+
+
+def test_training_processes_do_not_read_all_data_first(triplets, monkeypatch):
+    read = []
+    monkeypatch.setattr(FilePairs, 'content', lambda self: read.append(1) or 'hash')
+    task = pretrain_task(replace(pretrain_recipe('pre_mirage_small'), dataset=str(triplets)))
+    assert not read and task.sources == {'data': 'hash'} == task.sources and read == [1]
+
+
 def test_no_folder(tmp_path, triplets):
     with pytest.raises(FileNotFoundError, match='no folder .*nowhere'): folder_pairs(tmp_path/'nowhere')
     with pytest.raises(FileNotFoundError, match='holds none of the folders bscan, slo'): folder_pairs(triplets/'slo')
@@ -171,6 +188,10 @@ def test_tables(triplets, tmp_path):
     with pytest.raises(ValueError, match='t.csv is empty'): table(rows[:0])
     with pytest.raises(KeyError, match="no column 'id'"): table(rows.drop(columns='id'))
     with pytest.raises(KeyError, match='no column of bscan, slo, bscanlayermap; it has id'): table(rows[['id']])
+    with pytest.raises(ValueError, match='1 of 6 rows have no id, the first is row 3 below the head; name each sample'):
+        table(rows.assign(id=[*IDS[:2], '', *IDS[3:]]))
+    named = table(rows.assign(id=['NA', 'null', '1', 'nan', '02', 'None']))
+    assert named.ids == ['02', '1', 'NA', 'None', 'nan', 'null'] and named.files['slo'][2].name == 'S0.npy'
     with pytest.raises(FileNotFoundError): PairedDataset(table(rows.replace('set/bscan/S0.npy', 'set/bscan/gone.npy')))
     assert table_pairs(rows, ['slo']).modalities == ('slo',)
 
@@ -396,7 +417,7 @@ def test_mended_files_let_a_conversion_go_on(triplets, tmp_path, caplog):
     with pytest.raises(FileExistsError, match='out.part is the start of another conversion. Delete it'):
         pack(folder_pairs(triplets, ['slo']), tmp_path/'out', quiet=True)
     found = files_of(pack(folder_pairs(triplets), tmp_path/'out', quiet=True))
-    assert {k for k in whole if whole[k] != found[k]} == {'packed.json'} and whole.keys() == found.keys()  # it holds dates
+    assert {k for k in whole if whole[k] != found[k]} == {'packed.json'} and whole.keys() == found.keys()  # dates
     assert pack(folder_pairs(triplets), tmp_path/'out', quiet=True) == tmp_path/'out'
 
 

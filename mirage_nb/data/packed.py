@@ -86,7 +86,7 @@ def stamp(
             total.update(repr((k, str(Path(p).resolve()), *row)).encode())
     return total.hexdigest()
 
-
+# %% ../../nbs/09b_data.packed.ipynb #7e51c3a1
 def make_plan(
     pairs:FilePairs,
     size:tuple[int, int]|None, # of every picture; None: the commonest of each modality
@@ -149,7 +149,7 @@ def unusable(
         bar.update()
     return wrong
 
-
+# %% ../../nbs/09b_data.packed.ipynb #7e51c3b1
 def write_rows(
     pairs:FilePairs,
     plan:Mapping[str, Any],           # of `make_plan`

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,9 @@ from mirage_nb.data.augment import (
 )
 from mirage_nb.data.datasets import collate
 from mirage_nb.data.packed import main, open_packed, open_pairs, pack, verify
-from mirage_nb.data.paired import MODALITIES, PairedDataset, check_pairs, folder_pairs, table_pairs
+from mirage_nb.data.paired import MODALITIES, FilePairs, PairedDataset, check_pairs, folder_pairs, table_pairs
+from mirage_nb.jobs.pretrain import paired_data, pretrain_task
+from mirage_nb.recipes import pretrain_recipe
 
 SIZES = {'bscan': (64, 64), 'slo': (64, 64), 'bscanlayermap': (16, 16)}
 IDS = [f'S{i}' for i in range(6)]
@@ -152,6 +155,21 @@ def test_fault_is_named(triplets, what):
     with pytest.raises(ValueError, match=said): check_pairs(PairedDataset(folder_pairs(triplets)), quiet=True)
 
 
+def test_hash_names_all_that_cannot_be_learnt_from(triplets):
+    "Also a picture of another size, before a training starts"
+    for what in ('size', 'class outside', 'cut image'): FAULTS[what][0](triplets)
+    with pytest.raises(ValueError, match=r'(?s)3 of 18 pictures cannot be used:.*S1.npy is 32 x 64, .*S0.npy 64 x 64.*'
+                       'S1.npy holds class 13.*S2.png'):
+        folder_pairs(triplets).content()
+
+
+def test_training_processes_do_not_read_all_data_first(triplets, monkeypatch):
+    read = []
+    monkeypatch.setattr(FilePairs, 'content', lambda self: read.append(1) or 'hash')
+    task = pretrain_task(replace(pretrain_recipe('pre_mirage_small'), dataset=str(triplets)))
+    assert not read and task.sources == {'data': 'hash'} == task.sources and read == [1]
+
+
 def test_no_folder(tmp_path, triplets):
     with pytest.raises(FileNotFoundError, match='no folder .*nowhere'): folder_pairs(tmp_path/'nowhere')
     with pytest.raises(FileNotFoundError, match='holds none of the folders bscan, slo'): folder_pairs(triplets/'slo')
@@ -170,6 +188,10 @@ def test_tables(triplets, tmp_path):
     with pytest.raises(ValueError, match='t.csv is empty'): table(rows[:0])
     with pytest.raises(KeyError, match="no column 'id'"): table(rows.drop(columns='id'))
     with pytest.raises(KeyError, match='no column of bscan, slo, bscanlayermap; it has id'): table(rows[['id']])
+    with pytest.raises(ValueError, match='1 of 6 rows have no id, the first is row 3 below the head; name each sample'):
+        table(rows.assign(id=[*IDS[:2], '', *IDS[3:]]))
+    named = table(rows.assign(id=['NA', 'null', '1', 'nan', '02', 'None']))
+    assert named.ids == ['02', '1', 'NA', 'None', 'nan', 'null'] and named.files['slo'][2].name == 'S0.npy'
     with pytest.raises(FileNotFoundError): PairedDataset(table(rows.replace('set/bscan/S0.npy', 'set/bscan/gone.npy')))
     assert table_pairs(rows, ['slo']).modalities == ('slo',)
 
@@ -375,14 +397,50 @@ def test_packing_refuses(triplets, tmp_path, monkeypatch):
     assert not list(tmp_path.glob('out*'))
 
 
-def test_files_changed_since_the_interruption(triplets, tmp_path):
-    good = (triplets/'slo'/'S5.png').read_bytes()
-    (triplets/'slo'/'S5.png').write_bytes(good[:-2000])
-    with pytest.raises(ValueError, match='S5.png'): pack(folder_pairs(triplets), tmp_path/'out', quiet=True)
-    assert read_json(tmp_path/'out.part'/'done.json') == 5
-    (triplets/'slo'/'S5.png').write_bytes(good)
-    with pytest.raises(FileExistsError, match='out.part is the start of another conversion, or the files have changed'):
+def test_mended_files_let_a_conversion_go_on(triplets, tmp_path, caplog):
+    "All that cannot be used is named at once; what is packed must not change, what is not may"
+    whole = files_of(pack(folder_pairs(triplets), tmp_path/'whole', quiet=True))
+    spoilt = {triplets/k: (triplets/k).read_bytes() for k in ('slo/S2.png', 'slo/S5.png', 'bscanlayermap/S4.npy')}
+    (triplets/'slo'/'S5.png').write_bytes(spoilt[triplets/'slo/S5.png'][:-2000])
+    np.save(triplets/'bscanlayermap'/'S4.npy', np.full((64, 64), 13, np.uint8))
+    Image.fromarray(np.arange(64*64*3, dtype=np.uint8).reshape(64, 64, 3)).save(triplets/'slo'/'S2.png')
+    with pytest.raises(ValueError, match=r'(?s)3 files cannot be packed; mend them, .* goes on after 2 of 6 samples:.*'
+                       'S2.png is in colour.*S4.npy holds class 13.*S5.png'):
         pack(folder_pairs(triplets), tmp_path/'out', quiet=True)
+    assert 'S2.png is in colour' in caplog.text and read_json(tmp_path/'out.part'/'done.json') == 2
+    for file, good in spoilt.items(): file.write_bytes(good)
+    before = (triplets/'bscan'/'S1.npy').stat()
+    os.utime(triplets/'bscan'/'S1.npy', ns=(1, 1))
+    with pytest.raises(FileExistsError, match=r'(?s)1 files have changed since they were packed in .*out.part.*S1.npy'):
+        pack(folder_pairs(triplets), tmp_path/'out', quiet=True)
+    os.utime(triplets/'bscan'/'S1.npy', ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(FileExistsError, match='out.part is the start of another conversion. Delete it'):
+        pack(folder_pairs(triplets, ['slo']), tmp_path/'out', quiet=True)
+    found = files_of(pack(folder_pairs(triplets), tmp_path/'out', quiet=True))
+    assert {k for k in whole if whole[k] != found[k]} == {'packed.json'} and whole.keys() == found.keys()  # dates
+    assert pack(folder_pairs(triplets), tmp_path/'out', quiet=True) == tmp_path/'out'
+
+
+def test_heads_name_all_that_are_wrong(triplets, tmp_path):
+    Image.fromarray(np.full((64, 64), 999, np.uint16)).save(triplets/'slo'/'S2.png')
+    Image.fromarray(np.zeros((64, 64), np.float32)).save(triplets/'bscan'/'S2.tif')
+    (triplets/'bscan'/'S2.png').unlink()
+    np.save(triplets/'slo'/'S1.npy', np.zeros((64, 64), np.float32))
+    np.save(triplets/'slo'/'S3.npy', np.zeros((3, 64, 64), np.uint8))
+    table = pd.DataFrame({k: map(str, v) for k, v in folder_pairs(triplets).files.items()}).assign(id=IDS)
+    table.loc[4, 'slo'] = str(tmp_path/'gone.npy')
+    with pytest.raises(ValueError, match=r'(?s)5 files cannot be packed:.*S2.tif holds pixels of mode F.*S1.npy holds '
+                       r'float32.*S2.png holds uint16; it takes uint8.*S3.npy is of shape \(3, 64, 64\).*gone.npy'):
+        pack(table_pairs(table), tmp_path/'out', quiet=True)
+    assert not list(tmp_path.glob('out*'))
+
+
+def test_unfinished_set_as_a_dataset(triplets, tmp_path):
+    (triplets/'slo'/'S5.png').write_bytes((triplets/'slo'/'S5.png').read_bytes()[:-2000])
+    with pytest.raises(ValueError, match='S5.png'): pack(folder_pairs(triplets), tmp_path/'out', quiet=True)
+    for name in ('out', 'out.part'):
+        with pytest.raises(ValueError, match='out.part is incomplete: 5 of 6 samples are packed'):
+            paired_data(str(tmp_path/name))
 
 
 @pytest.mark.parametrize('spoil, said', [

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODALITIES', 'CLASSES', 'ARRAYS', 'as_plane', 'parse_head', 'read_array', 'read_plane', 'check_classes', 'planes_in',
-           'paired_ids', 'Pairs', 'digest', 'content_hash', 'FilePairs', 'folder_pairs', 'table_pairs', 'PairedDataset',
-           'listed', 'check_pairs']
+           'paired_ids', 'Pairs', 'digest', 'content_hash', 'FilePairs', 'folder_pairs', 'table_pairs', 'two_sizes',
+           'PairedDataset', 'listed', 'read_all', 'check_pairs']
 
 # %% ../../nbs/09a_data.paired.ipynb #e0affc4d
 import hashlib
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pandas as pd
@@ -180,9 +180,8 @@ class FilePairs:
         return check_classes(x, self.classes[modality], path) if modality in self.classes else x
 
     def content(self)->str:
-        "Hash of ids and pixels; it reads every file"
-        digests = [[digest(self.plane(m, i)) for m in self.files] for i in range(len(self.ids))]
-        return content_hash(self.ids, self.modalities, np.array(digests, np.uint64))
+        "Hash of ids and pixels; it reads every file, and one error names all that cannot be learnt from"
+        return content_hash(self.ids, self.modalities, read_all(self))
 
 # %% ../../nbs/09a_data.paired.ipynb #6a8c1251
 def folder_pairs(
@@ -210,12 +209,16 @@ def table_pairs(
 )->FilePairs:
     "Files of a table; paths that are not absolute start from the CSV's folder"
     where, root = (Path(table), Path(table).parent) if isinstance(table, (str, Path)) else (Path('table'), Path())
-    t = pd.read_csv(where, dtype=str) if isinstance(table, (str, Path)) else table
+    plain = {'dtype': str, 'keep_default_na': False}  # 'NA' is an id as any other
+    t = pd.read_csv(where, **cast(Any, plain)) if isinstance(table, (str, Path)) else table
     names = list(modalities) or [k for k in MODALITIES if k in t.columns]
     for k in ('id', *names):
         if k not in t.columns: raise KeyError(f'{where}: {unknown("column", k, t.columns)}')
     if not names: raise KeyError(f'{where} has no column of {", ".join(MODALITIES)}; it has {", ".join(t.columns)}')
     if not len(t): raise ValueError(f'{where} is empty: it has columns and no row')
+    lacks = [i + 1 for i, k in enumerate(t.id) if pd.isna(k) or not str(k).strip()]
+    if lacks: raise ValueError(f'{where}: {len(lacks)} of {len(t)} rows have no id, the first is row {lacks[0]} below '
+                               'the head; name each sample, or take the rows away')
     twice = [k for k, n in Counter(t.id).items() if n > 1]
     if twice: raise ValueError(f'{where}: {len(twice)} ids in more than one row: {", ".join(map(str, twice[:5]))}')
     t = t.assign(id=t.id.astype(str)).sort_values('id')
@@ -223,6 +226,18 @@ def table_pairs(
     return FilePairs(ids, {k: [root/p for p in t[k]] for k in names}, dict(classes))
 
 # %% ../../nbs/09a_data.paired.ipynb #bcc07976
+def two_sizes(
+    this:str,               # file
+    size:Sequence[int],     # of its picture: rows, columns
+    first:str,              # file that others are compared with
+    size_first:Sequence[int]
+)->str:
+    "Message for a picture that does not fit into a batch"
+    (h, w), (h0, w0) = size, size_first
+    return (f'{this} is {h} x {w}, {first} {h0} x {w0}; a batch takes one size. '
+            'python -m mirage_nb.data.packed makes them equal')
+
+
 class PairedDataset(Dataset[dict[str, Any]]):
     "Samples of several modalities: images (1, h, w) and class maps (h, w), uint8, with id and key"
     def __init__(
@@ -251,10 +266,8 @@ class PairedDataset(Dataset[dict[str, Any]]):
         "Picture of a sample, in memory"
         x = self.pairs.plane(modality, self.index[i])
         if x.shape != self.sizes[modality]:
-            (h, w), (h0, w0) = x.shape, self.sizes[modality]
             this, first = (self.pairs.name(modality, self.index[k]) for k in (i, 0))
-            raise ValueError(f'{this} is {h} x {w}, {first} {h0} x {w0}; a batch takes one size. '
-                             'python -m mirage_nb.data.packed makes them equal')
+            raise ValueError(two_sizes(this, x.shape, first, self.sizes[modality]))
         t = torch.from_numpy(x if x.flags.writeable and x.flags.c_contiguous else np.array(x, order='C'))
         return t if modality in self.pairs.classes else t[None]
 
@@ -271,6 +284,26 @@ def listed(
 )->str:
     "Message that holds the first of many"
     return '\n'.join([head, *wrong[:most], *([f'... and {len(wrong) - most} more'] if len(wrong) > most else [])])
+
+
+def read_all(
+    pairs:Pairs,
+    quiet:bool=False # no progress bar
+)->np.ndarray:       # (samples, modalities) uint64, of `digest`
+    "Read every picture once; one error names all that are wrong, or of another size than the first"
+    wrong: list[str] = []
+    first: dict[str, tuple[str, tuple[int, ...]]] = {}
+    digests = np.zeros((len(pairs.ids), len(pairs.modalities)), np.uint64)
+    for i in tqdm(range(len(pairs.ids)), desc='reading samples', unit='sample', delay=3, disable=quiet):
+        for j, k in enumerate(pairs.modalities):
+            try: x = pairs.plane(k, i)
+            except (ValueError, OSError) as e: wrong.append(str(e))
+            else:
+                digests[i, j], name = digest(x), pairs.name(k, i)
+                if x.shape != first.setdefault(k, (name, x.shape))[1]:
+                    wrong.append(two_sizes(name, x.shape, *first[k]))
+    if wrong: raise ValueError(listed(f'{len(wrong)} of {digests.size} pictures cannot be used:', wrong))
+    return digests
 
 
 def check_pairs(

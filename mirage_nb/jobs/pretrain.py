@@ -11,6 +11,7 @@ __all__ = ['SHOWN', 'PROBED', 'PairedData', 'probe_labels', 'paired_data', 'Task
 # %% ../../nbs/29b_jobs.pretrain.ipynb #7d30a003
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ from ..data.datasets import collate
 from ..data.listing import list_pictures
 from ..data.manifest import dataset_dir, read_manifest
 from ..data.mixed import MixedDataset, PictureDataset, collate_pictures
-from ..data.packed import is_packed, open_pairs
+from ..data.packed import is_begun, is_packed, open_pairs
 from ..data.paired import PairedDataset, Pairs
 from ..data.photo import Norm, normalised
 from ..eval.looks import as_bytes, by_group, features_of, linear_probe, save_look
@@ -62,7 +63,7 @@ class PairedData:
     val: Pairs|None               # None: there is no such split
     labels: pd.DataFrame|None     # id, group, label; None: there are none
     licence: str
-    sources: dict[str, str]       # hashes, for the run's identity
+    sources: Callable[[], dict[str, str]] # hashes, for the run's identity; it reads all the data
 
 
 def probe_labels(
@@ -83,18 +84,20 @@ def paired_data(
 )->PairedData:
     "Pairs of a dataset's splits; Phantom_OCT is made if it is not there"
     path, names = Path(dataset).expanduser(), list(modalities or [])
-    if path.suffix == '.csv' or is_packed(path) or any((path/k).is_dir() for k in MODALITIES):
+    if path.suffix == '.csv' or is_packed(path) or is_begun(path) or any((path/k).is_dir() for k in MODALITIES):
         pairs, labels = open_pairs(path, names), probe_labels(path if path.is_dir() else path.parent)
-        return PairedData(path.resolve().stem, pairs, None, labels, 'not stated', {'data': pairs.content()})
+        return PairedData(path.resolve().stem, pairs, None, labels, 'not stated', lambda: {'data': pairs.content()})
     manifest = read_manifest(dataset)
     own = data_dir()/'Phantom_OCT'
     if manifest.name == own.name and not own.exists(): make_phantom_oct(own)
     root = dataset_dir(manifest)
-    there = {s: root/f for s, f in manifest.splits.items() if s in ('train', 'val') and (root/f).is_dir()}
+    there = {s: root/f for s, f in manifest.splits.items()
+             if s in ('train', 'val') and ((root/f).is_dir() or is_begun(root/f))}
     if 'train' not in there: raise FileNotFoundError(
         f'{manifest.name} has no split train to learn from; it has {", ".join(manifest.splits)}')
     found = {s: open_pairs(f, names) for s, f in there.items()}
-    hashes = {'manifest': manifest.sha256} | {f'data {s}': p.content() for s, p in found.items()}
+    def hashes()->dict[str, str]:
+        return {'manifest': manifest.sha256} | {f'data {s}': p.content() for s, p in found.items()}
     return PairedData(manifest.name, found['train'], found.get('val'), probe_labels(root), manifest.licence, hashes)
 
 # %% ../../nbs/29b_jobs.pretrain.ipynb #7d30a009
@@ -114,8 +117,13 @@ class Task:
     pictures: Callable[[nn.Module, Batch], dict[str, Tensor]] # truth, mask and prediction by name, small
     features: Callable[[nn.Module, Batch], Tensor]    # (b, d), for the probe
     labels: pd.DataFrame|None                         # id, group, label
-    sources: dict[str, str]                           # hashes, for the run's identity
+    hashes: Callable[[], dict[str, str]]              # for the run's identity; it reads all the data
     licence: str                                      # of the data
+
+    @cached_property
+    def sources(self)->dict[str, str]:
+        "Hashes for the run's identity; training processes do not ask, and need not read all the data first"
+        return self.hashes()
 
 # %% ../../nbs/29b_jobs.pretrain.ipynb #7d30a011
 def first_weights(
@@ -342,7 +350,7 @@ def mae_task(
         mixed(parts, 'val', None, cfg.seed) or train, collate_pictures, lambda b: as_input(b, augmented, size),
         lambda b: as_input(b, None, size), lambda m, b: mae_losses(m, b, cast(Any, model).patch, cfg.norm_pix),
         mae_pictures, features, pd.concat(labels) if labels else None,
-        {f'data {k}': p.sha256 for k, p in parts.items()},
+        lambda: {f'data {k}': p.sha256 for k, p in parts.items()},
         '; '.join(dict.fromkeys(p.licence for p in parts.values())))
 
 # %% ../../nbs/29b_jobs.pretrain.ipynb #7d30a017

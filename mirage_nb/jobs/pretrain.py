@@ -262,11 +262,12 @@ def mixed(
     parts:Mapping[str, Pictures],
     split:str,                        # 'train' or 'val'
     weights:Mapping[str, float]|None,
-    seed:int=0
+    seed:int=0,
+    repeats:int=1                     # views of a picture that the loop asks for in an epoch
 )->MixedDataset|None:                 # None: no set has such a split
     "One data set of several"
     found = {k: d for k, p in parts.items() if (d := getattr(p, split)) is not None}
-    return MixedDataset(found, weights, seed=seed) if found else None
+    return MixedDataset(found, weights, repeats=repeats, seed=seed) if found else None
 
 
 def as_input(
@@ -328,7 +329,7 @@ def mae_task(
     parts = {k: picture_data(k, round(size/low[0]**0.5), cfg.seed) for k in names}
     model, loaded = first_weights(cfg, keywords)
     weights = dict(zip(names, cfg.shares, strict=True)) if cfg.shares else None
-    train = cast(MixedDataset, mixed(parts, 'train', weights, cfg.seed))
+    train = cast(MixedDataset, mixed(parts, 'train', weights, cfg.seed, cfg.repeats))
     labels = [p.labels.assign(id=f'{k}/' + p.labels.id, group=f'{k}/' + p.labels.group) for k, p in parts.items()
               if p.labels is not None]
 

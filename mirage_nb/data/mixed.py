@@ -65,7 +65,10 @@ class PictureDataset(Dataset[dict[str, Any]]):
         "Picture (h, w, channels) uint8, no larger than needed"
         if i in self.kept: return self.kept[i]
         file = self.source.path(i) if isinstance(self.source, Listing) else self.files[i]  # type: ignore[index]
-        x = read_picture(file, self.channels, self.load_size)
+        try: x = read_picture(file, self.channels, self.load_size)
+        except FileNotFoundError as e: raise FileNotFoundError(
+            f'{file} of {self.name} is gone since its pictures were listed. Put it back, or start again: a folder that '
+            'has changed is listed anew') from e
         if x.nbytes <= self.room: self.kept[i], self.room = x, self.room - x.nbytes
         return x
 

@@ -209,7 +209,7 @@ def nearest(
     found = found.sort(1).values
     found = found.gather(1, likeness.gather(1, found).sort(dim=1, descending=True, stable=True).indices)
     edge = top[:, -1:]
-    for i in ((likeness >= edge).sum(1) > k).nonzero()[:, 0].tolist():  # more are as near as the last: the first of them
+    for i in ((likeness >= edge).sum(1) > k).nonzero()[:, 0].tolist():  # as near as the last: the first
         beyond = int((top[i] > edge[i]).sum())
         found[i, beyond:] = (likeness[i] == edge[i]).nonzero()[:k - beyond, 0]
     return found.numpy()

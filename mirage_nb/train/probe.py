@@ -197,7 +197,7 @@ def one_label(
     fitted = regression(learnt[known], y[known], c)
     return {s: fitted.predict_proba(v)[:, 1] for s, v in z.items()}
 
-
+# %% ../../nbs/23_train.probe.ipynb #1d7d0aad
 def nearest(
     asked:np.ndarray, # (n, d) of length 1
     among:np.ndarray, # (m, d) of length 1

@@ -73,6 +73,7 @@ def test_recipes_are_the_published_ones():
     assert (s.schedule, s.batch_size) == ('half_cycle', 64)
     u = cls_recipe('uspec_finetune')
     assert (cls.fit_settings(u, 1000).lr, u.layer_decay, u.drop_path) == (5e-3*128/256, 0.65, 0.2)
+    assert u.norm == cls_recipe('uspec_few_shot').norm == 'uwf' and cls_recipe('medical_mae_finetune_vit_s').norm == ''
 
 
 # ------------------------------------------------------------------ what chooses, and what is read when

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 import mirage_nb.data.listing as module
 from mirage_nb.core import log
 from mirage_nb.data.listing import list_pictures, look, read_journal
+from mirage_nb.data.mixed import PictureDataset
 
 
 def tree(root, n, a_folder=50):
@@ -79,6 +81,43 @@ def test_refresh_reads_only_what_changed(tmp_path, monkeypatch, caplog):
     looked.clear()
     list_pictures(root, index, refresh=True)
     assert not looked                      # damaged files are not read again either
+
+
+def test_a_changed_folder_renews_the_listing(tmp_path, monkeypatch, caplog):
+    "Files that came, went or were renamed are noticed at the next start, and nothing else is read"
+    root, index = tree(tmp_path/'t', 200), tmp_path/'i.safetensors'
+    first, looked, real = list_pictures(root, index), [], module.look
+    monkeypatch.setattr(module, 'look', lambda *a: looked.append(a[0]) or real(*a))
+    last = first.name(199)
+    for change, n, read in ((lambda: Image.new('L', (7, 7)).save(root/'s0'/'0'/'new.png'), 201, 1),
+                            (lambda: (root/'s0'/'0'/'new.png').unlink(), 200, 0),
+                            (lambda: (root/last).rename((root/last).with_name('other.png')), 200, 1),
+                            (lambda: (root/'notes.txt').touch(), 200, 0)):
+        change()
+        looked.clear(), caplog.clear()
+        assert len(list_pictures(root, index, renew=False)) == len(first)
+        with caplog.at_level('INFO', log.name): first = list_pictures(root, index)
+        assert (len(first), len(looked)) == (n, read) and 'has changed: its listing is renewed' in caplog.text
+        caplog.clear()
+        with caplog.at_level('INFO', log.name): list_pictures(root, index)
+        assert not caplog.text
+    assert first.digest() == list_pictures(root, tmp_path/'other.safetensors').digest()
+
+
+def test_a_listing_of_before_is_renewed(tmp_path):
+    "Listings without times of folders are taken up, and no file is read again"
+    root, index = tree(tmp_path/'t', 20), tmp_path/'i.safetensors'
+    listing = list_pictures(root, index)
+    module.save_listing(replace(listing, folders={}), index)
+    again = list_pictures(root, index)
+    assert again.digest() == listing.digest() and again.folders == listing.folders
+
+
+def test_a_file_that_is_gone_is_named(tmp_path):
+    listing = list_pictures(tree(tmp_path/'t', 3), tmp_path/'i.safetensors')
+    data = PictureDataset(listing, name='uwf')
+    listing.path(1).unlink()
+    with pytest.raises(FileNotFoundError, match=r'p00001\.png of uwf is gone .* Put it back, or start again'): data[1]
 
 
 @pytest.mark.parametrize('kind', ['png', 'jpg', 'tif', 'bmp'])

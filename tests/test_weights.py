@@ -1,6 +1,7 @@
 "Every published form of a checkpoint loads through the one reader: the original numbers, and a true report."
 import argparse
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,14 +9,24 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import load_file
+from torch import nn
 
+from mirage_nb.models.classifiers import cls_model, start_classifier
 from mirage_nb.models.cnn_mae import CnnEncoder
 from mirage_nb.models.decoders import MultiMAE
 from mirage_nb.models.mae import MAE
 from mirage_nb.models.multimae import Modality, MultiViT
 from mirage_nb.models.vit import ViT
 from mirage_nb.models.weights import export_encoder, load_weights, measure, read_checkpoint
-from mirage_nb.models.zoo import ENCODERS, MODALITIES, encoder, load_model, pretrain_model, save_pretrain_model
+from mirage_nb.models.zoo import (
+    ENCODERS,
+    MODALITIES,
+    encoder,
+    encoder_record,
+    load_model,
+    pretrain_model,
+    save_pretrain_model,
+)
 
 SMALL = {'d': 384, 'depth': 12, 'heads': 6}
 
@@ -151,6 +162,32 @@ def test_names_of_large_models():
         mae = pretrain_model('mae_vit_large_patch16').state_dict()
     assert retfound.keys() ^ large.keys() == {'norm.weight', 'norm.bias', 'fc_norm.weight', 'fc_norm.bias'}
     assert large.keys() <= mae.keys() and all(v.shape == mae[k].shape for k, v in large.items())
+
+
+def test_retfound_dinov2_can_be_tuned(tmp_path, monkeypatch):
+    "RETFound's DINOv2 form starts a classifier: layer scale, registers and the norm of the class token come with it"
+    e = encoder_record('RETFound_dinov2')
+    assert (e.d, e.depth, e.heads, e.patch, e.options['layer_scale']) == (1024, 24, 16, 14, 1e-5)
+    monkeypatch.setitem(ENCODERS, 'RETFound_dinov2', replace(e, d=64, depth=2, heads=2))
+    for registers in (0, 4):
+        options = {'pool': 'cls', 'size': (28, 42), **({'registers': 4} if registers else {})}
+        torch.manual_seed(registers)
+        source = ViT(56, 14, d=64, depth=2, heads=2, layer_scale=.5, registers=registers)
+        nn.init.normal_(source.norm.weight)
+        path = saved(tmp_path/f'{registers}.pth', {'teacher': official(source.state_dict())})
+        model = cls_model('RETFound_dinov2', 3, **options).eval()
+        report = start_classifier(model, path)
+        assert report.resized == ['pos_embed'] and not report.new
+        assert {'mask_token', 'dino_head.mlp.0.weight'} == set(report.unused)
+        assert model.encoder.blocks[1].ls2.gamma.eq(.5).all() and model.norm.weight.equal(source.norm.weight)
+        like = ViT((28, 42), 14, d=64, depth=2, heads=2, layer_scale=.5, registers=registers).eval()
+        load_weights(like, path)
+        x = {'image': torch.rand(2, 3, 28, 42)}
+        with torch.no_grad(): close(model(x), model.head(like.features(x)))
+    other = cls_model('RETFound_dinov2', 3, size=(28, 28))
+    with pytest.raises(ValueError, match='does not fit'): start_classifier(other, path)
+    tuned = cls_model('vit_small_patch16', 3, 'cls', (28, 28), 14, registers=4, layer_scale=1.)
+    assert tuned.encoder.registers == 4 and 'blocks.0.ls1.gamma' in tuned.encoder.state_dict()
 
 
 def multimae_b(**size):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEAD', 'Known', 'Facts', 'jpeg_size', 'measure', 'look', 'scan_folder', 'scan_tree', 'read_journal', 'look_at_all',
-           'Listing', 'listing_of', 'save_listing', 'open_listing', 'facts_in', 'list_pictures', 'tell_changes']
+           'Listing', 'listing_of', 'save_listing', 'open_listing', 'changed_folder', 'facts_in', 'list_pictures',
+           'tell_changes']
 
 # %% ../../nbs/09f_data.listing.ipynb #540f2002
 import hashlib
@@ -118,20 +119,23 @@ def scan_tree(
     root:Path,                # absolute
     suffixes:tuple[str, ...], # lower case
     pool:ThreadPoolExecutor
-)->list[tuple[str, int, int]]: # sorted by path: path below the root, size, time of change
+)->tuple[list[tuple[str, int, int]], dict[str, int]]: # files: path below the root, size, time; times of folders
     "All picture files below a folder; folders that links make twice are read once"
-    todo, seen, out = [str(root)], set[tuple[int, int]](), []
-    while todo:
-        fresh = []
-        for folder, s in zip(todo, pool.map(os.stat, todo), strict=True):
-            if (s.st_dev, s.st_ino) not in seen: fresh.append(folder)
-            seen.add((s.st_dev, s.st_ino))
-        todo = []
-        for folders, files in pool.map(lambda f: scan_folder(f, suffixes), fresh):
-            todo += folders
-            out += files
+    todo, seen, out, times = [str(root)], set[tuple[int, int]](), [], dict[str, int]()
     cut = len(str(root)) + 1
-    return sorted((path[cut:], size, mtime) for path, size, mtime in out)
+    with tqdm(desc='scanning', unit='file', delay=3) as bar:
+        while todo:
+            fresh = []
+            for folder, s in zip(todo, pool.map(os.stat, todo), strict=True):
+                if (s.st_dev, s.st_ino) not in seen: fresh.append(folder)
+                seen.add((s.st_dev, s.st_ino))
+                times[folder[cut:]] = s.st_mtime_ns
+            todo = []
+            for folders, files in pool.map(lambda f: scan_folder(f, suffixes), fresh):
+                todo += folders
+                out += files
+                bar.update(len(files))
+    return sorted((path[cut:], size, mtime) for path, size, mtime in out), times
 
 # %% ../../nbs/09f_data.listing.ipynb #e94d4946
 Known = dict[str, Facts]
@@ -185,6 +189,7 @@ class Listing:
     shape: np.ndarray          # (n, 2) int32, width and height
     faults: dict[str, str]     # path -> what is wrong; these files are not in the arrays
     broken: dict[str, tuple[int, int, int]] = field(default_factory=dict) # path -> size, time, hash of those
+    folders: dict[str, int] = field(default_factory=dict) # path below the root -> time of change, nanoseconds
 
     def __len__(self)->int: return len(self.ends)
 
@@ -212,16 +217,17 @@ class Listing:
 
 def listing_of(
     root:Path,  # absolute
-    known:Known # of all files
+    known:Known, # of all files
+    times:dict[str, int] # of folders, by path below the root
 )->Listing:
-    "Listing from the facts of each file"
+    "Listing from the facts of each file and the times of folders"
     good = sorted(k for k, f in known.items() if not f.fault)
     raw = [os.fsencode(k) for k in good]
     numbers = np.array([known[k][:5] for k in good], np.int64).reshape(-1, 5)
     bad = {k: known[k] for k in sorted(known) if known[k].fault}
     return Listing(root, np.frombuffer(b''.join(raw), np.uint8), np.cumsum([len(r) for r in raw], dtype=np.int64),
                    numbers[:, 0].copy(), numbers[:, 1].copy(), numbers[:, 2].copy(), numbers[:, 3:].astype(np.int32),
-                   {k: f.fault for k, f in bad.items()}, {k: (f.size, f.mtime, f.head) for k, f in bad.items()})
+                   {k: f.fault for k, f in bad.items()}, {k: (f.size, f.mtime, f.head) for k, f in bad.items()}, times)
 
 # %% ../../nbs/09f_data.listing.ipynb #aad29b45
 _arrays, _form = ('names', 'ends', 'size', 'mtime', 'head', 'shape'), 'mirage_nb listing 1'
@@ -232,7 +238,7 @@ def save_listing(
     path:str|Path   # a .safetensors file
 )->Path:
     "Write a listing, wholly or not at all"
-    words = {'form': _form, 'faults': json.dumps(listing.faults), 'broken': json.dumps(listing.broken)}
+    words = {'form': _form} | {k: json.dumps(getattr(listing, k)) for k in ('faults', 'broken', 'folders')}
     arrays = {k: np.ascontiguousarray(getattr(listing, k)) for k in _arrays}
     return write_atomic(path, lambda p: save_file(arrays, p, metadata=words))
 
@@ -241,7 +247,7 @@ def open_listing(
     path:str|Path, # a file of `save_listing`
     root:str|Path  # folder of the pictures
 )->Listing:
-    "Read a listing; a folder that it does not fit is an error"
+    "Read a listing; whether files are still there is not asked"
     try:
         with safe_open(path, 'np') as f:
             words, arrays = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
@@ -249,11 +255,23 @@ def open_listing(
     if words.get('form') != _form or set(arrays) != set(_arrays):
         raise ValueError(f'{path} is no listing of this version ({words.get("form")}); delete it and it is made anew')
     broken = {k: tuple(v) for k, v in json.loads(words['broken']).items()}
-    listing = Listing(Path(root), **arrays, faults=json.loads(words['faults']), broken=broken)
-    for i in {0, len(listing)//2, len(listing) - 1} if len(listing) else ():
-        if not os.path.exists(listing.path(i)): raise FileNotFoundError(
-            f'{path} lists {listing.name(i)}, which is not below {root}. refresh=True looks for all changes')
-    return listing
+    return Listing(Path(root), **arrays, faults=json.loads(words['faults']), broken=broken,
+                   folders=json.loads(words.get('folders', '{}')))  # an older listing has none, and is renewed
+
+
+def changed_folder(
+    listing:Listing,
+    threads:int=16   # that ask at once
+)->str|None:         # path of the first; None: all are as they were
+    "A folder in which files came or went since the listing was made"
+    def time_of(folder:str)->int:
+        try: return os.stat(listing.root/folder).st_mtime_ns
+        except OSError: return -1
+    if not listing.folders: return str(listing.root)
+    with ThreadPoolExecutor(threads) as pool:
+        for folder, time in zip(listing.folders, pool.map(time_of, listing.folders, chunksize=64), strict=True):
+            if time != listing.folders[folder]: return str(listing.root/folder)
+    return None
 
 
 def facts_in(
@@ -270,7 +288,8 @@ def facts_in(
 def list_pictures(
     root:str|Path,              # folder of pictures, with folders in it
     index:str|Path|None=None,   # file of the listing; None: in listings/ of MIRAGE_RUNS
-    refresh:bool=False,         # look for changed, new and deleted files
+    refresh:bool=False,         # look at the size and time of each file, and at new and deleted ones
+    renew:bool=True,            # the same where a folder has changed; False: take the listing as it is
     threads:int=16,             # that read at once
     suffixes:tuple[str, ...]=PICTURES
 )->Listing:
@@ -279,12 +298,15 @@ def list_pictures(
     if not root.is_dir(): raise FileNotFoundError(f'no folder {root}')
     if threads < 1: raise ValueError(f'threads is {threads}; it takes 1 or more')
     index = Path(index) if index else runs_dir()/'listings'/f'{root.name}-{hash_of(str(root))[:8]}.safetensors'
-    if index.exists() and not refresh: return open_listing(index, root)
-    before = facts_in(_old(index, root)) if index.exists() else {}
+    old = open_listing(index, root) if index.exists() else None
+    changed = changed_folder(old, threads) if old and renew and not refresh else None
+    if old and not refresh and not changed: return old
+    if changed: log.info('%s has changed: its listing is renewed', changed)
+    before = facts_in(old) if old else {}
     journal = index.with_suffix('.journal')
     known = before | read_journal(journal)
     with ThreadPoolExecutor(threads) as pool:
-        files = scan_tree(root, suffixes, pool)
+        files, times = scan_tree(root, suffixes, pool)
         kept = {p: known[p] for p, size, mtime in files if p in known and known[p][:2] == (size, mtime)}
         todo = [f for f in files if f[0] not in kept]
         with tqdm(total=len(files), initial=len(kept), desc='listing', unit='file', delay=3) as bar:
@@ -292,20 +314,11 @@ def list_pictures(
                 kept[p] = facts
                 bar.update()
     if not kept: raise FileNotFoundError(f"no picture in {root} or below it; pictures end in {', '.join(suffixes)}")
-    listing = listing_of(root, kept)
+    listing = listing_of(root, kept, times)
     save_listing(listing, index)
     journal.unlink(missing_ok=True)
     tell_changes(before, kept, listing)
     return listing
-
-
-def _old(index:Path, root:Path)->Listing:
-    "Listing whose files may have gone"
-    try: return open_listing(index, root)
-    except FileNotFoundError:
-        with safe_open(index, 'np') as f: words, arrays = f.metadata(), {k: f.get_tensor(k) for k in _arrays}
-        broken = {k: tuple(v) for k, v in json.loads(words['broken']).items()}
-        return Listing(root, **arrays, faults=json.loads(words['faults']), broken=broken)
 
 
 def tell_changes(

@@ -65,7 +65,10 @@ class PictureDataset(Dataset[dict[str, Any]]):
         "Picture (h, w, channels) uint8, no larger than needed"
         if i in self.kept: return self.kept[i]
         file = self.source.path(i) if isinstance(self.source, Listing) else self.files[i]  # type: ignore[index]
-        x = read_picture(file, self.channels, self.load_size)
+        try: x = read_picture(file, self.channels, self.load_size)
+        except FileNotFoundError as e: raise FileNotFoundError(
+            f'{file} of {self.name} is gone since its pictures were listed. Put it back, or start again: a folder that '
+            'has changed is listed anew') from e
         if x.nbytes <= self.room: self.kept[i], self.room = x, self.room - x.nbytes
         return x
 
@@ -137,12 +140,14 @@ class MixedDataset(Dataset[dict[str, Any]]):
         *,
         samples:int|None=None,                       # of an epoch; None: as many as there are pictures
         views:int=1,                                 # times that each drawn picture appears
+        repeats:int=1,                               # the loop's: samples are asked for as (epoch*repeats + view, i)
         seed:int=0
     ):
         if not parts: raise ValueError('no dataset is given')
         if views < 1 or (samples is not None and samples < 1):
             raise ValueError(f'{views=}, {samples=}: each is 1 or more')
-        self.parts, self.views, self.seed = dict(parts), views, seed
+        if repeats < 1: raise ValueError(f'repeats is 1 or more, not {repeats}')
+        self.parts, self.views, self.repeats, self.seed = dict(parts), views, repeats, seed
         sizes = {k: len(p) for k, p in self.parts.items()}
         self.samples = samples or sum(sizes.values())
         self.counts = counts_of(sizes, weights, -(-self.samples//views))
@@ -152,22 +157,24 @@ class MixedDataset(Dataset[dict[str, Any]]):
 
     def draw(self, epoch:int)->np.ndarray:
         "Pictures of an epoch: (3, n) number of the set, index in it, pass through it"
-        if self.drawn[0] != epoch:
-            stretches = []
-            for k, (name, part) in enumerate(self.parts.items()):
-                n = self.counts[name]
-                drawn = stretch(len(part), epoch*n, n, self.seed, 'mixed', name)
-                stretches.append(np.concatenate([np.full((1, n), k), drawn]))
-            every = np.concatenate(stretches, 1)
-            order = torch.randperm(every.shape[1], generator=keyed_generator(self.seed, 'mixed order', epoch)).numpy()
-            self.drawn = epoch, every[:, order]
-        return self.drawn[1]
+        last, found = self.drawn  # threads may ask at once: neither takes what the other has just drawn
+        if last == epoch: return found
+        stretches = []
+        for k, (name, part) in enumerate(self.parts.items()):
+            n = self.counts[name]
+            drawn = stretch(len(part), epoch*n, n, self.seed, 'mixed', name)
+            stretches.append(np.concatenate([np.full((1, n), k), drawn]))
+        every = np.concatenate(stretches, 1)
+        order = torch.randperm(every.shape[1], generator=keyed_generator(self.seed, 'mixed order', epoch)).numpy()
+        found = every[:, order]
+        self.drawn = epoch, found
+        return found
 
     def __getitem__(self, index:int|tuple[int, int])->dict[str, Any]:
         epoch, i = index if isinstance(index, tuple) else (0, index)
         if not 0 <= i < self.samples: raise IndexError(f'sample {i} of {self.samples}')
         which, view = divmod(int(i), self.views)
-        k, j, turn = self.draw(int(epoch))[:, which].tolist()
+        k, j, turn = self.draw(int(epoch)//self.repeats)[:, which].tolist()
         name = list(self.parts)[k]
         id = f'{name}/{self.parts[name].id(j)}'
         return self.parts[name].sample(j, id, sample_key(self.seed, int(epoch), id, turn, view))

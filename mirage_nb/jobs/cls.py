@@ -34,7 +34,7 @@ from ..core import data_dir, file_hash, hash_of, runs_dir, sample_key, unknown, 
 from ..data.classes import ClsDataset, Labelled, few_labels, labelled, meanings_in, targets
 from ..data.datasets import collate
 from ..data.manifest import LabelFacts, Manifest, read_manifest
-from ..data.photo import Mix, mix
+from ..data.photo import Mix, Norm, mix, norm_of
 from ..data.views import Look
 from ..eval.cls_metrics import Predictions, measure, parts_of
 from ..eval.cls_report import ClsScores, evaluate
@@ -74,9 +74,10 @@ def look_of(
 )->Look:
     "How the encoder of a job wants the images of a set"
     f, facts = encoder_record(cfg.model), manifest.labels or LabelFacts(where={}, values={}, class_maps={})
-    own = bool(f.mean and facts.mean)  # a set's own normalisation
+    stated = Norm(facts.mean, facts.std) if facts.mean else norm_of(cfg.norm) if cfg.norm else f
+    norm = stated if f.mean else f  # MIRAGE scales each image by itself
     return Look(modality=modality_of(cfg, manifest), channels=f.channels, size=rows_cols(cfg.size),
-                mean=facts.mean if own else f.mean, std=facts.std if own else f.std, crop=cfg.crop, change=cfg.change,
+                mean=norm.mean, std=norm.std, crop=cfg.crop, change=cfg.change,
                 fill=facts.fill, crop_min=cfg.crop_min, rand_augment=cfg.rand_augment, erasing=cfg.erasing)
 
 
@@ -158,7 +159,7 @@ def fit_settings(
     n:int # training images
 )->FitSettings:
     "What `fit` needs of a job"
-    same = ('epochs', 'final_lr', 'weight_decay', 'layer_decay', 'clip', 'accumulate', 'seed', 'workers')
+    same = ('epochs', 'final_lr', 'weight_decay', 'layer_decay', 'clip', 'accumulate', 'repeats', 'seed', 'workers')
     batch = min(cfg.batch_size or batch_for(n), n)
     if cfg.batch_size: batch = max(batch - batch % (cfg.processes*cfg.accumulate), 1)
     lr = cfg.lr*batch/cfg.lr_batch if cfg.lr_batch else cfg.lr

@@ -23,10 +23,11 @@ def encoder_of(
     size:Sequence[int],         # rows and columns of the images, pixels
     patch:int|None=None,        # side of a patch, pixels; None: that of pre-training
     drop_path:float=0.,         # rate of the last block
-    modality:str='bscan'        # of MIRAGE: which of its adapters reads the image
+    modality:str='bscan',       # of MIRAGE: which of its adapters reads the image
+    **more:Any                  # of a transformer: registers, layer_scale and what else `OPTIONS` names for its family
 )->Encoder:
     "Encoder that reads one image"
-    options: dict[str, Any] = {'drop_path': drop_path}
+    options: dict[str, Any] = {'drop_path': drop_path, **more}
     family = encoder_record(name).family
     if family == 'cnn':
         if patch: raise ValueError(f'{name} is convolutional and has no patches; leave patch out')
@@ -43,11 +44,12 @@ def cls_model(
     patch:int|None=None,        # side of a patch, pixels; None: that of pre-training
     drop_path:float=0.,         # rate of the encoder's last block in training, 0 to below 1
     modality:str='bscan',       # of MIRAGE: which of its adapters reads the image
-    head_std:float|None=None    # of the classifier's first weights; None: torch's own
+    head_std:float|None=None,   # of the classifier's first weights; None: torch's own
+    **more:Any                  # of the encoder: registers, layer_scale and what else `OPTIONS` names for its family
 )->ClsModel:                    # with first weights
     "Classifier by the name of its encoder"
     place = NORM_OF[encoder_record(name).family]
-    return ClsModel(encoder_of(name, size, patch, drop_path, modality), n_classes, pool, place, head_std)
+    return ClsModel(encoder_of(name, size, patch, drop_path, modality, **more), n_classes, pool, place, head_std)
 
 
 NORM_OF = {'mirage': 'tokens', 'vit': 'pooled', 'cnn': 'none'}  # where published classifiers of a family have it

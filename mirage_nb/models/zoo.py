@@ -77,6 +77,7 @@ ENCODERS = {
     'vit_large_patch16': vit_record(1024, 24, 16),
     'vit_huge_patch14': vit_record(1280, 32, 16, patch=14),
     'RETFound_mae': vit_record(1024, 24, 16, global_pool=True),
+    'RETFound_dinov2': vit_record(1024, 24, 16, patch=14, layer_scale=1e-5),
     'densenet121': EncoderRecord(1024, 4, 0, 224, 32, {}, 'cnn', 'image', 3, *IMAGENET),
     'resnet50': EncoderRecord(2048, 4, 0, 224, 32, {}, 'cnn', 'image', 3, *IMAGENET)}
 
@@ -271,18 +272,22 @@ def our_model(
 def load_model(
     name_or_path:str|Path,    # a name whose weights come with the package, a file of ours, or a published checkpoint
     device:str='cpu',         # where it runs
+    mean:Sequence[float]|None=None, # of each channel of its images; None: as its file says, else the encoder's
+    std:Sequence[float]|None=None,  # the same, standard deviation
     **options:Any             # for a published checkpoint, what its tensors do not tell: heads, decoder_heads, norm_pix
 )->ReadyModel:
     "Load a trained model for use"
+    if (mean is None) != (std is None): raise ValueError(f'mean is {mean} and std {std}; give both, or none')
     named = str(name_or_path) in (*ENCODERS, *MAES, *CNN_MAES)
     ckpt = read_checkpoint(shipped_weights(str(name_or_path)) if named else name_or_path)
     if 'about' in ckpt.meta:
         check_options(f'{ckpt.path.name}, which says itself how it is built', options, ())
         model, e, about = our_model(ckpt)
-        return ReadyModel(model, e.mean, e.std, about).to(device)
+        norm = (about.get('mean', e.mean), about.get('std', e.std)) if mean is None or std is None else (mean, std)
+        return ReadyModel(model, norm[0], norm[1], about).to(device)
     heads = {(e.d, e.depth): e.heads for e in ENCODERS.values() if e.heads}
     model = model_like(ckpt, heads, **options)
-    mean, std = ((), ()) if isinstance(model, MultiViT) else IMAGENET
+    if mean is None or std is None: mean, std = ((), ()) if isinstance(model, MultiViT) else IMAGENET
     about = {'file': ckpt.path.name, 'sha256': ckpt.sha256, **measure(ckpt.state)}
     return ReadyModel(model, mean, std, about).to(device)
 

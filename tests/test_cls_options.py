@@ -1,0 +1,39 @@
+"Options of a classification: which normalisation counts, repeated views, recipes by the name of their pre-training"
+from dataclasses import replace
+
+import pytest
+
+from mirage_nb.data.manifest import LabelFacts, read_manifest
+from mirage_nb.data.photo import NORMS
+from mirage_nb.jobs import cls
+from mirage_nb.models.zoo import IMAGENET
+from mirage_nb.recipes import cls_recipe
+
+
+def test_manifest_then_recipe_then_encoder():
+    "The set's own numbers, else the recipe's, else the encoder's; MIRAGE scales each image by itself"
+    stated, facts = read_manifest('NIH_ChestXray14'), LabelFacts(where={}, values={}, class_maps={})
+    silent = replace(stated, labels=facts)
+    uwf, plain = cls_recipe('uspec_finetune'), cls_recipe('medical_mae_finetune_vit_s')
+    def norm(cfg, manifest): return cls.look_of(cfg, manifest).mean, cls.look_of(cfg, manifest).std
+    assert norm(uwf, stated) == norm(plain, stated) == NORMS['nih']
+    assert norm(uwf, silent) == norm(cls_recipe('uspec_few_shot'), silent) == NORMS['uwf']
+    assert norm(plain, silent) == IMAGENET and norm(replace(plain, norm='nih'), silent) == NORMS['nih']
+    assert norm(replace(cls_recipe('cls_probe_mirage'), norm='uwf'), silent) == ((), ())
+    with pytest.raises(ValueError, match="no normalisation 'uwg'. Did you mean 'uwf'"):
+        cls.look_of(replace(plain, norm='uwg'), silent)
+
+
+def test_repeats_reach_the_loop():
+    cfg = replace(cls_recipe('medical_mae_finetune_vit_s'), repeats=3)
+    assert cls.fit_settings(cfg, 4000).repeats == 3
+    with pytest.raises(ValueError, match='mixup 0.8 with repeats 3 would mix a picture with another view of itself'):
+        replace(cfg, mixup=0.8)
+    with pytest.raises(ValueError, match='repeats is 1 or more, not 0'): replace(cfg, repeats=0)
+
+
+@pytest.mark.parametrize(('pretraining', 'tuning'), [
+    ('medical_mae_vit_s', 'medical_mae_finetune_vit_s'), ('medical_mae_vit_b', 'medical_mae_finetune_vit_b'),
+    ('medical_mae_cnn', 'medical_mae_finetune_cnn'), ('uspec_vit_l', 'uspec_finetune')])
+def test_recipes_by_the_name_of_their_pretraining(pretraining, tuning):
+    assert cls_recipe(pretraining) == cls_recipe(tuning)

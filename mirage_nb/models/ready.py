@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DECODER_HEADS', 'MODEL_OPTIONS', 'heads_of', 'modalities_in', 'decoded_in', 'mirage_like', 'vit_like', 'cnn_like',
-           'model_like', 'as_tensor', 'as_images', 'as_maps', 'restore', 'check_shown', 'ReadyModel']
+           'model_like', 'as_tensor', 'as_images', 'as_maps', 'restore', 'check_shown', 'in_range', 'ReadyModel']
 
 # %% ../../nbs/17a_models.ready.ipynb #5e4b27f8
 from collections.abc import Mapping, Sequence
@@ -57,7 +57,7 @@ def modalities_in(
         else: found.append(Modality(name, patch, rows*patch, classes=len(classes), class_width=w.shape[1]))
     return found
 
-# %% ../../nbs/17a_models.ready.ipynb #b2cd3ba8
+# %% ../../nbs/17a_models.ready.ipynb #b2cd3b01
 def decoded_in(
     state:Mapping[str, Tensor],    # of a MIRAGE or MultiMAE model
     modalities:Sequence[Modality]  # that it has adapters for
@@ -79,6 +79,7 @@ def decoded_in(
     return found
 
 
+# %% ../../nbs/17a_models.ready.ipynb #b2cd3ba8
 def mirage_like(
     state:Mapping[str, Tensor],  # under our names
     heads:int,                   # of the encoder
@@ -219,7 +220,7 @@ def as_maps(
     if tuple(t.shape[1:]) == size: return t
     return F.interpolate(t[:, None].float(), size, mode='nearest-exact')[:, 0].long()
 
-# %% ../../nbs/17a_models.ready.ipynb #0e0125dd
+# %% ../../nbs/17a_models.ready.ipynb #0e012501
 def restore(
     predicted:Tensor, # (b, c, h, w), patches of mean 0 and variance 1
     image:Tensor,     # (b, c, h, w) whose means and spreads they get
@@ -242,6 +243,24 @@ def check_shown(
                                     'leave at least one token of it visible, as 0')
 
 
+def in_range(
+    model:MultiMAE,             # that draws normalised patches
+    drawn:Mapping[str, Tensor], # as it draws them
+    x:Mapping[str, Tensor],     # what it was given
+    asked:bool                  # by name; else what cannot be told is left out
+)->dict[str, Tensor]:
+    "Drawn images with the mean and spread of each patch of the images that were given"
+    patches = {m.name: m.patch for m in model.outputs if not m.classes}
+    lost = [k for k in drawn if k in patches and k not in x]
+    if lost and (asked or len(lost) == len(drawn)): raise ValueError(
+        f'{", ".join(lost)}: this model draws patches of mean 0 and variance 1 (norm_pix), and nobody knows the '
+        'brightness of an image that is not given; give it, or take normalised=True for what the model draws')
+    if lost: log.warning('%s: left out, for the model draws normalised patches (norm_pix) and the image is not '
+                         'given; normalised=True gives them', ', '.join(lost))
+    return {k: restore(v, x[k], patches[k]) if k in patches else v for k, v in drawn.items() if k not in lost}
+
+
+# %% ../../nbs/17a_models.ready.ipynb #0e0125dd
 class ReadyModel:
     "A trained model put to use: images in, tokens or images out"
     def __init__(self,
@@ -255,8 +274,7 @@ class ReadyModel:
             Modality('image', getattr(model, 'patch', 32), 224, getattr(model, 'channels', 3))]
         shape = (1, -1, 1, 1)
         self.mean, self.std = (torch.tensor(tuple(v)).view(shape) if len(v) else None for v in (mean, std))
-        told = isinstance(model, MultiMAE) and (model.norm_pix or self.about.get('norm_pix'))
-        self.norm_pix = bool(told)  # its decoders draw patches of mean 0 and variance 1; MAE restores its own
+        self.norm_pix = isinstance(model, MultiMAE) and bool(model.norm_pix or self.about.get('norm_pix'))
 
     @property
     def device(self)->torch.device: return next(self.model.parameters()).device
@@ -287,22 +305,6 @@ class ReadyModel:
         "Tokens of images"
         return self.model.read(self.prepare(images))
 
-    def in_range(self,
-        drawn:Mapping[str, Tensor], # normalised patches, as the model draws them
-        x:Mapping[str, Tensor],     # what it was given
-        asked:bool                  # by name; else what cannot be told is left out
-    )->dict[str, Tensor]:
-        "Drawn images with the mean and spread of each patch of the images that were given"
-        patches = {m.name: m.patch for m in self.modalities if not m.classes}
-        lost = [m.name for m in self.model.outputs if m.name in drawn and m.name not in x and not m.classes]
-        if lost and (asked or len(lost) == len(drawn)): raise ValueError(
-            f'{", ".join(lost)}: this model draws patches of mean 0 and variance 1 (norm_pix), and nobody knows the '
-            'brightness of an image that is not given; give it, or take normalised=True for what the model draws')
-        if lost: log.warning('%s: left out, for the model draws normalised patches (norm_pix) and the image is not '
-                             'given; normalised=True gives them', ', '.join(lost))
-        return {k: restore(v, x[k], patches[k]) if k in x and k in patches else v
-                for k, v in drawn.items() if k not in lost}
-
     @torch.no_grad()
     def reconstruct(self,
         images:Mapping[str, object],               # by modality, any subset; arrays or tensors in [0, 1] or uint8
@@ -317,10 +319,9 @@ class ReadyModel:
         x = self.prepare(images)
         given = None if masks is None else {k: as_tensor(k, m).to(self.device) for k, m in masks.items()}
         if given is not None: check_shown(given, list(x))
-        if isinstance(self.model, MultiMAE):
-            out = self.model.reconstruct(x, given, wanted)
-            if self.norm_pix and not normalised: out = self.in_range(out, x, wanted is not None)
+        if isinstance(self.model, MultiMAE): out = self.model.reconstruct(x, given, wanted)
         else: out = self.model.reconstruct(x, given)
+        if self.norm_pix and not normalised: out = in_range(self.model, out, x, wanted is not None)
         maps = {m.name for m in (*self.modalities, *getattr(self.model, 'outputs', ())) if m.classes}
         if self.mean is not None and self.std is not None:
             out = {k: v if k in maps else v*self.std.to(v) + self.mean.to(v) for k, v in out.items()}

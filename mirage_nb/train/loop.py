@@ -534,11 +534,10 @@ def begin(
     folder.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
         for left in (*folder.glob('.*.tmp'), *folder.glob('checkpoints/.*.tmp')): left.unlink(missing_ok=True)
-    t = Trainer(wrapped, copy, opt, accelerator, settings, step, folder, Progress(), [], time.monotonic(),
-                counts=counts)
+    t = Trainer(wrapped, copy, opt, accelerator, settings, step, folder, Progress(), [], time.monotonic())
+    t.counts = counts
     resumed = t.resume()
-    p = t.progress
-    if p.epoch < settings.epochs:
+    if (p := t.progress).epoch < settings.epochs:
         t.say(event='resumed' if resumed else 'started', epoch=p.epoch, step=p.step, device=str(accelerator.device),
               processes=accelerator.num_processes)
         if resumed: log.info('resumed at epoch %d, step %d', p.epoch + 1, p.step)

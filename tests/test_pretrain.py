@@ -2,21 +2,31 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import asdict, fields, replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from mirage_nb import launch
-from mirage_nb.core import write_json
+from mirage_nb.core import read_json, write_json
+from mirage_nb.data.packed import pack
+from mirage_nb.data.paired import folder_pairs
+from mirage_nb.eval.looks import look_pictures
 from mirage_nb.jobs import pretrain
+from mirage_nb.models.decoders import draw_masks
+from mirage_nb.models.ready import model_like
+from mirage_nb.models.weights import read_checkpoint
+from mirage_nb.models.zoo import load_model
+from mirage_nb.pretrain_figures import show_looks, show_reconstruction
 from mirage_nb.recipes import override, pretrain_recipe
-from mirage_nb.runs import start_run
+from mirage_nb.runs import MACHINERY, start_run
 from mirage_nb.train import loop
 
 OPTIONS = {'dataset': 'Phantom_OCT', 'size': 32, 'epochs': 2, 'batch_size': 4, 'precision': 'fp32', 'look_every': 1,
@@ -234,15 +244,220 @@ def test_any_modalities(home, names):
 OTHER = {'dataset': 'Other', 'recipe': 'pre_mirage', 'model': 'mirage_base', 'weights': 'w.pth', 'size': 64,
          'modalities': ['bscan'], 'uniform_modalities': True, 'norm_pix': True, 'crop': [0.5, 1.], 'shares': [1.],
          'schedule': 'half_cycle', 'betas': [0.9, 0.99], 'clip': 2., 'checkpointing': True, 'compile': True,
-         'precision': 'bf16', 'slurm': 'gpu', 'strategy': 'fsdp', 'mask_ratio': 0.5}
+         'precision': 'bf16', 'slurm': 'gpu', 'strategy': 'fsdp', 'mask_ratio': 0.5, 'hold_out': 0.1,
+         'outputs': ['slo'], 'loss_on': 'all'}
 
 
 def test_any_changed_option_is_another_run(home):
+    "But those that say where it computes: the same run goes on there, and its record says so"
     cfg = settings()
     own = start_run('pretrain_multimae', asdict(cfg), {'data': 'x'}).folder
-    folders = []
+    folders = {}
     for f in fields(cfg):
         new = OTHER[f.name] if f.name in OTHER else getattr(cfg, f.name) + 1
         changed = asdict(cfg) | {f.name: new}
-        folders.append(start_run('pretrain_multimae', changed, {'data': 'x'}).folder)
-    assert own not in folders and len(set(folders)) == len(folders) == len(fields(cfg))
+        folders[f.name] = start_run('pretrain_multimae', changed, {'data': 'x'}).folder
+        if f.name in MACHINERY: assert read_json(own/'run.json')['settings'][f.name] == new
+    assert {k for k, v in folders.items() if v == own} == set(MACHINERY)
+    assert len(set(folders.values())) == len(folders) - len(MACHINERY) + 1
+
+
+@pytest.mark.slow
+def test_goes_on_with_as_many_processes_as_there_are(plain, home, monkeypatch):
+    "Stopped on one process, it goes on by the same command on two, and a third time on one"
+    step, steps = loop.Trainer.train_step, []
+
+    def interrupted(*a):
+        if len(steps) == 1: raise KeyboardInterrupt
+        steps.append(1)
+        return step(*a)
+
+    def folder(n): return start_run('pretrain_multimae', asdict(settings(processes=n)), {'data': 'x'}).folder
+    monkeypatch.setattr(loop.Trainer, 'train_step', interrupted)
+    with pytest.raises(KeyboardInterrupt): launch.train(settings(), folder(1))
+    close(launch.train(settings(processes=2), folder(2)), plain)
+    events = [json.loads(line) for line in (folder(1)/'progress.jsonl').read_text().splitlines()]
+    assert [(e['event'], e.get('processes')) for e in events if 'event' in e] == [
+        ('started', 1), ('interrupted', None), ('resumed', 2)]
+    assert read_json(folder(2)/'settings.json')['settings']['processes'] == 2
+
+
+# ------------------------------------------------------------------ what is not learnt from, and the probe
+
+def own_folder(phantoms, to, *splits):
+    "Pairs of phantoms in a folder without a manifest, each split in a folder of its own, or one alone in the folder"
+    for s in splits: shutil.copytree(phantoms/'Phantom_OCT'/s, to/s if len(splits) > 1 else to)
+    return to
+
+
+def looked_at(folder, **changed):
+    "Task of a folder, and the numbers of a first look"
+    cfg = settings(dataset=str(folder), **changed)
+    task = pretrain.pretrain_task(cfg)
+    return task, pretrain.look_at(task, task.model.eval(), torch.device('cpu'), folder.parent/'look', 0)
+
+
+def test_part_of_a_folder_is_held_out(home, phantoms):
+    folder = own_folder(phantoms, home/'pairs', 'train')
+    task, seen = looked_at(folder)
+    assert len(task.shown) == 2 and len(task.train) == 6 and not set(task.shown.ids) & set(task.train.ids)
+    assert len({i[:5] for i in task.shown.ids}) == 1, 'slices of one volume in both'
+    assert {'valid_loss', 'valid_slo'} <= set(seen) and 'held out' in task.sources
+    task, seen = looked_at(folder, hold_out=0.)
+    assert task.shown is task.train and 'seen_loss' in seen and not [k for k in seen if 'valid' in k]
+    write_table(folder/'labels.csv', [(i, 'one', 'ill') for i in task.train.ids], 'id,patient,label')
+    assert looked_at(folder)[0].shown.ids == task.train.ids, 'one patient: nothing can be held out'
+
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_splits_of_a_folder(home, phantoms, packed):
+    folder = own_folder(phantoms, home/'pairs', 'train', 'val')
+    if packed:
+        for s in ('train', 'val'): pack(folder_pairs(folder/s), home/'packed'/s, quiet=True)
+        folder = home/'packed'
+    shutil.copy(phantoms/'Phantom_OCT'/'labels.csv', folder)
+    task, seen = looked_at(folder)
+    assert (len(task.train), len(task.shown)) == (8, 8) and set(task.sources) == {'data train', 'data val', 'labels'}
+    assert 'valid_loss' in seen and 0 <= seen['probe'] <= 1
+    shutil.copytree(folder/'train', home/'both')
+    shutil.copytree(folder/'val', home/'both'/'val')
+    with pytest.raises(ValueError, match='both holds pairs, and so does its folder val/'): looked_at(home/'both')
+
+
+def write_table(path, rows, head='id,label'):
+    path.write_text('\n'.join([head, *(','.join(r) for r in rows)]) + '\n')
+
+
+LABELS = {  # rows of labels.csv of training and held-out ids, and why there is no probe; '' for there is one
+    'an empty cell': (lambda a, b: [(i, '' if i == a[0] else 'ill' if k % 2 else 'well')
+                                    for k, i in enumerate(a + b)], ''),
+    'training alone': (lambda a, b: [(i, 'ill' if k % 2 else 'well') for k, i in enumerate(a)],
+                       'no image of 2 has a label'),
+    'one class': (lambda a, b: [(i, 'ill') for i in a + b], "the training labels are all 'ill'"),
+    'no label': (lambda a, b: [(i, '') for i in a + b], 'no row has a label'),
+    'no column': (None, 'it has no column label')}
+
+
+@pytest.mark.parametrize('case', LABELS)
+def test_imperfect_labels_stop_nothing(home, phantoms, case, caplog):
+    folder, (rows, why) = own_folder(phantoms, home/'pairs', 'train'), LABELS[case]
+    before, _ = looked_at(folder)
+    rows = rows(list(before.train.ids), list(before.shown.ids)) if rows else [(i,) for i in before.train.ids]
+    write_table(folder/'labels.csv', rows, 'id,label' if len(rows[0]) == 2 else 'id')
+    task, seen = looked_at(folder)
+    assert ('probe' in seen) == (not why) and why in caplog.text and task.shown.ids == before.shown.ids
+    assert (task.sources == before.sources) == (task.labels is None), 'other labels are another run'
+
+
+# ------------------------------------------------------------------ samples that are wholly visible
+
+PARTLY = {'batch_size': 8, 'mask_ratio': 0.5, 'uniform_modalities': True}
+
+
+@pytest.fixture
+def partly(home): return pretrain.train_pretrain(settings(**PARTLY), home/'partly')
+
+
+def same_training(home, other, name):
+    close(other, pd.read_csv(home/'partly'/'history.csv'), rel=1e-5)
+    a, b = (load_file(home/k/'encoder.safetensors') for k in ('partly', name))
+    assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-4
+
+
+@pytest.mark.parametrize('accumulate', [2, 4])
+def test_micro_batches_with_visible_samples(partly, home, accumulate):
+    task = pretrain.pretrain_task(settings(**PARTLY))
+    counts = [task.counts(task.views(task.collate([task.train[0, i] for i in range(k, k + 4)]))) for k in (0, 4)]
+    assert counts[0] != counts[1], 'these micro-batches weigh the same'
+    same_training(home, pretrain.train_pretrain(settings(**PARTLY, accumulate=accumulate), home/'other'), 'other')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('strategy', ['ddp', 'fsdp'])
+def test_two_processes_with_visible_samples(partly, home, strategy):
+    two = launch.train(settings(**PARTLY, processes=2, accumulate=2, strategy=strategy), home/'two')
+    same_training(home, two, 'two')
+
+
+# ------------------------------------------------------------------ what is predicted, and in which units
+
+def test_normalised_patches_do_not_show_the_truth(home):
+    pretrain.train_pretrain(settings(epochs=1, warmup_epochs=0., norm_pix=True), home/'run')
+    seen = look_pictures(home/'run')[1]
+    assert 'normalised.slo' in seen and 'cross.slo' not in seen and 'cross.bscanlayermap' in seen
+    ready = load_model(home/'run'/'model.safetensors')
+    assert ready.norm_pix and 'slo' not in ready.reconstruct({'bscan': torch.rand(1, 32, 32)})
+    task = pretrain.pretrain_task(settings(norm_pix=True))
+    batch = task.plain(task.collate([task.shown[0, 0]]))
+    x = {k: batch[k] for k in task.keywords['modalities']}
+    drawn = [pretrain.mirage_pictures(task.model.eval(), {**x, 'slo': s}, torch.tensor([1]), ['bscan', 'slo'])
+             for s in (x['slo'], x['slo']/2)]
+    assert torch.equal(*(d['normalised.slo'] for d in drawn)), 'the picture from the B-scan alone shows the SLO image'
+
+
+@pytest.mark.parametrize('changed', [{'modalities': ['bscan'], 'outputs': ['slo', 'bscanlayermap']},
+                                     {'outputs': ['bscanlayermap'], 'loss_on': 'all'}])
+def test_outputs_are_chosen(home, changed):
+    cfg = settings(epochs=1, warmup_epochs=0., **changed)
+    history = pretrain.train_pretrain(cfg, home/'run')
+    assert {k for k in history if k.startswith('loss_')} == {f'loss_{k}' for k in cfg.outputs}
+    drawn = load_model(home/'run'/'model.safetensors').reconstruct({'bscan': torch.rand(1, 32, 32)})
+    assert set(drawn) == set(cfg.outputs) and drawn['bscanlayermap'].shape == (1, 8, 8)
+    show_looks(look_pictures(home/'run'))
+    ours = read_checkpoint(home/'run'/'model.safetensors')
+    again = model_like(replace(ours, meta={}), {(192, 6): 3}, decoder_heads=4)  # as from elsewhere: tensors alone
+    assert {m.name: (m.patch, m.classes) for m in again.outputs} == {
+        k: (4, 13) if k == 'bscanlayermap' else (16, 0) for k in cfg.outputs}
+
+
+def test_loss_on_all_pixels(home):
+    cfg = settings(**PARTLY)
+    some, every = (pretrain.pretrain_task(override(cfg, loss_on=k)) for k in ('hidden', 'all'))
+    batch = some.plain(some.collate([some.train[0, i] for i in range(4)]))
+    a, b = (t.losses(some.model.eval(), batch) for t in (some, every))
+    made, _ = some.model({k: batch[k] for k in a}, batch['key'])
+    assert b['slo'].item() == pytest.approx((made['slo'] - batch['slo']).square().mean().item(), rel=1e-5)
+    assert a['slo'].item() != b['slo'].item() and every.counts(batch)['slo'] == 4
+    for wrong, words in (({'loss_on': 'some'}, "no loss_on 'some'"), ({'outputs': []}, 'outputs names at least one')):
+        with pytest.raises(ValueError, match=words): settings(**wrong)
+    with pytest.raises(KeyError, match="no modality 'oct'"): pretrain.pretrain_task(settings(outputs=['oct']))
+
+
+def test_three_modalities_from_an_encoder_of_one(home):
+    pretrain.train_pretrain(settings(epochs=1, warmup_epochs=0., modalities=['bscan']), home/'one')
+    task = pretrain.pretrain_task(settings(weights=str(home/'one'/'encoder.safetensors')))
+    new = {'.'.join(k.split('.')[:2]) for k in task.loaded.new}
+    assert {k for k in new if k.startswith('input')} == {'input_adapters.slo', 'input_adapters.bscanlayermap'}
+    assert not [k for k in task.loaded.new if k.startswith('encoder.')]
+
+
+def test_classes_of_the_data(home, phantoms):
+    pack(folder_pairs(phantoms/'Phantom_OCT'/'train', classes={'bscanlayermap': 20}), home/'packed', quiet=True)
+    task = pretrain.pretrain_task(settings(dataset=str(home/'packed')))
+    assert task.keywords['classes'] == task.encoder['classes'] == 20
+    assert task.model.output_adapters['bscanlayermap'].modality.classes == 20
+
+
+def test_visible_or_mask_ratio():
+    assert (settings(visible=5).visible, settings(visible=5).mask_ratio) == (5, None)
+    plain = pretrain_recipe('pre_mirage')
+    assert (override(plain, mask_ratio=0.5).visible, override(plain, mask_ratio=0.5).mask_ratio) == (0, 0.5)
+    with pytest.raises(ValueError, match='give one of them'): settings(visible=5, mask_ratio=0.5)
+
+
+def test_reconstruction_of_a_real_eye(shared_data):
+    folder = next(p for p in (shared_data/'mirage_example').iterdir() if p.is_dir())
+    eye = {k: np.load(folder/f'{k}.npy')[::2, ::2] for k in ('bscan', 'slo', 'bscanlayermap')}
+    masks = draw_masks(dict.fromkeys(eye, 256), 115, [1])
+    fig = show_reconstruction(load_model('mirage_tiny'), {k: v[None] for k, v in eye.items()}, masks)
+    assert len(fig.axes) == 9 and [ax.get_ylabel() for ax in fig.axes[::3]] == list(eye)
+    if 'MIRAGE_FIGURE' in os.environ: fig.savefig(os.environ['MIRAGE_FIGURE'])
+
+
+@pytest.mark.slow
+def test_notebook_says_what_it_looked_at(execute, home, phantoms):
+    folder = own_folder(phantoms, home/'pairs', 'train')
+    space = execute('pretrain_multimae', dataset=str(folder), size=32, epochs=1, warmup_epochs=0., batch_size=4,
+                    hold_out=0., norm_pix=True, outputs=['bscan', 'slo'])
+    assert 'losses, images it learnt from' in space['card'] and 'validation' not in space['card']
+    assert read_json(space['run'].folder/'result.json')['summary'][1].startswith('loss (images it learnt from)')

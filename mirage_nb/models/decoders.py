@@ -152,6 +152,8 @@ def grids_of(
 # %% ../../nbs/13a_models.decoders.ipynb #4579b932
 class MultiMAE(MultiViT):
     "Masked autoencoder of several modalities (Bachmann et al. 2022; for OCT Morano et al. 2025, arXiv 2506.08900)"
+    norm_pix = False  # images are predicted as patches of mean 0 and variance 1
+
     def __init__(self,
         modalities:Sequence[Modality],           # that the model can read
         outputs:Sequence[Modality]|None=None,    # that it predicts; None: those it reads
@@ -164,8 +166,17 @@ class MultiMAE(MultiViT):
         super().__init__(modalities, **encoder)
         self.keep, self.alpha, self.uniform_modalities = keep, alpha, uniform_modalities
         self.patches = {m.name: m.patch for m in modalities}
+        self.outputs = list(modalities if outputs is None else outputs)
         self.output_adapters = nn.ModuleDict({m.name: SpatialDecoder(m, list(self.patches), self.d, **(decoder or {}))
-                                              for m in (modalities if outputs is None else outputs)})
+                                              for m in self.outputs})
+
+    def hide(self,
+        x:Mapping[str, Tensor], # images by modality
+        keys:Tensor             # (b,) sample keys
+    )->dict[str, Tensor]:       # by modality: (b, n), on the CPU, True where masked
+        "Masks of a batch, as `forward` draws them"
+        tokens = {k: r*c for k, (r, c) in grids_of(x, self.patches).items()}
+        return draw_masks(tokens, self.keep, keys.tolist(), self.alpha, self.uniform_modalities)
 
     def predict(self,
         x:Mapping[str, Tensor],           # images by modality
@@ -187,9 +198,7 @@ class MultiMAE(MultiViT):
         "Predict every pixel from a few tokens"
         grids, some = grids_of(x, self.patches), next(iter(x.values()))
         tokens, b, device = {k: r*c for k, (r, c) in grids.items()}, len(some), some.device
-        if masks is None:
-            numbers = torch.randint(2**62, (b,)) if keys is None else keys
-            hidden = draw_masks(tokens, self.keep, numbers.tolist(), self.alpha, self.uniform_modalities)
+        if masks is None: hidden = self.hide(x, torch.randint(2**62, (b,)) if keys is None else keys)
         else: hidden = check_masks(masks, tokens, b)
         out = self.predict(x, visible_tokens(hidden).to(device), keys, wanted)
         for k in out:

@@ -228,8 +228,7 @@ def usually_new(
     def modalities(d:Mapping[str, Tensor])->set[str]:
         return {k.split('.')[1] for k in d if k.startswith('input_adapters.')}
 
-    new:tuple[str, ...] = HEADS_AND_DECODERS
-    if not modalities(state) & modalities(own): new += ('input_adapters.',)
+    new = HEADS_AND_DECODERS + tuple(f'input_adapters.{m}.' for m in sorted(modalities(own) - modalities(state)))
     return new if 'global_tokens' in state else (*new, 'global_tokens')
 
 

@@ -170,7 +170,7 @@ def show_pretraining(
     for i, (ax, k) in enumerate(zip(axes[0], names, strict=False)):
         ax.plot(history.epoch, history[f'loss_{k}' if k else 'loss'], color=f'C{i}', label='training')
         ax.plot(looks.epoch, looks[start + (k or 'loss')], 'o--', ms=4, color=f'C{i}', alpha=.6, label=of)
-        ax.set(title=f'loss, {k}' if k else 'loss', xlabel='epoch', ylim=(0, None))
+        ax.set(title=f'loss, {k}' if k else 'loss', xlabel='epoch', yscale='log')  # that of the first weights is far off
         ax.legend(frameon=False, fontsize=8)
     probe, pace = axes[0, len(names):]
     if 'probe' in looks: probe.plot(looks.epoch, looks.probe, 'o-', color='C3')

@@ -10,7 +10,7 @@ from mirage_nb.data.classes import Labelled, leaks_of
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.jobs import cls
 from mirage_nb.jobs.few_shot import few_runs, learning_curve, subset_of, subset_table
-from mirage_nb.recipes import FewShot
+from mirage_nb.recipes import FewShot, cls_recipe
 
 LABELS = '''task = "classification"
 layout = "table"
@@ -57,6 +57,16 @@ def test_missing_labels(home, protocol):
         assert len(results) == 2 and all(np.isnan(t.y).any() for t in results.values())
     curve = learning_curve(results, 50)
     assert np.isfinite(curve[['mean', 'low', 'high']].to_numpy()).all()
+
+
+@pytest.mark.parametrize('mixup', [0., 0.8])
+def test_micro_batches_with_missing_labels(home, mixup):
+    "The mean over known labels is that of the whole batch, however it is cut"
+    several(home/'Films')
+    rows = [cls.train_cls(replace(cls_recipe('cls_small'), dataset=str(home/'Films'), tune='full', size=32, epochs=2,
+                                  weights=None, precision='fp32', batch_size=8, mixup=mixup, accumulate=k),
+                          home/f'{k}') for k in (1, 2)]
+    np.testing.assert_allclose(*[r[['loss', 'valid_loss']].to_numpy() for r in rows], rtol=1e-4)
 
 
 def test_pool_is_apart_by_patient():

@@ -167,7 +167,7 @@ def test_training_processes_do_not_read_all_data_first(triplets, monkeypatch):
     read = []
     monkeypatch.setattr(FilePairs, 'content', lambda self: read.append(1) or 'hash')
     task = pretrain_task(replace(pretrain_recipe('pre_mirage_small'), dataset=str(triplets)))
-    assert not read and task.sources == {'data': 'hash'} == task.sources and read == [1]
+    assert not read and task.sources['data train'] == 'hash' == task.sources['data train'] and read == [1]
 
 
 def test_no_folder(tmp_path, triplets):
@@ -363,7 +363,8 @@ def test_interrupted_packing_goes_on(tmp_path, how):
     ids = [f'V{i:03d}' for i in range(60)]
     source, whole = write_triplets(tmp_path/'set', ids), tmp_path/'whole'
     pack(folder_pairs(source), whole, quiet=True)
-    code = ('import sys, time; from mirage_nb.data import packed, paired; plain = packed.fit_plane;'
+    code = ('import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler);'
+            'from mirage_nb.data import packed, paired; plain = packed.fit_plane;'
             'packed.fit_plane = lambda *a: (time.sleep(0.01), plain(*a))[1];'
             'packed.pack(paired.folder_pairs(sys.argv[1]), sys.argv[2], every=5)')
     job = subprocess.Popen([sys.executable, '-c', code, str(source), str(tmp_path/'out')], stderr=subprocess.DEVNULL)

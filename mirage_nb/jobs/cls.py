@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['log', 'PHANTOMS', 'ClsLoss', 'FEATURES', 'OF_PROBES', 'cls_data', 'look_of', 'modality_of', 'cls_datasets',
            'cls_loss', 'model_keywords', 'build_cls', 'batch_for', 'fit_settings', 'logits_of', 'as_batch', 'inputs',
-           'validation_numbers', 'follow', 'better', 'best_of', 'has_stalled', 'Averaged', 'kept_model', 'cls_step',
-           'ClsJob', 'cls_job', 'train_cls', 'weights_hash', 'feature_store', 'keep_features', 'train_head',
+           'validation_numbers', 'follow', 'better', 'best_of', 'has_stalled', 'Averaged', 'kept_model', 'known_labels',
+           'cls_step', 'ClsJob', 'cls_job', 'train_cls', 'weights_hash', 'feature_store', 'keep_features', 'train_head',
            'predictions_table', 'whole_table', 'predict_cls', 'labels_in', 'meanings_there', 'in_classes',
            'predict_set', 'shared_images', 'tested_on', 'test_cls', 'valid_there', 'save_table', 'probe_encoder',
            'majority', 'random_probe', 'cls_beside', 'validation_of', 'best_row', 'files_of', 'leak_table',
@@ -34,7 +34,7 @@ from ..core import data_dir, file_hash, hash_of, runs_dir, sample_key, unknown, 
 from ..data.classes import ClsDataset, Labelled, few_labels, labelled, meanings_in, targets
 from ..data.datasets import collate
 from ..data.manifest import LabelFacts, Manifest, read_manifest
-from ..data.photo import Mix, Norm, mix, norm_of
+from ..data.photo import Mix, Norm, mix, neighbours, norm_of
 from ..data.views import Look
 from ..eval.cls_metrics import Predictions, measure, parts_of
 from ..eval.cls_report import ClsScores, evaluate
@@ -295,6 +295,17 @@ def kept_model(
     return bare.average if isinstance(bare, Averaged) else bare  # type: ignore[return-value]
 
 # %% ../../nbs/29a_jobs.cls.ipynb #b60a00be
+def known_labels(
+    batch:Mapping[str, Any],
+    mixup:float # of the recipe; with it a label is missing where either picture's is
+)->dict[str, float]: # by part of the loss
+    "Labels that a loss is the mean of, so that small batches weigh what they hold"
+    y = batch['label']
+    if y.ndim == 1: return {'loss': len(y)}
+    if mixup: y = y + y[neighbours(len(y)).to(y.device)]
+    return {'loss': float((~y.isnan()).sum())}
+
+
 def cls_step(
     loss:ClsLoss,
     cfg:ClsRecipe,
@@ -346,7 +357,7 @@ class ClsJob:
 
         last = cfg.select == 'last'
         rows = fit(model, train, cls_step(self.loss, cfg, len(classes)), validate if valid else None, keep,
-                   self.settings, self.folder, as_batch,
+                   self.settings, self.folder, as_batch, counts=lambda b: known_labels(b, cfg.mixup),
                    better=lambda new, rows: last or better(new, rows, cfg.min_gain),
                    stop=lambda rows: has_stalled(rows, cfg))
         if not valid: keep(model)

@@ -35,16 +35,17 @@ def as_image(
 
 
 def with_hidden(
-    image:np.ndarray, # (h, w, 3)
-    mask:Tensor       # (n,) True where hidden, row by row
+    image:np.ndarray,                # (h, w, 3)
+    mask:Tensor,                     # (n,) True where hidden, row by row
+    instead:np.ndarray|float=0.15    # (h, w, 3) what is seen in hidden places; dark if not given
 )->np.ndarray:
-    "Picture with its hidden patches dark"
+    "Picture with something else in place of its hidden patches"
     h, w = image.shape[:2]
     rows = max(1, round((len(mask)*h/w)**0.5))
     if len(mask) % rows or h % rows or w % (len(mask)//rows):
         raise ValueError(f'{len(mask)} patches do not fit a picture of {h} x {w}')
     hidden = mask.reshape(rows, -1).numpy().astype(bool)
-    return np.where(hidden.repeat(h//rows, 0).repeat(w//hidden.shape[1], 1)[..., None], 0.15, image)
+    return np.where(hidden.repeat(h//rows, 0).repeat(w//hidden.shape[1], 1)[..., None], instead, image)
 
 
 def put(
@@ -152,7 +153,9 @@ def show_reconstruction(
                 put(shown, with_hidden(true, hidden[k][i]) if k in hidden else true, 'shown')
             else:
                 for ax in (whole, shown): put(ax, np.full((2, 2, 3), 0.15), 'not given')
-            if k in drawn: put(made, as_image(drawn[k][i].cpu()), 'predicted')
+            if k in drawn:
+                guess = as_image(drawn[k][i].cpu())
+                put(made, with_hidden(true, hidden[k][i], guess) if k in hidden and k in given else guess, 'predicted')
             else: put(made, np.full((2, 2, 3), 0.15), 'not predicted')
         line[0].set_ylabel(k, fontsize=9)
     return fig
@@ -170,7 +173,7 @@ def show_pretraining(
     for i, (ax, k) in enumerate(zip(axes[0], names, strict=False)):
         ax.plot(history.epoch, history[f'loss_{k}' if k else 'loss'], color=f'C{i}', label='training')
         ax.plot(looks.epoch, looks[start + (k or 'loss')], 'o--', ms=4, color=f'C{i}', alpha=.6, label=of)
-        ax.set(title=f'loss, {k}' if k else 'loss', xlabel='epoch', yscale='log')  # that of the first weights is far off
+        ax.set(title=f'loss, {k}' if k else 'loss', xlabel='epoch', yscale='log')  # the first weights are far off
         ax.legend(frameon=False, fontsize=8)
     probe, pace = axes[0, len(names):]
     if 'probe' in looks: probe.plot(looks.epoch, looks.probe, 'o-', color='C3')

@@ -212,7 +212,7 @@ class ClsEval:
 # %% ../nbs/01_recipes.ipynb #d9cc9042
 def _check_cls(r:Any)->None:
     "Raise what is out of range in the settings of a classification"
-    least = {'epochs': 1, 'batch_size': 1, 'accumulate': 1, 'processes': 1, 'patch': 1, 'workers': 0, 'patience': 0,
+    least = {'epochs': 0, 'batch_size': 1, 'accumulate': 1, 'processes': 1, 'patch': 1, 'workers': 0, 'patience': 0,
              'views': -1, 'weight_decay': 0, 'final_lr': 0, 'warmup_epochs': 0, 'shots': 0, 'mixup': 0,
              'lr_batch': 1, 'last_blocks': 1, 'lora_rank': 1, 'patience_from': 0, 'min_gain': 0, 'repeats': 1}
     for name, low in least.items():
@@ -227,6 +227,10 @@ def _check_cls(r:Any)->None:
     for name, known in (('tune', ('probe', 'full', 'last', 'lora')), ('select', ('bacc', 'auroc', 'last')),
                         ('loss', ('auto', 'bce'))):
         if getattr(r, name) not in known: raise ValueError(unknown(name, getattr(r, name), known))
+    if not r.epochs and not r.keep_head: raise ValueError(
+        'epochs is 1 or more, not 0; with keep_head=True, 0 tests the model of a file (weights=FILE) as it is')
+    if r.keep_head and r.weights in (None, 'random'): raise ValueError(
+        f'keep_head takes the last layer of a file: name one by weights, which is {r.weights}')
     if r.tune == 'probe' and r.views >= 0 and (r.mixup or r.ema): raise ValueError(
         'mixup and ema need tune full, last or lora, or views=-1: kept features do not change')
     if r.mixup and r.repeats > 1: raise ValueError(
@@ -245,6 +249,7 @@ class ClsRecipe:
     recipe: str = 'cls_probe_mirage'   # a name in CLS_RECIPES
     model: str = 'mirage_base'         # a name in models.zoo
     weights: str|None = None           # to start from, a file or a shipped name; None or 'random': first weights
+    keep_head: bool = False            # start from the last layer in that file too: it was tuned for these classes
     pool: str = 'global'               # 'global' (mean of patches), 'cls' (global or class token) or 'token_mix' (both)
     tune: str = 'probe'                # 'probe' (the linear layer), 'full', 'last' (some blocks) or 'lora'
     last_blocks: int = 1               # with tune 'last'
@@ -253,7 +258,7 @@ class ClsRecipe:
     size: int|list[int] = 512          # rows and columns of the model's input, pixels; one number for a square
     patch: int|None = None             # side of a patch, pixels; None: the model's
     shots: float = 0.                  # training images a class, or, below 1, their part; 0: all
-    epochs: int = 1000                 # passes over the training split, at most
+    epochs: int = 1000                 # passes over the training split, at most; 0, with keep_head: only tested
     batch_size: int|None = None        # None: the largest power of two up to a quarter of the images, at most 64
     repeats: int = 1                   # views of each image in a batch
     lr: float = 1e-3                   # highest learning rate

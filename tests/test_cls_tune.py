@@ -238,6 +238,34 @@ def test_kept_features_give_the_model_that_is_kept(home):
         torch.testing.assert_close(model.head(model.vector(kept))[:8], direct, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('how', [{'pool': 'token_mix'}, {'tune': 'probe', 'views': 0, 'select': 'auroc'}])
+def test_a_tuned_file_is_tested_as_it_is(home, how):
+    "With its last layer and no epochs: nothing is trained, and it says what it said"
+    cfg = settings(epochs=2, **how)
+    rows = cls.train_cls(cfg, home/'run')
+    file = home/'run'/'best.safetensors'
+    again = replace(cfg, weights=str(file), keep_head=True, epochs=0, seed=5)
+    row = cls.train_cls(again, home/'again').iloc[0]
+    assert cls.best_row(pd.DataFrame([row]), again) == 0 and row.epoch == 0
+    assert row.score == pytest.approx(rows.score[cls.best_row(rows, cfg)], abs=1e-6)
+    one, two = (cls.predict_cls(f, data().splits['test']) for f in (file, home/'again'/'best.safetensors'))
+    pd.testing.assert_frame_equal(one, two)
+    assert cls.train_cls(replace(again, epochs=1), home/'on').loss.notna().all(), 'it can be trained on'
+
+
+@pytest.mark.parametrize(('changed', 'words'), [
+    ({'epochs': 0}, 'epochs is 1 or more, not 0; with keep_head=True, 0 tests the model of a file'),
+    ({'keep_head': True}, 'keep_head takes the last layer of a file: name one by weights, which is None'),
+    ({'keep_head': True, 'weights': 'random'}, 'which is random')])
+def test_a_last_layer_needs_a_file(changed, words):
+    with pytest.raises(ValueError, match=words): settings(**changed)
+
+
+def test_random_encoder_beside_a_file_that_is_only_tested():
+    asked = cls.random_probe(settings(tune='probe', weights='x.pth', keep_head=True, epochs=0))
+    assert (asked.weights, asked.keep_head, asked.epochs) == (None, False, cls_recipe('cls_small').epochs)
+
+
 def test_features_of_an_older_version_are_not_read(home, monkeypatch):
     model = cls_model('mirage_tiny', 2, size=(48, 48))
     look = cls.look_of(settings(), read_manifest('Phantom_OCT'))

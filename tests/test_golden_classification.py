@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from mirage_nb.data.rgb import channels_of
 from mirage_nb.data.views import Look, eval_image
+from mirage_nb.models.classifiers import start_classifier
 from mirage_nb.models.cls_heads import POOLS, ClsHead, ClsModel, choose_training
 from mirage_nb.models.layers import Encoded
 from mirage_nb.models.multimae import Modality, MultiViT
@@ -80,6 +81,30 @@ def test_vit_classifiers(golden, recorded, pool, norm):
     model.load_state_dict(model.state_dict() | own | top)
     close(model.pooled({'image': x}), t[f'{recorded}.features'])
     close(model({'image': x}), t[f'{recorded}.logits'])
+
+
+@pytest.mark.parametrize('recorded, pool, other', [('global_pool', 'global', 'cls'), ('cls_token', 'cls', 'global')])
+def test_published_classifier_with_its_last_layer(golden, recorded, pool, other, tmp_path):
+    "A file of a tuned classifier gives the recorded logits; with other classes or pooling it is refused"
+    c, t = json.loads((golden/'mae.json').read_text())['config'], load_file(golden/'vit_classifier.safetensors')
+    state, x = below(t, f'{recorded}.state.'), t[f'{recorded}.input']
+    file = tmp_path/'tuned.pth'
+    torch.save({'model': state, 'epoch': 75}, file)
+    shape = {k: c[v] for k, v in (('patch', 'patch'), ('d', 'dim'), ('depth', 'depth'), ('heads', 'heads'))}
+    def model(n=c['ncls'], pool=pool):
+        return ClsModel(ViT(size=x.shape[-2:], channels=x.shape[1], **shape), n, pool, 'pooled').eval()
+    ours = model()
+    report = start_classifier(ours, file, keep_head=True)
+    close(ours({'image': x}), t[f'{recorded}.logits'])
+    assert 'head.weight' in report.loaded and not report.unused
+    for wrong, words in ((model(n=5), r'head.weight is .* and \(classes, width\) here is \(5, '),
+                         (model(pool=other), "lacks the norm of a classifier with pool"),
+                         (model(pool='token_mix'), "lacks the norm of a classifier with pool")):
+        before = wrong.head.weight.clone()
+        with pytest.raises(ValueError, match=words): start_classifier(wrong, file, keep_head=True)
+        assert wrong.head.weight.equal(before)
+    torch.save({'model': {k: v for k, v in state.items() if not k.startswith('head')}}, file)
+    with pytest.raises(ValueError, match='lacks the head of a classifier'): start_classifier(ours, file, keep_head=True)
 
 
 def test_layer_decay_groups(golden):

@@ -6,8 +6,8 @@
 __all__ = ['log', 'PHANTOMS', 'ClsLoss', 'FEATURES', 'OF_PROBES', 'cls_data', 'look_of', 'modality_of', 'cls_datasets',
            'cls_loss', 'model_keywords', 'build_cls', 'batch_for', 'fit_settings', 'logits_of', 'as_batch', 'inputs',
            'validation_numbers', 'follow', 'better', 'best_of', 'has_stalled', 'Averaged', 'kept_model', 'known_labels',
-           'cls_step', 'ClsJob', 'cls_job', 'train_cls', 'weights_hash', 'feature_store', 'keep_features', 'train_head',
-           'predictions_table', 'whole_table', 'predict_cls', 'labels_in', 'meanings_there', 'in_classes',
+           'cls_step', 'ClsJob', 'cls_job', 'as_it_is', 'train_cls', 'weights_hash', 'feature_store', 'keep_features',
+           'train_head', 'predictions_table', 'whole_table', 'predict_cls', 'labels_in', 'meanings_there', 'in_classes',
            'predict_set', 'shared_images', 'tested_on', 'test_cls', 'valid_there', 'save_table', 'probe_encoder',
            'majority', 'random_probe', 'cls_beside', 'validation_of', 'best_row', 'files_of', 'leak_table',
            'started_from', 'cls_sources']
@@ -15,6 +15,7 @@ __all__ = ['log', 'PHANTOMS', 'ClsLoss', 'FEATURES', 'OF_PROBES', 'cls_data', 'l
 # %% ../../nbs/29a_jobs.cls.ipynb #2f5c32db
 import hashlib
 import logging
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -142,7 +143,7 @@ def build_cls(
     "Model of a job, ready to train"
     torch.manual_seed(sample_key(cfg.seed, 'first weights'))
     model = cls_model(**model_keywords(cfg, n_classes, modality))
-    report = start_classifier(model, cfg.weights)
+    report = start_classifier(model, cfg.weights, cfg.keep_head)
     choose_training(model, cfg.tune, cfg.last_blocks, cfg.lora_rank)
     return model, report
 
@@ -159,12 +160,13 @@ def fit_settings(
     n:int # training images
 )->FitSettings:
     "What `fit` needs of a job"
-    same = ('epochs', 'final_lr', 'weight_decay', 'layer_decay', 'clip', 'accumulate', 'repeats', 'seed', 'workers')
+    same = ('final_lr', 'weight_decay', 'layer_decay', 'clip', 'accumulate', 'repeats', 'seed', 'workers')
     batch = min(cfg.batch_size or batch_for(n), n)
     if cfg.batch_size: batch = max(batch - batch % (cfg.processes*cfg.accumulate), 1)
     lr = cfg.lr*batch/cfg.lr_batch if cfg.lr_batch else cfg.lr
-    return FitSettings(**{k: getattr(cfg, k) for k in same}, batch_size=batch, lr=lr, schedule='half_cycle',
-                       warmup_epochs=min(cfg.warmup_epochs, cfg.epochs/2), precision=pick_precision(cfg.precision))
+    return FitSettings(**{k: getattr(cfg, k) for k in same}, epochs=max(cfg.epochs, 1), batch_size=batch, lr=lr,
+                       schedule='half_cycle', warmup_epochs=min(cfg.warmup_epochs, cfg.epochs/2),
+                       precision=pick_precision(cfg.precision))
 
 # %% ../../nbs/29a_jobs.cls.ipynb #1b75711d
 @torch.no_grad()
@@ -378,6 +380,21 @@ def cls_job(
     return ClsJob(cfg, data, sets, model, fit_settings(cfg, len(sets['train'])), loss, folder)
 
 
+def as_it_is(
+    job:ClsJob
+)->dict[str, float]: # a row of a history, epoch 0
+    "Keep and validate a model that is not trained"
+    accelerator, valid = make_accelerator(job.settings.precision), job.sets.get('val')
+    row: dict[str, float] = {'epoch': 0, 'lr': 0., 'loss': math.nan, 'seconds': 0.}
+    if valid is not None:
+        model = job.model.to(accelerator.device).eval()
+        with accelerator.autocast(): z, y = logits_of(model, valid, accelerator)
+        row |= validation_numbers(z, y, job.data.classes, job.loss)
+        row['score'] = row['bacc' if job.cfg.select == 'last' else job.cfg.select]
+    if accelerator.is_main_process: job.save(job.model)
+    return row
+
+
 def train_cls(
     cfg:ClsRecipe,
     folder:Path,         # receives best.safetensors, state.pt, progress.jsonl, history.csv
@@ -387,7 +404,8 @@ def train_cls(
     if (folder/'history.csv').exists(): return pd.read_csv(folder/'history.csv')
     job = cls_job(cfg, folder, data)
     folder.mkdir(parents=True, exist_ok=True)
-    if cfg.tune == 'probe' and cfg.views >= 0: rows = train_head(job)
+    if not cfg.epochs: rows = [as_it_is(job)]
+    elif cfg.tune == 'probe' and cfg.views >= 0: rows = train_head(job)
     else:
         model:nn.Module = Averaged(job.model, cfg.ema) if cfg.ema else job.model
         rows = job.run(model, job.sets['train'], job.sets.get('val'), lambda bare: job.save(kept_model(bare)))
@@ -713,9 +731,9 @@ def random_probe(
     cfg:ClsRecipe
 )->ClsRecipe:
     "Settings of a probe of an encoder with random weights: a probe as it is trained here, else as a probe is published"
-    asked = replace(cfg, weights=None, tune='probe', views=max(cfg.views, 0), mixup=0., ema=0., processes=1,
-                    accumulate=1, test_dataset='')
-    if cfg.tune == 'probe':
+    asked = replace(cfg, weights=None, keep_head=False, tune='probe', views=max(cfg.views, 0), epochs=cfg.epochs or 1,
+                    mixup=0., ema=0., processes=1, accumulate=1, test_dataset='')
+    if cfg.tune == 'probe' and cfg.epochs:
         return replace(asked, seed=cfg.seed + 1) if weights_file(cfg.weights) is None else asked  # else it is the same
     own = cls_recipe('cls_small' if cfg.recipe.startswith('cls_small') else 'cls_probe_mirage')
     return replace(asked, **{k: getattr(own, k) for k in OF_PROBES})

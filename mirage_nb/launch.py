@@ -33,7 +33,7 @@ from .eval.predict import read_lines
 from .jobs.cls import train_cls
 from .jobs.pretrain import train_pretrain
 from .jobs.seg import train_seg
-from .recipes import ClsRecipe, PretrainRecipe, SegRecipe
+from .recipes import ClsRecipe, MAERecipe, MultiMAERecipe, PretrainRecipe, SegRecipe
 
 # %% ../nbs/29z_launch.ipynb #5c1e7a06
 class Job(Protocol):
@@ -46,7 +46,7 @@ class Job(Protocol):
 
 JOBS:dict[str, tuple[type, Any]] = {  # stage -> its settings, and what trains them
     'seg_tune': (SegRecipe, train_seg), 'cls_tune': (ClsRecipe, train_cls),
-    'pretrain_multimae': (PretrainRecipe, train_pretrain), 'pretrain_mae': (PretrainRecipe, train_pretrain)}
+    'pretrain_multimae': (MultiMAERecipe, train_pretrain), 'pretrain_mae': (MAERecipe, train_pretrain)}
 
 
 def stage_of(

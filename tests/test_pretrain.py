@@ -25,7 +25,7 @@ from mirage_nb.models.ready import model_like
 from mirage_nb.models.weights import read_checkpoint
 from mirage_nb.models.zoo import load_model
 from mirage_nb.pretrain_figures import show_looks, show_reconstruction
-from mirage_nb.recipes import override, pretrain_recipe
+from mirage_nb.recipes import MAERecipe, MultiMAERecipe, override, pretrain_recipe
 from mirage_nb.runs import MACHINERY, start_run
 from mirage_nb.train import loop
 
@@ -34,7 +34,7 @@ OPTIONS = {'dataset': 'Phantom_OCT', 'size': 32, 'epochs': 2, 'batch_size': 4, '
 STEPS = 2  # an epoch: 8 samples
 
 
-def settings(**changed): return override(pretrain_recipe('pre_mirage_small'), **{**OPTIONS, **changed})
+def settings(**changed): return override(pretrain_recipe('pre_mirage_small', MultiMAERecipe), **{**OPTIONS, **changed})
 
 
 @pytest.fixture
@@ -241,20 +241,21 @@ def test_any_modalities(home, names):
     assert {k for k in history if k.startswith('loss_')} == {f'loss_{k}' for k in names}
 
 
-OTHER = {'dataset': 'Other', 'recipe': 'pre_mirage', 'model': 'mirage_base', 'weights': 'w.pth', 'size': 64,
-         'modalities': ['bscan'], 'uniform_modalities': True, 'norm_pix': True, 'crop': [0.5, 1.], 'shares': [1.],
-         'schedule': 'half_cycle', 'betas': [0.9, 0.99], 'clip': 2., 'checkpointing': True, 'compile': True,
+OTHER = {'dataset': 'Other', 'recipe': 'pre_mirage', 'model': 'mirage_base', 'weights': 'w.pth', 'size': 80,
+         'modalities': ['bscan'], 'uniform_modalities': True, 'norm_pix': True,
+         'betas': [0.9, 0.99], 'clip': 2., 'checkpointing': True, 'compile': True,
          'precision': 'bf16', 'slurm': 'gpu', 'strategy': 'fsdp', 'mask_ratio': 0.5, 'hold_out': 0.1,
-         'outputs': ['slo'], 'loss_on': 'all'}
+         'outputs': ['slo'], 'loss_on': 'all', 'crop': [0.5, 1.], 'shares': [1.], 'decoded': 0.5}
 
 
-def test_any_changed_option_is_another_run(home):
+@pytest.mark.parametrize('kind', [MultiMAERecipe, MAERecipe])
+def test_any_changed_option_is_another_run(home, kind):
     "But those that say where it computes: the same run goes on there, and its record says so"
-    cfg = settings()
+    cfg = settings() if kind is MultiMAERecipe else pretrain_recipe('pre_mae_small', kind)
     own = start_run('pretrain_multimae', asdict(cfg), {'data': 'x'}).folder
-    folders = {}
+    folders, other = {}, OTHER | {'schedule': 'warmup_cosine' if kind is MAERecipe else 'half_cycle'}
     for f in fields(cfg):
-        new = OTHER[f.name] if f.name in OTHER else getattr(cfg, f.name) + 1
+        new = other[f.name] if f.name in other else getattr(cfg, f.name) + 1
         changed = asdict(cfg) | {f.name: new}
         folders[f.name] = start_run('pretrain_multimae', changed, {'data': 'x'}).folder
         if f.name in MACHINERY: assert read_json(own/'run.json')['settings'][f.name] == new
@@ -440,7 +441,7 @@ def test_classes_of_the_data(home, phantoms):
 
 def test_visible_or_mask_ratio():
     assert (settings(visible=5).visible, settings(visible=5).mask_ratio) == (5, None)
-    plain = pretrain_recipe('pre_mirage')
+    plain = pretrain_recipe('pre_mirage', MultiMAERecipe)
     assert (override(plain, mask_ratio=0.5).visible, override(plain, mask_ratio=0.5).mask_ratio) == (0, 0.5)
     with pytest.raises(ValueError, match='give one of them'): settings(visible=5, mask_ratio=0.5)
 

@@ -37,7 +37,7 @@ from mirage_nb.data.datasets import collate
 from mirage_nb.data.packed import main, open_packed, open_pairs, pack, verify
 from mirage_nb.data.paired import MODALITIES, FilePairs, PairedDataset, check_pairs, folder_pairs, table_pairs
 from mirage_nb.jobs.pretrain import paired_data, pretrain_task
-from mirage_nb.recipes import pretrain_recipe
+from mirage_nb.recipes import MultiMAERecipe, pretrain_recipe
 
 SIZES = {'bscan': (64, 64), 'slo': (64, 64), 'bscanlayermap': (16, 16)}
 IDS = [f'S{i}' for i in range(6)]
@@ -166,7 +166,7 @@ def test_hash_names_all_that_cannot_be_learnt_from(triplets):
 def test_training_processes_do_not_read_all_data_first(triplets, monkeypatch):
     read = []
     monkeypatch.setattr(FilePairs, 'content', lambda self: read.append(1) or 'hash')
-    task = pretrain_task(replace(pretrain_recipe('pre_mirage_small'), dataset=str(triplets)))
+    task = pretrain_task(replace(pretrain_recipe('pre_mirage_small', MultiMAERecipe), dataset=str(triplets)))
     assert not read and task.sources['data train'] == 'hash' == task.sources['data train'] and read == [1]
 
 

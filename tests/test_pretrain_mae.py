@@ -8,7 +8,7 @@ from mirage_nb.data.photo import NORMS
 from mirage_nb.jobs import pretrain
 from mirage_nb.models.zoo import load_model
 from mirage_nb.phantom_uwf import make_phantom_uwf
-from mirage_nb.recipes import override, pretrain_recipe
+from mirage_nb.recipes import MAERecipe, override, pretrain_recipe
 from mirage_nb.train.loop import epoch_batches
 
 
@@ -22,7 +22,8 @@ def pictures(folder, n=8, seed=0):
 
 
 def settings(folder, **changed):
-    return override(pretrain_recipe('pre_mae_small'), dataset=str(folder), size=32, precision='fp32', **changed)
+    cfg = pretrain_recipe('pre_mae_small', MAERecipe)
+    return override(cfg, dataset=str(folder), size=32, precision='fp32', **changed)
 
 
 # ------------------------------------------------------------------ what an epoch holds
@@ -38,6 +39,18 @@ def test_repeats_are_views_of_one_picture(home, repeats):
         assert len(set(map(int, batch['key']))) == 8
         seen += batch['id']
     assert len(set(seen)) == 8 and all(seen.count(i) == repeats for i in seen)
+
+
+def test_part_of_the_hidden_patches_is_predicted(home):
+    cfg = settings(pictures(home/'films'), decoded=.25, model='mae_vit_large_patch16_cross_attention')
+    assert pretrain.mae_keywords(cfg)['share'] == .25
+    for wrong, words in (({'model': 'mae_vit_small_patch16'}, 'large_patch16_cross_attention can do with a part'),
+                         ({'decoded': 0.}, 'decoded is above 0 and up to 1, not 0.0'),
+                         ({'crop': [.5]}, 'crop takes two numbers')):
+        with pytest.raises(ValueError, match=words): pretrain.mae_keywords(override(cfg, **wrong))
+    for other in ('mirage_tiny', 'mae_vit_smal_patch16'):
+        with pytest.raises(KeyError, match=f"no model for this pre-training '{other}'"):
+            pretrain.pretrain_task(override(cfg, model=other))
 
 
 def test_an_epoch_is_drawn_once(home, monkeypatch):
@@ -151,5 +164,5 @@ def test_a_model_knows_its_numbers(data):
 
 @pytest.mark.parametrize(('epochs', 'warmup'), [(1, .5), (40, 20.), (800, 40.)])
 def test_warm_up_takes_half_of_the_epochs_at_most(epochs, warmup):
-    cfg = override(pretrain_recipe('uspec_vit_l'), epochs=epochs)
+    cfg = override(pretrain_recipe('uspec_vit_l', MAERecipe), epochs=epochs)
     assert pretrain.pretrain_settings(cfg).warmup_epochs == warmup

@@ -17,7 +17,7 @@ from mirage_nb import launch
 from mirage_nb.core import write_json
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.jobs import seg
-from mirage_nb.recipes import SegRecipe, get_recipe, override, pretrain_recipe
+from mirage_nb.recipes import MultiMAERecipe, SegRecipe, get_recipe, override, pretrain_recipe
 from mirage_nb.train.loop import TIMES
 
 pytestmark = pytest.mark.slow
@@ -197,7 +197,8 @@ def cluster(tmp_path, monkeypatch):
     return made
 
 
-def slurm_settings(**changed): return replace(pretrain_recipe('pre_mirage'), nodes=2, workers=6, **changed)
+def slurm_settings(**changed):
+    return replace(pretrain_recipe('pre_mirage', MultiMAERecipe), nodes=2, workers=6, **changed)
 
 
 def done_at_once(folder):

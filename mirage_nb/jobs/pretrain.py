@@ -56,7 +56,7 @@ from mirage_nb.models.zoo import (
     start_from,
 )
 from ..phantom import make_phantom_oct
-from ..recipes import PretrainRecipe
+from ..recipes import MAERecipe, MultiMAERecipe, PretrainRecipe
 from ..train.loop import Batch, FitSettings, fit, make_accelerator, pick_precision, to_device
 from ..train.losses import patch_mse, pretrain_losses
 
@@ -212,7 +212,7 @@ def first_weights(
 
 
 def mirage_keywords(
-    cfg:PretrainRecipe,
+    cfg:MultiMAERecipe,
     there:Sequence[str], # modalities that the dataset has
     classes:Mapping[str, int]=CLASSES # that its class maps hold, how many
 )->dict[str, Any]:
@@ -220,8 +220,6 @@ def mirage_keywords(
     there = [k for k in MODALITIES if k in there]
     for k in (*(cfg.modalities or there), *(cfg.outputs or [])):
         if k not in there: raise KeyError(unknown('modality', k, there))
-    if cfg.crop or cfg.shares: raise ValueError(
-        f'crop and shares are for masked autoencoders of one modality; {cfg.model} has its own augmentation')
     names = [k for k in MODALITIES if k in (cfg.modalities or there)]
     total = sum((m.size//m.patch)**2 for m in mirage_modalities(cfg.model, names, cfg.size))
     keep = cfg.visible or round(total*(1 - cast(float, cfg.mask_ratio)))
@@ -258,7 +256,7 @@ def mirage_pictures(
 
 
 def mirage_task(
-    cfg:PretrainRecipe,
+    cfg:MultiMAERecipe,
     data:PairedData
 )->Task:
     "Pre-training of MIRAGE on a dataset"
@@ -405,21 +403,20 @@ def picture_data(
 
 # %% ../../nbs/29b_jobs.pretrain.ipynb #7d30a032
 def mae_keywords(
-    cfg:PretrainRecipe
+    cfg:MAERecipe
 )->dict[str, Any]:
     "Keywords of `pretrain_model` for a masked autoencoder of one modality"
-    usual = {'visible': 0, 'modalities': None, 'alpha': 1., 'uniform_modalities': False, 'hold_out': 0.,
-             'outputs': None, 'loss_on': 'hidden'}
-    given = [k for k, v in usual.items() if getattr(cfg, k) != v]
-    if given: raise ValueError(
-        f'{", ".join(given)}: for MIRAGE alone; {cfg.model} reads one image, and takes mask_ratio')
+    crossed = 'cross_attention' in cfg.model
+    if cfg.decoded < 1 and not crossed: raise ValueError(
+        f'decoded {cfg.decoded}: hidden patches look at each other in the decoder of {cfg.model}, all are predicted; '
+        f'{next(k for k in MAES if "cross_attention" in k)} can do with a part')
     if cfg.model in CNN_MAES:
         if cfg.norm_pix or cfg.checkpointing: raise ValueError(
             f'norm_pix and checkpointing are for vision transformers; {cfg.model} is a convolutional network')
         return {'name': cfg.model, 'mask_ratio': cfg.mask_ratio}
     size = cfg.size or encoder_record(MAES[cfg.model][0]).image
-    return {'name': cfg.model, 'size': size, 'mask_ratio': cfg.mask_ratio,
-            'norm_pix': cfg.norm_pix, 'checkpointing': cfg.checkpointing}
+    return {'name': cfg.model, 'size': size, 'mask_ratio': cfg.mask_ratio, 'norm_pix': cfg.norm_pix,
+            'checkpointing': cfg.checkpointing, **({'share': cfg.decoded} if crossed else {})}
 
 
 def mixed(
@@ -480,17 +477,16 @@ def mae_pictures(
 
 
 def mae_task(
-    cfg:PretrainRecipe
+    cfg:MAERecipe
 )->Task:
     "Pre-training of a masked autoencoder on one dataset or several"
-    keywords, low = mae_keywords(cfg), (cfg.crop or [0.2, 1.])
-    augmented = CropAugment(scale=(low[0], low[-1]))
+    keywords, augmented = mae_keywords(cfg), CropAugment(scale=(cfg.crop[0], cfg.crop[1]))
     base = MAES[cfg.model][0] if cfg.model in MAES else CNN_MAES[cfg.model]
     size = cfg.size or encoder_record(base).image
     names = [k.strip() for k in cfg.dataset.split(',')]
     if cfg.shares and len(cfg.shares) != len(names):
         raise ValueError(f'{len(cfg.shares)} shares for {len(names)} datasets, {", ".join(names)}; give one each')
-    parts = {k: picture_data(k, round(size/low[0]**0.5), cfg.seed) for k in names}
+    parts = {k: picture_data(k, round(size/cfg.crop[0]**0.5), cfg.seed) for k in names}
     model, loaded = first_weights(cfg, keywords)
     weights = dict(zip(names, cfg.shares, strict=True)) if cfg.shares else None
     train = cast(MixedDataset, mixed(parts, 'train', weights, cfg.seed, cfg.repeats))
@@ -573,11 +569,12 @@ def pretrain_task(
     cfg:PretrainRecipe
 )->Task:
     "What a recipe trains, and on what"
-    if cfg.model in MIRAGES:
-        names = cfg.modalities and [*dict.fromkeys([*cfg.modalities, *(cfg.outputs or [])])]
-        return mirage_task(cfg, paired_data(cfg.dataset, names, cfg.hold_out, cfg.seed))
-    if cfg.model in MAES or cfg.model in CNN_MAES: return mae_task(cfg)
-    raise KeyError(unknown('model for pre-training', cfg.model, (*MIRAGES, *MAES, *CNN_MAES)))
+    known = MIRAGES if isinstance(cfg, MultiMAERecipe) else (*MAES, *CNN_MAES)
+    if cfg.model not in known: raise KeyError(unknown('model for this pre-training', cfg.model, known))
+    if isinstance(cfg, MAERecipe): return mae_task(cfg)
+    multi = cast(MultiMAERecipe, cfg)
+    names = multi.modalities and [*dict.fromkeys([*multi.modalities, *(multi.outputs or [])])]
+    return mirage_task(multi, paired_data(multi.dataset, names, multi.hold_out, multi.seed))
 
 
 def pretrain_settings(

@@ -55,6 +55,23 @@ classes = {list(CLASSES)}
 
 
 @pytest.fixture
+def unsplit(home, monkeypatch):
+    "Class folders of ten patients each, two images of each patient, without splits"
+    monkeypatch.setenv('MIRAGE_DATA', str(home/'data'))
+    root, n = home/'data'/'Loose', 0
+    for c in CLASSES:
+        for i in range(20): picture(root/c/f'{c}{i//2:02d}_{i % 2}.png', n := n + 1)
+    (root/'manifest.toml').write_text(f"""{HEAD}
+task = "classification"
+layout = "classes"
+patient = '^([^_]+)'
+[labels]
+shares = [0.6, 0.2, 0.2]
+""")
+    return root
+
+
+@pytest.fixture
 def tune(execute):
     "31_cls_tune up to its end, as small as it can be"
     small = dict(recipe='cls_small', size=32, epochs=1, probes=False, baselines=False, precision='fp32')
@@ -335,3 +352,27 @@ def test_real_sets_are_read(shared_data, home, monkeypatch):
         warnings.simplefilter('ignore')
         nih = labelled(read_manifest('NIH_ChestXray14'), allow_leaks=True)
     assert nih.multi and len(nih.classes) == 14 and len(nih.table) == 1000
+
+
+def test_class_folders_without_splits(unsplit):
+    "Drawn by patient, the same each time; each class keeps its shares; nothing is a stray"
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        found = [labelled(read_manifest('Loose')) for _ in range(2)]
+    assert found[0].table.equals(found[1].table) and not len(found[0].leaks)
+    assert found[0].counts().to_numpy().tolist() == [[12, 4, 4]]*3
+    assert found[0].table.groupby('patient').split.nunique().eq(1).all()
+
+
+def test_class_folders_with_and_without_splits(unsplit):
+    (unsplit/'train').mkdir()
+    with pytest.raises(ValueError, match='shares draws splits, and .* has them already: train. Take one'):
+        labelled(read_manifest('Loose'))
+    (unsplit/'train').rmdir()
+    text = (unsplit/'manifest.toml').read_text()
+    (unsplit/'manifest.toml').write_text(text.replace('shares = [0.6, 0.2, 0.2]', ''))
+    with pytest.raises(FileNotFoundError, match=r'holds no SPLIT/CLASS/ID.png.* shares = \[0.7, 0.1, 0.2\]'):
+        labelled(read_manifest('Loose'))
+    (unsplit/'manifest.toml').unlink()
+    with pytest.raises(FileNotFoundError, match=r'nor folders SPLIT/CLASS.* shares = \[0.7, 0.1, 0.2\]'):
+        read_manifest('Loose')

@@ -28,11 +28,11 @@ from .rgb import check_picture, read_picture
 from .views import Look, eval_image, resized, train_image
 
 # %% ../../nbs/09g_data.classes.ipynb #16444e9f
-_strays = ('__macosx', 'thumbs', 'checkpoints')
+_strays = ('__macosx', 'thumbs', 'checkpoints', 'manifest.toml')
 
 
 def class_folders(
-    folder:Path # of a split
+    folder:Path # of a split, or of a set that has none
 )->dict[str, dict[str, Path]]: # class -> id -> file
     "Classes of a split, with their images"
     found, strays = {}, []
@@ -51,13 +51,17 @@ def folder_rows(
     manifest:Manifest # of class folders
 )->pd.DataFrame:      # id, patient, eye, split, image, label
     "Images of class folders, with a row each"
-    root, rows = dataset_dir(manifest), []
-    for split, name in manifest.splits.items():
-        if not (root/name).is_dir(): continue
-        for label, images in class_folders(root/name).items():
+    root, rows, shares = dataset_dir(manifest), [], facts_of(manifest).shares
+    there = {s: root/name for s, name in manifest.splits.items() if (root/name).is_dir()}
+    if there and shares: raise ValueError(
+        f'{manifest.path}: shares draws splits, and {root} has them already: {", ".join(there)}. Take one of them away')
+    for split, folder in ({'': root} if shares else there).items():
+        for label, images in class_folders(folder).items():
             rows += [(k, '', split, p, label) for k, p in images.items()]
     if not rows: raise FileNotFoundError(
-        f"{root} holds no SPLIT/CLASS/ID.png; its splits are {', '.join(manifest.splits.values())}")
+        f"{root} holds no {'CLASS/ID.png' if shares else 'SPLIT/CLASS/ID.png'}" + ('' if shares else
+        f"; its splits are {', '.join(manifest.splits.values())}. Of classes without splits [labels] says "
+        'shares = [0.7, 0.1, 0.2], by which they are drawn'))
     table = pd.DataFrame(rows, columns=['id', 'eye', 'split', 'image', 'label'])
     if table.groupby('id').label.nunique().max() > 1: table['id'] = table.label + '/' + table.id
     names = [Path(p).stem for p in table.image]
@@ -361,7 +365,7 @@ def rows_of(
     facts = facts_of(manifest)
     if facts.reader: return reader_rows(manifest)
     table = table_rows(manifest) if facts.table else folder_rows(manifest)
-    if facts.split or not facts.table: return table
+    if facts.split or not (facts.table or facts.shares): return table
     if not facts.shares: raise ValueError(f'{manifest.path}: labels says neither split (a column) nor shares')
     return table.assign(split=draw_splits(table, facts.shares, manifest.name))
 

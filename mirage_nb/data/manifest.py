@@ -368,8 +368,10 @@ def read_manifest(
     if not own: return parse_manifest(shipped, str(name))
     if found := _read_folder(folder): return found
     if folder.is_dir() and str(name).strip('.'):
-        raise FileNotFoundError(f'{folder} holds neither manifest.toml nor INFO.json, nor folders '
-                                'SPLIT/CLASS; one has to name the classes')
+        raise FileNotFoundError(
+            f'{folder} holds neither manifest.toml nor INFO.json, nor folders SPLIT/CLASS; one has to name the '
+            'classes. Of folders CLASS without splits a manifest.toml says layout = "classes" and, below [labels], '
+            'shares = [0.7, 0.1, 0.2]')
     own_set = f'Your own: a folder with INFO.json, or with SPLIT/CLASS, in MIRAGE_DATA={data_dir()}'
     raise KeyError(f'{unknown("dataset", name, list_manifests())}. {own_set}')
 

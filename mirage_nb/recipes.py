@@ -151,7 +151,7 @@ class MAERecipe(PretrainRecipe):
     model: str = 'mae_vit_base_patch16' # a name in models.zoo
     dataset: str = ''                  # a dataset, or the path of a folder of it; several with commas between
     mask_ratio: float = 0.75           # share of the patches that is hidden
-    decoded: float = 1.                # part of the hidden patches that is predicted; below 1: cross-attention decoders
+    decoded: float|None = None         # cross-attention decoders: part of the hidden they predict; None: a third
     crop: list[float] = field(default_factory=lambda: [0.2, 1.]) # smallest and largest part of the area that is cut out
     shares: list[float]|None = None    # how often each dataset is drawn; None: as large as it is
     epochs: int = 800                  # passes over the data
@@ -161,7 +161,8 @@ class MAERecipe(PretrainRecipe):
     def __post_init__(self)->None:
         super().__post_init__()
         if len(self.crop) != 2: raise ValueError(f'crop takes two numbers, as [0.2, 1.0], not {self.crop}')
-        if not 0 < self.decoded <= 1: raise ValueError(f'decoded is above 0 and up to 1, not {self.decoded}')
+        if self.decoded is not None and not 0 < self.decoded <= 1:
+            raise ValueError(f'decoded is above 0 and up to 1, not {self.decoded}')
 
 # %% ../nbs/01_recipes.ipynb #4b1d7e04
 _medical = MAERecipe(crop=[0.5, 1.], batch_size=2048)  # Xiao et al. 2023, WACV
@@ -389,7 +390,9 @@ class FewShot:
     seed: int = 0                      # of the first subset
 
     def __post_init__(self)->None:
-        if self.seeds < 1: raise ValueError(f'seeds is 1 or more, not {self.seeds}')
+        for k in ('seeds', 'epochs'):
+            if getattr(self, k) is not None and getattr(self, k) < 1:
+                raise ValueError(f'{k} is 1 or more, not {getattr(self, k)}')
         known = 'splits', 'pool', 'published'  # published: all other images are the test, also of patients learnt from
         if self.protocol not in known: raise ValueError(unknown('protocol', self.protocol, known))
         if not self.shots or min(self.shots) <= 0: raise ValueError(f'shots takes numbers above 0, not {self.shots}')

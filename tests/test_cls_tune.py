@@ -261,6 +261,38 @@ def test_a_last_layer_needs_a_file(changed, words):
     with pytest.raises(ValueError, match=words): settings(**changed)
 
 
+def test_a_tuned_file_of_another_task_is_refused(home):
+    model = cls_model('mirage_tiny', 2, size=(48, 48))
+    keywords = {'name': 'mirage_tiny', 'n_classes': 2, 'size': [48, 48]}
+    file = save_cls_model(model, home/'a.safetensors', keywords, classes=['AMD', 'CNV'])
+    cfg = settings(weights=str(file), keep_head=True, epochs=0)
+    with pytest.raises(ValueError, match='was tuned for AMD, CNV; the classes here are '): cls.train_cls(cfg, home/'x')
+    own = save_cls_model(model, home/'b.safetensors', {**keywords, 'pool': 'cls'}, classes=list(data().classes))
+    with pytest.raises(ValueError, match="was tuned with pool 'cls', not 'global': take that"):
+        cls.train_cls(replace(cfg, weights=str(own)), home/'x')
+
+
+@pytest.mark.slow
+def test_a_file_is_tested_on_a_set_that_has_only_a_test(home, execute, monkeypatch):
+    "31_cls_tune itself, without training and validation splits"
+    rows = cls.train_cls(settings(epochs=1), home/'run')
+    assert len(rows) == 1
+    first = data()
+    for p in first.splits['test'].itertuples():
+        to = home/'data'/'Away'/'test'/p.label/f'{p.id}.png'
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_bytes(p.image.read_bytes())
+    monkeypatch.setenv('MIRAGE_DATA', str(home/'data'))
+    space = execute('cls_tune', dataset='Away', recipe='cls_small', tune='full', keep_head=True, epochs=0, size=48,
+                    precision='fp32', weights=str(home/'run'/'best.safetensors'))
+    same = cls.predict_cls(home/'run'/'best.safetensors', first.splits['test']).set_index('id')
+    there = pd.read_csv(space['run'].folder/'predictions_test.csv')
+    assert set(there.id) == set(same.index) and not (space['run'].folder/'predictions_val.csv').exists()
+    scores = [c for c in same if c.startswith('score:')]
+    np.testing.assert_allclose(there.set_index('id')[scores], same.loc[there.id, scores], rtol=1e-6,
+                               err_msg='the folders sort the classes otherwise than the file')
+
+
 def test_random_encoder_beside_a_file_that_is_only_tested():
     asked = cls.random_probe(settings(tune='probe', weights='x.pth', keep_head=True, epochs=0))
     assert (asked.weights, asked.keep_head, asked.epochs) == (None, False, cls_recipe('cls_small').epochs)

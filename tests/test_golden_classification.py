@@ -62,6 +62,17 @@ def test_whole_classifier(heads, pretrained, config, pool):
     close(model({'bscan': pretrained['input.bscan']}), heads[f'{pool}.logits'])
 
 
+@pytest.mark.parametrize('pool', POOLS)
+def test_tuned_mirage_with_its_last_layer(heads, pretrained, config, pool, tmp_path):
+    c, file = config, tmp_path/'tuned.pth'
+    top = {k: v for k, v in below(heads, f'{pool}.').items() if k.startswith(('norm.', 'head.'))}
+    torch.save({'model': below(pretrained, 'state.') | top}, file)
+    encoder = MultiViT([Modality('bscan', c['patch'], c['img'])], d=c['dim'], depth=c['depth'], heads=c['heads'])
+    model = ClsModel(encoder, len(top['head.bias']), pool).eval()
+    start_classifier(model, file, names(len(top['head.bias'])))
+    close(model({'bscan': pretrained['input.bscan']}), heads[f'{pool}.logits'])
+
+
 def below_checkpoint(pretrained):
     from pathlib import Path
 
@@ -83,28 +94,32 @@ def test_vit_classifiers(golden, recorded, pool, norm):
     close(model({'image': x}), t[f'{recorded}.logits'])
 
 
+def names(n): return [f'class {i}' for i in range(n)]
+
+
+@pytest.mark.parametrize('outer', ['', 'backbone.', 'module.'])
 @pytest.mark.parametrize('recorded, pool, other', [('global_pool', 'global', 'cls'), ('cls_token', 'cls', 'global')])
-def test_published_classifier_with_its_last_layer(golden, recorded, pool, other, tmp_path):
+def test_published_classifier_with_its_last_layer(golden, recorded, pool, other, outer, tmp_path):
     "A file of a tuned classifier gives the recorded logits; with other classes or pooling it is refused"
     c, t = json.loads((golden/'mae.json').read_text())['config'], load_file(golden/'vit_classifier.safetensors')
     state, x = below(t, f'{recorded}.state.'), t[f'{recorded}.input']
     file = tmp_path/'tuned.pth'
-    torch.save({'model': state, 'epoch': 75}, file)
+    torch.save({'model': {f'{outer}{k}': v for k, v in state.items()}, 'epoch': 75}, file)
     shape = {k: c[v] for k, v in (('patch', 'patch'), ('d', 'dim'), ('depth', 'depth'), ('heads', 'heads'))}
     def model(n=c['ncls'], pool=pool):
         return ClsModel(ViT(size=x.shape[-2:], channels=x.shape[1], **shape), n, pool, 'pooled').eval()
     ours = model()
-    report = start_classifier(ours, file, keep_head=True)
+    report = start_classifier(ours, file, names(4))
     close(ours({'image': x}), t[f'{recorded}.logits'])
     assert 'head.weight' in report.loaded and not report.unused
     for wrong, words in ((model(n=5), r'head.weight is .* and \(classes, width\) here is \(5, '),
-                         (model(pool=other), "lacks the norm of a classifier with pool"),
-                         (model(pool='token_mix'), "lacks the norm of a classifier with pool")):
+                         (model(pool=other), "has no norm of a classifier with pool"),
+                         (model(pool='token_mix'), "has no norm of a classifier with pool")):
         before = wrong.head.weight.clone()
-        with pytest.raises(ValueError, match=words): start_classifier(wrong, file, keep_head=True)
+        with pytest.raises(ValueError, match=words): start_classifier(wrong, file, names(4))
         assert wrong.head.weight.equal(before)
     torch.save({'model': {k: v for k, v in state.items() if not k.startswith('head')}}, file)
-    with pytest.raises(ValueError, match='lacks the head of a classifier'): start_classifier(ours, file, keep_head=True)
+    with pytest.raises(ValueError, match='has no head of a classifier'): start_classifier(ours, file, names(4))
 
 
 def test_layer_decay_groups(golden):

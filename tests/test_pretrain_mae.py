@@ -1,4 +1,6 @@
 "Pre-training of masked autoencoders of one modality: what an epoch holds, where pictures come from, what is kept"
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,6 +46,7 @@ def test_repeats_are_views_of_one_picture(home, repeats):
 def test_part_of_the_hidden_patches_is_predicted(home):
     cfg = settings(pictures(home/'films'), decoded=.25, model='mae_vit_large_patch16_cross_attention')
     assert pretrain.mae_keywords(cfg)['share'] == .25
+    assert 'share' not in pretrain.mae_keywords(replace(cfg, decoded=None)), "the model's own is a third"
     for wrong, words in (({'model': 'mae_vit_small_patch16'}, 'large_patch16_cross_attention can do with a part'),
                          ({'decoded': 0.}, 'decoded is above 0 and up to 1, not 0.0'),
                          ({'crop': [.5]}, 'crop takes two numbers')):

@@ -367,6 +367,9 @@ def rows_of(
     table = table_rows(manifest) if facts.table else folder_rows(manifest)
     if facts.split or not (facts.table or facts.shares): return table
     if not facts.shares: raise ValueError(f'{manifest.path}: labels says neither split (a column) nor shares')
+    if not (table.patient != '').any(): warnings.warn(
+        f'{manifest.path}: splits are drawn by image, for nothing says whose each is, so one person may be in two of '
+        "them. Say it by patient, as '^([^_]+)' for the part of a name before the first _", stacklevel=3)
     return table.assign(split=draw_splits(table, facts.shares, manifest.name))
 
 

@@ -42,7 +42,7 @@ class LabelFacts:
     recipe: str = 'cls_probe_mirage'
     classes: tuple[str, ...] = ()       # empty: the names found, sorted
     multi: bool = False                 # several may hold for one image
-    table: str = ''                     # CSV file below the dataset's folder; '': folders SPLIT/CLASS
+    table: str = ''                     # CSV file below the dataset's folder; '': folders SPLIT/CLASS, or CLASS
     image: str = ''                     # path below that folder, columns in braces
     id: str = ''                        # columns from here on
     label: str = ''

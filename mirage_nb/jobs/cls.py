@@ -95,15 +95,16 @@ def cls_datasets(
     data:Labelled,
     manifest:Manifest,
     cfg:ClsRecipe,
-    splits:Sequence[str]=('train', 'val') # that are wanted; val may be missing where the last epoch counts
+    splits:Sequence[str]=('train', 'val') # wanted; val may be missing where the last epoch counts, both without epochs
 )->dict[str, ClsDataset]:                 # by split
     "Data sets of a tuning, as its encoder wants them"
     tables, look = data.splits, look_of(cfg, manifest)
     for s in splits:
-        if s in tables or s == 'val' and cfg.select == 'last': continue
+        if s in tables or not cfg.epochs or s == 'val' and cfg.select == 'last': continue
         more = ". Say select='last' to train without, or give it one" if s == 'val' else ''
         raise ValueError(f'{data.name} has no split {s!r}; it has {", ".join(tables)}{more}')
-    if 'train' in splits: tables['train'] = few_labels(tables['train'], data.classes, cfg.shots, cfg.seed)
+    if 'train' in splits and 'train' in tables:
+        tables['train'] = few_labels(tables['train'], data.classes, cfg.shots, cfg.seed)
     return {s: ClsDataset(tables[s], data.classes, look, augment=s == 'train', seed=cfg.seed)
             for s in splits if s in tables}
 
@@ -137,13 +138,13 @@ def model_keywords(
 
 def build_cls(
     cfg:ClsRecipe,
-    n_classes:int,
+    classes:Sequence[str],
     modality:str='bscan' # that MIRAGE's adapter reads
 )->tuple[ClsModel, LoadReport|None]: # and what was loaded
     "Model of a job, ready to train"
     torch.manual_seed(sample_key(cfg.seed, 'first weights'))
-    model = cls_model(**model_keywords(cfg, n_classes, modality))
-    report = start_classifier(model, cfg.weights, cfg.keep_head)
+    model = cls_model(**model_keywords(cfg, len(classes), modality))
+    report = start_classifier(model, cfg.weights, classes if cfg.keep_head else ())
     choose_training(model, cfg.tune, cfg.last_blocks, cfg.lora_rank)
     return model, report
 
@@ -331,6 +332,7 @@ class ClsJob:
     cfg: ClsRecipe
     data: Labelled
     sets: dict[str, ClsDataset]
+    look: Look
     model: ClsModel
     settings: FitSettings
     loss: ClsLoss
@@ -339,13 +341,13 @@ class ClsJob:
     @property
     def keywords(self)->dict[str, Any]:
         "By which the model was made"
-        return model_keywords(self.cfg, len(self.data.classes), self.sets['train'].look.modality)
+        return model_keywords(self.cfg, len(self.data.classes), self.look.modality)
 
     def save(self, model:ClsModel)->None:
         "Write the model of this job"
-        look = asdict(self.sets['train'].look)
-        save_cls_model(model, self.folder/'best.safetensors', self.keywords, dataset=self.data.name, look=look,
-                       classes=list(self.data.classes), multi=self.data.multi, precision=self.settings.precision,
+        save_cls_model(model, self.folder/'best.safetensors', self.keywords, dataset=self.data.name,
+                       look=asdict(self.look), classes=list(self.data.classes), multi=self.data.multi,
+                       precision=self.settings.precision,
                        loss=[self.cfg.label_smoothing, self.cfg.loss],
                        kept=self.cfg.tune == 'probe' and self.cfg.views >= 0)
 
@@ -374,10 +376,10 @@ def cls_job(
     "Read the data and build the model of a job"
     manifest = read_manifest(cfg.dataset)
     data = data or cls_data(manifest, cfg.allow_leaks)
-    sets = cls_datasets(data, manifest, cfg)
-    model, _ = build_cls(cfg, len(data.classes), sets['train'].look.modality)
+    sets, look = cls_datasets(data, manifest, cfg), look_of(cfg, manifest)
+    model, _ = build_cls(cfg, data.classes, look.modality)
     loss = cls_loss(data.multi, cfg.label_smoothing, cfg.loss)
-    return ClsJob(cfg, data, sets, model, fit_settings(cfg, len(sets['train'])), loss, folder)
+    return ClsJob(cfg, data, sets, look, model, fit_settings(cfg, len(sets.get('train', [0]))), loss, folder)
 
 
 def as_it_is(
@@ -699,9 +701,9 @@ def probe_encoder(
     "Logistic regression and nearest neighbours on the encoder before any tuning"
     manifest = read_manifest(cfg.dataset)
     sets = cls_datasets(data, manifest, cfg, [s for s in ('train', 'val', 'test') if s in data.splits])
+    if not {'train', 'val'} <= sets.keys(): return {}
     frozen = replace(cfg, tune='probe', mixup=0., ema=0.)
-    model, _ = build_cls(frozen, len(data.classes), sets['train'].look.modality)
-    if 'val' not in sets: return {}
+    model, _ = build_cls(frozen, data.classes, sets['train'].look.modality)
     kind = pick_precision(cfg.precision)
     kept = {s: keep_features(model, d, [-1], kind)[0] for s, d in sets.items()}
     x = {s: model.cpu().vector(v).detach().numpy() for s, v in kept.items()}
@@ -745,7 +747,7 @@ def cls_beside(
     data:Labelled
 )->dict[str, ClsScores]: # by name
     "Scores of the probes, and of what has not learnt to see"
-    if 'test' not in data.splits or cfg.test_dataset: return {}
+    if not {'train', 'test'} <= data.splits.keys() or cfg.test_dataset: return {}
     found = {}
     if cfg.probes:
         for name, (setting, tables) in probe_encoder(cfg, data).items():

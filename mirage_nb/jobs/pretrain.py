@@ -407,7 +407,7 @@ def mae_keywords(
 )->dict[str, Any]:
     "Keywords of `pretrain_model` for a masked autoencoder of one modality"
     crossed = 'cross_attention' in cfg.model
-    if cfg.decoded < 1 and not crossed: raise ValueError(
+    if cfg.decoded is not None and not crossed: raise ValueError(
         f'decoded {cfg.decoded}: hidden patches look at each other in the decoder of {cfg.model}, all are predicted; '
         f'{next(k for k in MAES if "cross_attention" in k)} can do with a part')
     if cfg.model in CNN_MAES:
@@ -416,7 +416,7 @@ def mae_keywords(
         return {'name': cfg.model, 'mask_ratio': cfg.mask_ratio}
     size = cfg.size or encoder_record(MAES[cfg.model][0]).image
     return {'name': cfg.model, 'size': size, 'mask_ratio': cfg.mask_ratio, 'norm_pix': cfg.norm_pix,
-            'checkpointing': cfg.checkpointing, **({'share': cfg.decoded} if crossed else {})}
+            'checkpointing': cfg.checkpointing, **({} if cfg.decoded is None else {'share': cfg.decoded})}
 
 
 def mixed(

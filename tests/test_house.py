@@ -248,14 +248,19 @@ def public(tree):
 
 def options_are_read(root):
     "An option that no code reads is a promise that nobody keeps; a recipe and its notebook know the same options"
-    recipes = {n.name: [s.target.id for s in n.body if isinstance(s, ast.AnnAssign)] for n in
-               ast.parse(modules(root)['recipes'].read_text()).body if isinstance(n, ast.ClassDef)}
+    recipes, parents = {}, {}  # of each class its options, those of its parents first
+    for n in ast.parse(modules(root)['recipes'].read_text()).body:
+        if not isinstance(n, ast.ClassDef): continue
+        parents[n.name] = [k.id for k in n.bases if k.id in recipes]
+        inherited = [f for k in parents[n.name] for f in recipes[k]]
+        recipes[n.name] = [*dict.fromkeys([*inherited, *(s.target.id for s in n.body if isinstance(s, ast.AnnAssign))])]
     read = {k: set() for k in recipes}
     for name, p in modules(root).items():
         functions = [f for f in ast.walk(ast.parse(p.read_text())) if isinstance(f, ast.FunctionDef)]
         for f in functions if name != 'recipes' else ():
             kinds = {ast.unparse(a.annotation or a) for a in f.args.args if a.arg == 'cfg'}
-            for k in set(recipes) if 'Job' in kinds else kinds & set(recipes): read[k] |= options_of(f)
+            for k in recipes:
+                if kinds & {'Job', k, *parents[k]}: read[k] |= options_of(f)
     faults, owned = [], set()
     for p in pipelines(root):
         given = [t.id for c in cells(p) if 'parameters' in c.tags for n in ast.parse(c.source).body
@@ -269,6 +274,7 @@ def options_are_read(root):
         faults += [f'{p.name}: {k} is no option of {recipe}' for k in given if recipe and k not in fields]
         known = read.get(recipe, set()) | used | options_of(rest)
         faults += [f'{p.name}: {k} is read nowhere' for k in given if k not in known]
+    owned |= {k for of in parents.values() for k in of}
     return faults + [f'{k} has no pipeline' for k in recipes if k not in owned]
 
 

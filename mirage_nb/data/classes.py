@@ -386,7 +386,7 @@ def reader_rows(
         if c not in known: raise ValueError(f"{manifest.path}: labels.classes: {unknown('class', c, known)}")
     return table.drop(columns=[f'label:{c}' for c in known if facts.classes and c not in facts.classes])
 
-
+# %% ../../nbs/09g_data.classes.ipynb #65f233b2
 def labelled(
     manifest:Manifest,
     allow_leaks:bool=False # an image in two splits is a warning, not an error

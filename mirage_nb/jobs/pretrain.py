@@ -7,7 +7,7 @@ __all__ = ['MASKS', 'SHOWN', 'PROBED', 'holds_pairs', 'own_splits', 'patients', 
            'paired_data', 'Task', 'first_weights', 'mirage_keywords', 'mirage_pictures', 'mirage_task', 'Pictures',
            'finding_labels', 'picture_place', 'folder_norm', 'folder_labels', 'folder_data', 'picture_data',
            'mae_keywords', 'mixed', 'as_input', 'in_range', 'mae_losses', 'mae_pictures', 'mae_task', 'evenly', 'probe',
-           'look_at', 'pretrain_task', 'pretrain_settings', 'about_model', 'train_pretrain', 'probe_gain',
+           'look_at', 'pretrain_task', 'pairs_of', 'pretrain_settings', 'about_model', 'train_pretrain', 'probe_gain',
            'look_losses', 'model_card']
 
 # %% ../../nbs/29b_jobs.pretrain.ipynb #7d30a003
@@ -573,8 +573,15 @@ def pretrain_task(
     if cfg.model not in known: raise KeyError(unknown('model for this pre-training', cfg.model, known))
     if isinstance(cfg, MAERecipe): return mae_task(cfg)
     multi = cast(MultiMAERecipe, cfg)
-    names = multi.modalities and [*dict.fromkeys([*multi.modalities, *(multi.outputs or [])])]
-    return mirage_task(multi, paired_data(multi.dataset, names, multi.hold_out, multi.seed))
+    return mirage_task(multi, pairs_of(multi))
+
+
+def pairs_of(
+    cfg:MultiMAERecipe
+)->PairedData:
+    "Pairs that a recipe learns from, with the modalities that it reads or predicts"
+    names = cfg.modalities and [*dict.fromkeys([*cfg.modalities, *(cfg.outputs or [])])]
+    return paired_data(cfg.dataset, names, cfg.hold_out, cfg.seed)
 
 
 def pretrain_settings(
@@ -588,7 +595,7 @@ def pretrain_settings(
                        warmup_epochs=min(cfg.warmup_epochs, cfg.epochs/2),
                        betas=(cfg.betas[0], cfg.betas[1]), precision=pick_precision(cfg.precision))
 
-
+# %% ../../nbs/29b_jobs.pretrain.ipynb #7d30a0b2
 def about_model(
     cfg:PretrainRecipe,
     task:Task,

@@ -364,6 +364,14 @@ def test_class_folders_without_splits(unsplit):
     assert found[0].table.groupby('patient').split.nunique().eq(1).all()
 
 
+def test_splits_drawn_by_image_are_said(unsplit):
+    text = (unsplit/'manifest.toml').read_text()
+    (unsplit/'manifest.toml').write_text(text.replace("patient = '^([^_]+)'", ''))
+    with pytest.warns(UserWarning, match='drawn by image, for nothing says whose each is'):
+        data = labelled(read_manifest('Loose'))
+    assert set(data.table.patient) == {''}
+
+
 def test_class_folders_with_and_without_splits(unsplit):
     (unsplit/'train').mkdir()
     with pytest.raises(ValueError, match='shares draws splits, and .* has them already: train. Take one'):

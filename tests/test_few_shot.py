@@ -119,3 +119,8 @@ def test_report_of_several_labels(home, execute):
     saved = pd.read_csv(space['run'].folder/'subsets.csv')
     assert saved['patients in both'].tolist() == [0, 0] and (saved['test, patients'] > 0).all()
     assert space['start'] == 'mirage_tiny'
+
+
+@pytest.mark.parametrize('name', ['epochs', 'seeds'])
+def test_nothing_is_no_number_of(name):
+    with pytest.raises(ValueError, match=f'{name} is 1 or more, not 0'): FewShot(**{name: 0})

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import alternate, row
-from mirage_nb.models.layers import attention
-from mirage_nb.train.loop import pick_precision
+from mirage_nb.models.layers import _attention
+from mirage_nb.train.settings import pick_precision
 
 THREADS = 2
 SHAPES = {'visible tokens of mirage_base': (8, 12, 99, 99, 64), 'its decoders, among themselves': (8, 8, 256, 256, 32),
@@ -24,7 +24,7 @@ def compare(what: str, b: int, heads: int, n: int, m: int, d: int) -> dict:
             out.sum().backward()
             return out.detach()
         return step
-    plain, ours = once(F.scaled_dot_product_attention), once(attention)
+    plain, ours = once(F.scaled_dot_product_attention), once(_attention)
     far = float((plain().float() - ours().float()).abs().max())
     return row(f'{what}: {b} x {heads} heads, {n} to {m}', *alternate(plain, ours), f'within {far:.0e}')
 

@@ -10,9 +10,9 @@ import torch
 from sklearn import metrics as sk
 
 from benchmarks import row
-from mirage_nb.eval.cls_metrics import MACRO, check_predictions, measure, parts_of
-from mirage_nb.eval.cls_stats import image_units, resample
-from mirage_nb.eval.cls_table import example_predictions
+from mirage_nb.eval.classification.intervals import image_units, resample
+from mirage_nb.eval.classification.metrics import MACRO, compute_metrics, count_table
+from mirage_nb.eval.classification.predictions import _example_predictions, check_predictions
 from mirage_nb.eval.stats import draw_counts
 
 N = 10_000
@@ -46,8 +46,8 @@ def compare(what, table, plain, sample, aim):
     expected = np.array([plain(pred, w[units.of]) for w in counts])
     plain_s = (time.perf_counter() - start)*N/sample
     start = time.perf_counter()
-    parts = parts_of(pred, units.of)
-    draws = resample(lambda c: measure(parts, c), units.g, N)  # every metric, not only those compared
+    parts = count_table(pred, units.of)
+    draws = resample(lambda c: compute_metrics(parts, c), units.g, N)  # every metric, not only those compared
     ours_s = time.perf_counter() - start
     macro = [*pred.classes, MACRO].index(MACRO)
     got = np.stack([draws[m][:sample, macro if draws[m].shape[1] > 1 else 0] for m in METRICS[:expected.shape[1]]], 1)
@@ -58,8 +58,8 @@ def run():
     "Rows for the table of benchmarks"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    four = example_predictions(patients=250, classes=list('abcd'))
-    many = example_predictions(patients=1250, classes=[f'finding {i}' for i in range(14)], single=False)
+    four = _example_predictions(patients=250, classes=list('abcd'))
+    many = _example_predictions(patients=1250, classes=[f'finding {i}' for i in range(14)], single=False)
     known = many.fillna({c: 0. for c in many if c.startswith('label:')})
     try:
         return [compare(f'bootstrap: 5 metrics, {len(four)} images, 4 classes', four, plain_single, 100, 50.),

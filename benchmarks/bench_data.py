@@ -9,10 +9,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 from benchmarks import alternate, row
-from mirage_nb.core import keyed_generator
-from mirage_nb.data.datasets import SegDataset, folder_table
 from mirage_nb.data.manifest import ClassInfo
-from mirage_nb.data.transforms import draw_crop
+from mirage_nb.data.preprocessing import _draw_crop
+from mirage_nb.data.segmentation import SegDataset, folder_table
+from mirage_nb.randomness import keyed_generator
 
 SIZE, LAYERS, ID = (1024, 1024), 9, 'P1_1'
 CLASSES = [ClassInfo(i, 28 * i, f'layer {i}', 'layer') for i in range(LAYERS)]
@@ -49,7 +49,7 @@ def separate_steps(
         y, x = table[y], x.astype(np.float32)
     x = (x - x.min()) / (x.max() - x.min())
     xt, yt = torch.from_numpy(x)[None], torch.from_numpy(y)[None]
-    flipped, top, left, frame = draw_crop(SIZE, keyed_generator(0, epoch, ID))
+    flipped, top, left, frame = _draw_crop(SIZE, keyed_generator(0, epoch, ID))
     if flipped: xt, yt = TF.hflip(xt), TF.hflip(yt)
     xt = TF.resize(xt, list(frame), InterpolationMode.BILINEAR, antialias=False)
     yt = TF.resize(yt, list(frame), InterpolationMode.NEAREST)
@@ -70,7 +70,7 @@ def run() -> list[dict]:
         make_pair(folder)
         table = folder_table(folder/'bscan').assign(semseg=[folder/'semseg'/f'{ID}.png'])
         first, later = (SegDataset(table, CLASSES, size=SIZE, augment=True, keep_mb=mb) for mb in (0, 512))
-        kinds = {draw_crop(SIZE, keyed_generator(0, e, ID))[0]: e for e in range(32)}
+        kinds = {_draw_crop(SIZE, keyed_generator(0, e, ID))[0]: e for e in range(32)}
         epochs = [kinds[False], kinds[True]]  # one of each: as drawn, and flipped
         apart = [difference(ds[(e, 0)], separate_steps(folder, e, True)) for e in epochs for ds in (first, later)]
         plain, table_s, cold, kept, decode = alternate(

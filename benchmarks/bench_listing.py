@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import row
-from mirage_nb.data.listing import list_pictures
+from mirage_nb.data.image_index import index_images
 
 FILES, A_FOLDER = 100_000, 500
 
@@ -43,9 +43,9 @@ def run() -> list[dict]:
         root, index = Path(name).resolve()/'tree', Path(name)/'tree.safetensors'
         make_tree(root)
         plain_s, walked = min((timed(plain, root) for _ in range(2)), key=lambda t: t[0])
-        first_s, listing = timed(list_pictures, root, index)
-        later_s, again = min((timed(list_pictures, root, index) for _ in range(5)), key=lambda t: t[0])
-        fresh_s, checked = timed(list_pictures, root, index, refresh=True)
+        first_s, listing = timed(index_images, root, index)
+        later_s, again = min((timed(index_images, root, index) for _ in range(5)), key=lambda t: t[0])
+        fresh_s, checked = timed(index_images, root, index, refresh=True)
         same = len(walked) == len(again) and all(again.path(i) == Path(walked[i][0]) and
                                                  tuple(again.shape[i]) == walked[i][1] for i in range(0, FILES, 97))
         equal = f'{"same" if same and listing.digest() == checked.digest() else "OTHER"} paths and sizes'

@@ -11,13 +11,14 @@ from torch.utils.data import default_collate
 from torchvision.transforms import InterpolationMode
 
 from benchmarks import alternate, row
-from mirage_nb.core import sample_key
-from mirage_nb.data.augment import CropAugment, CropDraw, PairAugment, augment, crop_resize, draw_crops, draw_pairs
-from mirage_nb.data.datasets import collate
-from mirage_nb.data.packed import open_packed, pack
-from mirage_nb.data.paired import MODALITIES, PairedDataset, folder_pairs
-from mirage_nb.models.decoders import MultiMAE
-from mirage_nb.models.multimae import Modality
+from mirage_nb.data.augment.affine import PairAugment, augment_pairs, draw_pairs
+from mirage_nb.data.augment.crops import CropAugment, _crop_resize, _CropDraw, _draw_crops
+from mirage_nb.data.packed import _open_packed, pack
+from mirage_nb.data.paired import _MODALITIES, PairedDataset, folder_pairs
+from mirage_nb.data.segmentation import collate
+from mirage_nb.models.mirage import Modality
+from mirage_nb.models.mirage_mae import MultiMAE
+from mirage_nb.randomness import sample_key
 from mirage_nb.train.losses import pretrain_losses
 
 B, SIZE, MAP, SAMPLES = 8, 512, 128, 16
@@ -28,21 +29,21 @@ DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 def make_set(folder: Path) -> None:
     "Speckle under layers, as the published arrays are: 8 bits, (512, 512)"
     rng = np.random.default_rng(0)
-    for k in MODALITIES: (folder/k).mkdir()
+    for k in _MODALITIES: (folder/k).mkdir()
     for i in range(SAMPLES):
         lines = 120 + 25*np.arange(12)[:, None] + 20*np.sin(np.arange(SIZE)/90 + rng.random())
         y = (np.arange(SIZE)[:, None] > lines[:, None]).sum(0).astype(np.uint8)
         x = ((20 + 15*y)*rng.gamma(6, 1/6, y.shape)).clip(0, 255).astype(np.uint8)
-        for k, v in zip(MODALITIES, (x, x.T, y), strict=True): np.save(folder/k/f'S{i:02d}.npy', v)
+        for k, v in zip(_MODALITIES, (x, x.T, y), strict=True): np.save(folder/k/f'S{i:02d}.npy', v)
 
 
 def per_sample(folder: Path, epoch: int, i: int) -> dict[str, Tensor]:
     "One sample by torchvision, one step after the other"
-    x = {k: torch.from_numpy(np.load(folder/k/f'S{i:02d}.npy'))[None] for k in MODALITIES}
+    x = {k: torch.from_numpy(np.load(folder/k/f'S{i:02d}.npy'))[None] for k in _MODALITIES}
     d = draw_pairs([sample_key(0, epoch, f'S{i:02d}')], PairAugment())
     shift, angle, shear = float(d.shift), float(d.angle.rad2deg()), float(d.shear.rad2deg())
     right, down = float(d.right)*SIZE, float(d.down)*SIZE
-    for k in MODALITIES:
+    for k in _MODALITIES:
         is_map, face = k == 'bscanlayermap', k == 'slo'
         if not is_map: x[k] = TF.to_dtype(x[k], torch.float32, scale=True)
         if d.flip: x[k] = TF.horizontal_flip(x[k])
@@ -56,7 +57,7 @@ def per_sample(folder: Path, epoch: int, i: int) -> dict[str, Tensor]:
 
 def ours(ds: PairedDataset, epoch: int) -> dict:
     "A batch by the library"
-    return augment(collate([ds[(epoch, i)] for i in range(B)]), PairAugment(), SIZES)
+    return augment_pairs(collate([ds[(epoch, i)] for i in range(B)]), PairAugment(), SIZES)
 
 
 def apart(a: dict, b: dict) -> str:
@@ -69,7 +70,7 @@ def apart(a: dict, b: dict) -> str:
 def crop_row(c: int, side: int, size: int = 224) -> dict:
     "Random resized crops of a batch of images"
     x = torch.randint(0, 256, (B, c, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    d = draw_crops(range(B), [(side, side)]*B, CropAugment(scale=(0.5, 1)))
+    d = _draw_crops(range(B), [(side, side)]*B, CropAugment(scale=(0.5, 1)))
 
     def plain() -> Tensor:
         views = []
@@ -78,8 +79,8 @@ def crop_row(c: int, side: int, size: int = 224) -> dict:
             v = TF.resized_crop(v, *box, [size, size], InterpolationMode.BICUBIC)
             views.append(TF.horizontal_flip(v) if flip else v)
         return torch.stack(views).clamp(0, 1)
-    seconds = alternate(plain, lambda: crop_resize(x, CropDraw(*d), (size, size)))
-    same = f'{(plain() - crop_resize(x, d, (size, size))).abs().max():.0e}'
+    seconds = alternate(plain, lambda: _crop_resize(x, _CropDraw(*d), (size, size)))
+    same = f'{(plain() - _crop_resize(x, d, (size, size))).abs().max():.0e}'
     return row(f'crops of {c} x {side} x {side} to {size}, a batch of {B}', *seconds, same)
 
 
@@ -89,7 +90,7 @@ def train_step(precision: torch.dtype, batch: dict) -> Callable[[], float]:
     kinds = [Modality('bscan', 32, SIZE), Modality('slo', 32, SIZE), Modality('bscanlayermap', 8, MAP, classes=13)]
     model = MultiMAE(kinds, d=768, depth=12, heads=12).to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    x, keys = {k: batch[k].to(DEVICE) for k in MODALITIES}, batch['key']
+    x, keys = {k: batch[k].to(DEVICE) for k in _MODALITIES}, batch['key']
 
     def step() -> float:
         with torch.autocast(DEVICE, precision, enabled=precision != torch.float32):
@@ -108,7 +109,7 @@ def data_rows() -> tuple[list[dict], dict, float]:
         folder = Path(name)
         make_set(folder)
         files = PairedDataset(folder_pairs(folder))
-        packed = PairedDataset(open_packed(pack(files.pairs, folder/'packed', quiet=True)))
+        packed = PairedDataset(_open_packed(pack(files.pairs, folder/'packed', quiet=True)))
         plain, cold, mapped = alternate(lambda: default_collate([per_sample(folder, 1, i) for i in range(B)]),
                                         lambda: ours(files, 1), lambda: ours(packed, 1))
         batch = ours(packed, 1)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import alternate, row
-from mirage_nb.models.zoo import seg_model
+from mirage_nb.models.segmentation import seg_model
 from mirage_nb.train.losses import seg_loss
 from mirage_nb.train.optim import param_groups
 

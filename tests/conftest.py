@@ -39,7 +39,7 @@ def shared_data():
 @pytest.fixture(scope='session')
 def phantoms(tmp_path_factory):
     "MIRAGE_DATA with a tiny Phantom_OCT: 8 B-scans a split, of 96 x 80 pixels"
-    from mirage_nb.phantom import make_phantom_oct
+    from mirage_nb.phantoms.oct import make_phantom_oct
     folder = tmp_path_factory.mktemp('data')
     make_phantom_oct(folder/'Phantom_OCT', patients=12, volumes=1, slices=2, size=(96, 80))
     return folder
@@ -63,7 +63,8 @@ def execute(home, monkeypatch):
     "Runs the code of a pipeline notebook in this process, as if the runner had started it: (stage, **parameters)"
     import nbformat
 
-    from mirage_nb.runs import HANDOFF, find_notebook
+    from mirage_nb.records import HANDOFF
+    from mirage_nb.runs import _find_notebook as find_notebook
     monkeypatch.setenv(HANDOFF, str(home/'handoff.json'))
     monkeypatch.setenv('MPLBACKEND', 'agg')
 

@@ -7,22 +7,24 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mirage_nb.data.chest import (
-    CHEXPERT,
-    NIH,
-    chexpert_table,
-    covidx_table,
-    mimic_table,
-    nih_entries,
-    nih_lists,
-    nih_table,
-    node21_table,
+from mirage_nb.data.chest.label_policy import apply_policies
+from mirage_nb.data.chest.readers import (
+    _CHEXPERT,
+    _NIH,
+    _chexpert_table,
+    _covidx_table,
+    _mimic_table,
+    _nih_entries,
+    _nih_lists,
+    _nih_table,
+    _node21_table,
     read_chest,
 )
-from mirage_nb.data.classes import rows_of
-from mirage_nb.data.findings import labelled_table, pictures_below, read_rows, settled
+from mirage_nb.data.chest.tables import read_labelled_table
+from mirage_nb.data.classification import _labelled_rows
+from mirage_nb.data.files import find_images_below, read_photo
 from mirage_nb.data.manifest import read_manifest
-from mirage_nb.data.rgb import read_picture
+from mirage_nb.data.tables import read_text_table
 
 
 def touch(folder, *names):
@@ -35,7 +37,7 @@ def touch(folder, *names):
 def chexpert(tmp_path):
     "Folder that holds CheXpert-v1.0-small with three patients and one view of each, and a lateral one"
     folder = tmp_path/'CheXpert-v1.0-small'
-    head = 'Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,' + ','.join(CHEXPERT)
+    head = 'Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,' + ','.join(_CHEXPERT)
 
     def line(split, p, values, kind='Frontal'):
         name = f'{split}/patient{p:05d}/study1/view1_{kind.lower()}.jpg'
@@ -56,18 +58,18 @@ def chexpert(tmp_path):
     ('published', 'ignore', [0, 1, 0, 1, 0], [1, 0, None, None, None])])
 def test_policies_of_labels(chexpert, policy, unmentioned, unsure, missing):
     "defects.md 12: what is not sure and what is not mentioned becomes what the policy says, under this pandas"
-    table = chexpert_table(chexpert[0], policy=policy, unmentioned=unmentioned).set_index('patient')
+    table = _chexpert_table(chexpert[0], policy=policy, unmentioned=unmentioned).set_index('patient')
     for patient, expected in (('patient00001', unsure), ('patient00002', missing)):
         got = table.loc[patient].filter(like='label:').to_numpy(float)
         np.testing.assert_array_equal(got, np.array(expected, float))
 
 
 def test_frontal_views_only_and_validation_by_patient(chexpert):
-    table = chexpert_table(chexpert[0])
+    table = _chexpert_table(chexpert[0])
     assert len(table) == 4 and (table.view == 'AP').all() and not table.id.str.contains('lateral').any()
     assert table.split.value_counts().to_dict() == {'train': 2, 'val': 1, 'test': 1}
     assert table.split[table.patient == 'patient64541'].item() == 'test'
-    own = chexpert_table(chexpert[0], {'train': 'train.csv', 'val': 'valid.csv'})
+    own = _chexpert_table(chexpert[0], {'train': 'train.csv', 'val': 'valid.csv'})
     assert own.split.value_counts().to_dict() == {'train': 3, 'val': 1}
 
 
@@ -81,15 +83,15 @@ def test_frontal_views_only_and_validation_by_patient(chexpert):
 def test_chexpert_errors(chexpert, lines, says):
     folder, write, _ = chexpert
     write('train', *lines)
-    with pytest.raises((ValueError, FileNotFoundError), match=says): chexpert_table(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=says): _chexpert_table(folder)
 
 
 def test_absent_images_are_dropped_only_when_asked(chexpert):
     folder, write, line = chexpert
     write('train', *(line('train', p, '1.0,,,,') for p in (1, 2, 3)))
     (folder/'CheXpert-v1.0-small/train/patient00002/study1/view1_frontal.jpg').unlink()
-    with pytest.raises(FileNotFoundError, match='1 of 4 images are not there.*patient00002'): chexpert_table(folder)
-    with pytest.warns(UserWarning, match='1 of 4 images are not there'): t = chexpert_table(folder, absent='drop')
+    with pytest.raises(FileNotFoundError, match='1 of 4 images are not there.*patient00002'): _chexpert_table(folder)
+    with pytest.warns(UserWarning, match='1 of 4 images are not there'): t = _chexpert_table(folder, absent='drop')
     assert len(t) == 3 and 'patient00002' not in set(t.patient)
 
 
@@ -98,7 +100,7 @@ def test_a_patient_in_two_splits_is_named(tmp_path):
     touch(tmp_path, *names)
     for split, name in zip(('train', 'test', 'val'), names, strict=True):
         (tmp_path/f'{split}_official.txt').write_text(f'{name} ' + ' '.join('0'*14) + '\n')
-    with pytest.warns(UserWarning, match='patient 00000001 in train, test'): nih_table(tmp_path)
+    with pytest.warns(UserWarning, match='patient 00000001 in train, test'): _nih_table(tmp_path)
 
 
 @pytest.mark.parametrize('line, says', [
@@ -109,20 +111,20 @@ def test_a_patient_in_two_splits_is_named(tmp_path):
     ('', 'train_official.txt is empty')])
 def test_nih_list_errors(tmp_path, line, says):
     (tmp_path/'train_official.txt').write_text(line)
-    with pytest.raises(ValueError, match=says): nih_lists({'train': tmp_path/'train_official.txt'}, {})
+    with pytest.raises(ValueError, match=says): _nih_lists({'train': tmp_path/'train_official.txt'}, {})
 
 
 def test_one_name_in_two_folders(tmp_path):
     touch(tmp_path, 'a/00000001_000.png', 'b/00000001_000.png')
-    with pytest.raises(ValueError, match='have one name; keep one of them'): nih_table(tmp_path)
+    with pytest.raises(ValueError, match='have one name; keep one of them'): _nih_table(tmp_path)
 
 
 def test_folder_without_tables(tmp_path):
-    with pytest.raises(FileNotFoundError, match='neither train_official.txt nor Data_Entry'): nih_table(tmp_path)
-    with pytest.raises(FileNotFoundError, match='no folder'): nih_table(tmp_path/'nowhere')
-    with pytest.raises(FileNotFoundError, match='no table'): node21_table(tmp_path)
-    with pytest.raises(FileNotFoundError, match='no list'): covidx_table(tmp_path)
-    with pytest.raises(FileNotFoundError, match='no table .*split.csv.gz'): mimic_table(tmp_path)
+    with pytest.raises(FileNotFoundError, match='neither train_official.txt nor Data_Entry'): _nih_table(tmp_path)
+    with pytest.raises(FileNotFoundError, match='no folder'): _nih_table(tmp_path/'nowhere')
+    with pytest.raises(FileNotFoundError, match='no table'): _node21_table(tmp_path)
+    with pytest.raises(FileNotFoundError, match='no list'): _covidx_table(tmp_path)
+    with pytest.raises(FileNotFoundError, match='no table .*split.csv.gz'): _mimic_table(tmp_path)
 
 
 def test_mimic_broken_tables(tmp_path):
@@ -130,22 +132,22 @@ def test_mimic_broken_tables(tmp_path):
     packed('split', 'dicom_id,study_id,subject_id,split\na,5,10000032,train\n')
     packed('metadata', 'dicom_id,ViewPosition\na,PA\n')
     packed('chexpert', 'subject_id,study_id,Edema\n10000032,5,\n10000032,5,1.0\n')
-    with pytest.raises(ValueError, match='chexpert.csv.gz, line 3: 10000032, 5'): mimic_table(tmp_path, ('Edema',))
+    with pytest.raises(ValueError, match='chexpert.csv.gz, line 3: 10000032, 5'): _mimic_table(tmp_path, ('Edema',))
     packed('chexpert', 'subject_id,study_id,Edema\n10000032,5,1.0\n')
-    with pytest.raises(FileNotFoundError, match=r'p10/p10000032/s5/a\.jpg'): mimic_table(tmp_path, ('Edema',))
+    with pytest.raises(FileNotFoundError, match=r'p10/p10000032/s5/a\.jpg'): _mimic_table(tmp_path, ('Edema',))
     packed('split', 'dicom_id,study_id,subject_id,split\na,5,10000032,training\n')
-    with pytest.raises(ValueError, match="no split 'training'. Did you mean 'train'"): mimic_table(tmp_path, ('Edema',))
+    with pytest.raises(ValueError, match="no split 'training'. Did you mean 'train'"): _mimic_table(tmp_path, ('Edema',))
 
 
 def test_own_table(tmp_path):
     touch(tmp_path, 'a.png', 'b.png')
     path = tmp_path/'table.csv'
     path.write_text('image,patient,split,Nodule\na.png,P1,train,1\nb.png,P2,test,\n')
-    with pytest.raises(ValueError, match='1 patients cannot be split'): labelled_table(path)
+    with pytest.raises(ValueError, match='1 patients cannot be split'): read_labelled_table(path)
     path.write_text('image,patient,split,Nodule\na.png,P1,val,1\na.png,P1,test,0\n')
-    with pytest.raises(ValueError, match='names a twice; keep one of its rows'): labelled_table(path)
+    with pytest.raises(ValueError, match='names a twice; keep one of its rows'): read_labelled_table(path)
     path.write_text('image,patient,split\na.png,P1,val\n')
-    with pytest.raises(ValueError, match='has no column of a finding'): labelled_table(path)
+    with pytest.raises(ValueError, match='has no column of a finding'): read_labelled_table(path)
     with pytest.raises(KeyError, match="Did you mean 'CheXpert'"): read_chest('Chexpert', tmp_path)
 
 
@@ -161,7 +163,7 @@ def rows(home, monkeypatch):
     def read(folder, labels=''):
         if labels: (folder/'manifest.toml').write_text(TABLE + labels)
         monkeypatch.setenv('MIRAGE_DATA', str(folder.parent))
-        return rows_of(read_manifest(folder.name))
+        return _labelled_rows(read_manifest(folder.name))
     return read
 
 
@@ -233,34 +235,34 @@ def test_labels_of_a_manifest_that_say_too_little(tmp_path, rows, labels, says):
 def test_real_nih_tables(shared_data):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
-        table = nih_table(shared_data/'cxr_nih_64px')
+        table = _nih_table(shared_data/'cxr_nih_64px')
     assert len(table) == 1000 and set(table.split) == {'train', 'val', 'test'} and set(table.view) == {'AP', 'PA'}
     assert (table['label:Effusion'].sum(), table['label:Hernia'].sum()) == (170, 9)
     assert any('in more than one split' in str(w.message) for w in said)  # this copy's own splits leak
     head = shared_data/'cxr_misc'/'nih_Data_Entry_2017_v2020_head200.csv'
     with pytest.warns(UserWarning, match='199 of 200'):
-        one = nih_entries(head, {'00000001_000.png': shared_data/'cxr_misc'/'00000001_000.png'}, absent='drop')
+        one = _nih_entries(head, {'00000001_000.png': shared_data/'cxr_misc'/'00000001_000.png'}, absent='drop')
     assert one.filter(like='label:').columns[one.filter(like='label:').iloc[0] == 1].tolist() == ['label:Cardiomegaly']
 
 
 def test_real_chexpert_head(shared_data):
     path = shared_data/'cxr_misc'/'chexpert_train_head200.csv'
-    rows, raw = read_rows(path, CHEXPERT), pd.read_csv(path)
-    labels = settled(rows, CHEXPERT, path)
-    for k in CHEXPERT:
+    rows, raw = read_text_table(path, _CHEXPERT), pd.read_csv(path)
+    labels = apply_policies(rows, _CHEXPERT, path)
+    for k in _CHEXPERT:
         expected = (raw[k] == 1) | ((raw[k] == -1) & (k in ('Edema', 'Atelectasis')))
         assert (labels[f'label:{k}'].to_numpy() == expected).all(), k
     assert (raw['Edema'] == -1).sum() > 5 and raw['Edema'].isna().sum() > 100
 
 
 def test_real_films(shared_data):
-    files = [f for k in ('cxr_nih_1024', 'cxr_nih_64px') for f in pictures_below(shared_data/k).values()]
+    files = [f for k in ('cxr_nih_1024', 'cxr_nih_64px') for f in find_images_below(shared_data/k).values()]
     rgba = [f for f in files if Image.open(f).mode == 'RGBA']
     assert len(rgba) >= 4
     for f in [*rgba[:6], files[0]]:
-        grey, three = read_picture(f, 1), read_picture(f)
+        grey, three = read_photo(f, 1), read_photo(f)
         assert grey.dtype == np.uint8 and three.shape == (*grey.shape[:2], 3)
         assert np.abs(three.astype(int) - grey).max() <= 1
-    assert read_picture(files[0], 1, at_most=224).shape == (224, 224, 1)
-    assert read_picture(shared_data/'uspec_example'/'example_img.jpg', at_most=256).shape[0] == 256
-    assert len(NIH) == 14
+    assert read_photo(files[0], 1, at_most=224).shape == (224, 224, 1)
+    assert read_photo(shared_data/'uspec_example'/'example_img.jpg', at_most=256).shape[0] == 256
+    assert len(_NIH) == 14

@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mirage_nb.data.classes import draw_splits, few_labels, labelled
-from mirage_nb.data.manifest import list_manifests, read_manifest
-from mirage_nb.data.rgb import read_picture
+from mirage_nb.data.classification import load_labelled
+from mirage_nb.data.files import read_photo
+from mirage_nb.data.manifest import _list_manifests, read_manifest
+from mirage_nb.data.splits import draw_splits, few_label_subset
 
 CLASSES = ('AMD', 'DME', 'normal')
 HEAD = '\n'.join(f'{k} = "x"' for k in ('title', 'modality', 'source', 'licence', 'citation', 'get'))
@@ -87,7 +88,7 @@ def test_stray_files_are_no_classes(folders):
     (folders/'train'/'notes.txt').touch()
     for name in ('.ipynb_checkpoints', '__MACOSX', 'empty'): (folders/'train'/name).mkdir()
     (folders/'train'/'AMD'/'Thumbs.db').touch()
-    with pytest.warns(UserWarning, match='empty, notes.txt passed over'): data = labelled(read_manifest('Eyes'))
+    with pytest.warns(UserWarning, match='empty, notes.txt passed over'): data = load_labelled(read_manifest('Eyes'))
     assert data.classes == CLASSES and len(data.table) == 36
 
 
@@ -98,7 +99,7 @@ def test_class_missing_from_training(folders, tune):
 
 def test_class_missing_from_the_test_is_said(folders):
     for p in (folders/'test'/'DME').iterdir(): p.unlink()
-    with pytest.warns(UserWarning, match='no image of class DME in test'): data = labelled(read_manifest('Eyes'))
+    with pytest.warns(UserWarning, match='no image of class DME in test'): data = load_labelled(read_manifest('Eyes'))
     assert data.counts().loc['DME'].tolist() == [4, 4, 0]
 
 
@@ -135,7 +136,7 @@ def test_image_in_two_splits_by_content(folders, tune):
     (folders/'test'/'AMD'/'copy.png').write_bytes((folders/'train'/'AMD'/'AMD_train0.png').read_bytes())
     fails(tune, 'the same image (train: AMD/AMD_train0.png, test: AMD/copy.png): in more than one split')
     with pytest.warns(UserWarning, match='1 in more than one split, so scores are too good: image'):
-        data = labelled(read_manifest('Eyes'), allow_leaks=True)
+        data = load_labelled(read_manifest('Eyes'), allow_leaks=True)
     assert data.leaks.kind.tolist() == ['image']
 
 
@@ -147,7 +148,7 @@ def test_one_image_with_two_labels(folders, tune):
 def test_patient_in_two_splits_is_said(table):
     cells, path = table
     cells.assign(who=['P1', *cells.who[1:-1], 'P1']).to_csv(path, index=False)
-    with pytest.warns(UserWarning, match='patient P1 '): data = labelled(read_manifest('Eyes'))
+    with pytest.warns(UserWarning, match='patient P1 '): data = load_labelled(read_manifest('Eyes'))
     assert data.leaks.what.tolist() == ['P1']
 
 
@@ -177,13 +178,13 @@ def holes(path):
 
 @pytest.mark.parametrize('decoded', [5000, 0])
 def test_images_that_cannot_be_read_later_are_found_first(folders, monkeypatch, decoded):
-    from mirage_nb.data import classes
+    pass  # data.classes
     monkeypatch.setattr(classes, 'DECODED', decoded)
     train = folders/'train'/'AMD'
     Image.new('CMYK', (32, 24)).save(train/'inks.jpg')
     stack(train/'stack.tif')
     holes(train/'holes.tif')
-    with pytest.raises(ValueError) as e: labelled(read_manifest('Eyes'))
+    with pytest.raises(ValueError) as e: load_labelled(read_manifest('Eyes'))
     said = str(e.value)
     assert f'{3 if decoded else 2} of 39 images cannot be read; mend them or take them out' in said
     assert 'inks.jpg holds pixels of mode CMYK; it takes grey, RGB or RGBA. Save it as RGB' in said
@@ -193,10 +194,10 @@ def test_images_that_cannot_be_read_later_are_found_first(folders, monkeypatch, 
 
 def test_a_picture_of_nan_is_never_black(tmp_path):
     holes(tmp_path/'x.tif')
-    with pytest.raises(ValueError, match=r'x\.tif holds pixels that are NaN'): read_picture(tmp_path/'x.tif')
+    with pytest.raises(ValueError, match=r'x\.tif holds pixels that are NaN'): read_photo(tmp_path/'x.tif')
     head = 'NDims = 2\nDimSize = 2 1\nElementType = MET_FLOAT\nElementDataFile = LOCAL\n'
     (tmp_path/'x.mha').write_bytes(head.encode() + np.array([1, np.inf], '<f4').tobytes())
-    with pytest.raises(ValueError, match=r'x\.mha holds pixels that are NaN'): read_picture(tmp_path/'x.mha')
+    with pytest.raises(ValueError, match=r'x\.mha holds pixels that are NaN'): read_photo(tmp_path/'x.mha')
 
 
 def test_rgba_and_16_bit_images_are_read(folders, tune):
@@ -225,7 +226,7 @@ def test_rows_without_a_label_are_left_out(table):
     cells, path = table
     cells.assign(dx=['', *cells.dx[1:]]).to_csv(path, index=False)
     with pytest.warns(UserWarning, match='1 rows have no label and are left out'):
-        data = labelled(read_manifest('Eyes'))
+        data = load_labelled(read_manifest('Eyes'))
     assert len(data.table) == 35
 
 
@@ -297,16 +298,16 @@ def test_a_class_of_one_patient_is_trained_on():
 def test_few_shots_are_of_as_many_patients_as_there_are():
     t = pd.DataFrame({'label': [*'a'*60, *'b'*18], 'patient': [f'P{k//6}' for k in range(78)],
                       'id': [f'i{k:02}' for k in range(78)]})
-    few = few_labels(t, ('a', 'b'), 5, seed=1)
+    few = few_label_subset(t, ('a', 'b'), 5, seed=1)
     assert few.groupby('label').patient.nunique().to_dict() == {'a': 5, 'b': 3}
     assert few.label.value_counts().to_dict() == {'a': 5, 'b': 5}
-    assert few_labels(t.sample(frac=1, random_state=0), ('a', 'b'), 5, seed=1).id.sort_values().tolist() == list(few.id)
-    more = few_labels(t, ('a', 'b'), 12, seed=1)
+    assert few_label_subset(t.sample(frac=1, random_state=0), ('a', 'b'), 5, seed=1).id.sort_values().tolist() == list(few.id)
+    more = few_label_subset(t, ('a', 'b'), 12, seed=1)
     assert set(few.id) < set(more.id) and more.patient[more.label == 'a'].value_counts().max() == 2
-    assert set(few_labels(t, ('a', 'b'), 5, seed=2).id) != set(few.id)
+    assert set(few_label_subset(t, ('a', 'b'), 5, seed=2).id) != set(few.id)
     one = pd.get_dummies(t.label).add_prefix('label:').astype(float).assign(id=t.id, patient=t.patient)
     one.loc[:29, 'label:a'] = 0.  # without any finding
-    assert few_labels(one, ('a', 'b'), .5).groupby(['label:a', 'label:b']).patient.nunique().tolist() == [5, 3, 5]
+    assert few_label_subset(one, ('a', 'b'), .5).groupby(['label:a', 'label:b']).patient.nunique().tolist() == [5, 3, 5]
 
 
 @pytest.mark.parametrize('split', ['val', 'test'])
@@ -324,12 +325,13 @@ def test_a_split_in_which_no_label_varies_stops_before_training(folders, table, 
     fails(tune, 'apart in test: of its 12 images no label is 1 for some and 0 for others. Move some')
     cells['AMD'] = cells.AMD.mask(cells.set == 'test', ['0', '1', '']*12)
     cells.to_csv(path, index=False)
-    assert labelled(read_manifest('Eyes')).multi
+    assert load_labelled(read_manifest('Eyes')).multi
 
 
 def test_every_manifest_names_a_recipe():
-    from mirage_nb.recipes import CLS_RECIPES, RECIPES
-    for name in list_manifests():
+    from mirage_nb.recipes.classification import _CLS_RECIPES as CLS_RECIPES
+    from mirage_nb.recipes.segmentation import _SEG_RECIPES as RECIPES
+    for name in _list_manifests():
         m = read_manifest(name)
         assert not m.labels or m.labels.recipe in CLS_RECIPES, f'{name}: {m.labels.recipe}'
         assert m.task != 'segmentation' or m.recipe in RECIPES, name
@@ -342,15 +344,15 @@ def test_real_sets_are_read(shared_data, home, monkeypatch):
     for name, folder in (('Noor_Eye_Hospital', 'noor_oct'), ('UNAM', 'unam'), ('NIH_ChestXray14', 'cxr_nih_64px')):
         (data/name).symlink_to(shared_data/folder)
     monkeypatch.setenv('MIRAGE_DATA', str(data))
-    noor = labelled(read_manifest('Noor_Eye_Hospital'))
+    noor = load_labelled(read_manifest('Noor_Eye_Hospital'))
     assert noor.counts().to_numpy().tolist() == [[30, 10, 10]]*3 and (noor.table.patient == '').all()
-    unam = labelled(read_manifest('UNAM'))
+    unam = load_labelled(read_manifest('UNAM'))
     assert len(unam.table) == 60 and unam.table.patient.nunique() == 32
     assert unam.table.groupby('patient').split.nunique().max() == 1
     assert set(unam.table.split) == {'train', 'val', 'test'}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        nih = labelled(read_manifest('NIH_ChestXray14'), allow_leaks=True)
+        nih = load_labelled(read_manifest('NIH_ChestXray14'), allow_leaks=True)
     assert nih.multi and len(nih.classes) == 14 and len(nih.table) == 1000
 
 
@@ -358,7 +360,7 @@ def test_class_folders_without_splits(unsplit):
     "Drawn by patient, the same each time; each class keeps its shares; nothing is a stray"
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        found = [labelled(read_manifest('Loose')) for _ in range(2)]
+        found = [load_labelled(read_manifest('Loose')) for _ in range(2)]
     assert found[0].table.equals(found[1].table) and not len(found[0].leaks)
     assert found[0].counts().to_numpy().tolist() == [[12, 4, 4]]*3
     assert found[0].table.groupby('patient').split.nunique().eq(1).all()
@@ -368,19 +370,19 @@ def test_splits_drawn_by_image_are_said(unsplit):
     text = (unsplit/'manifest.toml').read_text()
     (unsplit/'manifest.toml').write_text(text.replace("patient = '^([^_]+)'", ''))
     with pytest.warns(UserWarning, match='drawn by image, for nothing says whose each is'):
-        data = labelled(read_manifest('Loose'))
+        data = load_labelled(read_manifest('Loose'))
     assert set(data.table.patient) == {''}
 
 
 def test_class_folders_with_and_without_splits(unsplit):
     (unsplit/'train').mkdir()
     with pytest.raises(ValueError, match='shares draws splits, and .* has them already: train. Take one'):
-        labelled(read_manifest('Loose'))
+        load_labelled(read_manifest('Loose'))
     (unsplit/'train').rmdir()
     text = (unsplit/'manifest.toml').read_text()
     (unsplit/'manifest.toml').write_text(text.replace('shares = [0.6, 0.2, 0.2]', ''))
     with pytest.raises(FileNotFoundError, match=r'holds no SPLIT/CLASS/ID.png.* shares = \[0.7, 0.1, 0.2\]'):
-        labelled(read_manifest('Loose'))
+        load_labelled(read_manifest('Loose'))
     (unsplit/'manifest.toml').unlink()
     with pytest.raises(FileNotFoundError, match=r'nor folders SPLIT/CLASS.* shares = \[0.7, 0.1, 0.2\]'):
         read_manifest('Loose')

@@ -5,18 +5,24 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mirage_nb.eval.cls_report import cls_reliability, evaluate, level_table
-from mirage_nb.eval.cls_table import check_predictions, example_predictions, pool, read_predictions
-from mirage_nb.recipes import ClsEval, override
+from mirage_nb.eval.classification.predictions import (
+    _example_predictions,
+    check_predictions,
+    pool_predictions,
+    read_predictions,
+)
+from mirage_nb.eval.classification.report import cls_reliability, evaluate_table, level_table
+from mirage_nb.recipes.classification import ClsEval
+from mirage_nb.recipes.settings import override
 from mirage_nb.runs import tuned_run
 
 
 @pytest.fixture
 def files(tmp_path):
     "Tables on disk: test, validation, a better model of the same images, and one without patients and logits"
-    plain = example_predictions().drop(columns=['patient', 'eye', 'split', 'logit:NORMAL', 'logit:AMD', 'logit:DME'])
-    tables = {'test': example_predictions(), 'val': example_predictions(1, split='val'),
-              'other': example_predictions(skill=2.), 'plain': plain.assign(patient='')}
+    plain = _example_predictions().drop(columns=['patient', 'eye', 'split', 'logit:NORMAL', 'logit:AMD', 'logit:DME'])
+    tables = {'test': _example_predictions(), 'val': _example_predictions(1, split='val'),
+              'other': _example_predictions(skill=2.), 'plain': plain.assign(patient='')}
     for k, t in tables.items(): t.to_csv(tmp_path/f'{k}.csv', index=False)
     return {k: str(tmp_path/f'{k}.csv') for k in tables}
 
@@ -28,7 +34,7 @@ def test_report_of_three_tables(execute, files, home):
     run = space['here'].folder
     assert {p.name for p in run.glob('*.csv')} == {'levels.csv', 'comparison.csv', *(
         f'test_{k}.csv' for k in ('metrics', 'calibration', 'thresholds', 'confusion', 'curves'))}
-    again = evaluate(read_predictions(files['test']), read_predictions(files['val']), seed=3, n=300)
+    again = evaluate_table(read_predictions(files['test']), read_predictions(files['val']), seed=3, n=300)
     saved = pd.read_csv(run/'test_metrics.csv', keep_default_na=False, na_values=['nan'])
     np.testing.assert_allclose(saved['mean'].astype(float), again.summary['mean'], atol=1e-12)
     np.testing.assert_allclose(saved['low'].astype(float), again.summary['low'], atol=1e-12)
@@ -59,7 +65,7 @@ def test_by_patient(execute, files):
     space = execute('cls_eval', predictions=files['test'], valid_predictions=files['val'], level='patient',
                     resamples=200)
     assert len(space['scores'].pred) == len(space['scores'].valid) == 60
-    expected = example_predictions().groupby('patient', sort=False)['score:AMD'].mean()
+    expected = _example_predictions().groupby('patient', sort=False)['score:AMD'].mean()
     np.testing.assert_allclose(space['scores'].pred.p[:, 1], expected, atol=1e-6)
 
 
@@ -68,7 +74,7 @@ def test_bad_parameters(execute, files, home):
                       (dict(predictions=files['test'], valid_predictions=files['test']), 'cannot be tested on it'),
                       (dict(predictions=files['test'], level='slice'), "level is 'image', 'eye' or 'patient'"),
                       (dict(predictions=files['test'], class_map=['AMD']), "each entry is 'CLASS > NAME'"),
-                      (dict(tuned_on='Duke_DME'), 'python -m mirage_nb.runs 31_cls_tune dataset=Duke_DME')):
+                      (dict(tuned_on='Duke_DME'), 'python -m mirage_nb.records 31_cls_tune dataset=Duke_DME')):
         with pytest.raises((ValueError, FileNotFoundError)) as e: execute('cls_eval', resamples=100, **bad)
         assert said in str(e.value)
     with pytest.raises(TypeError, match="no parameter 'prediction'. Did you mean 'predictions'"):
@@ -77,37 +83,37 @@ def test_bad_parameters(execute, files, home):
 
 def test_what_makes_two_images_the_same():
     "Its content where both tables know it, else its name and its dataset"
-    test, val = example_predictions(), example_predictions(1, split='val')
-    with pytest.raises(ValueError, match='tested on it. allow_leaks=True leaves these out'): evaluate(test, test)
-    part = evaluate(test, pd.concat([val, test.head(3)]), n=50, allow_leaks=True)
+    test, val = _example_predictions(), _example_predictions(1, split='val')
+    with pytest.raises(ValueError, match='tested on it. allow_leaks=True leaves these out'): evaluate_table(test, test)
+    part = evaluate_table(test, pd.concat([val, test.head(3)]), n=50, allow_leaks=True)
     assert (len(part.valid), part.left_out) == (len(val), 3)
-    none = evaluate(test, test, n=50, allow_leaks=True)
+    none = evaluate_table(test, test, n=50, allow_leaks=True)
     assert none.valid is None and none.temperature is None and not len(none.thresholds)
     said = cls_reliability(none).answer['temperature and thresholds']
     assert said == f'none: all {len(test)} validation images are tested'
-    away = evaluate(test.assign(dataset='A'), test.assign(dataset='B'), n=50)
+    away = evaluate_table(test.assign(dataset='A'), test.assign(dataset='B'), n=50)
     assert len(away.valid) == len(test) and cls_reliability(away).answer['patients in validation and test'] == 'none'
     sha = [str(i) for i in range(len(test))]
-    new = evaluate(test.assign(sha256=sha), test.assign(sha256=[f'x{s}' for s in sha]), n=50)
+    new = evaluate_table(test.assign(sha256=sha), test.assign(sha256=[f'x{s}' for s in sha]), n=50)
     assert len(new.valid) == len(test)
     other_names = test.assign(sha256=sha, id=[f'n{s}' for s in sha], dataset='B')
-    with pytest.raises(ValueError, match='cannot be tested on it'): evaluate(test.assign(sha256=sha), other_names)
+    with pytest.raises(ValueError, match='cannot be tested on it'): evaluate_table(test.assign(sha256=sha), other_names)
 
 
 @pytest.mark.parametrize('level', ['image', 'eye', 'patient'])
 def test_patients_of_two_datasets_may_have_one_name(level):
-    test = example_predictions()
-    pred, valid = (pool(check_predictions(test.assign(dataset=k)), level)[0] for k in 'AB')
-    assert len(evaluate(pred, valid, n=50).valid) == len(valid)
+    test = _example_predictions()
+    pred, valid = (pool_predictions(check_predictions(test.assign(dataset=k)), level)[0] for k in 'AB')
+    assert len(evaluate_table(pred, valid, n=50).valid) == len(valid)
 
 
 def test_newest_finished_run_is_taken(home, monkeypatch):
     "A run of 31 by its interface: a finished folder with two tables in it"
-    from mirage_nb.jobs.cls_eval import eval_tables
-    from mirage_nb.runs import finish_run, start_run
+    from mirage_nb.records import finish_run, start_run
+    from mirage_nb.tasks.evaluate import load_eval_tables as eval_tables
     run = start_run('cls_tune', {'dataset': 'Noor'}, {}, label='vit')
-    example_predictions().to_csv(run.folder/'predictions_test.csv', index=False)
-    example_predictions(1, split='val').to_csv(run.folder/'predictions_val.csv', index=False)
+    _example_predictions().to_csv(run.folder/'predictions_test.csv', index=False)
+    _example_predictions(1, split='val').to_csv(run.folder/'predictions_val.csv', index=False)
     with pytest.raises(FileNotFoundError, match='no finished run on Noor'): tuned_run(None, 'Noor', 'cls_tune')
     finish_run(run, {})
     found = tuned_run(None, 'Noor', 'cls_tune')

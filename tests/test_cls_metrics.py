@@ -8,27 +8,40 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from mirage_nb.eval.calibration import Calibration, answers_of, cool, ece, fit_temperature, reliability_curve
-from mirage_nb.eval.cls_metrics import (
+from mirage_nb.eval.classification.calibration import (
+    Calibration,
+    _ece,
+    apply_temperature,
+    fit_temperature,
+    reliability_curve,
+    stated_answers,
+)
+from mirage_nb.eval.classification.intervals import bootstrap, compare, image_units, resample
+from mirage_nb.eval.classification.metrics import (
     ALL,
     MACRO,
     WEIGHTED,
-    check_predictions,
+    _metric_rows,
+    _sensitivity_at,
+    _specificity_at,
+    compute_metrics,
+    count_table,
+    cumulate_ranks,
     decide,
-    measure,
-    metric_rows,
-    parts_of,
-    ranks_of,
-    sensitivity_at,
-    specificity_at,
+    rank_scores,
     undefined_classes,
-    walk,
 )
-from mirage_nb.eval.cls_report import evaluate
-from mirage_nb.eval.cls_stats import bootstrap, compare, image_units, resample
-from mirage_nb.eval.cls_table import example_predictions, map_classes, pool, read_predictions, to_scores
+from mirage_nb.eval.classification.predictions import (
+    _example_predictions,
+    check_predictions,
+    map_classes,
+    pool_predictions,
+    read_predictions,
+    to_scores,
+)
+from mirage_nb.eval.classification.report import evaluate_table
+from mirage_nb.eval.classification.thresholds import choose_thresholds
 from mirage_nb.eval.stats import draw_counts
-from mirage_nb.eval.thresholds import choose_thresholds
 
 
 def drawn(k, n=120, seed=0, single=True, ties=10):
@@ -49,8 +62,8 @@ def drawn(k, n=120, seed=0, single=True, ties=10):
 
 
 def ours(pred, counts=None):
-    parts = parts_of(pred)
-    return metric_rows(parts, measure(parts, counts)).set_index(['metric', 'Class'])['mean']
+    parts = count_table(pred)
+    return _metric_rows(parts, compute_metrics(parts, counts)).set_index(['metric', 'Class'])['mean']
 
 
 def pr_area(y, p, w):
@@ -112,11 +125,11 @@ def test_counts_are_repeated_rows():
     pred = drawn(3, seed=4)
     units = image_units(pred)
     counts = next(draw_counts(units.g, 3, seed=2))
-    values = measure(parts_of(pred, units.of), counts)
+    values = compute_metrics(count_table(pred, units.of), counts)
     for i in range(3):
         rows = np.repeat(np.arange(len(pred)), counts[i][units.of].astype(int))
         again = replace(pred, table=pred.table.iloc[rows], y=pred.y[rows], p=pred.p[rows], z=pred.z[rows])
-        expected = measure(parts_of(again))
+        expected = compute_metrics(count_table(again))
         for m, v in values.items(): np.testing.assert_allclose(v[i], expected[m][0], atol=1e-10, err_msg=m)
 
 
@@ -124,11 +137,11 @@ def test_sensitivity_at_specificity_by_trying_every_threshold():
     g = np.random.default_rng(0)
     for _ in range(20):
         y, p = g.integers(0, 2, 60).astype(float), np.round(g.random(60), 1)
-        s = walk(ranks_of(y, p, np.arange(60), 60), np.ones((60, 1)))
+        s = cumulate_ranks(rank_scores(y, p, np.arange(60), 60), np.ones((60, 1)))
         pairs = [((p >= t)[y == 1].mean(), (p < t)[y == 0].mean()) for t in [*p, 2.]]
         for at in (.5, .8, .95):
-            assert sensitivity_at(s, at)[0] == pytest.approx(max(a for a, b in pairs if b >= at - 1e-9))
-            assert specificity_at(s, at)[0] == pytest.approx(max(b for a, b in pairs if a >= at - 1e-9))
+            assert _sensitivity_at(s, at)[0] == pytest.approx(max(a for a, b in pairs if b >= at - 1e-9))
+            assert _specificity_at(s, at)[0] == pytest.approx(max(b for a, b in pairs if a >= at - 1e-9))
 
 
 def test_order_of_rows_does_not_matter():
@@ -150,13 +163,13 @@ def test_undefined_is_named_and_a_true_zero_counts():  # defects.md 9
     assert auroc[['never', 'always', 'blank']].isna().all()
     assert undefined_classes(pred) == {'never': 'the truth never has it', 'always': 'the truth always has it',
                                        'blank': 'no label is known'}
-    scores = evaluate(pred, n=100)
+    scores = evaluate_table(pred, n=100)
     assert scores.notes.note['never'] == 'undefined: the truth never has it'
     assert set(scores.undefined) == {'never', 'always', 'blank'} and scores.means['AUROC, mean (macro)'] == .5
 
 
 def test_class_that_is_never_predicted_costs():
-    pred = check_predictions(example_predictions().assign(**{'score:AMD': 0., 'score:NORMAL': .4, 'score:DME': .6})
+    pred = check_predictions(_example_predictions().assign(**{'score:AMD': 0., 'score:NORMAL': .4, 'score:DME': .6})
                              .drop(columns=['logit:AMD', 'logit:NORMAL', 'logit:DME']))
     got = ours(pred)
     assert got['precision', 'AMD'] == got['F1', 'AMD'] == 0 and got['F1', MACRO] == pytest.approx(got['F1', 'DME']/3)
@@ -180,8 +193,8 @@ def test_interval_by_patient_covers_the_true_auroc():
         for by_image in (False, True):
             pred = check_predictions(table.assign(patient='') if by_image else table)
             units = image_units(pred)
-            parts = parts_of(pred, units.of)
-            draws = resample(lambda c, parts=parts: {'x': measure(parts, c)['AUROC']}, units.g, 300, i)['x'][:, 1]
+            parts = count_table(pred, units.of)
+            draws = resample(lambda c, parts=parts: {'x': compute_metrics(parts, c)['AUROC']}, units.g, 300, i)['x'][:, 1]
             low, high = np.nanquantile(draws, [.025, .975])
             if by_image: narrow += low <= true <= high
             else: held += low <= true <= high
@@ -190,14 +203,14 @@ def test_interval_by_patient_covers_the_true_auroc():
 
 def test_bootstrap_is_fast():
     "10,000 resamples of every metric, 1000 images of four classes, by patient"
-    pred = check_predictions(example_predictions(patients=250, classes=list('abcd')))
+    pred = check_predictions(_example_predictions(patients=250, classes=list('abcd')))
     start = time.perf_counter()
     rows = bootstrap(pred)
     assert time.perf_counter() - start < 20 and rows.n.eq(250).all() and rows.unit.eq('by patient').all()
 
 
 def test_units_say_what_they_are():
-    table = example_predictions()
+    table = _example_predictions()
     some = table.patient.where(table.index > 4, '')
     for patient, words, g in ((table.patient, 'by patient', 60),
                               ('', 'by image (patients not known: too narrow if a', None),
@@ -205,11 +218,11 @@ def test_units_say_what_they_are():
                               (some, 'by patient (5 images without one count as their own)', None)):
         units = image_units(check_predictions(table.assign(patient=patient)))
         assert units.label.startswith(words) and units.g == (g or units.g)
-    assert 'too narrow' in evaluate(table.assign(patient=''), n=100).line('x')
+    assert 'too narrow' in evaluate_table(table.assign(patient=''), n=100).line('x')
 
 
 def test_few_patients_are_said():
-    table = example_predictions()
+    table = _example_predictions()
     two = table[(table.label != 'AMD') | table.patient.isin(table.patient[table.label == 'AMD'].unique()[:2])]
     notes = bootstrap(check_predictions(two), n=300).set_index(['metric', 'Class']).note
     assert notes['AUROC', 'AMD'].startswith('only 2 positive patients: the interval is a poor guide; ')
@@ -224,7 +237,7 @@ def test_equal_models_seldom_differ():
     "Two models of the same skill: p below 0.05 about once in 20 experiments"
     below = 0
     for i in range(60):
-        a, b = (check_predictions(example_predictions(i, patients=40)) for _ in range(2))
+        a, b = (check_predictions(_example_predictions(i, patients=40)) for _ in range(2))
         g = np.random.default_rng(1000 + i)
         a, b = (replace(p, p=to_scores(p.z + g.normal(size=p.z.shape)*2, True)) for p in (a, b))
         below += compare(a, b, ['AUROC'], n=300, seed=i).p[0] < .05
@@ -248,7 +261,7 @@ def test_temperature_is_found_again(single, t):
     away = replace(right, z=z*t, p=to_scores(z*t, single))
     found = fit_temperature(away)
     assert found.value == pytest.approx(t, rel=.06) and not found.note
-    errors = [ece(reliability_curve(answers_of(q))) for q in (right, away, cool(away, found.value))]
+    errors = [_ece(reliability_curve(stated_answers(q))) for q in (right, away, apply_temperature(away, found.value))]
     assert errors[0] < .02 < errors[1] and errors[2] < .02
 
 
@@ -263,19 +276,19 @@ def test_calibration_by_hand():
 
 
 def test_thresholds_and_temperature_do_not_see_the_test_labels():
-    val, test = example_predictions(1, split='val'), example_predictions()
+    val, test = _example_predictions(1, split='val'), _example_predictions()
     turned = test.assign(label=test.label.to_numpy()[::-1])
-    a, b = (evaluate(t, val, n=100) for t in (test, turned))
+    a, b = (evaluate_table(t, val, n=100) for t in (test, turned))
     assert a.temperature == b.temperature and (a.thresholds.threshold == b.thresholds.threshold).all()
     assert not np.allclose(a.thresholds['mean'], b.thresholds['mean'])
-    assert a.means != b.means and a.means == evaluate(test, n=100).means  # nor does validation touch the metrics
+    assert a.means != b.means and a.means == evaluate_table(test, n=100).means  # nor does validation touch the metrics
 
 
 def test_class_that_validation_lacks_has_no_threshold():
-    val = example_predictions(1, split='val')
+    val = _example_predictions(1, split='val')
     cuts = choose_thresholds(check_predictions(val[val.label != 'AMD']))
     assert np.isnan(cuts[1]) and not np.isnan(cuts[[0, 2]]).any()
-    scores = evaluate(example_predictions(), val[val.label != 'AMD'], n=100)
+    scores = evaluate_table(_example_predictions(), val[val.label != 'AMD'], n=100)
     assert scores.thresholds[scores.thresholds.Class == 'AMD'][['threshold', 'mean']].isna().all(axis=None)
 
 
@@ -313,15 +326,15 @@ def test_bad_table_is_refused(what, tmp_path):
     "The message names the file and the row, and says what would be right"
     change, said = BAD[what]
     file = tmp_path/'p.csv'
-    change(example_predictions()).to_csv(file, index=False)
+    change(_example_predictions()).to_csv(file, index=False)
     with pytest.raises(ValueError) as e: read_predictions(file)
     assert str(file) in str(e.value) and said in str(e.value), e.value
     if what in ('label unknown', 'NaN score', 'text score', 'score of 2', 'sum', 'logit of something else'):
-        assert f"id '{example_predictions().id[3]}'" in str(e.value)
+        assert f"id '{_example_predictions().id[3]}'" in str(e.value)
 
 
 def test_image_in_two_splits_and_files_that_are_no_tables(tmp_path):
-    t = example_predictions()
+    t = _example_predictions()
     with pytest.raises(ValueError, match="this id is there in the splits test and val"):
         check_predictions(pd.concat([t, t[:1].assign(split='val')]))
     (tmp_path/'empty.csv').touch()
@@ -336,7 +349,7 @@ def test_image_in_two_splits_and_files_that_are_no_tables(tmp_path):
 
 def test_names_survive_the_file(tmp_path):
     "A class called NA, ids that look like numbers, patients with leading zeros"
-    t = example_predictions(classes=['NA', 'None', '01'])
+    t = _example_predictions(classes=['NA', 'None', '01'])
     t['patient'] = t.patient.str[-3:]
     t.to_csv(tmp_path/'t.csv', index=False)
     pred = read_predictions(tmp_path/'t.csv')
@@ -346,7 +359,7 @@ def test_names_survive_the_file(tmp_path):
 
 def test_library_policies_hold_under_this_pandas():  # defects.md 12
     "An uncertain -1 is refused, a missing label is left out, and the caller's table is not changed"
-    t = example_predictions(single=False)
+    t = _example_predictions(single=False)
     before = t.copy()
     pred = check_predictions(t)
     pd.testing.assert_frame_equal(t, before)
@@ -356,23 +369,23 @@ def test_library_policies_hold_under_this_pandas():  # defects.md 12
 
 
 def test_groups():
-    t = example_predictions()
+    t = _example_predictions()
     pred = check_predictions(t)
-    patients, _ = pool(pred, 'patient')
+    patients, _ = pool_predictions(pred, 'patient')
     expected = t.groupby('patient', sort=False)['score:AMD'].mean()
     np.testing.assert_allclose(patients.p[:, 1], expected, atol=1e-6)
     assert list(patients.table.id) == list(expected.index)
-    with pytest.raises(ValueError, match="no level 'slice'"): pool(pred, 'slice')
-    several = check_predictions(example_predictions(single=False))
+    with pytest.raises(ValueError, match="no level 'slice'"): pool_predictions(pred, 'slice')
+    several = check_predictions(_example_predictions(single=False))
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        eyes, _ = pool(several, 'eye')
+        eyes, _ = pool_predictions(several, 'eye')
     first = several.table.patient.eq('test000') & several.table.eye.eq('L')
     assert np.array_equal(eyes.y[0], np.fmax.reduce(several.y[first]), equal_nan=True)
 
 
 def test_merged_classes_are_a_softmax_over_fewer():
-    t = example_predictions()
+    t = _example_predictions()
     ill = check_predictions(map_classes(t, {'AMD': 'ill', 'DME': 'ill'}))
     z = t[['logit:NORMAL', 'logit:AMD', 'logit:DME']].to_numpy()
     merged = np.stack([z[:, 0], np.logaddexp(z[:, 1], z[:, 2])], 1)
@@ -383,7 +396,7 @@ def test_merged_classes_are_a_softmax_over_fewer():
 
 def test_second_table_is_paired_by_id():
     "Rows in another order are the same table; another truth, image or class is an error"
-    t = example_predictions()
+    t = _example_predictions()
     a, b = check_predictions(t), check_predictions(t.sample(frac=1, random_state=0))
     assert compare(a, b, ['AUROC', 'MCC'], n=100).difference.abs().max() < 1e-12
     for other, said in ((t[1:], "the second table lacks 1 images, as 'test000L_0'"),

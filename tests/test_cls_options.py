@@ -4,10 +4,10 @@ from dataclasses import replace
 import pytest
 
 from mirage_nb.data.manifest import LabelFacts, read_manifest
-from mirage_nb.data.photo import NORMS
-from mirage_nb.jobs import cls
-from mirage_nb.models.zoo import IMAGENET
-from mirage_nb.recipes import cls_recipe
+from mirage_nb.data.normalization import NORMS
+from mirage_nb.models.zoo import _IMAGENET
+from mirage_nb.recipes.classification import cls_recipe
+from mirage_nb.tasks import classification as tasks_classification
 
 
 def test_manifest_then_recipe_then_encoder():
@@ -15,18 +15,18 @@ def test_manifest_then_recipe_then_encoder():
     stated, facts = read_manifest('NIH_ChestXray14'), LabelFacts(where={}, values={}, class_maps={})
     silent = replace(stated, labels=facts)
     uwf, plain = cls_recipe('uspec_finetune'), cls_recipe('medical_mae_finetune_vit_s')
-    def norm(cfg, manifest): return cls.look_of(cfg, manifest).mean, cls.look_of(cfg, manifest).std
+    def norm(cfg, manifest): return tasks_classification._input_spec(cfg, manifest).mean, tasks_classification._input_spec(cfg, manifest).std
     assert norm(uwf, stated) == norm(plain, stated) == NORMS['nih']
     assert norm(uwf, silent) == norm(cls_recipe('uspec_few_shot'), silent) == NORMS['uwf']
-    assert norm(plain, silent) == IMAGENET and norm(replace(plain, norm='nih'), silent) == NORMS['nih']
+    assert norm(plain, silent) == _IMAGENET and norm(replace(plain, norm='nih'), silent) == NORMS['nih']
     assert norm(replace(cls_recipe('cls_probe_mirage'), norm='uwf'), silent) == ((), ())
     with pytest.raises(ValueError, match="no normalisation 'uwg'. Did you mean 'uwf'"):
-        cls.look_of(replace(plain, norm='uwg'), silent)
+        tasks_classification._input_spec(replace(plain, norm='uwg'), silent)
 
 
 def test_repeats_reach_the_loop():
     cfg = replace(cls_recipe('medical_mae_finetune_vit_s'), repeats=3)
-    assert cls.fit_settings(cfg, 4000).repeats == 3
+    assert tasks_classification._cls_fit_settings(cfg, 4000).repeats == 3
     with pytest.raises(ValueError, match='mixup 0.8 with repeats 3 would mix a picture with another view of itself'):
         replace(cfg, mixup=0.8)
     with pytest.raises(ValueError, match='repeats is 1 or more, not 0'): replace(cfg, repeats=0)

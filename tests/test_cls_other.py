@@ -9,11 +9,13 @@ from PIL import Image
 from test_cls_tune import data, settings
 
 from mirage_nb.data.manifest import read_manifest
-from mirage_nb.eval.cls_report import cls_reliability
-from mirage_nb.eval.cls_table import check_predictions, read_predictions
-from mirage_nb.jobs import cls
-from mirage_nb.jobs.cls_eval import eval_tables
-from mirage_nb.recipes import ClsEval
+from mirage_nb.eval.classification import predict as classification_predict
+from mirage_nb.eval.classification.predictions import check_predictions, read_predictions
+from mirage_nb.eval.classification.report import cls_reliability
+from mirage_nb.recipes.classification import ClsEval
+from mirage_nb.tasks import classification as tasks_classification
+from mirage_nb.tasks import cross_dataset as tasks_cross_dataset
+from mirage_nb.tasks.evaluate import load_eval_tables
 
 CLASSES = ['normal', 'DME', 'AMD', 'CSC']
 
@@ -50,7 +52,7 @@ def other(folder, classes, ids=None, more=''):
 @pytest.fixture
 def tuned(home):
     "A finished training: its settings and folder"
-    cls.train_cls(settings(epochs=1), home/'run')
+    tasks_classification.train_cls(settings(epochs=1), home/'run')
     return settings(epochs=1), home/'run'
 
 
@@ -63,12 +65,12 @@ def test_training_images_in_the_other_test(home, tuned):
                           'dx': rows.label})
     cfg = replace(tuned[0], test_dataset=write_set(home/'Copy', table, CLASSES))
     with pytest.raises(ValueError, match='3 test images are learnt from or chosen by: new0 of Copy is .*allow_leaks=T'):
-        cls.tested_on(cfg, data())
+        tasks_cross_dataset.load_test_data(cfg, data())
     cfg = replace(cfg, allow_leaks=True)
-    with pytest.warns(UserWarning, match='3 test images are learnt from'): there = cls.tested_on(cfg, data())
-    answers = cls.leak_table(data(), there).answer
+    with pytest.warns(UserWarning, match='3 test images are learnt from'): there = tasks_cross_dataset.load_test_data(cfg, data())
+    answers = tasks_cross_dataset.leak_table(data(), there).answer
     assert answers['images of training or validation in the test of Copy'].count('Phantom_OCT') == 3
-    scores = cls.test_cls(cfg, tuned[1], data(), there=there)
+    scores = tasks_cross_dataset.test_cls(cfg, tuned[1], data(), there=there)
     assert (scores.left_out, len(scores.valid)) == (1, 7)
     assert cls_reliability(scores).answer['validation images left out, as they are tested'] == '1'
 
@@ -76,9 +78,9 @@ def test_training_images_in_the_other_test(home, tuned):
 def test_names_that_happen_to_be_equal(home, tuned):
     "Two sets that number their images alike share none"
     cfg = replace(tuned[0], test_dataset=other(home/'Else', CLASSES, list(data().splits['val'].id)))
-    scores = cls.test_cls(cfg, tuned[1], data())
+    scores = tasks_cross_dataset.test_cls(cfg, tuned[1], data())
     assert len(scores.valid) == 8 and not scores.left_out and scores.temperature
-    tables = eval_tables(ClsEval(predictions=str(tuned[1]/'predictions_test.csv'), run='',
+    tables = load_eval_tables(ClsEval(predictions=str(tuned[1]/'predictions_test.csv'), run='',
                                  valid_predictions=str(tuned[1]/'predictions_val.csv')))
     assert tables.valid.table.dataset.unique().tolist() == ['Phantom_OCT']
 
@@ -92,9 +94,9 @@ def test_class_folders_that_count_anew(home):
             (home/'Anew'/split/c).mkdir(parents=True)
             for i in range(4): (home/'new'/f'{100*s + 10*k + i}.png').rename(home/'Anew'/split/c/f'{c}{i}.png')
     cfg = settings(dataset=str(home/'Anew'), epochs=1, allow_leaks=True)
-    own = cls.cls_data(read_manifest(cfg.dataset), cfg.allow_leaks)
-    cls.train_cls(cfg, home/'run')
-    scores = cls.test_cls(cfg, home/'run', own)
+    own = tasks_classification.load_cls_data(read_manifest(cfg.dataset), cfg.allow_leaks)
+    tasks_classification.train_cls(cfg, home/'run')
+    scores = tasks_cross_dataset.test_cls(cfg, home/'run', own)
     assert len(scores.valid) == 8 and not scores.left_out
 
 
@@ -102,10 +104,10 @@ def test_class_folders_that_count_anew(home):
 
 def test_order_and_case_change_nothing(home, tuned):
     cfg = replace(tuned[0], test_dataset=other(home/'Else', ['csc', 'AMD', 'dme', 'NORMAL']))
-    scores = cls.test_cls(cfg, tuned[1], data())
+    scores = tasks_cross_dataset.test_cls(cfg, tuned[1], data())
     assert set(scores.pred.classes) == set(scores.valid.classes) == {'csc', 'AMD', 'dme', 'NORMAL'}
     assert scores.temperature and len(scores.thresholds)
-    own = cls.predict_set(tuned[1]/'best.safetensors', read_manifest('Phantom_OCT'), data(), 'val')
+    own = tasks_cross_dataset.predict_split(tuned[1]/'best.safetensors', read_manifest('Phantom_OCT'), data(), 'val')
     assert scores.valid.p[:, scores.pred.classes.index('csc')] == pytest.approx(own['score:CSC'].to_numpy())
     assert read_predictions(tuned[1]/'predictions_val.csv').classes == scores.valid.classes, '51 can read it'
 
@@ -113,7 +115,7 @@ def test_order_and_case_change_nothing(home, tuned):
 def test_classes_that_are_joined(home, tuned):
     maps = '[labels.class_maps.Phantom_OCT]\nnormal = "well"\nDME = "ill"\nAMD = "ill"'
     cfg = replace(tuned[0], test_dataset=other(home/'Else', ['ill', 'well'], more=maps))
-    scores = cls.test_cls(cfg, tuned[1], data())
+    scores = tasks_cross_dataset.test_cls(cfg, tuned[1], data())
     assert scores.temperature and set(scores.valid.table.label) == {'ill', 'well'}
     assert len(scores.valid) == (data().splits['val'].label != 'CSC').sum(), 'CSC means nothing there'
 
@@ -122,19 +124,19 @@ def test_a_name_with_another_meaning(home, tuned):
     "The set calls AMD what the model calls CSC: its labels stay its own"
     maps = '[labels.class_maps.Phantom_OCT]\nnormal = "normal"\nCSC = "AMD"\nAMD = "normal"'
     cfg = replace(tuned[0], test_dataset=other(home/'Else', ['normal', 'AMD'], more=maps))
-    scores = cls.test_cls(cfg, tuned[1], data())
+    scores = tasks_cross_dataset.test_cls(cfg, tuned[1], data())
     assert scores.pred.table.label.tolist() == ['normal', 'AMD']*4
 
 
 def test_why_there_is_no_calibration(home, tuned):
     cfg, table = tuned[0], data().table
     bare = replace(data(), table=table[table.split != 'val'])
-    scores = cls.test_cls(replace(cfg, select='last'), tuned[1], bare)
+    scores = tasks_cross_dataset.test_cls(replace(cfg, select='last'), tuned[1], bare)
     assert cls_reliability(scores).answer['temperature and thresholds'] == 'none: Phantom_OCT has no validation split'
     maps = '[labels.class_maps.Phantom_OCT]\nnormal = "well"\nDME = "ill"'
     cfg = replace(cfg, test_dataset=other(home/'Else', ['ill', 'well'], more=maps))
     short = replace(data(), table=table[(table.split != 'val') | table.label.isin(['normal', 'CSC'])])
-    scores = cls.test_cls(cfg, tuned[1], short)
+    scores = tasks_cross_dataset.test_cls(cfg, tuned[1], short)
     assert scores.valid is None and 'the truth of all 2 rows is well' in scores.no_valid
     assert not (tuned[1]/'predictions_val.csv').exists()
 
@@ -164,26 +166,26 @@ def test_several_labels_in_another_set(home, caplog):
     b = write_set(home/'B', pd.DataFrame(rows | labels_of(8, 'Edema', 'Effusion', 'Mass')),
                   ['Edema', 'Effusion', 'Mass'], maps, multi=True)
     cfg = settings(dataset=a, epochs=1, batch_size=4, test_dataset=b)
-    ours = cls.cls_data(read_manifest(a))
-    with caplog.at_level(logging.WARNING): there = cls.tested_on(cfg, ours)
+    ours = tasks_classification.load_cls_data(read_manifest(a))
+    with caplog.at_level(logging.WARNING): there = tasks_cross_dataset.load_test_data(cfg, ours)
     assert 'B: the model does not say Edema' in caplog.text
-    assert cls.leak_table(ours, there).answer.iloc[-1] == 'Edema'
-    cls.train_cls(cfg, home/'run')
-    scores = cls.test_cls(cfg, home/'run', ours, there=there)
+    assert tasks_cross_dataset.leak_table(ours, there).answer.iloc[-1] == 'Edema'
+    tasks_classification.train_cls(cfg, home/'run')
+    scores = tasks_cross_dataset.test_cls(cfg, home/'run', ours, there=there)
     assert scores.pred.classes == ('Mass', 'Effusion', 'Hernia') and scores.undefined == {'Hernia': 'no label is known'}
     assert scores.pred.y[:, 1].tolist() == labels_of(8, 'x', 'y', 'z')['y'] and scores.temperature
-    own = cls.predict_cls(home/'run'/'best.safetensors', there.splits['test'])
+    own = classification_predict.predict_cls(home/'run'/'best.safetensors', there.splits['test'])
     assert scores.pred.p[:, 1] == pytest.approx(own['score:Pleural Effusion'].to_numpy())
 
 
 def test_names_of_labels():
-    found = cls.labels_in(['Mass', 'Edema'], ['EDEMA', 'mass', 'Hernia'])
+    found = tasks_cross_dataset._match_labels(['Mass', 'Edema'], ['EDEMA', 'mass', 'Hernia'])
     assert found == {'Mass': 'mass', 'Edema': 'EDEMA'}
-    assert cls.labels_in(['A', 'B'], ['B'], {'A': 'B'}) == {'A': 'B', 'B': 'B (not labelled there)'}
+    assert tasks_cross_dataset._match_labels(['A', 'B'], ['B'], {'A': 'B'}) == {'A': 'B', 'B': 'B (not labelled there)'}
     with pytest.raises(ValueError, match="x.toml, class_maps: A and B all become 'B'"):
-        cls.labels_in(['A', 'B'], ['B'], {'A': 'B', 'B': 'B'}, 'x.toml')
-    with pytest.raises(ValueError, match='nothing that the model says .A. is one of B'): cls.labels_in(['A'], ['B'])
-    with pytest.raises(ValueError, match="'A' becomes 'C'; no class 'C'"): cls.labels_in(['A'], ['B'], {'A': 'C'})
+        tasks_cross_dataset._match_labels(['A', 'B'], ['B'], {'A': 'B', 'B': 'B'}, 'x.toml')
+    with pytest.raises(ValueError, match='nothing that the model says .A. is one of B'): tasks_cross_dataset._match_labels(['A'], ['B'])
+    with pytest.raises(ValueError, match="'A' becomes 'C'; no class 'C'"): tasks_cross_dataset._match_labels(['A'], ['B'], {'A': 'C'})
 
 
 @pytest.mark.filterwarnings('ignore:.*no image of class')
@@ -191,7 +193,7 @@ def test_one_label_is_not_several(home):
     rows = {'id': ['a', 'b'], 'image': noise(home/'M', 2), 'part': 'test'}
     b = write_set(home/'M', pd.DataFrame(rows | labels_of(2, 'DME', 'AMD')), ['DME', 'AMD'], multi=True)
     with pytest.raises(ValueError, match='M has several labels an image and Phantom_OCT one'):
-        cls.tested_on(settings(test_dataset=b), data())
+        tasks_cross_dataset.load_test_data(settings(test_dataset=b), data())
 
 
 # ------------------------------------------------------------------ no labels at all
@@ -199,12 +201,12 @@ def test_one_label_is_not_several(home):
 @pytest.mark.parametrize('changed', [{}, {'tune': 'probe', 'views': 0}], ids=str)
 def test_images_without_labels(home, changed):
     "A table of id and image is enough for a prediction"
-    cls.train_cls(settings(epochs=1, **changed), home/'run')
+    tasks_classification.train_cls(settings(epochs=1, **changed), home/'run')
     table = data().splits['test']
-    said = cls.predict_cls(home/'run'/'best.safetensors', table[['id', 'image']])
-    labelled = cls.predict_cls(home/'run'/'best.safetensors', table)
+    said = classification_predict.predict_cls(home/'run'/'best.safetensors', table[['id', 'image']])
+    labelled = classification_predict.predict_cls(home/'run'/'best.safetensors', table)
     assert 'label' not in said and said.patient.tolist() == ['']*8
     np.testing.assert_array_equal(said.filter(like='score:'), labelled.filter(like='score:'))
     assert check_predictions(labelled).table.sha256.tolist() == said.sha256.tolist()
     with pytest.raises(ValueError, match='the table of images lacks image; it has id'):
-        cls.predict_cls(home/'run'/'best.safetensors', table[['id']])
+        classification_predict.predict_cls(home/'run'/'best.safetensors', table[['id']])

@@ -10,14 +10,22 @@ import pandas as pd
 import pytest
 import torch
 
-from mirage_nb import launch
+from mirage_nb.data import classification as data_classification
 from mirage_nb.data.manifest import read_manifest
-from mirage_nb.eval.cls_table import read_predictions
-from mirage_nb.jobs import cls
-from mirage_nb.models.classifiers import cls_model, load_cls_model, save_cls_model
-from mirage_nb.models.cls_heads import choose_training
-from mirage_nb.recipes import CLS_RECIPES, cls_recipe
-from mirage_nb.train.loop import TIMES, load_state
+from mirage_nb.eval import features as eval_features
+from mirage_nb.eval.classification import predict as classification_predict
+from mirage_nb.eval.classification.predictions import read_predictions
+from mirage_nb.launch import local as launch_local
+from mirage_nb.models.classification import cls_model, load_cls_model, save_cls_model
+from mirage_nb.models.heads import classification as heads_classification
+from mirage_nb.models.tuning import choose_training
+from mirage_nb.recipes.classification import _CLS_RECIPES, cls_recipe
+from mirage_nb.tasks import baselines as tasks_baselines
+from mirage_nb.tasks import classification as tasks_classification
+from mirage_nb.tasks import cross_dataset as tasks_cross_dataset
+from mirage_nb.train import selection as train_selection
+from mirage_nb.train.loop import _TIMES
+from mirage_nb.train.state import load_training_state
 
 
 def settings(**changed):
@@ -27,11 +35,11 @@ def settings(**changed):
     return replace(cls_recipe('cls_small'), **plain | changed)
 
 
-def data(): return cls.cls_data(read_manifest('Phantom_OCT'))
+def data(): return tasks_classification.load_cls_data(read_manifest('Phantom_OCT'))
 
 
 def close(a, b, rel=0.):
-    a, b = (t.drop(columns=[c for c in TIMES if c in t]) for t in (a, b))
+    a, b = (t.drop(columns=[c for c in _TIMES if c in t]) for t in (a, b))
     pd.testing.assert_frame_equal(a, b, rtol=rel, atol=rel, check_exact=not rel)
 
 
@@ -69,10 +77,10 @@ def test_recipes_are_the_published_ones():
     assert (full.lr, probe.lr, full.final_lr, full.weight_decay) == (1e-5, 1e-3, 1e-8, 0.01)
     assert (full.label_smoothing, full.epochs, full.warmup_epochs, full.size) == (0.1, 1000, 10, 512)
     assert (full.select, full.patience, full.min_gain, full.patience_from) == ('bacc', 20, 0.001, 20)
-    s = cls.fit_settings(replace(full, epochs=1000), 400)
+    s = tasks_classification._cls_fit_settings(replace(full, epochs=1000), 400)
     assert (s.schedule, s.batch_size) == ('half_cycle', 64)
     u = cls_recipe('uspec_finetune')
-    assert (cls.fit_settings(u, 1000).lr, u.layer_decay, u.drop_path) == (5e-3*128/256, 0.65, 0.2)
+    assert (tasks_classification._cls_fit_settings(u, 1000).lr, u.layer_decay, u.drop_path) == (5e-3*128/256, 0.65, 0.2)
     assert u.norm == cls_recipe('uspec_few_shot').norm == 'uwf' and cls_recipe('medical_mae_finetune_vit_s').norm == ''
 
 
@@ -80,33 +88,33 @@ def test_recipes_are_the_published_ones():
 
 def test_test_images_are_read_after_training(home, monkeypatch):
     "While a model is tuned no image of the test split is decoded, and validation is never augmented"
-    seen, reading = [], cls.ClsDataset.read
+    seen, reading = [], data_classification.ClsDataset.read
     def read(self, i):
         seen.append((self.table.split.iloc[i], self.augment))
         return reading(self, i)
-    monkeypatch.setattr(cls.ClsDataset, 'read', read)
+    monkeypatch.setattr(data_classification.ClsDataset, 'read', read)
     for changed in ({}, {'tune': 'probe', 'views': 2}):
-        cls.train_cls(settings(epochs=1, **changed), home/f'{len(seen)}')
+        tasks_classification.train_cls(settings(epochs=1, **changed), home/f'{len(seen)}')
     assert {s for s, _ in seen} == {'train', 'val'} and ('val', True) not in seen and ('train', True) in seen
     seen.clear()
-    cls.test_cls(settings(epochs=1), home/'0', data())
+    tasks_cross_dataset.test_cls(settings(epochs=1), home/'0', data())
     assert {s for s, _ in seen} == {'val', 'test'} and {a for _, a in seen} == {False}
 
 
 def test_kept_epoch_is_the_best_by_the_rule(home):
     cfg, folder = settings(epochs=6, min_gain=0.05), home/'run'
-    history = cls.train_cls(cfg, folder)
-    found = cls.validation_of(folder, data())
-    best = cls.best_row(history, cfg)
+    history = tasks_classification.train_cls(cfg, folder)
+    found = tasks_classification._validation_of(folder, data())
+    best = tasks_classification.kept_row(history, cfg)
     assert found['bacc'] == pytest.approx(history.score[best])
     assert found['valid_loss'] == pytest.approx(history.valid_loss[best], rel=1e-4)
 
 
 def test_it_stops_when_nothing_gains(home):
     cfg = settings(tune='probe', views=0, epochs=200, patience=3, patience_from=2, min_gain=0.5)
-    history = cls.train_cls(cfg, home/'run')
+    history = tasks_classification.train_cls(cfg, home/'run')
     assert len(history) < 200
-    gained = cls.follow(history.to_dict('records'), cfg.min_gain)[1] + 1
+    gained = train_selection._follow_history(history.to_dict('records'), cfg.min_gain)[1] + 1
     assert len(history) - max(gained, 2) == 3
 
 
@@ -115,10 +123,10 @@ def ends(scores, losses, **changed):
     cfg, rows, kept = replace(cls_recipe('cls_probe_mirage'), **changed), [], 0
     for n, (score, loss) in enumerate(zip(scores, losses, strict=True), 1):
         new = {'score': score, 'valid_loss': loss}
-        if not rows or cls.better(new, rows, cfg.min_gain): kept = n
+        if not rows or train_selection.is_better(new, rows, cfg.min_gain): kept = n
         rows.append(new)
-        assert kept == cls.best_of(rows, cfg.min_gain) + 1, 'what is kept is what the report calls best'
-        if cls.has_stalled(rows, cfg): return n, kept
+        assert kept == train_selection.best_epoch(rows, cfg.min_gain) + 1, 'what is kept is what the report calls best'
+        if train_selection.has_stalled(rows, cfg): return n, kept
     return None, kept
 
 
@@ -136,12 +144,12 @@ def test_ties_neither_sink_nor_go_on_for_ever():
 
 def test_the_last_epoch_when_asked(home):
     cfg = settings(select='last', epochs=3)
-    history = cls.train_cls(cfg, home/'run')
-    assert cls.validation_of(home/'run', data())['valid_loss'] == pytest.approx(history.valid_loss[2], rel=1e-4)
+    history = tasks_classification.train_cls(cfg, home/'run')
+    assert tasks_classification._validation_of(home/'run', data())['valid_loss'] == pytest.approx(history.valid_loss[2], rel=1e-4)
 
 
 def test_shots_are_a_subset(home):
-    few = cls.cls_job(settings(shots=1, batch_size=None), home/'x')
+    few = tasks_classification._cls_job(settings(shots=1, batch_size=None), home/'x')
     assert few.data.splits['train'].label.nunique() == len(few.sets['train']) == 4 and few.settings.batch_size == 1
     assert len(few.sets['val']) == 8
 
@@ -151,8 +159,8 @@ def test_shots_are_a_subset(home):
 @pytest.mark.parametrize('changed', [{}, {'tune': 'probe', 'views': 2}, {'tune': 'lora'}, {'ema': 0.9}], ids=str)
 def test_interrupted_at_any_step(home, monkeypatch, changed):
     cfg = settings(**changed)
-    whole = cls.train_cls(cfg, home/'whole')
-    make, calls = cls.cls_step, []
+    whole = tasks_classification.train_cls(cfg, home/'whole')
+    make, calls = tasks_classification._cls_step, []
     def cut(*a):
         step = make(*a)
         def counted(model, batch):
@@ -162,9 +170,9 @@ def test_interrupted_at_any_step(home, monkeypatch, changed):
         return counted
     monkeypatch.setattr(cls, 'cls_step', cut)
     for _ in range(2):
-        with pytest.raises(KeyboardInterrupt): cls.train_cls(cfg, home/'cut')
-    assert load_state(home/'cut'/'state.pt')['progress']['step'] >= 0
-    close(cls.train_cls(cfg, home/'cut'), whole)
+        with pytest.raises(KeyboardInterrupt): tasks_classification.train_cls(cfg, home/'cut')
+    assert load_training_state(home/'cut'/'state.pt')['progress']['step'] >= 0
+    close(tasks_classification.train_cls(cfg, home/'cut'), whole)
     same = [load_cls_model(home/k/'best.safetensors')[0].state_dict() for k in ('whole', 'cut')]
     assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in same), strict=True))
 
@@ -192,15 +200,15 @@ def test_killed_process_goes_on(home):
         if (folder/'head.safetensors').exists() or child.poll() is not None: break
     child.send_signal(signal.SIGKILL)
     child.wait()
-    close(cls.train_cls(cfg, folder), cls.train_cls(cfg, home/'whole'))
+    close(tasks_classification.train_cls(cfg, folder), tasks_classification.train_cls(cfg, home/'whole'))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('changed', [{}, {'tune': 'probe', 'views': 1}, {'mixup': 0.8, 'batch_size': 4}], ids=str)
 def test_two_processes_equal_one(home, changed):
-    one = cls.train_cls(settings(epochs=2, **changed), home/'one')
+    one = tasks_classification.train_cls(settings(epochs=2, **changed), home/'one')
     (home/'two').mkdir()
-    two = launch.train(settings(epochs=2, processes=2, **changed), home/'two')
+    two = launch_local.launch_training(settings(epochs=2, processes=2, **changed), home/'two')
     close(two, one, rel=1e-4)
 
 
@@ -208,31 +216,31 @@ def test_two_processes_equal_one(home, changed):
 
 def test_a_frozen_encoder_sees_each_image_once(home, monkeypatch):
     "Over epochs, runs, seeds, heads and settings"
-    seen, ask = [], cls.ClsModel.summaries
+    seen, ask = [], heads_classification.ClsModel.summaries
     def counted(self, x, keys=None):
         seen.append(len(next(iter(x.values()))))
         return ask(self, x, keys)
-    monkeypatch.setattr(cls.ClsModel, 'summaries', counted)
+    monkeypatch.setattr(heads_classification.ClsModel, 'summaries', counted)
     cfg, n = settings(tune='probe', views=2, epochs=5), {s: len(t) for s, t in data().splits.items()}
     keywords = {'name': 'mirage_tiny', 'n_classes': 2, 'size': [48, 48]}
     file = save_cls_model(cls_model(**keywords), home/'start.safetensors', keywords)
     cfg = replace(cfg, weights=str(file))
-    cls.train_cls(cfg, home/'a')
+    tasks_classification.train_cls(cfg, home/'a')
     assert sum(seen) == 2*n['train'] + n['val']
     others = {'lr': 1e-2}, {'seed': 3}, {'pool': 'token_mix'}, {'label_smoothing': 0.}, {'epochs': 9}
     for i, changed in enumerate(others):
-        cls.train_cls(replace(cfg, **changed), home/f'b{i}')
+        tasks_classification.train_cls(replace(cfg, **changed), home/f'b{i}')
     assert sum(seen) == 2*n['train'] + n['val'], 'it was asked again'
-    cls.train_cls(replace(cfg, size=32), home/'c')
+    tasks_classification.train_cls(replace(cfg, size=32), home/'c')
     assert sum(seen) == 2*(2*n['train'] + n['val']), 'another size is another question'
 
 
 def test_kept_features_give_the_model_that_is_kept(home):
     cfg = settings(tune='probe', views=0, epochs=4)
-    cls.train_cls(cfg, home/'run')
-    sets = cls.cls_datasets(data(), read_manifest('Phantom_OCT'), cfg)
+    tasks_classification.train_cls(cfg, home/'run')
+    sets = tasks_classification.cls_datasets(data(), read_manifest('Phantom_OCT'), cfg)
     model = load_cls_model(home/'run'/'best.safetensors')[0]
-    kept = cls.keep_features(model, sets['val'], [-1], 'fp32')[0]
+    kept = eval_features.encode_dataset(model, sets['val'], [-1], 'fp32')[0]
     with torch.no_grad():
         direct = model({'bscan': torch.stack([sets['val'][i]['bscan'] for i in range(8)])})
         torch.testing.assert_close(model.head(model.vector(kept))[:8], direct, rtol=1e-4, atol=1e-5)
@@ -242,15 +250,15 @@ def test_kept_features_give_the_model_that_is_kept(home):
 def test_a_tuned_file_is_tested_as_it_is(home, how):
     "With its last layer and no epochs: nothing is trained, and it says what it said"
     cfg = settings(epochs=2, **how)
-    rows = cls.train_cls(cfg, home/'run')
+    rows = tasks_classification.train_cls(cfg, home/'run')
     file = home/'run'/'best.safetensors'
     again = replace(cfg, weights=str(file), keep_head=True, epochs=0, seed=5)
-    row = cls.train_cls(again, home/'again').iloc[0]
-    assert cls.best_row(pd.DataFrame([row]), again) == 0 and row.epoch == 0
-    assert row.score == pytest.approx(rows.score[cls.best_row(rows, cfg)], abs=1e-6)
-    one, two = (cls.predict_cls(f, data().splits['test']) for f in (file, home/'again'/'best.safetensors'))
+    row = tasks_classification.train_cls(again, home/'again').iloc[0]
+    assert tasks_classification.kept_row(pd.DataFrame([row]), again) == 0 and row.epoch == 0
+    assert row.score == pytest.approx(rows.score[tasks_classification.kept_row(rows, cfg)], abs=1e-6)
+    one, two = (classification_predict.predict_cls(f, data().splits['test']) for f in (file, home/'again'/'best.safetensors'))
     pd.testing.assert_frame_equal(one, two)
-    assert cls.train_cls(replace(again, epochs=1), home/'on').loss.notna().all(), 'it can be trained on'
+    assert tasks_classification.train_cls(replace(again, epochs=1), home/'on').loss.notna().all(), 'it can be trained on'
 
 
 @pytest.mark.parametrize(('changed', 'words'), [
@@ -266,16 +274,16 @@ def test_a_tuned_file_of_another_task_is_refused(home):
     keywords = {'name': 'mirage_tiny', 'n_classes': 2, 'size': [48, 48]}
     file = save_cls_model(model, home/'a.safetensors', keywords, classes=['AMD', 'CNV'])
     cfg = settings(weights=str(file), keep_head=True, epochs=0)
-    with pytest.raises(ValueError, match='was tuned for AMD, CNV; the classes here are '): cls.train_cls(cfg, home/'x')
+    with pytest.raises(ValueError, match='was tuned for AMD, CNV; the classes here are '): tasks_classification.train_cls(cfg, home/'x')
     own = save_cls_model(model, home/'b.safetensors', {**keywords, 'pool': 'cls'}, classes=list(data().classes))
     with pytest.raises(ValueError, match="was tuned with pool 'cls', not 'global': take that"):
-        cls.train_cls(replace(cfg, weights=str(own)), home/'x')
+        tasks_classification.train_cls(replace(cfg, weights=str(own)), home/'x')
 
 
 @pytest.mark.slow
 def test_a_file_is_tested_on_a_set_that_has_only_a_test(home, execute, monkeypatch):
     "31_cls_tune itself, without training and validation splits"
-    rows = cls.train_cls(settings(epochs=1), home/'run')
+    rows = tasks_classification.train_cls(settings(epochs=1), home/'run')
     assert len(rows) == 1
     first = data()
     for p in first.splits['test'].itertuples():
@@ -285,7 +293,7 @@ def test_a_file_is_tested_on_a_set_that_has_only_a_test(home, execute, monkeypat
     monkeypatch.setenv('MIRAGE_DATA', str(home/'data'))
     space = execute('cls_tune', dataset='Away', recipe='cls_small', tune='full', keep_head=True, epochs=0, size=48,
                     precision='fp32', weights=str(home/'run'/'best.safetensors'))
-    same = cls.predict_cls(home/'run'/'best.safetensors', first.splits['test']).set_index('id')
+    same = classification_predict.predict_cls(home/'run'/'best.safetensors', first.splits['test']).set_index('id')
     there = pd.read_csv(space['run'].folder/'predictions_test.csv')
     assert set(there.id) == set(same.index) and not (space['run'].folder/'predictions_val.csv').exists()
     scores = [c for c in same if c.startswith('score:')]
@@ -294,47 +302,47 @@ def test_a_file_is_tested_on_a_set_that_has_only_a_test(home, execute, monkeypat
 
 
 def test_random_encoder_beside_a_file_that_is_only_tested():
-    asked = cls.random_probe(settings(tune='probe', weights='x.pth', keep_head=True, epochs=0))
+    asked = tasks_baselines._random_probe_settings(settings(tune='probe', weights='x.pth', keep_head=True, epochs=0))
     assert (asked.weights, asked.keep_head, asked.epochs) == (None, False, cls_recipe('cls_small').epochs)
 
 
 def test_features_of_an_older_version_are_not_read(home, monkeypatch):
     model = cls_model('mirage_tiny', 2, size=(48, 48))
-    look = cls.look_of(settings(), read_manifest('Phantom_OCT'))
-    one = cls.feature_store(model, look, 'fp32').folder
-    assert cls.feature_store(model, look, 'fp32').folder == one
-    monkeypatch.setattr(cls, 'FEATURES', cls.FEATURES + 1)
-    assert cls.feature_store(model, look, 'fp32').folder != one
+    look = tasks_classification._input_spec(settings(), read_manifest('Phantom_OCT'))
+    one = eval_features._feature_store(model, look, 'fp32').folder
+    assert eval_features._feature_store(model, look, 'fp32').folder == one
+    monkeypatch.setattr(cls, 'FEATURES', eval_features._FEATURES + 1)
+    assert eval_features._feature_store(model, look, 'fp32').folder != one
 
 
 # ------------------------------------------------------------------ beside it
 
-@pytest.mark.parametrize('name', list(CLS_RECIPES))
+@pytest.mark.parametrize('name', list(_CLS_RECIPES))
 def test_random_encoder_is_probed_as_a_probe(name):
     "Whatever the tuning mixes or averages, and whatever rate it takes for the encoder"
     cfg = replace(cls_recipe(name), tune='full', mixup=.8, ema=.9, lr=1e-5)
-    found, own = cls.random_probe(cfg), cls_recipe('cls_small' if name.startswith('cls_small') else 'cls_probe_mirage')
+    found, own = tasks_baselines._random_probe_settings(cfg), cls_recipe('cls_small' if name.startswith('cls_small') else 'cls_probe_mirage')
     for k in ('lr', 'lr_batch', 'weight_decay', 'layer_decay', 'epochs', 'warmup_epochs', 'views', 'final_lr'):
         assert getattr(found, k) == getattr(own, k), k
     assert (found.tune, found.weights, found.mixup, found.ema, found.model) == ('probe', None, 0, 0, cfg.model)
     probe = replace(cls_recipe(name), tune='probe', lr=.3, weights=None)
-    assert (cls.random_probe(probe).lr, cls.random_probe(probe).seed) == (.3, 1), 'as this probe, and another encoder'
+    assert (tasks_baselines._random_probe_settings(probe).lr, tasks_baselines._random_probe_settings(probe).seed) == (.3, 1), 'as this probe, and another encoder'
 
 
 def test_what_stands_beside_a_tuning_with_mixup(home):
     cfg = settings(epochs=1, mixup=.8, ema=.9, baselines=True, probes=True)
-    found = cls.cls_beside(cfg, home/'run', data())
+    found = tasks_baselines.run_cls_baselines(cfg, home/'run', data())
     assert 'probe of a random encoder' in found and len(found) == 4
     assert len(pd.read_csv(home/'run'/'random_encoder'/'history.csv')) > 1
 
 
 def test_report_says_first_weights(home, caplog):
     with caplog.at_level('WARNING'):
-        assert cls.started_from(settings(tune='probe', views=0, weights='random')) == 'first weights'
+        assert tasks_classification.starting_weights(settings(tune='probe', views=0, weights='random')) == 'first weights'
         assert 'mirage_tiny has first weights, drawn at random, and tune=probe trains none' in caplog.text
         caplog.clear()
-        assert cls.started_from(settings()) == 'first weights'
-        assert cls.started_from(settings(weights='mirage_tiny', tune='probe', views=0)) == 'mirage_tiny'
+        assert tasks_classification.starting_weights(settings()) == 'first weights'
+        assert tasks_classification.starting_weights(settings(weights='mirage_tiny', tune='probe', views=0)) == 'mirage_tiny'
         assert not caplog.text
 
 
@@ -342,8 +350,8 @@ def test_report_says_first_weights(home, caplog):
 
 def test_predictions_follow_the_contract(home):
     cfg = settings(epochs=1)
-    cls.train_cls(cfg, home/'run')
-    scores = cls.test_cls(cfg, home/'run', data())
+    tasks_classification.train_cls(cfg, home/'run')
+    scores = tasks_cross_dataset.test_cls(cfg, home/'run', data())
     pred = read_predictions(home/'run'/'predictions_test.csv')
     assert pred.classes == ('normal', 'DME', 'AMD', 'CSC')
     assert set(pred.table.patient) == set(data().splits['test'].patient)
@@ -361,18 +369,18 @@ def test_tested_on_another_set(home, phantoms):
         'test = "x"', '[labels]', 'table = "t.csv"', 'image = "{image}"', 'id = "id"', 'label = "dx"', 'split = "part"',
         'classes = ["NORMAL", "sick"]\n']))
     cfg = settings(epochs=1, test_dataset=str(other))
-    cls.train_cls(cfg, home/'run')
+    tasks_classification.train_cls(cfg, home/'run')
     with pytest.raises(ValueError, match='nothing that the model says .* means sick'):
-        cls.test_cls(cfg, home/'run', data())
+        tasks_cross_dataset.test_cls(cfg, home/'run', data())
     with open(other/'manifest.toml', 'a') as f:
         f.write('[labels.class_maps.Phantom_OCT]\nnormal = "NORMAL"\nDME = "sick"\nAMD = "sick"\nCSC = "sick"\n')
-    scores = cls.test_cls(cfg, home/'run', data())
+    scores = tasks_cross_dataset.test_cls(cfg, home/'run', data())
     assert scores.pred.classes == ('NORMAL', 'sick') and len(scores.pred) == len(table)
-    own = cls.predict_set(home/'run'/'best.safetensors', read_manifest('Phantom_OCT'), data(), 'test')
+    own = tasks_cross_dataset.predict_split(home/'run'/'best.safetensors', read_manifest('Phantom_OCT'), data(), 'test')
     assert scores.pred.table['score:sick'].to_numpy() == pytest.approx(1 - own['score:normal'].to_numpy())
 
 
 def test_same_seed_same_numbers_another_seed_others(home):
-    a, b, c = (cls.train_cls(settings(epochs=2, seed=s), home/f'{k}') for k, s in enumerate((1, 1, 2)))
+    a, b, c = (tasks_classification.train_cls(settings(epochs=2, seed=s), home/f'{k}') for k, s in enumerate((1, 1, 2)))
     close(a, b)
     assert a.loss.tolist() != c.loss.tolist()

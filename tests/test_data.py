@@ -8,20 +8,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from mirage_nb.core import part_dir
-from mirage_nb.data.datasets import (
-    SegDataset,
-    check_files,
-    collate,
-    data_hash,
-    folder_table,
-    images_in,
-    leaks,
-    seg_table,
-)
-from mirage_nb.data.images import read_bscan, read_grey, read_mask, write_mask
-from mirage_nb.data.manifest import classes_of, dataset_dir, list_manifests, read_manifest
-from mirage_nb.recipes import cls_recipe
+from mirage_nb.core import resource_dir
+from mirage_nb.data.audit import find_leaks, hash_table
+from mirage_nb.data.files import _read_bscan, list_images, read_grey
+from mirage_nb.data.manifest import _list_manifests, classes_of, dataset_dir, read_manifest
+from mirage_nb.data.masks import read_mask, write_mask
+from mirage_nb.data.segmentation import SegDataset, check_files, collate, folder_table, seg_table
+from mirage_nb.recipes.classification import cls_recipe
 
 VALUES = (0, 80, 160)
 LABELS = ('Background', 'RNFL', 'Fluid')
@@ -97,7 +90,7 @@ def test_own_dataset_in_any_way(tiny, tmp_path):
     "By name, by folder, by the path of a TOML file beside or away from the images"
     derived = read_manifest('Tiny')
     assert (derived.name, derived.layout, set(derived.splits)) == ('Tiny', 'splits', {'train', 'val', 'test'})
-    assert read_manifest(tiny) == derived and 'Tiny' in list_manifests()
+    assert read_manifest(tiny) == derived and 'Tiny' in _list_manifests()
     (tiny/'manifest.toml').write_text(MANIFEST + "patient = '^(P[0-9]+)'\nlesions = ['Fluid']")
     (tmp_path/'Tiny.toml').write_text(MANIFEST + 'title2 = 1')
     own = read_manifest('Tiny')
@@ -109,7 +102,7 @@ def test_own_dataset_in_any_way(tiny, tmp_path):
     assert dataset_dir(read_manifest(tmp_path/'Tiny.toml')) == tiny
 
 
-@pytest.mark.parametrize('path', sorted(part_dir('data_manifests').glob('*.toml')), ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', sorted(resource_dir('data_manifests').glob('*.toml')), ids=lambda p: p.stem)
 def test_shipped_manifests(path):
     m = read_manifest(path)
     values = {c.value for c in m.classes}
@@ -166,7 +159,7 @@ def test_stray_files(tiny):
         warnings.simplefilter('error')
         assert len(seg_table(read_manifest('Tiny'), 'train')) == 9
     (tiny/'train/bscan/P1a_1.npy').touch()
-    with pytest.warns(UserWarning, match='P1a_1.npy passed over'): images_in(tiny/'train/bscan')
+    with pytest.warns(UserWarning, match='P1a_1.npy passed over'): list_images(tiny/'train/bscan')
 
 
 def test_wrong_split(tiny):
@@ -230,15 +223,15 @@ def test_patient_leak(tiny):
     for d in ('bscan', 'semseg'): (tiny/'train'/d/'P1b_1.png').rename(tiny/'test'/d/'P1b_1.png')
     tables = {s: seg_table(read_manifest('Tiny'), s) for s in ('train', 'val', 'test')}
     with pytest.warns(UserWarning, match='1 in more than one split, so scores are too good: patient P1 in train, test'):
-        found = leaks(tables)
+        found = find_leaks(tables)
     assert found.to_dict('records') == [{'kind': 'patient', 'what': 'P1', 'splits': 'train, test'}]
-    assert not len(leaks({s: tables[s] for s in ('train', 'val')}))
+    assert not len(find_leaks({s: tables[s] for s in ('train', 'val')}))
 
 
 def test_image_leak(tiny):
     (tiny/'test/bscan/P4a_1.png').write_bytes((tiny/'train/bscan/P2a_2.png').read_bytes())
     tables = {s: seg_table(read_manifest('Tiny'), s) for s in ('train', 'val', 'test')}
-    with pytest.warns(UserWarning, match='image P2a_2 = P4a_1 in train, test'): leaks(tables, contents=True)
+    with pytest.warns(UserWarning, match='image P2a_2 = P4a_1 in train, test'): find_leaks(tables, contents=True)
 
 
 # ------------------------------------------------------------------ pixels
@@ -297,13 +290,13 @@ def test_kinds_of_grey(tmp_path):
              'h.png': image.convert('P')}
     for name, kind in kinds.items():
         kind.save(tmp_path/name)
-        got = read_bscan(tmp_path/name)
+        got = _read_bscan(tmp_path/name)
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, want, atol=1e-6, err_msg=name)
     Image.fromarray(want).save(tmp_path/'i.tif')
-    with pytest.raises(ValueError, match='i.tif holds pixels of mode F'): read_bscan(tmp_path/'i.tif')
+    with pytest.raises(ValueError, match='i.tif holds pixels of mode F'): _read_bscan(tmp_path/'i.tif')
     image.save(tmp_path/'j.tif', save_all=True, append_images=[image])
-    with pytest.raises(ValueError, match='j.tif .* it holds 2 pages'): read_bscan(tmp_path/'j.tif')
+    with pytest.raises(ValueError, match='j.tif .* it holds 2 pages'): _read_bscan(tmp_path/'j.tif')
 
 
 def test_sixteen_bit_mask(tiny):
@@ -372,7 +365,7 @@ def test_evaluation_view_is_deterministic(tiny, split):
     for i in range(len(ds)):
         a, b = ds[(0, i)], ds[(9, i)]
         assert torch.equal(a['bscan'], b['bscan']) and torch.equal(a['semseg'], b['semseg'])
-        whole = torch.from_numpy(read_bscan(ds.images[i]))[None, None]
+        whole = torch.from_numpy(_read_bscan(ds.images[i]))[None, None]
         assert torch.equal(a['bscan'], torch.nn.functional.interpolate(whole, SIZE, mode='bilinear')[0])
 
 
@@ -396,11 +389,11 @@ def test_kept_images_stay_in_their_budget(tiny):
 
 def test_data_hash_sees_contents(tiny):
     manifest = read_manifest('Tiny')
-    before = data_hash(seg_table(manifest, 'val'))
-    assert before == data_hash(seg_table(manifest, 'val').iloc[::-1])
+    before = hash_table(seg_table(manifest, 'val'))
+    assert before == hash_table(seg_table(manifest, 'val').iloc[::-1])
     f = tiny/'val/semseg/P3a_1.png'
     Image.fromarray(np.zeros((40, 60), np.uint8)).save(f)
-    assert data_hash(seg_table(manifest, 'val')) != before
+    assert hash_table(seg_table(manifest, 'val')) != before
 
 
 # ------------------------------------------------------------------ recorded and real sets
@@ -422,7 +415,7 @@ def test_phantom_is_an_ordinary_set(tmp_path, monkeypatch):
     tables = {s: seg_table(manifest, s) for s in manifest.splits}
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        assert not len(leaks(tables, contents=True))
+        assert not len(find_leaks(tables, contents=True))
     assert all(v.startswith(p) and v != p for t in tables.values() for v, p in zip(t.volume, t.patient, strict=True))
     shares = check_files(tables['test'], classes_of(manifest, root))
     assert (shares.images[shares.group != 'lesion'] > 0).all()
@@ -437,7 +430,7 @@ def test_real_duke_dme(shared_data, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         tables = {s: seg_table(manifest, s) for s in ('train', 'val', 'test')}
-        assert not len(leaks(tables, contents=True))
+        assert not len(find_leaks(tables, contents=True))
     assert sum(map(len, tables.values())) == 77 and tables['train'].patient.nunique() == 5
     counts = check_files(tables['test'], classes)
     assert (counts.images[:8] == len(tables['test'])).all() and 0 < counts.share.iloc[-1] < 0.2

@@ -2,11 +2,11 @@
 import pytest
 import torch
 
-from mirage_nb.core import sample_key
-from mirage_nb.models.cnn_mae import CnnEncoder
+from mirage_nb.models.cnn import CnnEncoder
 from mirage_nb.models.layers import Encoded
 from mirage_nb.models.mae import MAE
-from mirage_nb.models.zoo import encoder, pretrain_model
+from mirage_nb.models.zoo import build_encoder, pretrain_model
+from mirage_nb.randomness import sample_key
 
 KEYS = torch.tensor([sample_key(0, 0, i) for i in range(3)])
 GREY = {k: torch.rand(3, 1, 64, 64, generator=torch.Generator().manual_seed(i)) for i, k in enumerate(('bscan', 'slo'))}
@@ -14,14 +14,14 @@ COLOUR = {'image': torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_s
 SMALL = {'size': 64, 'drop_path': .5}
 CROSS = {'decoder_d': 48, 'decoder_depth': 2, 'decoder_heads': 4, 'cross_attention': True, 'share': .5}
 MODELS = {
-    'vit_small_patch16': (lambda: encoder('vit_small_patch16', **SMALL), COLOUR),
+    'vit_small_patch16': (lambda: build_encoder('vit_small_patch16', **SMALL), COLOUR),
     'mae_vit_small_patch16': (lambda: pretrain_model('mae_vit_small_patch16', **SMALL), COLOUR),
     'cross attention': (lambda: MAE(**SMALL, d=96, depth=3, heads=3, **CROSS), COLOUR),
-    'mirage_tiny encoder': (lambda: encoder('mirage_tiny', modalities=['bscan', 'slo'], **SMALL), GREY),
+    'mirage_tiny encoder': (lambda: build_encoder('mirage_tiny', modalities=['bscan', 'slo'], **SMALL), GREY),
     'mirage_tiny': (lambda: pretrain_model('mirage_tiny', modalities=['bscan', 'slo'], keep=9, **SMALL), GREY)}
 ENCODERS = {
-    'vit_small_patch16': (lambda: encoder('vit_small_patch16', **SMALL), COLOUR),
-    'mirage_tiny': (lambda: encoder('mirage_tiny', modalities=['bscan', 'slo'], **SMALL), GREY),
+    'vit_small_patch16': (lambda: build_encoder('vit_small_patch16', **SMALL), COLOUR),
+    'mirage_tiny': (lambda: build_encoder('mirage_tiny', modalities=['bscan', 'slo'], **SMALL), GREY),
     'resnet50': (lambda: CnnEncoder('resnet50'), COLOUR)}
 
 

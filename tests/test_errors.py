@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mirage_nb import runs
-from mirage_nb.models.weights import save_weights
-from mirage_nb.models.zoo import ENCODERS, EncoderRecord, seg_model
-from mirage_nb.train import loop
+from mirage_nb import runs as runs
+from mirage_nb.models.checkpoints import save_weights
+from mirage_nb.models.segmentation import seg_model
+from mirage_nb.models.zoo import _ENCODERS, _EncoderRecord
+from mirage_nb.train import loop as train_loop
 
 TINY = {'size': 64, 'epochs': 1, 'head': 'linear', 'baselines': False, 'precision': 'fp32'}
 
@@ -89,7 +90,7 @@ def test_patch_that_does_not_divide(fails):
 @pytest.fixture
 def checkpoint(home, monkeypatch):
     "Weights of a smaller encoder, in a published form"
-    monkeypatch.setitem(ENCODERS, 'other', EncoderRecord(64, 2, 2, 64, 16))
+    monkeypatch.setitem(_ENCODERS, 'other', _EncoderRecord(64, 2, 2, 64, 16))
     torch.save({'model': seg_model('other', 3, 'linear').state_dict()}, home/'other.pth')
     return home/'other.pth'
 
@@ -140,7 +141,7 @@ def test_checkpoint_in_the_home_folder(checkpoint, fails, monkeypatch):
 def test_damaged_state(home, execute, fails):
     def stop(*a): raise KeyboardInterrupt
     with pytest.MonkeyPatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(loop.Trainer, 'train_step', stop)
+        m.setattr(train_loop._Trainer, 'train_step', stop)
         execute('seg_tune', **TINY)
     state = next((home/'runs').rglob('state.pt'))
     state.write_bytes(state.read_bytes()[:-1000])
@@ -183,13 +184,13 @@ def test_parameter(fails, parameters, pieces):
     (['seg_tune', 'dataset', 'A'], "'dataset' is not of the form name=value")])
 def test_command_line(home, capsys, monkeypatch, words, said):
     monkeypatch.setattr(runs, 'run_nb', lambda *a: pytest.fail('a kernel was started'))
-    assert runs.main(words) == 1
+    assert runs._main(words) == 1
     out, err = capsys.readouterr()
     assert said in err and not out and len(err.splitlines()) == 1
 
 
 def test_help_names_every_parameter(capsys):
-    assert runs.main(['--help']) == 0 and runs.main([]) == 2
+    assert runs._main(['--help']) == 0 and runs._main([]) == 2
     out = capsys.readouterr().out
     assert all(k in out for k in ('30_seg_tune.ipynb', 'dataset', 'epochs', '50_seg_eval.ipynb', '33_predict.ipynb'))
 

@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mirage_nb.data.classes import Labelled, leaks_of
+from mirage_nb.data.classification import LabelledImages, _labelled_leaks
 from mirage_nb.data.manifest import read_manifest
-from mirage_nb.jobs import cls
-from mirage_nb.jobs.few_shot import few_runs, learning_curve, subset_of, subset_table
-from mirage_nb.recipes import FewShot, cls_recipe
+from mirage_nb.recipes.classification import FewShot, cls_recipe
+from mirage_nb.tasks import classification as tasks_classification
+from mirage_nb.tasks.few_shot import _make_subset, learning_curve, run_subsets, subset_table
 
 LABELS = '''task = "classification"
 layout = "table"
@@ -43,7 +43,7 @@ def plain_set():
     rows = [(f'{p}-{i}', f'P{p:02}', ('train', 'val', 'test')[p % 3], f'{p}-{max(i, 1)}', 'AB'[p//3 % 2])
             for p in range(12) for i in range(4)]
     table = pd.DataFrame(rows, columns=['id', 'patient', 'split', 'sha256', 'label']).assign(eye='', image='')
-    return Labelled('Made_up', ('A', 'B'), False, table, leaks_of(table, []), 'x')
+    return LabelledImages('Made_up', ('A', 'B'), False, table, _labelled_leaks(table, []), 'x')
 
 
 @pytest.mark.parametrize('protocol', ['splits', 'pool'])
@@ -53,7 +53,7 @@ def test_missing_labels(home, protocol):
     cfg = FewShot(dataset=str(home/'Films'), protocol=protocol, shots=[2.], seeds=2, size=32, epochs=1,
                   precision='fp32')
     for _ in range(2):
-        results = {(k, s): t for k, s, t in few_runs(cfg, cls.cls_data(manifest), home/'run')}
+        results = {(k, s): t for k, s, t in run_subsets(cfg, tasks_classification.load_cls_data(manifest), home/'run')}
         assert len(results) == 2 and all(np.isnan(t.y).any() for t in results.values())
     curve = learning_curve(results, 50)
     assert np.isfinite(curve[['mean', 'low', 'high']].to_numpy()).all()
@@ -63,7 +63,7 @@ def test_missing_labels(home, protocol):
 def test_micro_batches_with_missing_labels(home, mixup):
     "The mean over known labels is that of the whole batch, however it is cut"
     several(home/'Films')
-    rows = [cls.train_cls(replace(cls_recipe('cls_small'), dataset=str(home/'Films'), tune='full', size=32, epochs=2,
+    rows = [tasks_classification.train_cls(replace(cls_recipe('cls_small'), dataset=str(home/'Films'), tune='full', size=32, epochs=2,
                                   weights=None, precision='fp32', batch_size=8, mixup=mixup, accumulate=k),
                           home/f'{k}') for k in (1, 2)]
     np.testing.assert_allclose(*[r[['loss', 'valid_loss']].to_numpy() for r in rows], rtol=1e-4)
@@ -72,28 +72,28 @@ def test_micro_batches_with_missing_labels(home, mixup):
 def test_pool_is_apart_by_patient():
     data = plain_set()
     for seed in range(4):
-        found = subset_of(data, 'pool', 2, seed).splits
+        found = _make_subset(data, 'pool', 2, seed).splits
         assert not set(found['train'].patient) & set(found['test'].patient) and len(found['train']) == 4
         assert set(found['test'].patient) | set(found['train'].patient) == set(data.table.patient)
         assert len(found['test']) == 4*found['test'].patient.nunique(), 'all images of the others'
-    old = subset_of(data, 'published', 2, 0).splits
+    old = _make_subset(data, 'published', 2, 0).splits
     assert len(old['test']) == 44 and set(old['train'].patient) <= set(old['test'].patient)
 
 
 def test_copies_are_in_neither():
     "The same image under another patient's name"
     data = plain_set()
-    drawn = subset_of(data, 'pool', 1, 0).splits['train']
+    drawn = _make_subset(data, 'pool', 1, 0).splits['train']
     table = data.table.copy()
     other = table.index[~table.patient.isin(drawn.patient)][0]
     table.loc[other, 'sha256'] = drawn.sha256.iloc[0]
-    found = subset_of(replace(data, table=table), 'pool', 1, 0).splits
+    found = _make_subset(replace(data, table=table), 'pool', 1, 0).splits
     assert table.id[other] not in set(found['test'].id) | set(found['train'].id)
 
 
 def test_subsets_of_the_training_split():
     data = plain_set()
-    one = subset_of(data, 'splits', 2, 0).splits
+    one = _make_subset(data, 'splits', 2, 0).splits
     assert len(one['train']) == 4 and set(one['train'].id) <= set(data.splits['train'].id)
     for s in ('val', 'test'): pd.testing.assert_frame_equal(one[s], data.splits[s])
 
@@ -108,7 +108,7 @@ def test_table_says_who_is_on_both_sides():
 
 def test_nothing_left_to_test():
     with pytest.raises(ValueError, match="Made_up: shots 24, seed 0 leave nothing to test on .*'published'"):
-        subset_of(plain_set(), 'pool', 24, 0)
+        _make_subset(plain_set(), 'pool', 24, 0)
 
 
 def test_report_of_several_labels(home, execute):

@@ -4,12 +4,13 @@ import hashlib
 import pytest
 import torch
 
-from mirage_nb.data.datasets import collate
 from mirage_nb.data.manifest import read_manifest
-from mirage_nb.jobs import seg
-from mirage_nb.jobs.seg import build_seg, fit_settings, seg_data, seg_datasets, seg_step
-from mirage_nb.models.multimae import MultiViT
-from mirage_nb.recipes import get_recipe, override
+from mirage_nb.data.segmentation import collate
+from mirage_nb.models.mirage import MultiViT
+from mirage_nb.recipes.segmentation import seg_recipe
+from mirage_nb.recipes.settings import override
+from mirage_nb.tasks import segmentation as tasks_segmentation
+from mirage_nb.tasks.segmentation import _seg_fit_settings, _seg_step, build_seg, load_seg_data, seg_datasets
 from mirage_nb.train.loop import fit
 from mirage_nb.train.losses import seg_loss
 
@@ -24,23 +25,23 @@ def hashes(model):
 
 
 def settings(**changed):
-    recipe = get_recipe(read_manifest('Phantom_OCT').recipe)
+    recipe = seg_recipe(read_manifest('Phantom_OCT').recipe)
     return override(recipe, dataset='Phantom_OCT', size=64, epochs=1, batch_size=4, drop_path=0.5, **changed)
 
 
 @pytest.mark.parametrize('freeze', TRAINS)
 @pytest.mark.parametrize('head', ['linear', 'convnext'])
 def test_what_changes(home, freeze, head):
-    cfg, data = settings(freeze=freeze, head=head), seg_data(read_manifest('Phantom_OCT'))
+    cfg, data = settings(freeze=freeze, head=head), load_seg_data(read_manifest('Phantom_OCT'))
     model, _ = build_seg(cfg, len(data.classes))
     before, modes = hashes(model), []
-    step = seg_step(seg_loss(cfg.loss, [c.label for c in data.classes]), (64, 64))
+    step = _seg_step(seg_loss(cfg.loss, [c.label for c in data.classes]), (64, 64))
 
     def watched(model, batch):
         modes.append(model.training)
         return step(model, batch)
 
-    fit(model, seg_datasets(data, cfg)['train'], watched, lambda *a: {'score': 0.}, lambda m: None, fit_settings(cfg),
+    fit(model, seg_datasets(data, cfg)['train'], watched, lambda *a: {'score': 0.}, lambda m: None, _seg_fit_settings(cfg),
         home/'run', collate)
     after = hashes(model)
     changed = {k for k in before if before[k] != after[k]}
@@ -53,7 +54,7 @@ def test_what_changes(home, freeze, head):
 
 def test_frozen_encoder_is_the_same_every_time(home):
     "Drop path is off in a frozen encoder, though the model trains; blocks that are frozen as published still drop"
-    data = seg_data(read_manifest('Phantom_OCT'))
+    data = load_seg_data(read_manifest('Phantom_OCT'))
     sample = seg_datasets(data, settings())['train'][0, 0]
     x = {'bscan': sample['bscan'][None]}
     for freeze, same in (('encoder', True), ('blocks', False)):
@@ -68,6 +69,6 @@ def test_frozen_encoder_is_the_same_every_time(home):
 def test_kept_views_are_the_tokens_of_a_frozen_encoder(home, monkeypatch):
     "With as many views as epochs, keeping tokens changes nothing but the time"
     options = {'freeze': 'encoder', 'head': 'linear', 'precision': 'fp32'}
-    plain = seg.train_seg(settings(**options), home/'plain')
-    kept = seg.train_seg(settings(**options, keep_views=1), home/'kept')
+    plain = tasks_segmentation.train_seg(settings(**options), home/'plain')
+    kept = tasks_segmentation.train_seg(settings(**options, keep_views=1), home/'kept')
     for k in ('loss', 'valid_loss', 'mIoU'): assert kept[k].tolist() == pytest.approx(plain[k].tolist(), rel=1e-4)

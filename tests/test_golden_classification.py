@@ -7,14 +7,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mirage_nb.data.rgb import channels_of
-from mirage_nb.data.views import Look, eval_image
-from mirage_nb.models.classifiers import start_classifier
-from mirage_nb.models.cls_heads import POOLS, ClsHead, ClsModel, choose_training
+from mirage_nb.data.files import _to_channels
+from mirage_nb.data.input_spec import InputSpec, eval_image
+from mirage_nb.models.checkpoints import load_weights
+from mirage_nb.models.classification import start_classifier
+from mirage_nb.models.heads.classification import _POOLS, ClsHead, ClsModel
 from mirage_nb.models.layers import Encoded
-from mirage_nb.models.multimae import Modality, MultiViT
+from mirage_nb.models.mirage import Modality, MultiViT
+from mirage_nb.models.tuning import choose_training
 from mirage_nb.models.vit import ViT
-from mirage_nb.models.weights import load_weights
 from mirage_nb.train.optim import param_groups
 
 UWF_MEAN, UWF_STD = (0.5723625, 0.34657937, 0.2374997), (0.21822436, 0.19240488, 0.17723322)
@@ -38,20 +39,20 @@ def pretrained(golden): return load_file(golden/'mirage_pretrain.safetensors')
 def config(golden): return json.loads((golden/'mirage.json').read_text())['config']
 
 
-def test_every_pooling_is_recorded(heads): assert {k.split('.')[0] for k in heads} == set(POOLS)
+def test_every_pooling_is_recorded(heads): assert {k.split('.')[0] for k in heads} == set(_POOLS)
 
 
-@pytest.mark.parametrize('pool', POOLS)
+@pytest.mark.parametrize('pool', _POOLS)
 def test_pooling_heads(heads, pretrained, config, pool):
     "On the recorded tokens, the global token last"
     t = pretrained['features_bscan']
     head = ClsHead(config['dim'], len(heads[f'{pool}.head.bias']), pool)
     head.load_state_dict({k: v for k, v in below(heads, f'{pool}.').items() if k != 'logits'})
-    from mirage_nb.models.cls_heads import summaries
+    from mirage_nb.models.heads.classification import _summaries as summaries
     close(head(summaries(Encoded(t[:, :-1], t[:, -1], (1, t.shape[1] - 1)))), heads[f'{pool}.logits'])
 
 
-@pytest.mark.parametrize('pool', POOLS)
+@pytest.mark.parametrize('pool', _POOLS)
 def test_whole_classifier(heads, pretrained, config, pool):
     "From the recorded image to the recorded logits"
     c = config
@@ -62,7 +63,7 @@ def test_whole_classifier(heads, pretrained, config, pool):
     close(model({'bscan': pretrained['input.bscan']}), heads[f'{pool}.logits'])
 
 
-@pytest.mark.parametrize('pool', POOLS)
+@pytest.mark.parametrize('pool', _POOLS)
 def test_tuned_mirage_with_its_last_layer(heads, pretrained, config, pool, tmp_path):
     c, file = config, tmp_path/'tuned.pth'
     top = {k: v for k, v in below(heads, f'{pool}.').items() if k.startswith(('norm.', 'head.'))}
@@ -76,7 +77,7 @@ def test_tuned_mirage_with_its_last_layer(heads, pretrained, config, pool, tmp_p
 def below_checkpoint(pretrained):
     from pathlib import Path
 
-    from mirage_nb.models.weights import Checkpoint
+    from mirage_nb.models.checkpoints import Checkpoint
     return Checkpoint(below(pretrained, 'state.'), {}, Path('mirage_pretrain.safetensors'), '')
 
 
@@ -143,14 +144,14 @@ def test_evaluation_image_of_the_classifier(golden):
     raw = Image.fromarray(t['cls.raw_rgb'].numpy())
     name = next(k for k in t if k.startswith('cls.gray_'))
     side = int(name.split('_')[-1])
-    grey = np.asarray(channels_of(raw, 1, 'raw'))[..., None]
-    close(eval_image(grey, Look(size=(side, side))), t[name])
+    grey = np.asarray(_to_channels(raw, 1, 'raw'))[..., None]
+    close(eval_image(grey, InputSpec(size=(side, side))), t[name])
 
 
 def test_evaluation_image_of_ultra_widefield(golden):
     t = load_file(golden/'preprocessing.safetensors')
     name = next(k for k in t if k.startswith('uwf.eval_'))
     side = int(name.split('_')[-1])
-    look = Look('image', 3, (side, side), UWF_MEAN, UWF_STD, crop=0.875, change='photo')
+    look = InputSpec('image', 3, (side, side), UWF_MEAN, UWF_STD, crop=0.875, change='photo')
     ours = eval_image(t['uwf.raw_rgb'].numpy(), look)
     torch.testing.assert_close(ours, t[name].float(), rtol=1e-3, atol=2e-3)  # recorded in half precision

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mirage_nb.eval.cls_metrics import MACRO, WEIGHTED, check_predictions, measure, metric_rows, parts_of
+from mirage_nb.eval.classification.metrics import MACRO, WEIGHTED, _metric_rows, compute_metrics, count_table
+from mirage_nb.eval.classification.predictions import check_predictions
 
 folder = Path(os.environ.get('MIRAGE_GOLDEN') or Path(__file__).parent/'golden')/'segmentation_eval'
 expected = json.loads((folder/'classification_expected.json').read_text())
@@ -33,8 +34,8 @@ def recorded(name):
 
 
 def scores(name):
-    parts = parts_of(check_predictions(recorded(name)))
-    return metric_rows(parts, measure(parts)).set_index(['metric', 'Class'])['mean']
+    parts = count_table(check_predictions(recorded(name)))
+    return _metric_rows(parts, compute_metrics(parts)).set_index(['metric', 'Class'])['mean']
 
 
 def test_golden_tables_are_there():

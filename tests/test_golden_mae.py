@@ -5,11 +5,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mirage_nb.models.cnn_mae import CnnMAE, hide_patches
+from mirage_nb.models.checkpoints import load_weights, read_checkpoint
+from mirage_nb.models.cnn_mae import CnnMAE, _hide_patches
 from mirage_nb.models.layers import token_grid
 from mirage_nb.models.mae import MAE, count_visible, order_patches, patchify, unpatchify
-from mirage_nb.models.weights import load_weights, read_checkpoint
-from mirage_nb.train.losses import masked_mse, patch_mse
+from mirage_nb.train.losses import _masked_mse, patch_mse
 
 
 @pytest.fixture(scope='module')
@@ -112,7 +112,7 @@ def test_picture_of_normalised_targets(facts, tensors):
     made.load_state_dict(below(tensors, 'state.'))
     masks = {'image': tensors[f'mask.{ratios(tensors)[0]}']}
     drawn = made.reconstruct({'image': x}, masks)['image']
-    hidden = hide_patches(torch.ones_like(x), masks['image'], made.patch) == 0
+    hidden = _hide_patches(torch.ones_like(x), masks['image'], made.patch) == 0
     assert torch.equal(drawn[~hidden], x[~hidden])
     true, ours = patchify(x, made.patch), patchify(drawn, made.patch)
     predicted = below(tensors, 'pred.')[str(ratios(tensors)[0])]
@@ -126,7 +126,7 @@ def test_cnn_masking(cnn, facts):
     patch = round((x.shape[2]*x.shape[3]/mask.shape[1])**.5)
     keep = int((mask == 0).sum(1)[0])
     assert torch.equal(order_patches(cnn['noise'], keep)[1], mask.bool())
-    assert torch.equal(hide_patches(x, mask, patch), cnn['masked_input'])
+    assert torch.equal(_hide_patches(x, mask, patch), cnn['masked_input'])
     model = CnnMAE(facts['cnn']['encoder'], channels=x.shape[1], patch=patch).eval()
     keys = list(model.state_dict())
     assert len(keys) == facts['cnn']['n_keys'] and set(facts['cnn']['state_keys_first']) <= set(keys)
@@ -135,5 +135,5 @@ def test_cnn_masking(cnn, facts):
     assert count_visible(mask.shape[1], model.mask_ratio) == keep
     with torch.no_grad(): out = model({'image': x}, noise=cnn['noise'])
     assert torch.equal(seen['image'], cnn['masked_input']) and torch.equal(out.mask, mask.bool())
-    loss = masked_mse(out.image, x, None, patch)  # over all pixels
+    loss = _masked_mse(out.image, x, None, patch)  # over all pixels
     assert loss.item() == pytest.approx((out.image - x).square().mean().item(), rel=1e-5)

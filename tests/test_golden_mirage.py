@@ -6,10 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mirage_nb.models.multimae import Modality, MultiViT, bscan_only
-from mirage_nb.models.seg_heads import HEADS, SegModel
-from mirage_nb.models.weights import load_weights, measure, read_checkpoint
-from mirage_nb.train.losses import gen_dice, seg_loss
+from mirage_nb.models.checkpoints import load_weights, read_checkpoint
+from mirage_nb.models.heads.segmentation import HEADS
+from mirage_nb.models.mirage import Modality, MultiViT, _bscan_only
+from mirage_nb.models.segmentation import SegModel
+from mirage_nb.models.tensors import infer_architecture
+from mirage_nb.train.losses import _gen_dice, seg_loss
 from mirage_nb.train.optim import half_cycle, param_groups, set_lr, warmup_cosine
 
 HEAD_KEYS = ('preds_per_patch', 'depth', 'embed_dim', 'num_heads', 'hooks', 'layer_dims', 'feature_dim')
@@ -43,7 +45,7 @@ def seg_model_of(facts, seg, head):
     c = facts['config']
     scale = seg[f'{head}.input'].shape[-1]//c['img']
     options = {k: v for k, v in facts['segmentation'][head]['kwargs'].items() if k in HEAD_KEYS}
-    return SegModel(bscan_only(modalities(c, scale)), c['nseg'], head, options, **size_of(c))
+    return SegModel(_bscan_only(modalities(c, scale)), c['nseg'], head, options, **size_of(c))
 
 
 def loaded(facts, golden, seg, head):
@@ -110,7 +112,7 @@ def test_published_keys(head, facts, golden, seg):
 def test_published_checkpoint_loads_strictly(facts, golden, pre):
     ckpt = read_checkpoint(next(golden.glob('MIRAGE-*.pth')))
     c = facts['config']
-    assert measure(ckpt.state) == {'width': c['dim'], 'depth': c['depth'], 'patch': {
+    assert infer_architecture(ckpt.state) == {'width': c['dim'], 'depth': c['depth'], 'patch': {
         'bscan': c['patch'], 'slo': c['patch'], 'bscanlayermap': c['lm_patch']}}
     assert type(ckpt.meta['args']).__name__ == 'Namespace'
     enc = MultiViT(modalities(c), **size_of(c))
@@ -155,7 +157,7 @@ def test_segmentation_trajectory(facts, golden, seg):
 
 def test_generalised_dice(facts, golden):
     t = load_file(golden/'losses.safetensors')
-    assert gen_dice(t['logits'], t['target']).tolist() == pytest.approx(facts['cegdice']['per_image_gdice'], rel=1e-5)
+    assert _gen_dice(t['logits'], t['target']).tolist() == pytest.approx(facts['cegdice']['per_image_gdice'], rel=1e-5)
     value = seg_loss('CEGDice', [str(i) for i in range(t['logits'].shape[1])])(t['logits'], t['target'])
     assert float(value) == pytest.approx(facts['cegdice']['value'], rel=1e-5)
 

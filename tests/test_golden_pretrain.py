@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mirage_nb.core import sample_key
-from mirage_nb.models.decoders import MultiMAE, draw_masks
-from mirage_nb.models.multimae import Modality
-from mirage_nb.models.weights import load_weights
+from mirage_nb.models.checkpoints import load_weights
+from mirage_nb.models.mirage import Modality
+from mirage_nb.models.mirage_mae import MultiMAE, _draw_masks
+from mirage_nb.randomness import sample_key
 from mirage_nb.train.losses import pretrain_losses
-from mirage_nb.train.optim import decays, param_groups, set_lr
+from mirage_nb.train.optim import _decays, param_groups, set_lr
 
 
 @pytest.fixture(scope='module')
@@ -121,7 +121,7 @@ def test_no_weight_decay(model, facts):
     named, parameters = set(facts['no_weight_decay']), dict(model.named_parameters())
     inside = {n for n in named if n not in parameters and n not in dict(model.named_buffers())}
     assert inside <= {n for n, _ in model.named_modules()}
-    assert {n for n, p in parameters.items() if p.ndim > 1 and not decays(model, n, p)} == named & parameters.keys()
+    assert {n for n, p in parameters.items() if p.ndim > 1 and not _decays(model, n, p)} == named & parameters.keys()
 
 
 def test_trajectory(model, facts, x, masks):
@@ -185,5 +185,5 @@ def test_masks_in_another_process(uniform):
 
 def test_order_of_samples_does_not_matter():
     sizes, keys = {'bscan': 49, 'slo': 30}, [sample_key(0, i) for i in range(64)]
-    there, back = draw_masks(sizes, 40, keys, 0.3), draw_masks(sizes, 40, keys[::-1], 0.3)
+    there, back = _draw_masks(sizes, 40, keys, 0.3), _draw_masks(sizes, 40, keys[::-1], 0.3)
     for k in sizes: assert torch.equal(there[k], back[k].flip(0))

@@ -5,10 +5,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mirage_nb.data.datasets import collate
-from mirage_nb.models.decoders import MultiMAE
-from mirage_nb.models.multimae import Modality
-from mirage_nb.train import loop
+from mirage_nb.data.segmentation import collate
+from mirage_nb.models.mirage import Modality
+from mirage_nb.models.mirage_mae import MultiMAE
+from mirage_nb.train import loop as train_loop
+from mirage_nb.train import settings as train_settings
 from mirage_nb.train.losses import pretrain_losses
 
 
@@ -48,14 +49,14 @@ def test_trajectory_through_the_loop(recorded, facts, tmp_path, monkeypatch, acc
     model, samples = recorded
     rows, norms = facts['train_trajectory'], []
     if len(samples) % accumulate: pytest.skip(f'{len(samples)} samples do not make {accumulate} micro-batches')
-    monkeypatch.setitem(loop.SCHEDULES, 'recorded', lambda s, i, n: rows[i]['lr'])
+    monkeypatch.setitem(train_settings.SCHEDULES, 'recorded', lambda s, i, n: rows[i]['lr'])
     clip = loop.Accelerator.clip_grad_norm_
     monkeypatch.setattr(loop.Accelerator, 'clip_grad_norm_', lambda *a: norms.append(float(clip(*a))))
-    settings = loop.FitSettings(
+    settings = train_settings.FitSettings(
         epochs=len(rows), batch_size=len(samples), lr=max(r['lr'] for r in rows), schedule='recorded',
         betas=(0.9, 0.95), weight_decay=max(g['weight_decay'] for g in facts['optimizer_groups']), clip=1e9,
         accumulate=accumulate)
-    history = loop.fit(model, Samples(samples), step, None, None, settings, tmp_path, collate)
+    history = train_loop.fit(model, Samples(samples), step, None, None, settings, tmp_path, collate)
     assert [r['loss'] for r in history] == pytest.approx([r['loss'] for r in rows], rel=1e-3)
     assert norms == pytest.approx([r['grad_norm'] for r in rows], rel=1e-3)
     assert {k for k in history[0] if k.startswith('loss_')} == {'loss_bscan', 'loss_slo', 'loss_bscanlayermap'}

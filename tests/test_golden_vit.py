@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+from mirage_nb.models.checkpoints import load_weights
 from mirage_nb.models.vit import ViT
-from mirage_nb.models.weights import load_weights
 from mirage_nb.train.optim import half_cycle, param_groups, set_lr
 
 POOLS = ('global_pool', 'cls_token')

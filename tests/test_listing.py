@@ -12,8 +12,8 @@ from PIL import Image
 
 import mirage_nb.data.listing as module
 from mirage_nb.core import log
-from mirage_nb.data.listing import list_pictures, look, read_journal
-from mirage_nb.data.mixed import PictureDataset
+from mirage_nb.data.image_index import _inspect_file, _read_journal, index_images
+from mirage_nb.data.image_sets import ImageDataset
 
 
 def tree(root, n, a_folder=50):
@@ -42,51 +42,51 @@ def test_killed_and_resumed(tmp_path):
             'm.list_pictures(sys.argv[1], sys.argv[2], threads=1)')
     job = subprocess.Popen([sys.executable, '-c', slow, root, index])
     journal, limit = index.with_suffix('.journal'), time.monotonic() + 60
-    while len(read_journal(journal)) < 128 and time.monotonic() < limit: time.sleep(0.02)
+    while len(_read_journal(journal)) < 128 and time.monotonic() < limit: time.sleep(0.02)
     job.send_signal(signal.SIGKILL)
     job.wait()
-    done = len(read_journal(journal))
+    done = len(_read_journal(journal))
     assert 128 <= done < 600 and not index.exists()
-    looked, real = [], module.look
-    module.look = lambda *a: looked.append(a[0]) or real(*a)
-    try: listing = list_pictures(root, index)
-    finally: module.look = real
+    looked, real = [], data_image_index._inspect_file
+    data_image_index._inspect_file = lambda *a: looked.append(a[0]) or real(*a)
+    try: listing = index_images(root, index)
+    finally: data_image_index._inspect_file = real
     assert len(listing) == 600 and len(looked) == 600 - done and not journal.exists()
-    assert listing.digest() == list_pictures(root, tmp_path/'other.safetensors').digest()
+    assert listing.digest() == index_images(root, tmp_path/'other.safetensors').digest()
 
 
 def test_later_starts_touch_no_file(tmp_path, monkeypatch):
     root, index = tree(tmp_path/'t', 100), tmp_path/'i.safetensors'
-    first = list_pictures(root, index)
+    first = index_images(root, index)
     for name in ('look', 'scan_folder'): monkeypatch.setattr(module, name, lambda *a: 1/0)
-    again = list_pictures(root, index)
+    again = index_images(root, index)
     assert [again.name(i) for i in range(100)] == [first.name(i) for i in range(100)]
     assert again.digest() == first.digest()
 
 
 def test_refresh_reads_only_what_changed(tmp_path, monkeypatch, caplog):
     root, index = tree(tmp_path/'t', 100), tmp_path/'i.safetensors'
-    old = list_pictures(root, index)
+    old = index_images(root, index)
     Image.new('RGB', (40, 30)).save(old.path(3))
     os.remove(old.path(4))
     Image.new('L', (7, 7)).save(root/'new.png')
     (root/'broken.jpg').write_bytes(b'\xff\xd8\xff\xe0 and no more')
-    looked, real = [], module.look
+    looked, real = [], data_image_index._inspect_file
     monkeypatch.setattr(module, 'look', lambda *a: looked.append(a[0]) or real(*a))
-    with caplog.at_level('INFO', log.name): new = list_pictures(root, index, refresh=True)
+    with caplog.at_level('INFO', log.name): new = index_images(root, index, refresh=True)
     assert len(looked) == 3 and len(new) == 100 and list(new.faults) == ['broken.jpg']
     assert '2 new, 1 changed, 1 gone, 1 damaged' in caplog.text and 'broken.jpg' in caplog.text
     names = [new.name(i) for i in range(100)]
     assert tuple(new.shape[names.index(old.name(3))]) == (40, 30) and old.name(4) not in names and 'new.png' in names
     looked.clear()
-    list_pictures(root, index, refresh=True)
+    index_images(root, index, refresh=True)
     assert not looked                      # damaged files are not read again either
 
 
 def test_a_changed_folder_renews_the_listing(tmp_path, monkeypatch, caplog):
     "Files that came, went or were renamed are noticed at the next start, and nothing else is read"
     root, index = tree(tmp_path/'t', 200), tmp_path/'i.safetensors'
-    first, looked, real = list_pictures(root, index), [], module.look
+    first, looked, real = index_images(root, index), [], data_image_index._inspect_file
     monkeypatch.setattr(module, 'look', lambda *a: looked.append(a[0]) or real(*a))
     last = first.name(199)
     for change, n, read in ((lambda: Image.new('L', (7, 7)).save(root/'s0'/'0'/'new.png'), 201, 1),
@@ -95,27 +95,27 @@ def test_a_changed_folder_renews_the_listing(tmp_path, monkeypatch, caplog):
                             (lambda: (root/'notes.txt').touch(), 200, 0)):
         change()
         looked.clear(), caplog.clear()
-        assert len(list_pictures(root, index, renew=False)) == len(first)
-        with caplog.at_level('INFO', log.name): first = list_pictures(root, index)
+        assert len(index_images(root, index, renew=False)) == len(first)
+        with caplog.at_level('INFO', log.name): first = index_images(root, index)
         assert (len(first), len(looked)) == (n, read) and 'has changed: its listing is renewed' in caplog.text
         caplog.clear()
-        with caplog.at_level('INFO', log.name): list_pictures(root, index)
+        with caplog.at_level('INFO', log.name): index_images(root, index)
         assert not caplog.text
-    assert first.digest() == list_pictures(root, tmp_path/'other.safetensors').digest()
+    assert first.digest() == index_images(root, tmp_path/'other.safetensors').digest()
 
 
 def test_a_listing_of_before_is_renewed(tmp_path):
     "Listings without times of folders are taken up, and no file is read again"
     root, index = tree(tmp_path/'t', 20), tmp_path/'i.safetensors'
-    listing = list_pictures(root, index)
-    module.save_listing(replace(listing, folders={}), index)
-    again = list_pictures(root, index)
+    listing = index_images(root, index)
+    data_image_index._save_index(replace(listing, folders={}), index)
+    again = index_images(root, index)
     assert again.digest() == listing.digest() and again.folders == listing.folders
 
 
 def test_a_file_that_is_gone_is_named(tmp_path):
-    listing = list_pictures(tree(tmp_path/'t', 3), tmp_path/'i.safetensors')
-    data = PictureDataset(listing, name='uwf')
+    listing = index_images(tree(tmp_path/'t', 3), tmp_path/'i.safetensors')
+    data = ImageDataset(listing, name='uwf')
     listing.path(1).unlink()
     with pytest.raises(FileNotFoundError, match=r'p00001\.png of uwf is gone .* Put it back, or start again'): data[1]
 
@@ -125,16 +125,16 @@ def test_copies_that_broke_off_are_found(tmp_path, kind):
     file = tmp_path/f'x.{kind}'
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 70, 3), dtype=np.uint8)).save(file)
     whole = file.read_bytes()
-    assert look(str(file), len(whole), 0)[3:] == (70, 90, '')
+    assert _inspect_file(str(file), len(whole), 0)[3:] == (70, 90, '')
     for part in (0, 3, 100, len(whole)//2, len(whole) - 40):
         file.write_bytes(whole[:part])
-        found = look(str(file), part, 0)
+        found = _inspect_file(str(file), part, 0)
         if kind == 'png' and part > len(whole) - 50: continue  # all pixels are there
         assert found.fault and str(tmp_path) not in found.fault, (kind, part, found)
 
 
 def test_real_pictures(shared_data, tmp_path):
-    listing = list_pictures(shared_data, tmp_path/'i.safetensors')
+    listing = index_images(shared_data, tmp_path/'i.safetensors')
     assert len(listing) > 1000
     for i in range(0, len(listing), 97):
         with Image.open(listing.path(i)) as image: assert image.size == tuple(listing.shape[i]), listing.name(i)
@@ -144,6 +144,6 @@ def test_names_that_are_no_text(tmp_path):
     root = tmp_path/'t'
     root.mkdir()
     for name in ('é ü.png', 'tab\there.png', "quote'.png"): Image.new('L', (4, 4)).save(root/name)
-    listing = list_pictures(root, tmp_path/'i.safetensors')
+    listing = index_images(root, tmp_path/'i.safetensors')
     assert {listing.name(i) for i in range(3)} == {p.name for p in root.iterdir()}
     assert all(listing.path(i).exists() for i in range(3))

@@ -9,11 +9,12 @@ from PIL import Image
 from safetensors.numpy import load_file
 from torch.utils.data import DataLoader
 
-from mirage_nb.core import sample_key
-from mirage_nb.data.mixed import MixedDataset, PictureDataset, collate_pictures
-from mirage_nb.data.photo import Mix, PhotoEval, PhotoTrain, mix, seeded
-from mirage_nb.data.rgb import read_picture
-from mirage_nb.train.losses import bce_loss, soft_targets
+from mirage_nb.data.augment.mix import Mix, mix_batch
+from mirage_nb.data.augment.photo import PhotoEval, PhotoTrain, _seeded_generators
+from mirage_nb.data.files import read_photo
+from mirage_nb.data.image_sets import ImageDataset, MixedDataset, collate_images
+from mirage_nb.randomness import sample_key
+from mirage_nb.train.losses import _bce_loss, soft_targets
 
 
 @pytest.fixture(scope='module')
@@ -28,7 +29,7 @@ def sets(tmp_path_factory):
             Image.fromarray(rng.integers(0, 255, (40, 40 + 4*(i % 2), 3), dtype=np.uint8)).save(files[-1])
         norm = 'imagenet' if name == 'chexpert' else name
         table = pd.DataFrame({'id': [f.stem for f in files], 'image': files})
-        out[name] = PictureDataset(table, name=name, norm=norm, load_size=32)
+        out[name] = ImageDataset(table, name=name, norm=norm, load_size=32)
     return out
 
 
@@ -36,7 +37,7 @@ def test_golden_ultra_widefield_view(golden, tmp_path):
     recorded = load_file(golden/'preprocessing.safetensors')
     [name] = [k for k in recorded if k.startswith('uwf.eval_')]
     Image.fromarray(recorded['uwf.raw_rgb']).save(tmp_path/'x.png')
-    view = PhotoEval(int(name.rpartition('_')[2]), 'uwf')(read_picture(tmp_path/'x.png'))
+    view = PhotoEval(int(name.rpartition('_')[2]), 'uwf')(read_photo(tmp_path/'x.png'))
     np.testing.assert_allclose(view, recorded[name].astype(np.float32), atol=2e-3)  # recorded in half precision
 
 
@@ -70,7 +71,7 @@ def test_training_views_follow_the_key_alone():
 
 def test_an_error_inside_leaves_the_generators_alone():
     state = torch.get_rng_state()
-    with pytest.raises(ZeroDivisionError), seeded(3): torch.rand(1//0)
+    with pytest.raises(ZeroDivisionError), _seeded_generators(3): torch.rand(1//0)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -79,7 +80,7 @@ def epoch(data, e, loaders):
     for worker in range(loaders):
         mine = [(e, i) for i in range(len(data))][worker::loaders]
         for b in DataLoader(data, batch_sampler=[mine[j:j + 4] for j in range(0, len(mine), 4)],
-                            collate_fn=collate_pictures):
+                            collate_fn=collate_images):
             for i, k, x in zip(b['id'], b['key'], b['image'], strict=True): keys[i, int(k)] = x.float().mean().item()
     return keys
 
@@ -113,7 +114,7 @@ def test_repeated_augmentation_of_small_sets(sets, views):
 
 def test_normalisation_of_each_set_reaches_the_batch(sets):
     m = MixedDataset(sets, samples=53)
-    batch = collate_pictures([m[(0, i)] for i in range(53)])
+    batch = collate_images([m[(0, i)] for i in range(53)])
     for name, mean in zip(batch['dataset'], batch['mean'], strict=True):
         assert torch.equal(mean, sets[name].mean)
     assert isinstance(batch['image'], list) and all(x.dtype == torch.uint8 and x.shape[1] == 32 for x in batch['image'])
@@ -121,7 +122,7 @@ def test_normalisation_of_each_set_reaches_the_batch(sets):
 
 def test_unreadable_picture_is_named(tmp_path):
     (tmp_path/'x.png').write_bytes(b'no picture')
-    data = PictureDataset(pd.DataFrame({'id': ['x'], 'image': [tmp_path/'x.png']}))
+    data = ImageDataset(pd.DataFrame({'id': ['x'], 'image': [tmp_path/'x.png']}))
     with pytest.raises(ValueError, match=r'x\.png \(10 bytes\) cannot be read as an image'): data[0]
 
 
@@ -129,11 +130,11 @@ def test_mixed_soft_targets_with_missing_labels_train():
     "Mixing, missing labels and scores of 50 together: the loss and its gradient are finite"
     x, keys = torch.rand(6, 3, 16, 16), [sample_key(0, 0, i) for i in range(6)]
     y = torch.tensor([[1., 0], [0, float('nan')], [1, 1], [float('nan')]*2, [0, 1], [1, 0]])
-    mixed, t = mix(x, y, keys, Mix())
+    mixed, t = mix_batch(x, y, keys, Mix())
     assert mixed.isfinite().all() and t.isnan().any() and not t.isnan().all() and t[~t.isnan()].max() <= 1
     scores = torch.full((6, 2), 50., requires_grad=True)
-    loss = bce_loss(scores, t)
+    loss = _bce_loss(scores, t)
     loss.backward()
     assert loss.isfinite() and scores.grad.isfinite().all() and (scores.grad[t.isnan()] == 0).all()
-    blend = mix(x, soft_targets(torch.tensor([0, 1, 2, 0, 1, 2]), 3, 0.1), keys, Mix())[1]
+    blend = mix_batch(x, soft_targets(torch.tensor([0, 1, 2, 0, 1, 2]), 3, 0.1), keys, Mix())[1]
     torch.testing.assert_close(blend.sum(1), torch.ones(6))

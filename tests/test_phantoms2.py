@@ -11,10 +11,10 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from mirage_nb.core import file_hash
-from mirage_nb.data.chest import read_chest
-from mirage_nb.phantom_cxr import LABELS, film_of, make_phantom_cxr, phantom_cxr
-from mirage_nb.phantom_uwf import CLASSES, make_phantom_uwf, phantom_uwf
+from mirage_nb.data.chest.readers import read_chest
+from mirage_nb.phantoms.cxr import _LABELS, _film_of, _phantom_cxr, make_phantom_cxr
+from mirage_nb.phantoms.uwf import _CLASSES, _phantom_uwf, make_phantom_uwf
+from mirage_nb.storage import hash_file
 
 SPLITS = 'train', 'val', 'test'
 
@@ -39,48 +39,47 @@ def test_same_in_another_process():
             'from mirage_nb.phantom_uwf import phantom_uwf\n'
             'for f in (phantom_cxr, phantom_uwf): print(hashlib.sha256(f(3, 9, 1)["image"].tobytes()).hexdigest())')
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
-    assert out == [hashlib.sha256(f(3, 9, 1)['image'].tobytes()).hexdigest() for f in (phantom_cxr, phantom_uwf)]
-    assert not np.array_equal(phantom_cxr(0, 1)['image'], phantom_cxr(1, 1)['image'])
+    assert out == [hashlib.sha256(f(3, 9, 1)['image'].tobytes()).hexdigest() for f in (_phantom_cxr, _phantom_uwf)]
+    assert not np.array_equal(_phantom_cxr(0, 1)['image'], _phantom_cxr(1, 1)['image'])
 
 
 def test_more_patients_leave_the_earlier_ones(tmp_path):
     few, more = (make_phantom_cxr(tmp_path/f'c{n}', patients=n, films=1, size=32) for n in (40, 45))
-    assert all(file_hash(p) == file_hash(more/'images'/p.name) for p in (few/'images').iterdir())
+    assert all(hash_file(p) == hash_file(more/'images'/p.name) for p in (few/'images').iterdir())
     assert rows(few/'table.csv') == rows(more/'table.csv')[:len(rows(few/'table.csv'))]
     few, more = (make_phantom_uwf(tmp_path/f'u{n}', patients=n, pictures=1, size=(32, 40)) for n in (25, 30))
-    assert all(file_hash(p) == file_hash(more/p.relative_to(few)) for p in few.rglob('*.png'))
+    assert all(hash_file(p) == hash_file(more/p.relative_to(few)) for p in few.rglob('*.png'))
 
 
 def test_films_of_a_patient_share_the_chest_and_not_the_light():
-    one, two = (film_of(0, 3, k) for k in (0, 1))
+    one, two = (_film_of(0, 3, k) for k in (0, 1))
     assert one.width == two.width and one.stout == two.stout and one.place != two.place
-    assert not np.array_equal(phantom_cxr(0, 3, 0)['image'], phantom_cxr(0, 3, 1)['image'])
+    assert not np.array_equal(_phantom_cxr(0, 3, 0)['image'], _phantom_cxr(0, 3, 1)['image'])
 
 
 @pytest.mark.parametrize('size', [64, 200])
 def test_any_size_and_masks_where_the_labels_say(size):
     for p in range(6):
-        m = phantom_cxr(0, p, 0, size)
+        m = _phantom_cxr(0, p, 0, size)
         assert m['image'].shape == (size, size) and m['image'].dtype == np.uint8
         assert {k for k, v in m['labels'].items() if v} == set(m['masks'])
         for k, mask in m['masks'].items(): assert mask.shape == (size, size) and 0.002 < mask.mean() < 0.5, k
-    u = phantom_uwf(0, 2, 0, (size, size + 16))
+    u = _phantom_uwf(0, 2, 0, (size, size + 16))
     assert u['image'].shape == (size, size + 16, 3) and u['image'].dtype == np.uint8
 
 
 def test_findings_change_the_film_where_they_are():
     "A film with its findings against the same film without them: what differs lies at the mask"
-    import mirage_nb.phantom_cxr as module
-    plain, seen = module.film_of, 0
+    plain, seen = phantoms_cxr._film_of, 0
 
-    def healthy(*key): return module.Film(**{**vars(plain(*key)), 'labels': dict.fromkeys(LABELS, 0)})
+    def healthy(*key): return phantoms_cxr._Film(**{**vars(plain(*key)), 'labels': dict.fromkeys(_LABELS, 0)})
     for p in range(40):
-        sick = phantom_cxr(0, p, 0)
+        sick = _phantom_cxr(0, p, 0)
         kinds = {k for k in sick['masks'] if k != 'Cardiomegaly'}
         if kinds != {'Nodule'}: continue
-        module.film_of = healthy
-        try: same = phantom_cxr(0, p, 0)
-        finally: module.film_of = plain
+        phantoms_cxr._film_of = healthy
+        try: same = _phantom_cxr(0, p, 0)
+        finally: phantoms_cxr._film_of = plain
         apart = np.abs(sick['image'].astype(float) - same['image'])
         assert apart[sick['masks']['Nodule']].mean() > 3*apart[~sick['masks']['Nodule']].mean()
         seen += 1
@@ -92,7 +91,7 @@ def test_splits_keep_patients_apart_and_hold_every_finding(films):
     assert table.groupby('patient').split.nunique().max() == 1
     share = table.drop_duplicates('patient').split.value_counts(normalize=True)
     assert share.to_dict() == {'train': 0.6, 'val': 0.15, 'test': 0.25}
-    for k in LABELS:
+    for k in _LABELS:
         for s in SPLITS: assert (table[f'label:{k}'][table.split == s] == 1).sum() >= 3, (k, s)
     assert 0.02 < table.filter(like='label:').isna().to_numpy().mean() < 0.09
     none = (table.filter(like='label:') != 1).all(axis=1).mean()
@@ -109,7 +108,7 @@ def test_class_folders_of_the_widefield_set(retinas):
         assert r['image'] == f"{r['split']}/{r['label']}/{r['id']}.png"
         split[r['patient']].add(r['split']); label[r['patient']].add(r['label'])
     assert all(len(v) == 1 for v in (*split.values(), *label.values()))
-    for s in SPLITS: assert {p.name for p in (retinas/s).iterdir()} == set(CLASSES)
+    for s in SPLITS: assert {p.name for p in (retinas/s).iterdir()} == set(_CLASSES)
     assert {r['eye'] for r in table} == {'OD', 'OS'}
 
 
@@ -118,7 +117,7 @@ def test_pixels_alone_say_little(films, retinas):
     table = read_chest('Phantom_CXR', films)
     x = np.stack([np.asarray(Image.open(p).resize((16, 16))).ravel()/255 for p in table.image])
     train, auc = (table.split != 'test').to_numpy(), {}
-    for k in LABELS:
+    for k in _LABELS:
         y = table[f'label:{k}'].to_numpy()
         a, b = train & ~np.isnan(y), ~train & ~np.isnan(y)
         model = LogisticRegression(C=0.01, max_iter=300).fit(x[a], y[a])
@@ -133,7 +132,7 @@ def test_pixels_alone_say_little(films, retinas):
 def test_lesions_can_be_seen():
     "Blood is darker and drusen are brighter than what surrounds them"
     for p in range(10):
-        m = phantom_uwf(1, p, 0)
+        m = _phantom_uwf(1, p, 0)
         green = m['image'][..., 1].astype(float)
         for kind, sign in (('blood', -1), ('pale', 1)):
             if m['label'] not in {'blood': ('DR', 'RVO'), 'pale': ('AMD',)}[kind]: continue

@@ -12,14 +12,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mirage_nb import runs
+from mirage_nb import runs as runs
 from mirage_nb.core import runs_dir
-from mirage_nb.data.images import read_mask
 from mirage_nb.data.manifest import classes_of, read_manifest
-from mirage_nb.eval.report import score_folder
-from mirage_nb.jobs.seg import seg_data
-from mirage_nb.models.zoo import load_seg_model
-from mirage_nb.runs import RunFailed, find_notebook, run_nb
+from mirage_nb.data.masks import read_mask
+from mirage_nb.eval.segmentation.report import score_folder
+from mirage_nb.models.segmentation import load_seg_model
+from mirage_nb.runs import RunFailed, _find_notebook, run_notebook
+from mirage_nb.tasks.segmentation import load_seg_data
 
 pytestmark = pytest.mark.slow
 TUNE = {'dataset': 'Phantom_OCT', 'epochs': 4, 'size': [64, 48], 'batch_size': 4, 'head': 'linear', 'baselines': True,
@@ -35,7 +35,7 @@ def tuned(phantoms, tmp_path_factory):
         m.setenv('OMP_NUM_THREADS', '1')
         before = dict(os.environ)
         start = time.monotonic()
-        folder = run_nb(find_notebook('nbs/30_seg_tune.ipynb'), TUNE, quiet=True)
+        folder = run_notebook(_find_notebook('nbs/30_seg_tune.ipynb'), TUNE, quiet=True)
         assert dict(os.environ) == before
         return folder, time.monotonic() - start
 
@@ -90,7 +90,7 @@ def test_results_agree_with_the_tables(run):
 
 
 def test_predictions_are_masks_of_the_dataset(run, phantoms):
-    table = seg_data(read_manifest('Phantom_OCT')).tables['test']
+    table = load_seg_data(read_manifest('Phantom_OCT')).tables['test']
     rows = pd.read_csv(run/'predictions.csv')
     assert rows.id.tolist() == table.id.tolist() and rows.confidence.between(0, 1).all()
     classes = classes_of(read_manifest('Phantom_OCT'), phantoms/'Phantom_OCT')
@@ -102,7 +102,7 @@ def test_predictions_are_masks_of_the_dataset(run, phantoms):
 
 def test_second_run_is_recognised(run, tuned):
     before, start = contents(run), time.monotonic()
-    assert run_nb('seg_tune', TUNE, quiet=True) == run
+    assert run_notebook('seg_tune', TUNE, quiet=True) == run
     assert time.monotonic() - start < tuned[1] + 5
     after = contents(run)
     changed = {k for k in before | after if before.get(k) != after.get(k)}
@@ -112,7 +112,7 @@ def test_second_run_is_recognised(run, tuned):
 
 def papermill(out, cwd, **parameters):
     words = [w for k, v in parameters.items() for w in ('-p', k, str(v))]
-    return subprocess.run([sys.executable, '-m', 'papermill', str(find_notebook('seg_tune')), str(out), *words],
+    return subprocess.run([sys.executable, '-m', 'papermill', str(_find_notebook('seg_tune')), str(out), *words],
                           cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
@@ -136,7 +136,7 @@ def test_papermill_with_a_misspelt_parameter(home, tmp_path):
 
 def test_failed_notebook_leaves_a_report(home, capsys):
     words = ['seg_tune', 'head=convnet', 'epochs=1', 'size=64', '--quiet']
-    assert runs.main(words) == 1
+    assert runs._main(words) == 1
     err = capsys.readouterr().err
     folder = next((home/'runs'/'seg_tune'/'Phantom_OCT').iterdir())
     assert "no head 'convnet'. Did you mean 'convnext'?" in err and str(folder/'failed_report.html') in err
@@ -146,18 +146,18 @@ def test_failed_notebook_leaves_a_report(home, capsys):
 
 def test_dead_kernel_is_a_failure(home, tmp_path):
     "A kernel that dies, or a notebook that ends without a result, is no success"
-    notebook = json.loads(text(find_notebook('seg_tune')))
+    notebook = json.loads(text(_find_notebook('seg_tune')))
     for name, line in (('dead', 'import os; os._exit(0)'), ('empty', 'pass')):
         cells = [c for c in notebook['cells'] if 'parameters' in c['metadata'].get('tags', [])]
         cells = cells + [cells[0] | {'source': line, 'metadata': {}, 'id': name}]
         (tmp_path/f'{name}.ipynb').write_text(json.dumps(notebook | {'cells': cells}))
-        with pytest.raises(RunFailed, match='died|without a result'): run_nb(tmp_path/f'{name}.ipynb', quiet=True)
+        with pytest.raises(RunFailed, match='died|without a result'): run_notebook(tmp_path/f'{name}.ipynb', quiet=True)
 
 
 # ------------------------------------------------------------------ evaluation and prediction of a tuned model
 
 def test_evaluation_again_gives_the_same_numbers(run):
-    folder = run_nb('50_seg_eval.ipynb', {'run': str(run)}, quiet=True)
+    folder = run_notebook('50_seg_eval.ipynb', {'run': str(run)}, quiet=True)
     means = [json.loads(text(f/'result.json'))['means'] for f in (run, folder)]
     assert means[1] == means[0]['tuned'] and (folder/'report.html').exists()
     for name in ('test_volumes.csv', 'test_slices.csv', 'test_summary.csv'):
@@ -223,7 +223,7 @@ def test_another_dataset_through_its_class_map(run, other, execute, home):
     space = execute('seg_eval', run=str(run), dataset='Other')
     here, scores = space['here'].folder, space['scores']
     assert here.parent.name == 'Other' and set(scores.slices.Class) - {'Background'} == {'Retina', 'Fluid'}
-    data = seg_data(read_manifest('Other'))
+    data = load_seg_data(read_manifest('Other'))
     (home/'merged').mkdir()
     for p in (here/'predictions').glob('*.png'):
         assert p.read_bytes() == (run/'predictions'/p.name).read_bytes(), 'the images are those of the run'

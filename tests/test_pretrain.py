@@ -14,20 +14,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mirage_nb import launch
-from mirage_nb.core import read_json, write_json
 from mirage_nb.data.packed import pack
 from mirage_nb.data.paired import folder_pairs
-from mirage_nb.eval.looks import look_pictures
-from mirage_nb.jobs import pretrain
-from mirage_nb.models.decoders import draw_masks
-from mirage_nb.models.ready import model_like
-from mirage_nb.models.weights import read_checkpoint
+from mirage_nb.eval.pretraining import read_snapshot_images
+from mirage_nb.figures.pretraining import show_reconstruction, show_snapshots
+from mirage_nb.launch import local as launch_local
+from mirage_nb.models.architecture import build_like
+from mirage_nb.models.checkpoints import read_checkpoint
+from mirage_nb.models.mirage_mae import _draw_masks
 from mirage_nb.models.zoo import load_model
-from mirage_nb.pretrain_figures import show_looks, show_reconstruction
-from mirage_nb.recipes import MAERecipe, MultiMAERecipe, override, pretrain_recipe
-from mirage_nb.runs import MACHINERY, start_run
-from mirage_nb.train import loop
+from mirage_nb.recipes.pretraining import MAERecipe, MultiMAERecipe, pretrain_recipe
+from mirage_nb.recipes.settings import override
+from mirage_nb.records import _MACHINERY, start_run
+from mirage_nb.storage import read_json, write_json
+from mirage_nb.tasks import pretrain as tasks_pretrain
+from mirage_nb.tasks import pretrain_mirage as tasks_pretrain_mirage
+from mirage_nb.train import loop as train_loop
 
 OPTIONS = {'dataset': 'Phantom_OCT', 'size': 32, 'epochs': 2, 'batch_size': 4, 'precision': 'fp32', 'look_every': 1,
            'keep_every': 1, 'keep_last': 1}
@@ -38,10 +40,10 @@ def settings(**changed): return override(pretrain_recipe('pre_mirage_small', Mul
 
 
 @pytest.fixture
-def plain(home): return pretrain.train_pretrain(settings(), home/'plain')
+def plain(home): return tasks_pretrain.train_pretrain(settings(), home/'plain')
 
 
-def numbers(history): return history.drop(columns=list(loop.TIMES))
+def numbers(history): return history.drop(columns=list(train_loop._TIMES))
 
 
 def close(a, b, rel=1e-4):
@@ -63,25 +65,25 @@ def equal_runs(folder, other):
 
 @pytest.mark.parametrize('changed', [{'accumulate': 2}, {'workers': 2}, {'checkpointing': True}])
 def test_options_that_change_nothing(plain, home, changed):
-    other = pretrain.train_pretrain(settings(**changed), home/'other')
+    other = tasks_pretrain.train_pretrain(settings(**changed), home/'other')
     close(other, plain, rel=1e-12 if 'workers' in changed else 1e-4)
 
 
 def test_bf16_is_near_fp32(plain, home):
-    half = pretrain.train_pretrain(settings(precision='bf16'), home/'half')
+    half = tasks_pretrain.train_pretrain(settings(precision='bf16'), home/'half')
     close(half, plain, rel=0.05)
     assert half.loss.tolist() != plain.loss.tolist(), 'it was not bf16'
 
 
 @pytest.mark.slow
 def test_compiled_is_near_plain(plain, home):
-    close(pretrain.train_pretrain(settings(compile=True), home/'other'), plain, rel=1e-3)
+    close(tasks_pretrain.train_pretrain(settings(compile=True), home/'other'), plain, rel=1e-3)
 
 
 def test_repeats_are_views_of_their_own(home):
-    history = pretrain.train_pretrain(settings(repeats=2, epochs=1, warmup_epochs=0.), home/'run')
+    history = tasks_pretrain.train_pretrain(settings(repeats=2, epochs=1, warmup_epochs=0.), home/'run')
     assert len(history) == 1 and history.loss.notna().all()
-    steps = loop.epoch_batches(8, pretrain.pretrain_settings(settings(repeats=2)), 1)
+    steps = train_loop._epoch_batches(8, tasks_pretrain.pretrain_settings(settings(repeats=2)), 1)
     assert len(steps) == 2*STEPS and len({pair for s in steps for pair in s[0]}) == 16
 
 
@@ -90,7 +92,7 @@ def test_repeats_are_views_of_their_own(home):
 @pytest.mark.slow
 @pytest.mark.parametrize('changed', [{}, {'strategy': 'fsdp'}, {'strategy': 'fsdp', 'accumulate': 2}])
 def test_two_processes_are_one(plain, home, changed):
-    two = launch.train(settings(processes=2, clip=1., **changed), home/'two')
+    two = launch_local.launch_training(settings(processes=2, clip=1., **changed), home/'two')
     close(two, plain)
     a, b = (load_file(home/k/'encoder.safetensors') for k in ('plain', 'two'))
     assert a.keys() == b.keys() and max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-3
@@ -123,7 +125,7 @@ def test_started_from_outside(plain, home, how):
 @pytest.mark.slow
 def test_submitted_by_submitit(plain, home):
     pytest.importorskip('submitit')
-    close(launch.train(settings(processes=2, slurm='local'), home/'two'), plain)
+    close(launch_local.launch_training(settings(processes=2, slurm='local'), home/'two'), plain)
     assert list((home/'two'/'slurm').glob('*_0_log.out'))
 
 
@@ -131,7 +133,7 @@ def test_submitted_by_submitit(plain, home):
 def test_failing_job_says_why(home):
     pytest.importorskip('submitit')
     with pytest.raises(RuntimeError, match="no modality 'oct'.*_log.out"):
-        launch.train(settings(processes=2, slurm='local', modalities=['oct']), home/'two')
+        launch_local.launch_training(settings(processes=2, slurm='local', modalities=['oct']), home/'two')
 
 
 # ------------------------------------------------------------------ killed
@@ -147,7 +149,7 @@ def at(n, owner, name, act):
 
 PLANS = {  # in the middle of what the process dies
     'the first look': lambda: at(1, pretrain, 'save_look', lambda f, *a: die()),
-    'a step': lambda: at(2, loop.Trainer, 'train_step', lambda f, *a: (f(*a), die())),
+    'a step': lambda: at(2, train_loop._Trainer, 'train_step', lambda f, *a: (f(*a), die())),
     'a look': lambda: at(2, pretrain, 'save_look', lambda f, *a: (f(*a), die())),
     'a checkpoint, the older one not yet gone': lambda: at(2, pretrain, 'save_pretrain_model',
                                                            lambda f, *a, **k: (f(*a, **k), die())),
@@ -157,10 +159,10 @@ PLANS = {  # in the middle of what the process dies
 def work(folder, data, plan='', **changed):
     os.environ |= {'MIRAGE_DATA': str(data), 'MIRAGE_RUNS': str(folder.parent)}
     torch.set_num_threads(1)
-    fit = pretrain.pretrain_settings
-    pretrain.pretrain_settings = lambda cfg: replace(fit(cfg), save_every=0.)
+    fit = tasks_pretrain.pretrain_settings
+    tasks_pretrain.pretrain_settings = lambda cfg: replace(fit(cfg), save_every=0.)
     if plan: PLANS[plan]()
-    pretrain.train_pretrain(settings(**changed), folder)
+    tasks_pretrain.train_pretrain(settings(**changed), folder)
 
 
 @pytest.mark.slow
@@ -237,7 +239,7 @@ def test_same_seed_same_numbers_whatever_the_hash_seed(home):
 
 @pytest.mark.parametrize('names', [['bscan'], ['slo', 'bscanlayermap']])
 def test_any_modalities(home, names):
-    history = pretrain.train_pretrain(settings(epochs=1, warmup_epochs=0., modalities=names), home/'run')
+    history = tasks_pretrain.train_pretrain(settings(epochs=1, warmup_epochs=0., modalities=names), home/'run')
     assert {k for k in history if k.startswith('loss_')} == {f'loss_{k}' for k in names}
 
 
@@ -258,15 +260,15 @@ def test_any_changed_option_is_another_run(home, kind):
         new = other[f.name] if f.name in other else getattr(cfg, f.name) + 1
         changed = asdict(cfg) | {f.name: new}
         folders[f.name] = start_run('pretrain_multimae', changed, {'data': 'x'}).folder
-        if f.name in MACHINERY: assert read_json(own/'run.json')['settings'][f.name] == new
-    assert {k for k, v in folders.items() if v == own} == set(MACHINERY)
-    assert len(set(folders.values())) == len(folders) - len(MACHINERY) + 1
+        if f.name in _MACHINERY: assert read_json(own/'run.json')['settings'][f.name] == new
+    assert {k for k, v in folders.items() if v == own} == set(_MACHINERY)
+    assert len(set(folders.values())) == len(folders) - len(_MACHINERY) + 1
 
 
 @pytest.mark.slow
 def test_goes_on_with_as_many_processes_as_there_are(plain, home, monkeypatch):
     "Stopped on one process, it goes on by the same command on two, and a third time on one"
-    step, steps = loop.Trainer.train_step, []
+    step, steps = train_loop._Trainer.train_step, []
 
     def interrupted(*a):
         if len(steps) == 1: raise KeyboardInterrupt
@@ -274,9 +276,9 @@ def test_goes_on_with_as_many_processes_as_there_are(plain, home, monkeypatch):
         return step(*a)
 
     def folder(n): return start_run('pretrain_multimae', asdict(settings(processes=n)), {'data': 'x'}).folder
-    monkeypatch.setattr(loop.Trainer, 'train_step', interrupted)
-    with pytest.raises(KeyboardInterrupt): launch.train(settings(), folder(1))
-    close(launch.train(settings(processes=2), folder(2)), plain)
+    monkeypatch.setattr(train_loop._Trainer, 'train_step', interrupted)
+    with pytest.raises(KeyboardInterrupt): launch_local.launch_training(settings(), folder(1))
+    close(launch_local.launch_training(settings(processes=2), folder(2)), plain)
     events = [json.loads(line) for line in (folder(1)/'progress.jsonl').read_text().splitlines()]
     assert [(e['event'], e.get('processes')) for e in events if 'event' in e] == [
         ('started', 1), ('interrupted', None), ('resumed', 2)]
@@ -294,8 +296,8 @@ def own_folder(phantoms, to, *splits):
 def looked_at(folder, **changed):
     "Task of a folder, and the numbers of a first look"
     cfg = settings(dataset=str(folder), **changed)
-    task = pretrain.pretrain_task(cfg)
-    return task, pretrain.look_at(task, task.model.eval(), torch.device('cpu'), folder.parent/'look', 0)
+    task = tasks_pretrain.pretrain_task(cfg)
+    return task, tasks_pretrain._save_epoch_snapshot(task, task.model.eval(), torch.device('cpu'), folder.parent/'look', 0)
 
 
 def test_part_of_a_folder_is_held_out(home, phantoms):
@@ -356,7 +358,7 @@ PARTLY = {'batch_size': 8, 'mask_ratio': 0.5, 'uniform_modalities': True}
 
 
 @pytest.fixture
-def partly(home): return pretrain.train_pretrain(settings(**PARTLY), home/'partly')
+def partly(home): return tasks_pretrain.train_pretrain(settings(**PARTLY), home/'partly')
 
 
 def same_training(home, other, name):
@@ -367,31 +369,31 @@ def same_training(home, other, name):
 
 @pytest.mark.parametrize('accumulate', [2, 4])
 def test_micro_batches_with_visible_samples(partly, home, accumulate):
-    task = pretrain.pretrain_task(settings(**PARTLY))
+    task = tasks_pretrain.pretrain_task(settings(**PARTLY))
     counts = [task.counts(task.views(task.collate([task.train[0, i] for i in range(k, k + 4)]))) for k in (0, 4)]
     assert counts[0] != counts[1], 'these micro-batches weigh the same'
-    same_training(home, pretrain.train_pretrain(settings(**PARTLY, accumulate=accumulate), home/'other'), 'other')
+    same_training(home, tasks_pretrain.train_pretrain(settings(**PARTLY, accumulate=accumulate), home/'other'), 'other')
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('strategy', ['ddp', 'fsdp'])
 def test_two_processes_with_visible_samples(partly, home, strategy):
-    two = launch.train(settings(**PARTLY, processes=2, accumulate=2, strategy=strategy), home/'two')
+    two = launch_local.launch_training(settings(**PARTLY, processes=2, accumulate=2, strategy=strategy), home/'two')
     same_training(home, two, 'two')
 
 
 # ------------------------------------------------------------------ what is predicted, and in which units
 
 def test_normalised_patches_do_not_show_the_truth(home):
-    pretrain.train_pretrain(settings(epochs=1, warmup_epochs=0., norm_pix=True), home/'run')
-    seen = look_pictures(home/'run')[1]
+    tasks_pretrain.train_pretrain(settings(epochs=1, warmup_epochs=0., norm_pix=True), home/'run')
+    seen = read_snapshot_images(home/'run')[1]
     assert 'normalised.slo' in seen and 'cross.slo' not in seen and 'cross.bscanlayermap' in seen
     ready = load_model(home/'run'/'model.safetensors')
     assert ready.norm_pix and 'slo' not in ready.reconstruct({'bscan': torch.rand(1, 32, 32)})
-    task = pretrain.pretrain_task(settings(norm_pix=True))
+    task = tasks_pretrain.pretrain_task(settings(norm_pix=True))
     batch = task.plain(task.collate([task.shown[0, 0]]))
     x = {k: batch[k] for k in task.keywords['modalities']}
-    drawn = [pretrain.mirage_pictures(task.model.eval(), {**x, 'slo': s}, torch.tensor([1]), ['bscan', 'slo'])
+    drawn = [tasks_pretrain_mirage._mirage_snapshot(task.model.eval(), {**x, 'slo': s}, torch.tensor([1]), ['bscan', 'slo'])
              for s in (x['slo'], x['slo']/2)]
     assert torch.equal(*(d['normalised.slo'] for d in drawn)), 'the picture from the B-scan alone shows the SLO image'
 
@@ -400,20 +402,20 @@ def test_normalised_patches_do_not_show_the_truth(home):
                                      {'outputs': ['bscanlayermap'], 'loss_on': 'all'}])
 def test_outputs_are_chosen(home, changed):
     cfg = settings(epochs=1, warmup_epochs=0., **changed)
-    history = pretrain.train_pretrain(cfg, home/'run')
+    history = tasks_pretrain.train_pretrain(cfg, home/'run')
     assert {k for k in history if k.startswith('loss_')} == {f'loss_{k}' for k in cfg.outputs}
     drawn = load_model(home/'run'/'model.safetensors').reconstruct({'bscan': torch.rand(1, 32, 32)})
     assert set(drawn) == set(cfg.outputs) and drawn['bscanlayermap'].shape == (1, 8, 8)
-    show_looks(look_pictures(home/'run'))
+    show_snapshots(read_snapshot_images(home/'run'))
     ours = read_checkpoint(home/'run'/'model.safetensors')
-    again = model_like(replace(ours, meta={}), {(192, 6): 3}, decoder_heads=4)  # as from elsewhere: tensors alone
+    again = build_like(replace(ours, meta={}), {(192, 6): 3}, decoder_heads=4)  # as from elsewhere: tensors alone
     assert {m.name: (m.patch, m.classes) for m in again.outputs} == {
         k: (4, 13) if k == 'bscanlayermap' else (16, 0) for k in cfg.outputs}
 
 
 def test_loss_on_all_pixels(home):
     cfg = settings(**PARTLY)
-    some, every = (pretrain.pretrain_task(override(cfg, loss_on=k)) for k in ('hidden', 'all'))
+    some, every = (tasks_pretrain.pretrain_task(override(cfg, loss_on=k)) for k in ('hidden', 'all'))
     batch = some.plain(some.collate([some.train[0, i] for i in range(4)]))
     a, b = (t.losses(some.model.eval(), batch) for t in (some, every))
     made, _ = some.model({k: batch[k] for k in a}, batch['key'])
@@ -421,12 +423,12 @@ def test_loss_on_all_pixels(home):
     assert a['slo'].item() != b['slo'].item() and every.counts(batch)['slo'] == 4
     for wrong, words in (({'loss_on': 'some'}, "no loss_on 'some'"), ({'outputs': []}, 'outputs names at least one')):
         with pytest.raises(ValueError, match=words): settings(**wrong)
-    with pytest.raises(KeyError, match="no modality 'oct'"): pretrain.pretrain_task(settings(outputs=['oct']))
+    with pytest.raises(KeyError, match="no modality 'oct'"): tasks_pretrain.pretrain_task(settings(outputs=['oct']))
 
 
 def test_three_modalities_from_an_encoder_of_one(home):
-    pretrain.train_pretrain(settings(epochs=1, warmup_epochs=0., modalities=['bscan']), home/'one')
-    task = pretrain.pretrain_task(settings(weights=str(home/'one'/'encoder.safetensors')))
+    tasks_pretrain.train_pretrain(settings(epochs=1, warmup_epochs=0., modalities=['bscan']), home/'one')
+    task = tasks_pretrain.pretrain_task(settings(weights=str(home/'one'/'encoder.safetensors')))
     new = {'.'.join(k.split('.')[:2]) for k in task.loaded.new}
     assert {k for k in new if k.startswith('input')} == {'input_adapters.slo', 'input_adapters.bscanlayermap'}
     assert not [k for k in task.loaded.new if k.startswith('encoder.')]
@@ -434,7 +436,7 @@ def test_three_modalities_from_an_encoder_of_one(home):
 
 def test_classes_of_the_data(home, phantoms):
     pack(folder_pairs(phantoms/'Phantom_OCT'/'train', classes={'bscanlayermap': 20}), home/'packed', quiet=True)
-    task = pretrain.pretrain_task(settings(dataset=str(home/'packed')))
+    task = tasks_pretrain.pretrain_task(settings(dataset=str(home/'packed')))
     assert task.keywords['classes'] == task.encoder['classes'] == 20
     assert task.model.output_adapters['bscanlayermap'].modality.classes == 20
 
@@ -449,7 +451,7 @@ def test_visible_or_mask_ratio():
 def test_reconstruction_of_a_real_eye(shared_data):
     folder = next(p for p in (shared_data/'mirage_example').iterdir() if p.is_dir())
     eye = {k: np.load(folder/f'{k}.npy')[::2, ::2] for k in ('bscan', 'slo', 'bscanlayermap')}
-    masks = draw_masks(dict.fromkeys(eye, 256), 115, [1])
+    masks = _draw_masks(dict.fromkeys(eye, 256), 115, [1])
     fig = show_reconstruction(load_model('mirage_tiny'), {k: v[None] for k, v in eye.items()}, masks)
     assert len(fig.axes) == 9 and [ax.get_ylabel() for ax in fig.axes[::3]] == list(eye)
     if 'MIRAGE_FIGURE' in os.environ: fig.savefig(os.environ['MIRAGE_FIGURE'])

@@ -19,25 +19,25 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode
 
-from mirage_nb.core import read_json, sample_key, write_json
-from mirage_nb.data import packed as packing
-from mirage_nb.data.augment import (
-    CropAugment,
+from mirage_nb.randomness import sample_key
+from mirage_nb.storage import read_json, write_json
+
+pass  # data.packed
+from mirage_nb.data.augment.affine import (
     PairAugment,
-    augment,
-    crop_together,
-    crop_views,
-    draw_crops,
+    _warp_images,
+    _warp_maps,
+    augment_pairs,
     draw_pairs,
     source_matrix,
-    warp_images,
-    warp_maps,
 )
-from mirage_nb.data.datasets import collate
-from mirage_nb.data.packed import main, open_packed, open_pairs, pack, verify
-from mirage_nb.data.paired import MODALITIES, FilePairs, PairedDataset, check_pairs, folder_pairs, table_pairs
-from mirage_nb.jobs.pretrain import paired_data, pretrain_task
-from mirage_nb.recipes import MultiMAERecipe, pretrain_recipe
+from mirage_nb.data.augment.crops import CropAugment, _crop_together, _draw_crops, crop_views
+from mirage_nb.data.packed import _main, _open_packed, open_pairs, pack, verify_packed
+from mirage_nb.data.paired import _MODALITIES, FilePairs, PairedDataset, _check_pairs, folder_pairs, table_pairs
+from mirage_nb.data.segmentation import collate
+from mirage_nb.recipes.pretraining import MultiMAERecipe, pretrain_recipe
+from mirage_nb.tasks.pretrain import pretrain_task
+from mirage_nb.tasks.pretrain_mirage import _load_paired_data
 
 SIZES = {'bscan': (64, 64), 'slo': (64, 64), 'bscanlayermap': (16, 16)}
 IDS = [f'S{i}' for i in range(6)]
@@ -45,12 +45,12 @@ IDS = [f'S{i}' for i in range(6)]
 
 def write_triplets(folder, ids=IDS, size=(64, 64)):
     "Triplets in the published layout: (h, w) and (1, h, w) arrays, and images"
-    for k in MODALITIES: (folder/k).mkdir(parents=True)
+    for k in _MODALITIES: (folder/k).mkdir(parents=True)
     for i, id in enumerate(ids):
         rng = np.random.default_rng(i)
         y = np.sort(rng.integers(0, 13, size, np.uint8), axis=0)
         x = y*15 + rng.integers(0, 40, size, np.uint8)
-        for k, v in zip(MODALITIES, (x, rng.integers(0, 255, size, np.uint8), y), strict=True):
+        for k, v in zip(_MODALITIES, (x, rng.integers(0, 255, size, np.uint8), y), strict=True):
             if i % 3 == 2: Image.fromarray(v).save(folder/k/f'{id}.png')
             else: np.save(folder/k/f'{id}.npy', v[None] if i % 3 else v)
     return folder
@@ -63,18 +63,18 @@ def triplets(tmp_path): return write_triplets(tmp_path/'set')
 def batch_of(ds, epoch=0, which=None): return collate([ds[(epoch, i)] for i in (which or range(len(ds)))])
 
 
-def same(a, b): return all(torch.equal(a[k], b[k]) for k in MODALITIES)
+def same(a, b): return all(torch.equal(a[k], b[k]) for k in _MODALITIES)
 
 
 # ------------------------------------------------------------------ the published layout
 
 def test_both_shapes_and_images_read_alike(triplets, tmp_path):
     ds = PairedDataset(folder_pairs(triplets))
-    assert [len(ds), *ds.ids] == [6, *IDS] and ds.pairs.modalities == MODALITIES
+    assert [len(ds), *ds.ids] == [6, *IDS] and ds.pairs.modalities == _MODALITIES
     first = batch_of(ds)
-    assert {first[k].dtype for k in MODALITIES} == {torch.uint8}
+    assert {first[k].dtype for k in _MODALITIES} == {torch.uint8}
     assert first['bscan'].shape == (6, 1, 64, 64) and first['bscanlayermap'].shape == (6, 64, 64)
-    for k in MODALITIES:
+    for k in _MODALITIES:
         for i, id in enumerate(IDS):
             np.save(triplets/k/f'{id}.npy', ds.pairs.plane(k, i))
             (triplets/k/f'{id}.png').unlink(missing_ok=True)
@@ -83,23 +83,23 @@ def test_both_shapes_and_images_read_alike(triplets, tmp_path):
 
 def test_published_triplet(shared_data, tmp_path):
     source, id = shared_data/'mirage_example'/'67115144RFITNV', '67115144RFITNV'
-    for k in MODALITIES:
+    for k in _MODALITIES:
         (tmp_path/k).mkdir()
         (tmp_path/k/f'{id}.npy').symlink_to(source/f'{k}.npy')
     ds = PairedDataset(folder_pairs(tmp_path))
-    table = check_pairs(ds, quiet=True).set_index('modality')
+    table = _check_pairs(ds, quiet=True).set_index('modality')
     assert table.loc['bscanlayermap', 'most'] == 11 and (table.rows == 512).all()
-    out = augment(batch_of(ds), sizes={'bscanlayermap': (128, 128)})
+    out = augment_pairs(batch_of(ds), sizes={'bscanlayermap': (128, 128)})
     assert out['bscan'].shape == out['slo'].shape == (1, 1, 512, 512) and out['bscanlayermap'].shape == (1, 128, 128)
     assert out['bscan'].max() <= 1 and set(out['bscanlayermap'].unique().tolist()) <= set(range(12))
-    plain = augment(batch_of(ds), None)
+    plain = augment_pairs(batch_of(ds), None)
     assert torch.equal(plain['slo'][0, 0], torch.from_numpy(np.load(source/'slo.npy'))/255)
 
 
 def test_phantoms_are_pairs(home, phantoms):
     ds = PairedDataset(open_pairs(phantoms/'Phantom_OCT'/'train'))
-    assert len(ds) == 8 and len(check_pairs(ds, quiet=True)) == 3
-    assert augment(batch_of(ds), sizes=SIZES)['bscanlayermap'].max() <= 12
+    assert len(ds) == 8 and len(_check_pairs(ds, quiet=True)) == 3
+    assert augment_pairs(batch_of(ds), sizes=SIZES)['bscanlayermap'].max() <= 12
 
 
 @pytest.mark.parametrize('asked', [['slo'], ['bscanlayermap', 'bscan']])
@@ -108,8 +108,8 @@ def test_any_subset(triplets, asked):
     if 'bscanlayermap' in asked: (triplets/'bscan'/'S3.npy').rename(triplets/'bscan'/'T3.npy')
     sample = PairedDataset(folder_pairs(triplets, asked))[0]
     assert list(sample) == ['id', 'key', *asked]
-    out = augment(collate([sample]), sizes=SIZES)
-    every = augment(batch_of(PairedDataset(folder_pairs(write_triplets(triplets/'whole'))), which=[0]), sizes=SIZES)
+    out = augment_pairs(collate([sample]), sizes=SIZES)
+    every = augment_pairs(batch_of(PairedDataset(folder_pairs(write_triplets(triplets/'whole'))), which=[0]), sizes=SIZES)
     assert all(torch.equal(out[k], every[k]) for k in asked), 'a modality depends on those beside it'
 
 
@@ -152,7 +152,7 @@ FAULTS = {  # what is done to the files, what reading says
 def test_fault_is_named(triplets, what):
     spoil, said = FAULTS[what]
     spoil(triplets)
-    with pytest.raises(ValueError, match=said): check_pairs(PairedDataset(folder_pairs(triplets)), quiet=True)
+    with pytest.raises(ValueError, match=said): _check_pairs(PairedDataset(folder_pairs(triplets)), quiet=True)
 
 
 def test_hash_names_all_that_cannot_be_learnt_from(triplets):
@@ -179,7 +179,7 @@ def test_no_folder(tmp_path, triplets):
 
 def test_tables(triplets, tmp_path):
     rows = pd.DataFrame({'id': IDS, **{k: [f'set/{k}/{i}.{"png" if n % 3 == 2 else "npy"}' for n, i in enumerate(IDS)]
-                                       for k in MODALITIES}})
+                                       for k in _MODALITIES}})
     def table(t): t.to_csv(tmp_path/'t.csv', index=False); return open_pairs(tmp_path/'t.csv')
     assert table(rows[::-1]).content() == folder_pairs(triplets).content()
     gap = rows.assign(slo=[*rows.slo[:2], None, *rows.slo[3:]])
@@ -201,14 +201,14 @@ def test_tables(triplets, tmp_path):
 def test_result_belongs_to_the_sample(triplets):
     "Whatever else is in the batch, whoever reads, whichever modalities are asked for"
     ds = PairedDataset(folder_pairs(triplets), seed=5)
-    every = augment(batch_of(ds, 3), sizes=SIZES)
+    every = augment_pairs(batch_of(ds, 3), sizes=SIZES)
     for i in range(6):
-        assert same({k: every[k][i:i + 1] for k in MODALITIES}, augment(batch_of(ds, 3, [i]), sizes=SIZES))
+        assert same({k: every[k][i:i + 1] for k in _MODALITIES}, augment_pairs(batch_of(ds, 3, [i]), sizes=SIZES))
     order = [4, 1, 5]
     loader = DataLoader(ds, sampler=[(3, i) for i in order], batch_size=3, num_workers=2, collate_fn=collate)
-    assert same({k: every[k][order] for k in MODALITIES}, augment(next(iter(loader)), sizes=SIZES))
-    assert not torch.equal(every['bscan'], augment(batch_of(ds, 4), sizes=SIZES)['bscan'])
-    with torch.autocast('cpu', torch.bfloat16): assert same(every, augment(batch_of(ds, 3), sizes=SIZES))
+    assert same({k: every[k][order] for k in _MODALITIES}, augment_pairs(next(iter(loader)), sizes=SIZES))
+    assert not torch.equal(every['bscan'], augment_pairs(batch_of(ds, 4), sizes=SIZES)['bscan'])
+    with torch.autocast('cpu', torch.bfloat16): assert same(every, augment_pairs(batch_of(ds, 3), sizes=SIZES))
 
 
 @pytest.mark.slow
@@ -229,11 +229,11 @@ def test_same_in_two_processes(triplets):
 
 def test_evaluation_is_not_random(triplets):
     ds = PairedDataset(folder_pairs(triplets))
-    a, b = (augment(batch_of(ds, epoch), None, SIZES) for epoch in (0, 7))
+    a, b = (augment_pairs(batch_of(ds, epoch), None, SIZES) for epoch in (0, 7))
     assert same(a, b) and torch.equal(a['slo'], batch_of(ds)['slo']/255)
     assert torch.equal(a['bscanlayermap'], batch_of(ds)['bscanlayermap'][:, 2::4, 2::4])
     quiet = PairAugment(flip=0, degrees=0, translate=0, scale=(1, 1), shear=0, shift=0)
-    still = augment(batch_of(ds), quiet, SIZES)
+    still = augment_pairs(batch_of(ds), quiet, SIZES)
     assert torch.equal(still['bscanlayermap'], a['bscanlayermap'])
     for k in ('bscan', 'slo'): assert (still[k] - a[k]).abs().max() < 1e-5
 
@@ -241,7 +241,7 @@ def test_evaluation_is_not_random(triplets):
 def test_maps_keep_their_ids():
     y = torch.tensor([0, 3, 7, 12], dtype=torch.uint8)[torch.randint(4, (32, 96, 80))]
     m = source_matrix(draw_pairs(range(32), PairAugment(degrees=180, scale=(0.3, 3))), 80/96)
-    for size in ((96, 80), (24, 20), (131, 37)): assert set(warp_maps(y, size, m).unique().tolist()) <= {0, 3, 7, 12}
+    for size in ((96, 80), (24, 20), (131, 37)): assert set(_warp_maps(y, size, m).unique().tolist()) <= {0, 3, 7, 12}
 
 
 @pytest.mark.parametrize('side', [512, 320])
@@ -251,14 +251,14 @@ def test_map_stays_on_its_picture(side):
     y = torch.from_numpy(np.digitize(rows + 0.1*np.sin(9*cols), np.linspace(0.2, 0.9, 12)).astype(np.uint8))
     batch = {'key': torch.tensor([sample_key(i) for i in range(8)]), 'bscanlayermap': y.expand(8, -1, -1),
              'bscan': (20*y)[None, None].expand(8, -1, -1, -1)}
-    out = augment(batch, PairAugment(shift=0), {'bscanlayermap': (side//4, side//4)})
+    out = augment_pairs(batch, PairAugment(shift=0), {'bscanlayermap': (side//4, side//4)})
     centre = out['bscan'][:, 0].unfold(1, 4, 4).unfold(2, 4, 4).flatten(3)[..., [5, 6, 9, 10]]*255/20
     sure = (centre - centre.round()).abs().amax(-1) < 0.01
     sure &= centre.amax(-1) - centre.amin(-1) < 0.01
     assert sure.float().mean() > 0.7
     assert torch.equal(centre[..., 0].round()[sure], out['bscanlayermap'][sure].float())
     turned = [PairAugment(shift=0, flip=f, degrees=0, translate=0, scale=(1, 1), shear=0) for f in (0, 1)]
-    a, b = (augment(batch, s, {'bscanlayermap': (side//4, side//4)}) for s in turned)
+    a, b = (augment_pairs(batch, s, {'bscanlayermap': (side//4, side//4)}) for s in turned)
     assert torch.allclose(a['bscan'].flip(-1), b['bscan'], atol=1e-4)
 
 
@@ -268,7 +268,7 @@ def test_recipe_is_what_torchvision_does(size, face):
     "Flip, then affine by the published ranges, then the shift; within 2e-4 away from the source's edge"
     (h, w), d = size, draw_pairs(range(12), PairAugment())
     x = torch.randint(0, 256, (12, 1, h, w), dtype=torch.uint8)
-    ours = warp_images(x, size, source_matrix(d, w/h, face), d.shift.float())
+    ours = _warp_images(x, size, source_matrix(d, w/h, face), d.shift.float())
     for i in range(12):
         v = (x[i].flip(-1) if d.flip[i] else x[i])/255
         move = dict(angle=0. if face else math.degrees(d.angle[i]), scale=float(d.zoom[i]),
@@ -296,7 +296,7 @@ def test_wrong_settings(wrong, said):
 
 
 def test_images_of_another_size_are_resized(triplets):
-    out = augment(batch_of(PairedDataset(folder_pairs(triplets))), sizes={'bscan': (96, 48), 'slo': (32, 32)})
+    out = augment_pairs(batch_of(PairedDataset(folder_pairs(triplets))), sizes={'bscan': (96, 48), 'slo': (32, 32)})
     assert out['bscan'].shape == (6, 1, 96, 48) and out['slo'].shape == (6, 1, 32, 32)
     assert out['bscanlayermap'].shape == (6, 64, 64)
 
@@ -306,13 +306,13 @@ def test_crops_belong_to_the_sample_and_follow_torchvision():
     keys = torch.tensor([sample_key(2, i) for i in range(5)])
     settings = CropAugment(scale=(0.1, 1))
     out = crop_views({'image': x, 'key': keys}, settings, (32, 40))['image']
-    d = draw_crops(keys.tolist(), [(60, 90)]*5, settings)
+    d = _draw_crops(keys.tolist(), [(60, 90)]*5, settings)
     for i, box in enumerate(d.box.tolist()):
         alone = crop_views({'image': x[i:i + 1], 'key': keys[i:i + 1]}, settings, (32, 40))['image'][0]
         want = TF.resized_crop(x[i], *box, [32, 40], InterpolationMode.BICUBIC)
         assert torch.equal(alone, out[i])
         assert torch.equal(out[i], (want.flip(-1) if d.flip[i] else want)/255)
-    apart = (crop_together(x, d, (32, 40)) - 255*out).abs()  # as on a GPU
+    apart = (_crop_together(x, d, (32, 40)) - 255*out).abs()  # as on a GPU
     assert apart.max() < 2.1 and apart.mean() < 0.1
     several = crop_views({'image': [x[0], x[1, :, :20]], 'key': keys[:2]}, settings, (32, 40))['image']
     assert torch.equal(several[0], out[0])
@@ -329,13 +329,13 @@ def test_packed_set_gives_what_the_files_gave(triplets, tmp_path):
     pairs = folder_pairs(triplets)
     out = pack(pairs, tmp_path/'out', quiet=True)
     assert list(files_of(out)) == ['bscan.npy', 'bscanlayermap.npy', 'digests.npy', 'ids.txt', 'packed.json', 'slo.npy']
-    assert not list(tmp_path.glob('*.part')) and verify(open_packed(out), quiet=True) == 6
+    assert not list(tmp_path.glob('*.part')) and verify_packed(_open_packed(out), quiet=True) == 6
     a, b = PairedDataset(pairs), PairedDataset(open_pairs(out))
     assert same(batch_of(a), batch_of(b)) and torch.equal(batch_of(a)['key'], batch_of(b)['key'])
     assert b.pairs.content() == pairs.content()
     assert isinstance(b.pairs.arrays['slo'].base, np.memmap) or isinstance(b.pairs.arrays['slo'], np.memmap)
     assert len(pickle.dumps(b.pairs)) < 1000 and same(batch_of(a), batch_of(pickle.loads(pickle.dumps(b))))
-    assert list(PairedDataset(open_packed(out, ['slo']), ids=['S4', 'S2'])[1]) == ['id', 'key', 'slo']
+    assert list(PairedDataset(_open_packed(out, ['slo']), ids=['S4', 'S2'])[1]) == ['id', 'key', 'slo']
     before = (out/'slo.npy').stat().st_mtime_ns
     assert pack(pairs, out, quiet=True) == out and (out/'slo.npy').stat().st_mtime_ns == before
 
@@ -345,12 +345,12 @@ def test_sizes_are_made_equal(triplets, tmp_path, caplog):
     x[:, 16:], y[:, 16:] = 255, 3
     np.save(triplets/'bscan'/'S0.npy', x)
     np.save(triplets/'bscanlayermap'/'S0.npy', y)
-    got = open_packed(pack(folder_pairs(triplets), tmp_path/'out', quiet=True))
+    got = _open_packed(pack(folder_pairs(triplets), tmp_path/'out', quiet=True))
     assert 'bscan: 1 of 6 resized to 64 x 64' in caplog.text
     assert np.unique(got.plane('bscanlayermap', 0)).tolist() == [3, 12]
     assert got.plane('bscan', 0).shape == (64, 64) and 0 < got.plane('bscan', 0)[5, 32] < 255
-    small = open_packed(pack(folder_pairs(triplets), tmp_path/'small', (16, 24), quiet=True))
-    assert {small.plane(k, 1).shape for k in MODALITIES} == {(16, 24)}
+    small = _open_packed(pack(folder_pairs(triplets), tmp_path/'small', (16, 24), quiet=True))
+    assert {small.plane(k, 1).shape for k in _MODALITIES} == {(16, 24)}
     with pytest.raises(ValueError, match='class 200'):
         np.save(triplets/'bscanlayermap'/'S5.npy', np.full((64, 64), 200, np.uint8))
         (triplets/'bscanlayermap'/'S5.png').unlink(missing_ok=True)
@@ -441,7 +441,7 @@ def test_unfinished_set_as_a_dataset(triplets, tmp_path):
     with pytest.raises(ValueError, match='S5.png'): pack(folder_pairs(triplets), tmp_path/'out', quiet=True)
     for name in ('out', 'out.part'):
         with pytest.raises(ValueError, match='out.part is incomplete: 5 of 6 samples are packed'):
-            paired_data(str(tmp_path/name))
+            _load_paired_data(str(tmp_path/name))
 
 
 @pytest.mark.parametrize('spoil, said', [
@@ -465,20 +465,20 @@ def test_changed_pixels_are_found(triplets, tmp_path):
     x = np.load(out/'bscan.npy', mmap_mode='r+')
     x[3, 5, 5] ^= 1
     x.flush()
-    with pytest.raises(ValueError, match='1 pictures are not what was packed: bscan of S3'): verify(open_packed(out))
+    with pytest.raises(ValueError, match='1 pictures are not what was packed: bscan of S3'): verify_packed(_open_packed(out))
 
 
 def test_command(triplets, tmp_path, capsys):
-    assert main([str(triplets), str(tmp_path/'out'), '--modalities', 'slo', 'bscan', '--size', '32x48']) == 0
+    assert _main([str(triplets), str(tmp_path/'out'), '--modalities', 'slo', 'bscan', '--size', '32x48']) == 0
     said = capsys.readouterr().out
     assert said.startswith(f'{tmp_path/"out"}: 6 samples')
-    assert open_packed(tmp_path/'out').modalities == ('slo', 'bscan')
+    assert _open_packed(tmp_path/'out').modalities == ('slo', 'bscan')
     assert json.loads(said.split('\n', 1)[1])['slo']['resized'] == 6
-    assert main([str(tmp_path/'nowhere'), str(tmp_path/'x')]) == 1
+    assert _main([str(tmp_path/'nowhere'), str(tmp_path/'x')]) == 1
     assert capsys.readouterr().err == f'no folder {tmp_path/"nowhere"}\n'
-    assert main([str(triplets), str(tmp_path/'x'), '--modalities', 'sol']) == 1
+    assert _main([str(triplets), str(tmp_path/'x'), '--modalities', 'sol']) == 1
     assert "no modality 'sol'. Did you mean 'slo'?" in capsys.readouterr().err
-    with pytest.raises(SystemExit): main([str(triplets), str(tmp_path/'x'), '--size', '0'])
+    with pytest.raises(SystemExit): _main([str(triplets), str(tmp_path/'x'), '--size', '0'])
     assert "argument --size: invalid parse_size value: '0'" in capsys.readouterr().err
     done = subprocess.run([sys.executable, '-m', 'mirage_nb.data.packed', '--help'], capture_output=True, text=True)
     assert done.returncode == 0 and 'FOLDER' in done.stdout and 'The same command goes on' in done.stdout

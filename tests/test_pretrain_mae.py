@@ -5,13 +5,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mirage_nb.core import write_json
-from mirage_nb.data.photo import NORMS
-from mirage_nb.jobs import pretrain
+from mirage_nb.data import image_sets as data_image_sets
+from mirage_nb.data.normalization import NORMS
 from mirage_nb.models.zoo import load_model
-from mirage_nb.phantom_uwf import make_phantom_uwf
-from mirage_nb.recipes import MAERecipe, override, pretrain_recipe
-from mirage_nb.train.loop import epoch_batches
+from mirage_nb.phantoms.uwf import make_phantom_uwf
+from mirage_nb.recipes.pretraining import MAERecipe, pretrain_recipe
+from mirage_nb.recipes.settings import override
+from mirage_nb.storage import write_json
+from mirage_nb.tasks import pretrain as tasks_pretrain
+from mirage_nb.tasks import pretrain_mae as tasks_pretrain_mae
+from mirage_nb.train.loop import _epoch_batches
 
 
 def pictures(folder, n=8, seed=0):
@@ -34,8 +37,8 @@ def settings(folder, **changed):
 def test_repeats_are_views_of_one_picture(home, repeats):
     "A batch of b views holds b/repeats pictures, and an epoch each picture `repeats` times, under keys of their own"
     cfg = settings(pictures(home/'films'), repeats=repeats, batch_size=8)
-    task, seen = pretrain.mae_task(cfg), []
-    for step in epoch_batches(len(task.train), pretrain.pretrain_settings(cfg), 3):
+    task, seen = tasks_pretrain_mae.mae_task(cfg), []
+    for step in _epoch_batches(len(task.train), tasks_pretrain.pretrain_settings(cfg), 3):
         batch = task.collate([task.train[k] for k in step[0]])
         assert len(batch['id']) == 8 and len(set(batch['id'])) == 8//repeats
         assert len(set(map(int, batch['key']))) == 8
@@ -45,20 +48,20 @@ def test_repeats_are_views_of_one_picture(home, repeats):
 
 def test_part_of_the_hidden_patches_is_predicted(home):
     cfg = settings(pictures(home/'films'), decoded=.25, model='mae_vit_large_patch16_cross_attention')
-    assert pretrain.mae_keywords(cfg)['share'] == .25
-    assert 'share' not in pretrain.mae_keywords(replace(cfg, decoded=None)), "the model's own is a third"
+    assert tasks_pretrain_mae._mae_keywords(cfg)['share'] == .25
+    assert 'share' not in tasks_pretrain_mae._mae_keywords(replace(cfg, decoded=None)), "the model's own is a third"
     for wrong, words in (({'model': 'mae_vit_small_patch16'}, 'large_patch16_cross_attention can do with a part'),
                          ({'decoded': 0.}, 'decoded is above 0 and up to 1, not 0.0'),
                          ({'crop': [.5]}, 'crop takes two numbers')):
-        with pytest.raises(ValueError, match=words): pretrain.mae_keywords(override(cfg, **wrong))
+        with pytest.raises(ValueError, match=words): tasks_pretrain_mae._mae_keywords(override(cfg, **wrong))
     for other in ('mirage_tiny', 'mae_vit_smal_patch16'):
         with pytest.raises(KeyError, match=f"no model for this pre-training '{other}'"):
-            pretrain.pretrain_task(override(cfg, model=other))
+            tasks_pretrain.pretrain_task(override(cfg, model=other))
 
 
 def test_an_epoch_is_drawn_once(home, monkeypatch):
-    task, drawn = pretrain.mae_task(settings(pictures(home/'films'), repeats=4)), []
-    module = pretrain.MixedDataset.__module__
+    task, drawn = tasks_pretrain_mae.mae_task(settings(pictures(home/'films'), repeats=4)), []
+    module = data_image_sets.MixedDataset.__module__
     real = __import__(module, fromlist=['stretch']).stretch
     monkeypatch.setattr(f'{module}.stretch', lambda *a: drawn.append(a) or real(*a))
     for view in range(4): task.collate([task.train[4 + view, i] for i in range(8)])
@@ -90,7 +93,7 @@ def class_folders(root, n=2):
 @pytest.mark.parametrize('as_path', [False, True])
 def test_class_folders_give_their_training_split(data, as_path):
     folder = class_folders(data/'mine')
-    found = pretrain.picture_data(str(folder) if as_path else 'mine', 32)
+    found = tasks_pretrain_mae._load_image_set(str(folder) if as_path else 'mine', 32)
     assert names(found.train) == names(found.val) == ['healthy/00.png', 'healthy/01.png', 'ill/00.png', 'ill/01.png']
     assert {p.parts[-3] for p in (found.train.source.path(i) for i in range(4))} == {'train'}
     assert found.labels.label.tolist() == ['healthy']*2 + ['ill']*2
@@ -98,56 +101,56 @@ def test_class_folders_give_their_training_split(data, as_path):
 
 def test_splits_without_classes(data):
     for s in ('train', 'val', 'test'): pictures(data/'bare'/s, 3)
-    found = pretrain.picture_data('bare', 32)
+    found = tasks_pretrain_mae._load_image_set('bare', 32)
     assert (len(found.train), len(found.val), found.labels) == (3, 3, None)
     pictures(data/'tested'/'test', 2)
     with pytest.raises(ValueError, match='tested has test and no train to learn from; give the path'):
-        pretrain.picture_data(str(data/'tested'), 32)
+        tasks_pretrain_mae._load_image_set(str(data/'tested'), 32)
 
 
 def test_a_name_is_a_dataset_before_it_is_a_folder_here(data):
     "The working directory may be MIRAGE_DATA itself"
     make_phantom_uwf(data/'Phantom_UWF', patients=25, pictures=1, size=(32, 40))
     for given in ('Phantom_UWF', str(data/'Phantom_UWF')):
-        found = pretrain.picture_data(given, 32)
+        found = tasks_pretrain_mae._load_image_set(given, 32)
         assert found.norm == NORMS['uwf'] and len(found.val) < len(found.train) and found.labels is not None
     moved = (data/'Phantom_UWF').rename(pictures(data.parent/'elsewhere', 1)/'Phantom_UWF')
     (moved/'manifest.toml').unlink(missing_ok=True)
-    again = pretrain.picture_data(str(moved), 32)
+    again = tasks_pretrain_mae._load_image_set(str(moved), 32)
     assert (again.norm, again.sha256, len(again.train)) == (found.norm, found.sha256, len(found.train))
     pictures(data/'loose', 2)
-    assert len(pretrain.picture_data('loose', 32).train) == 2
+    assert len(tasks_pretrain_mae._load_image_set('loose', 32).train) == 2
     with pytest.raises(KeyError, match="no dataset 'Phantom_UWG'. Did you mean 'Phantom_UWF'"):
-        pretrain.picture_data('Phantom_UWG', 32)
+        tasks_pretrain_mae._load_image_set('Phantom_UWG', 32)
 
 
 def test_masks_are_no_pictures(data):
     for k in ('bscan', 'semseg'): pictures(data/'own'/'train'/k, 2)
     for given in (str(data/'own'), 'GOALS'):
         with pytest.raises(ValueError, match='is a set for segmentation and holds masks; give the path of the folder'):
-            pretrain.picture_data(given, 32)
-    assert len(pretrain.picture_data(str(data/'own'/'train'/'bscan'), 32).train) == 2
+            tasks_pretrain_mae._load_image_set(given, 32)
+    assert len(tasks_pretrain_mae._load_image_set(str(data/'own'/'train'/'bscan'), 32).train) == 2
 
 
 def test_a_folder_states_its_numbers(data):
     folder = pictures(data/'scans', 2)
-    plain = pretrain.picture_data('scans', 32)
+    plain = tasks_pretrain_mae._load_image_set('scans', 32)
     write_json(folder/'INFO.json', {'mean': [.5, .4, .3], 'std': [.2, .2, .1]})
     for given in ('scans', str(folder)):
-        found = pretrain.picture_data(given, 32)
+        found = tasks_pretrain_mae._load_image_set(given, 32)
         assert found.norm == ((.5, .4, .3), (.2, .2, .1)) and found.sha256 != plain.sha256
         assert found.train.mean.tolist() == pytest.approx([.5, .4, .3]) and plain.norm == NORMS['imagenet']
     for wrong in ({'mean': [.5]*3}, {'mean': [.5], 'std': [.2]}, {'mean': 1, 'std': 2}, {'mean': [.5]*3, 'std': [0]*3}):
         write_json(folder/'INFO.json', wrong)
         with pytest.raises(ValueError, match=r'INFO.json: mean and std take three numbers each'):
-            pretrain.picture_data('scans', 32)
+            tasks_pretrain_mae._load_image_set('scans', 32)
 
 
 def test_new_pictures_are_seen(data):
     folder = pictures(data/'scans'/'site', 3).parent
-    first = pretrain.picture_data('scans', 32)
+    first = tasks_pretrain_mae._load_image_set('scans', 32)
     pictures(folder/'site', 5)
-    assert (len(first.train), len(pretrain.picture_data('scans', 32).train)) == (3, 5)
+    assert (len(first.train), len(tasks_pretrain_mae._load_image_set('scans', 32).train)) == (3, 5)
 
 
 # ------------------------------------------------------------------ what is kept, and how long it warms up
@@ -155,17 +158,17 @@ def test_new_pictures_are_seen(data):
 def test_a_model_knows_its_numbers(data):
     "What reads the model later shifts and scales as the training did"
     write_json(pictures(data/'scans', 4)/'INFO.json', {'mean': [.5, .4, .3], 'std': [.2, .2, .1]})
-    pretrain.train_pretrain(settings('scans', epochs=1, batch_size=4), data/'run')
+    tasks_pretrain.train_pretrain(settings('scans', epochs=1, batch_size=4), data/'run')
     for file in ('model', 'encoder'):
         ready = load_model(data/'run'/f'{file}.safetensors')
         assert ready.mean.flatten().tolist() == pytest.approx([.5, .4, .3])
         assert ready.std.flatten().tolist() == pytest.approx([.2, .2, .1])
     pictures(data/'others', 2, seed=1)
     mixture = settings('scans,others')
-    assert 'mean' not in pretrain.about_model(mixture, pretrain.mae_task(mixture), 1)
+    assert 'mean' not in tasks_pretrain._model_metadata(mixture, tasks_pretrain_mae.mae_task(mixture), 1)
 
 
 @pytest.mark.parametrize(('epochs', 'warmup'), [(1, .5), (40, 20.), (800, 40.)])
 def test_warm_up_takes_half_of_the_epochs_at_most(epochs, warmup):
     cfg = override(pretrain_recipe('uspec_vit_l', MAERecipe), epochs=epochs)
-    assert pretrain.pretrain_settings(cfg).warmup_epochs == warmup
+    assert tasks_pretrain.pretrain_settings(cfg).warmup_epochs == warmup

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from mirage_nb.core import log
-from mirage_nb.train import probe
+from mirage_nb.train import probes as train_probes
 
 
 def plain_neighbours(x, y, n_classes, k):
@@ -35,7 +35,7 @@ def test_neighbours_in_chunks_are_those_of_whole_matrices(several, ties, monkeyp
     if ties: x = {s: np.round(4*v) for s, v in x.items()}
     for asked in (7, 256):
         monkeypatch.setattr(probe, 'ASKED', asked)
-        found[asked] = probe.knn_probe(x, y, 3)
+        found[asked] = train_probes.knn_probe(x, y, 3)
         wanted = plain_neighbours(x, y, 3, int(found[asked].setting))
         assert list(found[asked].scores) == ['val', 'test']
         for s, v in wanted.items(): np.testing.assert_allclose(found[asked].scores[s], v, rtol=1e-12)
@@ -44,15 +44,15 @@ def test_neighbours_in_chunks_are_those_of_whole_matrices(several, ties, monkeyp
 
 def test_of_equals_the_first():
     among = np.array([[1., 0], [0, 1], [1, 0], [1, 0], [0, 1]])
-    assert probe.nearest(among[:2], among, 2).tolist() == [[0, 2], [1, 4]]
-    assert probe.nearest(among[:2], among, 4).tolist() == [[0, 2, 3, 1], [1, 4, 0, 2]]
+    assert train_probes._nearest_rows(among[:2], among, 2).tolist() == [[0, 2], [1, 4]]
+    assert train_probes._nearest_rows(among[:2], among, 4).tolist() == [[0, 2, 3, 1], [1, 4, 0, 2]]
 
 
 def test_a_regression_of_a_large_set_takes_a_part(monkeypatch, caplog):
     x, y = features(several=True, ties=False)
-    whole = probe.logistic_probe(x, y, 3).scores['test']
+    whole = train_probes.logistic_probe(x, y, 3).scores['test']
     monkeypatch.setattr(probe, 'FITTED', 100)
-    with caplog.at_level('INFO', log.name): part = probe.logistic_probe(x, y, 3).scores['test']
+    with caplog.at_level('INFO', log.name): part = train_probes.logistic_probe(x, y, 3).scores['test']
     assert 'fitted on 100 of 230 training images' in caplog.text
-    assert np.array_equal(part, probe.logistic_probe(x, y, 3).scores['test']) and not np.array_equal(part, whole)
+    assert np.array_equal(part, train_probes.logistic_probe(x, y, 3).scores['test']) and not np.array_equal(part, whole)
     assert np.corrcoef(part.ravel(), whole.ravel())[0, 1] > 0.8

@@ -13,12 +13,15 @@ import pytest
 import submitit
 from safetensors.torch import load_file
 
-from mirage_nb import launch
-from mirage_nb.core import write_json
 from mirage_nb.data.manifest import read_manifest
-from mirage_nb.jobs import seg
-from mirage_nb.recipes import MultiMAERecipe, SegRecipe, get_recipe, override, pretrain_recipe
-from mirage_nb.train.loop import TIMES
+from mirage_nb.launch import local as launch_local
+from mirage_nb.launch import worker as launch_worker
+from mirage_nb.recipes.pretraining import MultiMAERecipe, pretrain_recipe
+from mirage_nb.recipes.segmentation import SegRecipe, seg_recipe
+from mirage_nb.recipes.settings import override
+from mirage_nb.storage import write_json
+from mirage_nb.tasks import segmentation as tasks_segmentation
+from mirage_nb.train.loop import _TIMES
 
 pytestmark = pytest.mark.slow
 OPTIONS = {'dataset': 'Phantom_OCT', 'head': 'convnext', 'size': 64, 'epochs': 3, 'batch_size': 4, 'drop_path': 0.2,
@@ -26,11 +29,11 @@ OPTIONS = {'dataset': 'Phantom_OCT', 'head': 'convnext', 'size': 64, 'epochs': 3
 NUMBERS = ['loss', 'mIoU', 'valid_loss']
 
 
-def settings(**changed): return override(get_recipe(read_manifest('Phantom_OCT').recipe), **{**OPTIONS, **changed})
+def settings(**changed): return override(seg_recipe(read_manifest('Phantom_OCT').recipe), **{**OPTIONS, **changed})
 
 
 @pytest.fixture
-def plain(home): return seg.train_seg(settings(), home/'plain')
+def plain(home): return tasks_segmentation.train_seg(settings(), home/'plain')
 
 
 def close(a, b, rel=1e-4, numbers=NUMBERS):
@@ -40,7 +43,7 @@ def close(a, b, rel=1e-4, numbers=NUMBERS):
 
 
 def test_two_processes_are_one(plain, home):
-    two = launch.train(settings(processes=2), home/'two')
+    two = launch_local.launch_training(settings(processes=2), home/'two')
     close(two, plain)
     a, b = (load_file(home/k/'best.safetensors') for k in ('plain', 'two'))
     assert a.keys() == b.keys() and max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-3
@@ -51,25 +54,25 @@ def test_two_processes_are_one(plain, home):
 
 def test_two_processes_with_kept_views(home):
     options = {'freeze': 'encoder', 'keep_views': 2}
-    one = launch.train(settings(**options), home/'one')
-    close(launch.train(settings(**options, processes=2), home/'two'), one)
+    one = launch_local.launch_training(settings(**options), home/'one')
+    close(launch_local.launch_training(settings(**options, processes=2), home/'two'), one)
 
 
 @pytest.mark.parametrize('changed', [{'accumulate': 2}, {'accumulate': 4}, {'workers': 2}])
 def test_micro_batches_and_workers_change_nothing(plain, home, changed):
-    other = seg.train_seg(settings(**changed), home/'other')
+    other = tasks_segmentation.train_seg(settings(**changed), home/'other')
     close(other, plain, rel=1e-4 if 'accumulate' in changed else 1e-12)
 
 
 def test_bf16_is_near_fp32(plain, home):
-    half = seg.train_seg(settings(precision='bf16'), home/'half')
+    half = tasks_segmentation.train_seg(settings(precision='bf16'), home/'half')
     close(half, plain, rel=0.05, numbers=['loss', 'valid_loss'])
     assert half.loss.tolist() != plain.loss.tolist(), 'it was not bf16'
 
 
 def test_failing_launch_says_why(home):
     "Also in a folder whose name has a space"
-    with pytest.raises(RuntimeError) as e: launch.train(settings(processes=2, head='convnet'), home/'my pairs')
+    with pytest.raises(RuntimeError) as e: launch_local.launch_training(settings(processes=2, head='convnet'), home/'my pairs')
     assert "no head 'convnet'. Did you mean 'convnext'?" in str(e.value) and 'launch.log' in str(e.value)
     assert 'training in 2 processes failed: ' in str(e.value)
 
@@ -98,7 +101,7 @@ def test_bad_loss_in_one_of_two_processes(home):
     folder.mkdir()
     (folder/'settings.json').write_text(json.dumps(asdict(cfg)))
     (home/'bad.py').write_text(BAD)
-    ids = seg.seg_data(read_manifest('Phantom_OCT')).tables['train'].id
+    ids = tasks_segmentation.load_seg_data(read_manifest('Phantom_OCT')).tables['train'].id
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
     done = subprocess.run([*torchrun, str(home/'bad.py'), str(folder), ids[0]], capture_output=True, text=True,
                           timeout=120)
@@ -129,7 +132,7 @@ def test_same_seed_same_numbers_whatever_the_hash_seed(home):
         started.append(subprocess.Popen([sys.executable, '-c', SAME, str(folder)], stderr=subprocess.DEVNULL,
                                         env={**os.environ, 'PYTHONHASHSEED': f'{i}'}))
     assert [p.wait(120) for p in started] == [0, 0]
-    a, b = (pd.read_csv(home/f'{i}'/'history.csv').drop(columns=[*TIMES]) for i in (1, 2))
+    a, b = (pd.read_csv(home/f'{i}'/'history.csv').drop(columns=[*_TIMES]) for i in (1, 2))
     pd.testing.assert_frame_equal(a, b, check_exact=True)
     assert (home/'1'/'best.safetensors').read_bytes() == (home/'2'/'best.safetensors').read_bytes()
 
@@ -160,25 +163,25 @@ def test_one_training_in_a_folder(home, holder, monkeypatch):
     "Another command is told who is there, and may train as soon as that process is gone, however it ended"
     trained = []
     monkeypatch.setattr(launch, 'PATIENCE', 0.)
-    monkeypatch.setitem(launch.JOBS, 'seg_tune', (SegRecipe, lambda cfg, folder: trained.append(folder)))
+    monkeypatch.setitem(launch_worker.JOBS, 'seg_tune', (SegRecipe, lambda cfg, folder: trained.append(folder)))
     said = 'run is in use by process 7 on a node.*Wait until that ends, or end it'
-    with pytest.raises(RuntimeError, match=said): launch.train(settings(), home/'run')
+    with pytest.raises(RuntimeError, match=said): launch_local.launch_training(settings(), home/'run')
     write_json(home/'run'/'settings.json', {'stage': 'seg_tune', 'settings': asdict(settings())})
-    with pytest.raises(RuntimeError, match=said): launch.train_here(home/'run')
+    with pytest.raises(RuntimeError, match=said): launch_worker.train_here(home/'run')
     monkeypatch.setenv('RANK', '1')
-    launch.train_here(home/'run')
+    launch_worker.train_here(home/'run')
     monkeypatch.delenv('RANK')
     holder.kill()
     holder.wait()
-    launch.train_here(home/'run')
-    launch.train(settings(), home/'run')
+    launch_worker.train_here(home/'run')
+    launch_local.launch_training(settings(), home/'run')
     assert trained == [home/'run']*3
 
 
 def test_disk_without_locks(home, monkeypatch, caplog):
     def no_locks(*a): raise OSError(errno.ENOLCK, 'No locks available')
     monkeypatch.setattr(fcntl, 'lockf', no_locks)
-    with launch.hold(home/'run', 'training'): assert 'is on a disk without locks' in caplog.text
+    with launch_worker.hold_folder(home/'run', 'training'): assert 'is on a disk without locks' in caplog.text
 
 
 # ------------------------------------------------------------------ Slurm
@@ -213,7 +216,7 @@ def test_slurm_gets_what_is_asked_for(home, cluster, monkeypatch):
     folder = home/'my run'
     monkeypatch.setattr(launch, 'follow', done_at_once(folder))
     asked = 'gpu,gpus=a100:4,time=2-00:00:00,account=abc,qos=long,mem=200G,constraint=big,exclusive'
-    assert launch.train(slurm_settings(slurm=asked), folder).loss.tolist() == [2.5]
+    assert launch_local.launch_training(slurm_settings(slurm=asked), folder).loss.tolist() == [2.5]
     lines = set((cluster/'batch.txt').read_text().splitlines())
     for want in ('partition=gpu', 'gpus-per-node=a100:4', 'time=2880', 'account=abc', 'qos=long', 'mem=200G',
                  'exclusive', 'constraint=big', 'nodes=2', 'ntasks-per-node=1', 'cpus-per-task=8'):
@@ -226,7 +229,7 @@ def test_slurm_gets_what_is_asked_for(home, cluster, monkeypatch):
 
 def test_slurm_without_gpus(home, cluster, monkeypatch, caplog):
     monkeypatch.setattr(launch, 'follow', done_at_once(home/'run'))
-    launch.train(slurm_settings(slurm='cpu,cpus=3'), home/'run')
+    launch_local.launch_training(slurm_settings(slurm='cpu,cpus=3'), home/'run')
     text = (cluster/'batch.txt').read_text()
     assert '--gpus' not in text and 'cpus-per-task=3' in text and 'time=1440' in text
     assert "slurm is 'cpu,cpus=3' and asks for no GPUs; with gpus=N" in caplog.text
@@ -239,15 +242,15 @@ def test_living_job_is_followed(home, cluster, monkeypatch, caplog):
     def submitted(): return (cluster/'batch.txt').read_text().count('#!/bin/bash')
     for alive, n in (('', 1), ('RUNNING', 1), ('', 2)):
         (cluster/'alive.txt').write_text(alive)
-        with pytest.raises(KeyboardInterrupt): launch.train(cfg, folder)
+        with pytest.raises(KeyboardInterrupt): launch_local.launch_training(cfg, folder)
         assert submitted() == n and ('job 77 was submitted before and lives' in caplog.text) == (alive == 'RUNNING')
         caplog.clear()
     (cluster/'alive.txt').unlink()
     with pytest.raises(RuntimeError, match='squeue does not say whether job 77 of .*run still runs: .*alive.txt'):
-        launch.train(cfg, folder)
+        launch_local.launch_training(cfg, folder)
     (cluster/'alive.txt').write_text('PENDING')
     monkeypatch.setattr(launch, 'follow', done_at_once(folder))
-    assert launch.train(cfg, folder).loss.tolist() == [2.5] and submitted() == 2
+    assert launch_local.launch_training(cfg, folder).loss.tolist() == [2.5] and submitted() == 2
 
 
 def test_processes_end_when_the_one_that_started_them_is_gone():

@@ -14,28 +14,28 @@ import torch
 from safetensors.torch import load_file
 
 from mirage_nb.data.manifest import read_manifest
-from mirage_nb.eval import predict as predicting
-from mirage_nb.jobs import seg
-from mirage_nb.models import weights
-from mirage_nb.recipes import get_recipe, override
-from mirage_nb.runs import MACHINERY, start_run
-from mirage_nb.train import loop
+from mirage_nb.recipes.segmentation import seg_recipe
+from mirage_nb.recipes.settings import override
+from mirage_nb.records import _MACHINERY, start_run
+from mirage_nb.tasks import segmentation as tasks_segmentation
+from mirage_nb.train import loop as train_loop
+from mirage_nb.train import state as train_state
 
 OPTIONS = {'dataset': 'Phantom_OCT', 'head': 'convnext', 'size': 64, 'epochs': 3, 'batch_size': 2, 'drop_path': 0.2,
            'baselines': False}
 STEPS = 4  # an epoch: 8 images
 
 
-def settings(**changed): return override(get_recipe(read_manifest('Phantom_OCT').recipe), **{**OPTIONS, **changed})
+def settings(**changed): return override(seg_recipe(read_manifest('Phantom_OCT').recipe), **{**OPTIONS, **changed})
 
 
 def tune(folder, **changed):
     "What the notebook does: train, then predict and score the test split"
-    seg.train_seg(settings(**changed), folder)
-    seg.test_seg(folder, seg.seg_data(read_manifest('Phantom_OCT')))
+    tasks_segmentation.train_seg(settings(**changed), folder)
+    tasks_segmentation.test_seg(folder, tasks_segmentation.load_seg_data(read_manifest('Phantom_OCT')))
 
 
-def save_each_step(): seg.fit_settings = lambda cfg, f=seg.fit_settings: replace(f(cfg), save_every=0.)
+def save_each_step(): tasks_segmentation._seg_fit_settings = lambda cfg, f=tasks_segmentation._seg_fit_settings: replace(f(cfg), save_every=0.)
 
 
 # ------------------------------------------------------------------ processes that die
@@ -66,8 +66,8 @@ def at_state(n, act):
 
 
 PLANS = {  # in the middle of what the process dies
-    'a step': lambda: at(6, loop.Trainer, 'train_step', lambda f, *a: die()),
-    'a step, the model changed already': lambda: at(6, loop.Trainer, 'train_step', lambda f, *a: (f(*a), die())),
+    'a step': lambda: at(6, train_loop._Trainer, 'train_step', lambda f, *a: die()),
+    'a step, the model changed already': lambda: at(6, train_loop._Trainer, 'train_step', lambda f, *a: (f(*a), die())),
     'a checkpoint': lambda: at(6, torch, 'save', lambda f, state, path: half(path, lambda p: f(state, p))),
     'a checkpoint, written but not named': lambda: at_state(6, lambda f, *a: die()),
     'a step after the checkpoint': lambda: at_state(6, lambda f, *a: (f(*a), die())),
@@ -120,7 +120,7 @@ def whole(processes, phantoms, tmp_path_factory):
 
 
 def equal_runs(folder, other):
-    a, b = (pd.read_csv(f/'history.csv').drop(columns=[*loop.TIMES]) for f in (folder, other))
+    a, b = (pd.read_csv(f/'history.csv').drop(columns=[*train_loop._TIMES]) for f in (folder, other))
     pd.testing.assert_frame_equal(a, b, check_exact=True)
     x, y = (load_file(f/'best.safetensors') for f in (folder, other))
     assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x), 'the best models differ'
@@ -179,7 +179,7 @@ def interrupt(*args, **k): raise KeyboardInterrupt
 
 
 STOPS = {  # where the user's Ctrl-C arrives
-    'before a step': lambda m: at_in(m, 6, loop.Trainer, 'train_step', lambda f, *a: interrupt()),
+    'before a step': lambda m: at_in(m, 6, train_loop._Trainer, 'train_step', lambda f, *a: interrupt()),
     'after a step of the optimizer': lambda m: at_in(m, 6, torch.optim.AdamW, 'step',
                                                      lambda f, *a, **k: (f(*a, **k), interrupt())),
     'in a validation': lambda m: at_in(m, 2, seg, 'validate_seg', interrupt),
@@ -208,7 +208,7 @@ def test_interrupt_keeps_the_last_step(home):
     with pytest.MonkeyPatch.context() as m, pytest.raises(KeyboardInterrupt):
         STOPS['before a step'](m)
         tune(home/'run')
-    progress = loop.load_state(home/'run'/'state.pt')['progress']
+    progress = train_state.load_training_state(home/'run'/'state.pt')['progress']
     assert (progress['epoch'], progress['step']) == (1, 1)  # the sixth step is the second of epoch 2
 
 
@@ -220,7 +220,7 @@ def test_loss_that_is_no_number(whole, home, monkeypatch):
         bad.extend(batch['id'])
         return f(model, batch)*float('nan')
 
-    def seg_step(*a, f=seg.seg_step):
+    def seg_step(*a, f=tasks_segmentation._seg_step):
         fake = type('Fake', (), {'step': staticmethod(f(*a))})
         at(7, fake, 'step', step)
         return lambda model, batch: fake.step(model, batch)
@@ -230,7 +230,7 @@ def test_loss_that_is_no_number(whole, home, monkeypatch):
         tune(folder)
     assert 'loss is nan at epoch 2, step 3' in str(e.value) and all(k in str(e.value) for k in bad) and bad
     assert str(folder/'state.pt') in str(e.value)
-    progress = loop.load_state(folder/'state.pt')['progress']
+    progress = train_state.load_training_state(folder/'state.pt')['progress']
     assert (progress['epoch'], progress['step']) == (1, 2), 'the state is not that of the last good step'
     tune(folder)  # with the samples mended
     equal_runs(folder, whole)
@@ -253,11 +253,11 @@ def small_disk(tmp_path):
 def test_full_disk(small_disk, whole, home, monkeypatch):
     folder = small_disk/'run'
     with monkeypatch.context() as m, pytest.raises(OSError) as e:
-        m.setattr(seg, 'fit_settings', seg.fit_settings)
+        m.setattr(seg, 'fit_settings', tasks_segmentation._seg_fit_settings)
         save_each_step()
         tune(folder)
     assert re.search(r'cannot write \S*run/state\.pt: .*; the earlier file is kept\. Free space', str(e.value)), e.value
-    state = loop.load_state(folder/'state.pt')
+    state = train_state.load_training_state(folder/'state.pt')
     assert state['progress']['step'] >= 1
     assert [p.name for p in folder.iterdir() if p.name.endswith('.tmp')] == [], 'half a file is left'
     subprocess.run(['mount', '-o', 'remount,size=200m', str(small_disk)], check=True)
@@ -271,7 +271,7 @@ def test_finished_training_is_not_repeated(home, monkeypatch):
     tune(home/'run')
     before = {p: p.read_bytes() for p in Path(home/'run').rglob('*') if p.is_file()}
     def never(*a, **k): raise AssertionError('this was done already')
-    monkeypatch.setattr(loop.Trainer, 'train_step', never)
+    monkeypatch.setattr(train_loop._Trainer, 'train_step', never)
     monkeypatch.setattr(seg, 'validate_seg', never)
     monkeypatch.setattr(predicting, 'write_mask', never)
     tune(home/'run')
@@ -292,6 +292,6 @@ def test_any_changed_option_is_another_run(home):
         value = OTHER[f.name] if f.name in OTHER else getattr(cfg, f.name) + 1
         changed = replace(cfg, **{f.name: value})
         folder = start_run('seg_tune', asdict(changed), {'data': 'x'}).folder
-        assert (folder == own) == (f.name in MACHINERY), f.name
-        if f.name not in MACHINERY: folders.append(folder)
+        assert (folder == own) == (f.name in _MACHINERY), f.name
+        if f.name not in _MACHINERY: folders.append(folder)
     assert own not in folders and len(set(folders)) == len(folders) == len(fields(cfg)) - 1  # processes and workers

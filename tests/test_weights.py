@@ -11,17 +11,18 @@ import torchvision
 from safetensors.torch import load_file
 from torch import nn
 
-from mirage_nb.models.classifiers import cls_model, start_classifier
-from mirage_nb.models.cnn_mae import CnnEncoder
-from mirage_nb.models.decoders import MultiMAE
+from mirage_nb.models.checkpoints import export_encoder, load_weights, read_checkpoint
+from mirage_nb.models.classification import cls_model, start_classifier
+from mirage_nb.models.cnn import CnnEncoder
 from mirage_nb.models.mae import MAE
-from mirage_nb.models.multimae import Modality, MultiViT
+from mirage_nb.models.mirage import Modality, MultiViT
+from mirage_nb.models.mirage_mae import MultiMAE
+from mirage_nb.models.tensors import infer_architecture
 from mirage_nb.models.vit import ViT
-from mirage_nb.models.weights import export_encoder, load_weights, measure, read_checkpoint
 from mirage_nb.models.zoo import (
-    ENCODERS,
+    _ENCODERS,
     MODALITIES,
-    encoder,
+    build_encoder,
     encoder_record,
     load_model,
     pretrain_model,
@@ -63,7 +64,7 @@ def saved(path, content):
 
 
 def test_timm_and_deit(image, tmp_path):
-    model, vit = timm_model('deit_small_patch16_224', img_size=64), encoder('vit_small_patch16', size=64)
+    model, vit = timm_model('deit_small_patch16_224', img_size=64), build_encoder('vit_small_patch16', size=64)
     report = load_weights(vit, saved(tmp_path/'deit.pth', {'model': model.state_dict()}))
     assert (report.new, report.unused, report.resized) == ([], ['head.weight', 'head.bias'], [])
     agree(vit, model, image)
@@ -73,7 +74,7 @@ def test_distilled_deit(image, tmp_path):
     model = timm_model('deit_small_distilled_patch16_224', img_size=64)
     path = saved(tmp_path/'deit.pth', {'model': model.state_dict()})
     agree(load_model(path).model, model, image)  # the distillation token is read off the tensors
-    plain = encoder('vit_small_patch16', size=64)
+    plain = build_encoder('vit_small_patch16', size=64)
     report = load_weights(plain, path)
     assert report.resized == ['pos_embed'] and 'dist_token' in report.unused and not report.new
     state = model.state_dict()
@@ -100,7 +101,7 @@ def test_dinov2_teacher(name, chunks, tmp_path):
     state = model.state_dict()
     n, k = state['pos_embed'].shape[1], 16
     ready = load_model(saved(tmp_path/'teacher.pth', {'teacher': official(state, chunks), 'iteration': 3}))
-    assert measure(read_checkpoint(tmp_path/'teacher.pth').state)['layer_scale']
+    assert infer_architecture(read_checkpoint(tmp_path/'teacher.pth').state)['layer_scale']
     assert ready.model.registers == (4 if 'reg' in name else 0) and ready.model.grid == (4, 4)
     x = {'image': torch.rand(1, 3, 56, 56)}
     agree(ready.model, model, x)
@@ -138,7 +139,7 @@ def test_medical_mae_and_uspec(tmp_path):
     x, keys = {'image': torch.rand(2, 3, 64, 64)}, torch.arange(2)
     made.eval()
     with torch.no_grad(): close(ready.model(x, keys, .5).patches, made(x, keys, .5).patches)
-    tuned = encoder('vit_small_patch16', size=96, global_pool=True, drop_path=.2)
+    tuned = build_encoder('vit_small_patch16', size=96, global_pool=True, drop_path=.2)
     report = load_weights(tuned, path)
     assert (report.new, report.resized) == (['fc_norm.weight', 'fc_norm.bias'], ['pos_embed'])
     enc = saved(tmp_path/'encoder.pth', {'model': made.encoder_state()})
@@ -148,7 +149,7 @@ def test_medical_mae_and_uspec(tmp_path):
 
 def test_fine_tuned_classifier(tmp_path):
     "A published classifier gives its encoder, pooled as it was trained; its last layer is told as unused"
-    state = encoder('vit_small_patch16', size=32, global_pool=True).state_dict()
+    state = build_encoder('vit_small_patch16', size=32, global_pool=True).state_dict()
     head = {'head.weight': torch.ones(5, 384), 'head.bias': torch.ones(5)}
     ready = load_model(saved(tmp_path/'tuned.pth', {'model': state | head}))
     assert ready.model.global_pool
@@ -158,7 +159,7 @@ def test_fine_tuned_classifier(tmp_path):
 def test_names_of_large_models():
     "The keys of RETFound and of MAE's large encoder are those of the named ones"
     with torch.device('meta'):
-        retfound, large = encoder('RETFound_mae').state_dict(), encoder('vit_large_patch16').state_dict()
+        retfound, large = build_encoder('RETFound_mae').state_dict(), build_encoder('vit_large_patch16').state_dict()
         mae = pretrain_model('mae_vit_large_patch16').state_dict()
     assert retfound.keys() ^ large.keys() == {'norm.weight', 'norm.bias', 'fc_norm.weight', 'fc_norm.bias'}
     assert large.keys() <= mae.keys() and all(v.shape == mae[k].shape for k, v in large.items())
@@ -168,7 +169,7 @@ def test_retfound_dinov2_can_be_tuned(tmp_path, monkeypatch):
     "RETFound's DINOv2 form starts a classifier: layer scale, registers and the norm of the class token come with it"
     e = encoder_record('RETFound_dinov2')
     assert (e.d, e.depth, e.heads, e.patch, e.options['layer_scale']) == (1024, 24, 16, 14, 1e-5)
-    monkeypatch.setitem(ENCODERS, 'RETFound_dinov2', replace(e, d=64, depth=2, heads=2))
+    monkeypatch.setitem(_ENCODERS, 'RETFound_dinov2', replace(e, d=64, depth=2, heads=2))
     for registers in (0, 4):
         options = {'pool': 'cls', 'size': (28, 42), **({'registers': 4} if registers else {})}
         torch.manual_seed(registers)
@@ -275,7 +276,7 @@ def test_exported_encoder_of_mirage_tiny(tmp_path):
     model = pretrain_model(**keywords)
     path = export_encoder(model, tmp_path/'encoder.safetensors', {'encoder': keywords})
     assert path.stat().st_size < 20e6
-    report = load_weights(encoder(**keywords), path, may_be_new=())
+    report = load_weights(build_encoder(**keywords), path, may_be_new=())
     assert not report.unused and set(report.loaded) == set(model.encoder_state())
     assert load_model(path).about['encoder'] == keywords
     again = pretrain_model(**keywords)
@@ -284,8 +285,8 @@ def test_exported_encoder_of_mirage_tiny(tmp_path):
 
 def test_every_named_encoder_has_the_protocol():
     with torch.device('meta'):
-        for name, record in ENCODERS.items():
-            enc = encoder(name)
+        for name, record in _ENCODERS.items():
+            enc = build_encoder(name)
             layers = {enc.layer_of(n) for n, _ in enc.named_parameters()}
             behind = record.family == 'vit'  # its norm
             assert layers == set(range(record.depth + 1 + behind)), name

@@ -248,8 +248,8 @@ def test_several_labels_with_missing_ones(folders, table, tune):
 def test_no_split_to_select_on(folders, tune):
     import shutil
     shutil.rmtree(folders/'val')
-    fails(tune, "Eyes has no split 'val'; it has train, test. Say select='last'")
-    assert len(tune(select='last')['history']) == 1
+    fails(tune, "Eyes has no split 'val'; it has train, test. Say monitor='last'")
+    assert len(tune(monitor='last')['history']) == 1
 
 
 def test_segmentation_set_without_labels(home, tune, shared_data, monkeypatch):

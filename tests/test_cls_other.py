@@ -131,7 +131,7 @@ def test_a_name_with_another_meaning(home, tuned):
 def test_why_there_is_no_calibration(home, tuned):
     cfg, table = tuned[0], data().table
     bare = replace(data(), table=table[table.split != 'val'])
-    scores = tasks_cross_dataset.test_cls(replace(cfg, select='last'), tuned[1], bare)
+    scores = tasks_cross_dataset.test_cls(replace(cfg, monitor='last'), tuned[1], bare)
     assert cls_reliability(scores).answer['temperature and thresholds'] == 'none: Phantom_OCT has no validation split'
     maps = '[labels.class_maps.Phantom_OCT]\nnormal = "well"\nDME = "ill"'
     cfg = replace(cfg, test_dataset=other(home/'Else', ['ill', 'well'], more=maps))
@@ -198,7 +198,7 @@ def test_one_label_is_not_several(home):
 
 # ------------------------------------------------------------------ no labels at all
 
-@pytest.mark.parametrize('changed', [{}, {'tune': 'probe', 'views': 0}], ids=str)
+@pytest.mark.parametrize('changed', [{}, {'tune': 'probe', 'cached_views': 0}], ids=str)
 def test_images_without_labels(home, changed):
     "A table of id and image is enough for a prediction"
     tasks_classification.train_cls(settings(epochs=1, **changed), home/'run')

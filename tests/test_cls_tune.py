@@ -76,7 +76,7 @@ def test_recipes_are_the_published_ones():
     full, probe = cls_recipe('cls_full_mirage'), cls_recipe('cls_probe_mirage')
     assert (full.lr, probe.lr, full.final_lr, full.weight_decay) == (1e-5, 1e-3, 1e-8, 0.01)
     assert (full.label_smoothing, full.epochs, full.warmup_epochs, full.size) == (0.1, 1000, 10, 512)
-    assert (full.select, full.patience, full.min_gain, full.patience_from) == ('bacc', 20, 0.001, 20)
+    assert (full.monitor, full.patience, full.min_delta, full.patience_from) == ('bacc', 20, 0.001, 20)
     s = tasks_classification._cls_fit_settings(replace(full, epochs=1000), 400)
     assert (s.schedule, s.batch_size) == ('half_cycle', 64)
     u = cls_recipe('uspec_finetune')
@@ -93,7 +93,7 @@ def test_test_images_are_read_after_training(home, monkeypatch):
         seen.append((self.table.split.iloc[i], self.augment))
         return reading(self, i)
     monkeypatch.setattr(data_classification.ClsDataset, 'read', read)
-    for changed in ({}, {'tune': 'probe', 'views': 2}):
+    for changed in ({}, {'tune': 'probe', 'cached_views': 2}):
         tasks_classification.train_cls(settings(epochs=1, **changed), home/f'{len(seen)}')
     assert {s for s, _ in seen} == {'train', 'val'} and ('val', True) not in seen and ('train', True) in seen
     seen.clear()
@@ -102,7 +102,7 @@ def test_test_images_are_read_after_training(home, monkeypatch):
 
 
 def test_kept_epoch_is_the_best_by_the_rule(home):
-    cfg, folder = settings(epochs=6, min_gain=0.05), home/'run'
+    cfg, folder = settings(epochs=6, min_delta=0.05), home/'run'
     history = tasks_classification.train_cls(cfg, folder)
     found = tasks_classification._validation_of(folder, data())
     best = tasks_classification.kept_row(history, cfg)
@@ -111,10 +111,10 @@ def test_kept_epoch_is_the_best_by_the_rule(home):
 
 
 def test_it_stops_when_nothing_gains(home):
-    cfg = settings(tune='probe', views=0, epochs=200, patience=3, patience_from=2, min_gain=0.5)
+    cfg = settings(tune='probe', cached_views=0, epochs=200, patience=3, patience_from=2, min_delta=0.5)
     history = tasks_classification.train_cls(cfg, home/'run')
     assert len(history) < 200
-    gained = train_selection._follow_history(history.to_dict('records'), cfg.min_gain)[1] + 1
+    gained = train_selection._follow_history(history.to_dict('records'), cfg.min_delta)[1] + 1
     assert len(history) - max(gained, 2) == 3
 
 
@@ -123,16 +123,16 @@ def ends(scores, losses, **changed):
     cfg, rows, kept = replace(cls_recipe('cls_probe_mirage'), **changed), [], 0
     for n, (score, loss) in enumerate(zip(scores, losses, strict=True), 1):
         new = {'score': score, 'valid_loss': loss}
-        if not rows or train_selection.is_better(new, rows, cfg.min_gain): kept = n
+        if not rows or train_selection.is_better(new, rows, cfg.min_delta): kept = n
         rows.append(new)
-        assert kept == train_selection.best_epoch(rows, cfg.min_gain) + 1, 'what is kept is what the report calls best'
+        assert kept == train_selection.best_epoch(rows, cfg.min_delta) + 1, 'what is kept is what the report calls best'
         if train_selection.has_stalled(rows, cfg): return n, kept
     return None, kept
 
 
 def test_ties_neither_sink_nor_go_on_for_ever():
     n = np.arange(200)
-    assert ends(.9 - .00099*n, 1 - .001*n) == (40, 2), 'falls by less than min_gain an epoch, with falling loss'
+    assert ends(.9 - .00099*n, 1 - .001*n) == (40, 2), 'falls by less than min_delta an epoch, with falling loss'
     assert ends(.9 + 0*n, 1 - .001*n) == (40, 40), 'ties go to the lower loss, and are no gains'
     assert ends(.9 + .0011*n, 1 + .001*n) == (None, 200), 'gains'
     assert ends(.9 + .0004*n, 1 + .001*n)[0] is None, 'small steps up add to gains'
@@ -143,7 +143,7 @@ def test_ties_neither_sink_nor_go_on_for_ever():
 
 
 def test_the_last_epoch_when_asked(home):
-    cfg = settings(select='last', epochs=3)
+    cfg = settings(monitor='last', epochs=3)
     history = tasks_classification.train_cls(cfg, home/'run')
     assert tasks_classification._validation_of(home/'run', data())['valid_loss'] == pytest.approx(history.valid_loss[2], rel=1e-4)
 
@@ -156,7 +156,7 @@ def test_shots_are_a_subset(home):
 
 # ------------------------------------------------------------------ going on
 
-@pytest.mark.parametrize('changed', [{}, {'tune': 'probe', 'views': 2}, {'tune': 'lora'}, {'ema': 0.9}], ids=str)
+@pytest.mark.parametrize('changed', [{}, {'tune': 'probe', 'cached_views': 2}, {'tune': 'lora'}, {'ema': 0.9}], ids=str)
 def test_interrupted_at_any_step(home, monkeypatch, changed):
     cfg = settings(**changed)
     whole = tasks_classification.train_cls(cfg, home/'whole')
@@ -190,7 +190,7 @@ cls.train_cls(ClsRecipe(**read_json(folder/'settings.json')), folder)
 
 @pytest.mark.slow
 def test_killed_process_goes_on(home):
-    cfg, folder = settings(epochs=400, tune='probe', views=0, patience=0), home/'killed'
+    cfg, folder = settings(epochs=400, tune='probe', cached_views=0, patience=0), home/'killed'
     folder.mkdir()
     (folder/'settings.json').write_text(json.dumps(asdict(cfg)))
     child = subprocess.Popen([sys.executable, '-c', KILLED, str(folder)], stderr=subprocess.DEVNULL)
@@ -204,7 +204,7 @@ def test_killed_process_goes_on(home):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('changed', [{}, {'tune': 'probe', 'views': 1}, {'mixup': 0.8, 'batch_size': 4}], ids=str)
+@pytest.mark.parametrize('changed', [{}, {'tune': 'probe', 'cached_views': 1}, {'mixup': 0.8, 'batch_size': 4}], ids=str)
 def test_two_processes_equal_one(home, changed):
     one = tasks_classification.train_cls(settings(epochs=2, **changed), home/'one')
     (home/'two').mkdir()
@@ -221,7 +221,7 @@ def test_a_frozen_encoder_sees_each_image_once(home, monkeypatch):
         seen.append(len(next(iter(x.values()))))
         return ask(self, x, keys)
     monkeypatch.setattr(heads_classification.ClsModel, 'summaries', counted)
-    cfg, n = settings(tune='probe', views=2, epochs=5), {s: len(t) for s, t in data().splits.items()}
+    cfg, n = settings(tune='probe', cached_views=2, epochs=5), {s: len(t) for s, t in data().splits.items()}
     keywords = {'name': 'mirage_tiny', 'n_classes': 2, 'size': [48, 48]}
     file = save_cls_model(cls_model(**keywords), home/'start.safetensors', keywords)
     cfg = replace(cfg, weights=str(file))
@@ -236,7 +236,7 @@ def test_a_frozen_encoder_sees_each_image_once(home, monkeypatch):
 
 
 def test_kept_features_give_the_model_that_is_kept(home):
-    cfg = settings(tune='probe', views=0, epochs=4)
+    cfg = settings(tune='probe', cached_views=0, epochs=4)
     tasks_classification.train_cls(cfg, home/'run')
     sets = tasks_classification.cls_datasets(data(), read_manifest('Phantom_OCT'), cfg)
     model = load_cls_model(home/'run'/'best.safetensors')[0]
@@ -246,7 +246,7 @@ def test_kept_features_give_the_model_that_is_kept(home):
         torch.testing.assert_close(model.head(model.vector(kept))[:8], direct, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('how', [{'pool': 'token_mix'}, {'tune': 'probe', 'views': 0, 'select': 'auroc'}])
+@pytest.mark.parametrize('how', [{'pool': 'token_mix'}, {'tune': 'probe', 'cached_views': 0, 'monitor': 'auroc'}])
 def test_a_tuned_file_is_tested_as_it_is(home, how):
     "With its last layer and no epochs: nothing is trained, and it says what it said"
     cfg = settings(epochs=2, **how)
@@ -322,7 +322,7 @@ def test_random_encoder_is_probed_as_a_probe(name):
     "Whatever the tuning mixes or averages, and whatever rate it takes for the encoder"
     cfg = replace(cls_recipe(name), tune='full', mixup=.8, ema=.9, lr=1e-5)
     found, own = tasks_baselines._random_probe_settings(cfg), cls_recipe('cls_small' if name.startswith('cls_small') else 'cls_probe_mirage')
-    for k in ('lr', 'lr_batch', 'weight_decay', 'layer_decay', 'epochs', 'warmup_epochs', 'views', 'final_lr'):
+    for k in ('lr', 'lr_reference_batch', 'weight_decay', 'layer_decay', 'epochs', 'warmup_epochs', 'cached_views', 'final_lr'):
         assert getattr(found, k) == getattr(own, k), k
     assert (found.tune, found.weights, found.mixup, found.ema, found.model) == ('probe', None, 0, 0, cfg.model)
     probe = replace(cls_recipe(name), tune='probe', lr=.3, weights=None)
@@ -338,11 +338,11 @@ def test_what_stands_beside_a_tuning_with_mixup(home):
 
 def test_report_says_first_weights(home, caplog):
     with caplog.at_level('WARNING'):
-        assert tasks_classification.starting_weights(settings(tune='probe', views=0, weights='random')) == 'first weights'
+        assert tasks_classification.starting_weights(settings(tune='probe', cached_views=0, weights='random')) == 'first weights'
         assert 'mirage_tiny has first weights, drawn at random, and tune=probe trains none' in caplog.text
         caplog.clear()
         assert tasks_classification.starting_weights(settings()) == 'first weights'
-        assert tasks_classification.starting_weights(settings(weights='mirage_tiny', tune='probe', views=0)) == 'mirage_tiny'
+        assert tasks_classification.starting_weights(settings(weights='mirage_tiny', tune='probe', cached_views=0)) == 'mirage_tiny'
         assert not caplog.text
 
 

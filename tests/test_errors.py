@@ -169,7 +169,7 @@ def test_damaged_state(home, execute, fails):
     ({'lr': 0}, ('lr is above 0',)),
     ({'warmup_epochs': 9}, ('warmup_epochs is between 0 and epochs (1), not 9',)),
     ({'batch_size': 3, 'accumulate': 2}, ('2 micro-batches do not divide the batch of 3',)),
-    ({'keep_views': 2}, ("keep_views needs freeze 'encoder', not 'none'",)),
+    ({'cached_views': 2}, ("cached_views needs freeze 'encoder', not 'none'",)),
     ({'dataset': 3}, ('dataset', 'got 3 (int)'))], ids=lambda v: ','.join(v) if isinstance(v, dict) else '')
 def test_parameter(fails, parameters, pieces):
     fails((TypeError, KeyError, ValueError), *pieces, **{**TINY, **parameters})

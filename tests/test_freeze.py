@@ -70,5 +70,5 @@ def test_kept_views_are_the_tokens_of_a_frozen_encoder(home, monkeypatch):
     "With as many views as epochs, keeping tokens changes nothing but the time"
     options = {'freeze': 'encoder', 'head': 'linear', 'precision': 'fp32'}
     plain = tasks_segmentation.train_seg(settings(**options), home/'plain')
-    kept = tasks_segmentation.train_seg(settings(**options, keep_views=1), home/'kept')
+    kept = tasks_segmentation.train_seg(settings(**options, cached_views=1), home/'kept')
     for k in ('loss', 'valid_loss', 'mIoU'): assert kept[k].tolist() == pytest.approx(plain[k].tolist(), rel=1e-4)

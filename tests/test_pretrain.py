@@ -31,8 +31,8 @@ from mirage_nb.tasks import pretrain as tasks_pretrain
 from mirage_nb.tasks import pretrain_mirage as tasks_pretrain_mirage
 from mirage_nb.train import loop as train_loop
 
-OPTIONS = {'dataset': 'Phantom_OCT', 'size': 32, 'epochs': 2, 'batch_size': 4, 'precision': 'fp32', 'look_every': 1,
-           'keep_every': 1, 'keep_last': 1}
+OPTIONS = {'dataset': 'Phantom_OCT', 'size': 32, 'epochs': 2, 'batch_size': 4, 'precision': 'fp32', 'eval_every': 1,
+           'checkpoint_every': 1, 'keep_last': 1}
 STEPS = 2  # an epoch: 8 samples
 
 
@@ -81,9 +81,9 @@ def test_compiled_is_near_plain(plain, home):
 
 
 def test_repeats_are_views_of_their_own(home):
-    history = tasks_pretrain.train_pretrain(settings(repeats=2, epochs=1, warmup_epochs=0.), home/'run')
+    history = tasks_pretrain.train_pretrain(settings(repeated_augmentation=2, epochs=1, warmup_epochs=0.), home/'run')
     assert len(history) == 1 and history.loss.notna().all()
-    steps = train_loop._epoch_batches(8, tasks_pretrain.pretrain_settings(settings(repeats=2)), 1)
+    steps = train_loop._epoch_batches(8, tasks_pretrain.pretrain_settings(settings(repeated_augmentation=2)), 1)
     assert len(steps) == 2*STEPS and len({pair for s in steps for pair in s[0]}) == 16
 
 
@@ -246,8 +246,8 @@ def test_any_modalities(home, names):
 OTHER = {'dataset': 'Other', 'recipe': 'pre_mirage', 'model': 'mirage_base', 'weights': 'w.pth', 'size': 80,
          'modalities': ['bscan'], 'uniform_modalities': True, 'norm_pix': True,
          'betas': [0.9, 0.99], 'clip': 2., 'checkpointing': True, 'compile': True,
-         'precision': 'bf16', 'slurm': 'gpu', 'strategy': 'fsdp', 'mask_ratio': 0.5, 'hold_out': 0.1,
-         'outputs': ['slo'], 'loss_on': 'all', 'crop': [0.5, 1.], 'shares': [1.], 'decoded': 0.5}
+         'precision': 'bf16', 'slurm': 'gpu', 'strategy': 'fsdp', 'mask_ratio': 0.5, 'val_fraction': 0.1,
+         'outputs': ['slo'], 'loss_on': 'all', 'crop_scale': [0.5, 1.], 'sampling_weights': [1.], 'decode_ratio': 0.5}
 
 
 @pytest.mark.parametrize('kind', [MultiMAERecipe, MAERecipe])
@@ -306,7 +306,7 @@ def test_part_of_a_folder_is_held_out(home, phantoms):
     assert len(task.shown) == 2 and len(task.train) == 6 and not set(task.shown.ids) & set(task.train.ids)
     assert len({i[:5] for i in task.shown.ids}) == 1, 'slices of one volume in both'
     assert {'valid_loss', 'valid_slo'} <= set(seen) and 'held out' in task.sources
-    task, seen = looked_at(folder, hold_out=0.)
+    task, seen = looked_at(folder, val_fraction=0.)
     assert task.shown is task.train and 'seen_loss' in seen and not [k for k in seen if 'valid' in k]
     write_table(folder/'labels.csv', [(i, 'one', 'ill') for i in task.train.ids], 'id,patient,label')
     assert looked_at(folder)[0].shown.ids == task.train.ids, 'one patient: nothing can be held out'
@@ -442,10 +442,10 @@ def test_classes_of_the_data(home, phantoms):
 
 
 def test_visible_or_mask_ratio():
-    assert (settings(visible=5).visible, settings(visible=5).mask_ratio) == (5, None)
+    assert (settings(visible_tokens=5).visible_tokens, settings(visible_tokens=5).mask_ratio) == (5, None)
     plain = pretrain_recipe('pre_mirage', MultiMAERecipe)
     assert (override(plain, mask_ratio=0.5).visible, override(plain, mask_ratio=0.5).mask_ratio) == (0, 0.5)
-    with pytest.raises(ValueError, match='give one of them'): settings(visible=5, mask_ratio=0.5)
+    with pytest.raises(ValueError, match='give one of them'): settings(visible_tokens=5, mask_ratio=0.5)
 
 
 def test_reconstruction_of_a_real_eye(shared_data):
@@ -461,6 +461,6 @@ def test_reconstruction_of_a_real_eye(shared_data):
 def test_notebook_says_what_it_looked_at(execute, home, phantoms):
     folder = own_folder(phantoms, home/'pairs', 'train')
     space = execute('pretrain_multimae', dataset=str(folder), size=32, epochs=1, warmup_epochs=0., batch_size=4,
-                    hold_out=0., norm_pix=True, outputs=['bscan', 'slo'])
+                    val_fraction=0., norm_pix=True, outputs=['bscan', 'slo'])
     assert 'losses, images it learnt from' in space['card'] and 'validation' not in space['card']
     assert read_json(space['run'].folder/'result.json')['summary'][1].startswith('loss (images it learnt from)')

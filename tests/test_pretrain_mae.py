@@ -36,7 +36,7 @@ def settings(folder, **changed):
 @pytest.mark.parametrize('repeats', [1, 4])
 def test_repeats_are_views_of_one_picture(home, repeats):
     "A batch of b views holds b/repeats pictures, and an epoch each picture `repeats` times, under keys of their own"
-    cfg = settings(pictures(home/'films'), repeats=repeats, batch_size=8)
+    cfg = settings(pictures(home/'films'), repeated_augmentation=repeats, batch_size=8)
     task, seen = tasks_pretrain_mae.mae_task(cfg), []
     for step in _epoch_batches(len(task.train), tasks_pretrain.pretrain_settings(cfg), 3):
         batch = task.collate([task.train[k] for k in step[0]])
@@ -47,12 +47,12 @@ def test_repeats_are_views_of_one_picture(home, repeats):
 
 
 def test_part_of_the_hidden_patches_is_predicted(home):
-    cfg = settings(pictures(home/'films'), decoded=.25, model='mae_vit_large_patch16_cross_attention')
+    cfg = settings(pictures(home/'films'), decode_ratio=.25, model='mae_vit_large_patch16_cross_attention')
     assert tasks_pretrain_mae._mae_keywords(cfg)['share'] == .25
-    assert 'share' not in tasks_pretrain_mae._mae_keywords(replace(cfg, decoded=None)), "the model's own is a third"
+    assert 'share' not in tasks_pretrain_mae._mae_keywords(replace(cfg, decode_ratio=None)), "the model's own is a third"
     for wrong, words in (({'model': 'mae_vit_small_patch16'}, 'large_patch16_cross_attention can do with a part'),
-                         ({'decoded': 0.}, 'decoded is above 0 and up to 1, not 0.0'),
-                         ({'crop': [.5]}, 'crop takes two numbers')):
+                         ({'decode_ratio': 0.}, 'decode_ratio is above 0 and up to 1, not 0.0'),
+                         ({'crop_scale': [.5]}, 'crop_scale takes two numbers')):
         with pytest.raises(ValueError, match=words): tasks_pretrain_mae._mae_keywords(override(cfg, **wrong))
     for other in ('mirage_tiny', 'mae_vit_smal_patch16'):
         with pytest.raises(KeyError, match=f"no model for this pre-training '{other}'"):
@@ -60,7 +60,7 @@ def test_part_of_the_hidden_patches_is_predicted(home):
 
 
 def test_an_epoch_is_drawn_once(home, monkeypatch):
-    task, drawn = tasks_pretrain_mae.mae_task(settings(pictures(home/'films'), repeats=4)), []
+    task, drawn = tasks_pretrain_mae.mae_task(settings(pictures(home/'films'), repeated_augmentation=4)), []
     module = data_image_sets.MixedDataset.__module__
     real = __import__(module, fromlist=['stretch']).stretch
     monkeypatch.setattr(f'{module}.stretch', lambda *a: drawn.append(a) or real(*a))

@@ -166,7 +166,7 @@ def test_workers_change_nothing_also_after_a_kill(processes, phantoms, whole, tm
 
 @pytest.mark.slow
 def test_kept_views_after_a_kill(processes, phantoms, tmp_path):
-    views = {'freeze': 'encoder', 'keep_views': 2}
+    views = {'freeze': 'encoder', 'cached_views': 2}
     assert exit_code(processes(tmp_path/'whole', phantoms, **views)) == 0
     assert exit_code(processes(tmp_path/'run', phantoms, 'a step', **views)) == -signal.SIGKILL
     assert exit_code(processes(tmp_path/'run', phantoms, **views)) == 0

@@ -241,7 +241,7 @@ class ClsDataset(Dataset[dict[str, Any]]):
         "Bytes of an image (h, w, c): at the look's size where every view begins with that"
         if i in self.kept: return self.kept[i]
         x = read_photo(self.images[i], self.look.channels)
-        whole = self.look.crop == 1 and (self.look.change != 'photo' or not self.augment)
+        whole = self.look.eval_crop == 1 and (self.look.augmentation != 'photo' or not self.augment)
         if whole: x = resize_smooth(x, self.look.size)
         if x.nbytes <= self.room: self.kept[i], self.room = x, self.room - x.nbytes
         return x

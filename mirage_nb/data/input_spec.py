@@ -32,25 +32,25 @@ _BESIDE = 0x6f6374  # salt: draws beside those of `draw_pairs`
 @dataclass(frozen=True)
 class InputSpec:
     "How an encoder wants its images"
-    modality: str = 'bscan'         # key in a sample
-    channels: int = 1               # 1 or 3
-    size: Size = (512, 512)         # rows and columns
-    mean: tuple[float, ...] = ()    # of each channel in [0, 1]; empty: an image's own least and greatest value are 0, 1
+    modality: str = 'bscan'      # key in a sample
+    channels: int = 1            # 1 or 3
+    size: Size = (512, 512)      # rows and columns
+    mean: tuple[float, ...] = () # of each channel in [0, 1]; empty: an image's own least and greatest value are 0, 1
     std: tuple[float, ...] = ()
-    crop: float = 1.                # evaluation: part of the shorter side in the middle; 1: the whole image, squeezed
-    change: str = 'oct'             # of training: 'none', 'oct' (as MIRAGE) or 'photo' (crops, as masked autoencoders)
-    fill: float = 0.                # grey value that a turned image leaves behind
-    crop_min: float = 0.08          # 'photo': smallest part of the area
-    rand_augment: str = ''          # 'photo': as 'rand-m9-mstd0.5-inc1'; '': none
-    erasing: float = 0.             # 'photo': chance to erase a box
+    eval_crop: float = 1.        # evaluation: part of the shorter side in the middle; 1: the whole image, squeezed
+    augmentation: str = 'oct'    # of training: 'none', 'oct' (as MIRAGE) or 'photo' (crops, as masked autoencoders)
+    fill: float = 0.             # grey value that a turned image leaves behind
+    crop_scale_min: float = 0.08 # 'photo': smallest part of the area
+    rand_augment: str = ''       # 'photo': as 'rand-m9-mstd0.5-inc1'; '': none
+    random_erasing: float = 0.   # 'photo': chance to erase a box
 
     def __post_init__(self)->None:
-        if self.change not in _CHANGES: raise ValueError(unknown('change of images', self.change, _CHANGES))
+        if self.augmentation not in _CHANGES: raise ValueError(unknown('change of images', self.augmentation, _CHANGES))
         if len(self.mean) != len(self.std) or len(self.mean) not in (0, 1, self.channels): raise ValueError(
             f'mean and std take one number, or one for each of {self.channels} channels, '
                 f'not {self.mean} and {self.std}')
-        if not 0 < self.crop <= 1 or not 0 < self.crop_min <= 1:
-            raise ValueError(f'crop and crop_min are parts above 0 up to 1, not {self.crop} and {self.crop_min}')
+        if not 0 < self.eval_crop <= 1 or not 0 < self.crop_scale_min <= 1:
+            raise ValueError(f'eval_crop and crop_scale_min are parts above 0 up to 1, not {self.eval_crop} and {self.crop_scale_min}')
 
 # %% ../../nbs/data/80_input_spec.ipynb #07053ec3
 def resize_smooth(
@@ -83,7 +83,7 @@ def eval_image(
     look:InputSpec
 )->Tensor:        # (channels, *size) float32
     "Picture as it is evaluated"
-    return _to_values(resize_smooth(x, look.size), look) if look.crop == 1 else _photo_views(look)[1](x)
+    return _to_values(resize_smooth(x, look.size), look) if look.eval_crop == 1 else _photo_views(look)[1](x)
 
 
 @lru_cache(maxsize=8)
@@ -94,10 +94,10 @@ def _photo_views(
     h, w = look.size
     if h != w or look.channels != 3 or not look.mean: raise ValueError(
         f'crops of photographs are for a square of three channels with mean and std, not for {h} x {w} pixels of '
-        f"{look.channels}{' without' if not look.mean else ' with'} them; say change='oct' and crop=1")
+        f"{look.channels}{' without' if not look.mean else ' with'} them; say augmentation='oct' and eval_crop=1")
     norm = Norm(*(v*3 if len(v) == 1 else v for v in (look.mean, look.std)))
-    train = PhotoTrain(h, norm, look.rand_augment, look.erasing, (look.crop_min, 1.))
-    return train, PhotoEval(h, norm, look.crop)
+    train = PhotoTrain(h, norm, look.rand_augment, look.random_erasing, (look.crop_scale_min, 1.))
+    return train, PhotoEval(h, norm, look.eval_crop)
 
 # %% ../../nbs/data/80_input_spec.ipynb #d6613bd9
 def _augment_bscan(
@@ -121,10 +121,10 @@ def train_image(
     key:int       # of the sample
 )->Tensor:        # (channels, *size) float32
     "Picture as it is trained on"
-    if look.change == 'none': return eval_image(x, look)
-    if look.change == 'oct' and not look.mean: return _augment_bscan(eval_image(x, look), key, look.fill)
-    if look.change == 'oct':  # of an encoder with its own normalisation: the change comes before it
-        plain = InputSpec(size=look.size, crop=look.crop, channels=x.shape[2], mean=(0.,), std=(1.,))
+    if look.augmentation == 'none': return eval_image(x, look)
+    if look.augmentation == 'oct' and not look.mean: return _augment_bscan(eval_image(x, look), key, look.fill)
+    if look.augmentation == 'oct':  # of an encoder with its own normalisation: the change comes before it
+        plain = InputSpec(size=look.size, eval_crop=look.eval_crop, channels=x.shape[2], mean=(0.,), std=(1.,))
         moved = _augment_bscan(eval_image(x, plain), key, look.fill)
         return _to_values((moved*255).round().byte().permute(1, 2, 0).numpy(), look)
     return _photo_views(look)[0](x, key)

@@ -54,12 +54,12 @@ def cls_model(
     patch:int|None=None,        # side of a patch, pixels; None: that of pre-training
     drop_path:float=0.,         # rate of the encoder's last block in training, 0 to below 1
     modality:str='bscan',       # of MIRAGE: which of its adapters reads the image
-    head_std:float|None=None,   # of the classifier's first weights; None: torch's own
+    head_init_std:float|None=None,   # of the classifier's first weights; None: torch's own
     **more:Any                  # of the encoder: registers, layer_scale and what else `OPTIONS` names for its family
 )->ClsModel:                    # with first weights
     "Classifier by the name of its encoder"
     place = _NORM_OF[encoder_record(name).family]
-    return ClsModel(_cls_encoder(name, size, patch, drop_path, modality, **more), n_classes, pool, place, head_std)
+    return ClsModel(_cls_encoder(name, size, patch, drop_path, modality, **more), n_classes, pool, place, head_init_std)
 
 
 _NORM_OF = {'mirage': 'tokens', 'vit': 'pooled', 'cnn': 'none'}  # where published classifiers of a family have it

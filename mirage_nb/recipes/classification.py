@@ -15,23 +15,23 @@ from ..core import unknown
 @dataclass(frozen=True, kw_only=True)
 class ClsEval:
     "Settings of 51_cls_eval"
-    tuned_on: str = 'Phantom_OCT'   # its newest run is taken, unless run or predictions is given
-    run: str = ''                   # folder of a finished 31_cls_tune
-    predictions: str = ''           # table (CSV) of any program, instead of a run's
-    valid_predictions: str = ''     # table of validation predictions; '': the run's, or none
-    other: str = ''                 # second table of the same images, to compare with
-    split: str = ''                 # rows of `predictions` to take, where it holds several splits
+    tuned_on: str = 'Phantom_OCT'    # its newest run is taken, unless run or predictions is given
+    run: str = ''                    # folder of a finished 31_cls_tune
+    predictions: str = ''            # table (CSV) of any program, instead of a run's
+    valid_predictions: str = ''      # table of validation predictions; '': the run's, or none
+    other: str = ''                  # second table of the same images, to compare with
+    split: str = ''                  # rows of `predictions` to take, where it holds several splits
     class_map: list[str]|None = None # scores in the classes of the labels: 'CNV > AMD'; 'X >' leaves X out
-    level: str = 'image'            # 'image', 'eye' or 'patient'
-    at: float = 0.9                 # sensitivity at which the specificity is read off, and the reverse
-    allow_leaks: bool = False       # validation images that are tested too are left out, instead of an error
-    resamples: int = 10_000         # of every interval
-    seed: int = 0                   # of the bootstrap
+    level: str = 'image'             # 'image', 'eye' or 'patient'
+    operating_point: float = 0.9     # sensitivity at which the specificity is read off, and the reverse
+    allow_leaks: bool = False        # validation images that are tested too are left out, instead of an error
+    resamples: int = 10_000          # of every interval
+    seed: int = 0                    # of the bootstrap
 
     def __post_init__(self)->None:
         if self.level not in ('image', 'eye', 'patient'):
             raise ValueError(f"level is 'image', 'eye' or 'patient', not {self.level!r}")
-        if not 0 < self.at < 1: raise ValueError(f'at is above 0 and below 1, not {self.at}')
+        if not 0 < self.operating_point < 1: raise ValueError(f'operating_point is above 0 and below 1, not {self.operating_point}')
         if self.resamples < 100: raise ValueError(f'resamples is 100 or more, not {self.resamples}')
         if self.run and self.predictions:
             raise ValueError(f'give run or predictions, not both: {self.run}, {self.predictions}')
@@ -40,28 +40,28 @@ class ClsEval:
 def _check_cls(r:Any)->None:
     "Raise what is out of range in the settings of a classification"
     least = {'epochs': 0, 'batch_size': 1, 'accumulate': 1, 'processes': 1, 'patch': 1, 'workers': 0, 'patience': 0,
-             'views': -1, 'weight_decay': 0, 'final_lr': 0, 'warmup_epochs': 0, 'shots': 0, 'mixup': 0,
-             'lr_batch': 1, 'last_blocks': 1, 'lora_rank': 1, 'patience_from': 0, 'min_gain': 0, 'repeats': 1}
+             'cached_views': -1, 'weight_decay': 0, 'final_lr': 0, 'warmup_epochs': 0, 'shots': 0, 'mixup': 0,
+             'lr_reference_batch': 1, 'last_blocks': 1, 'lora_rank': 1, 'patience_from': 0, 'min_delta': 0, 'repeated_augmentation': 1}
     for name, low in least.items():
         value = getattr(r, name)
         if value is not None and not value >= low: raise ValueError(f'{name} is {low} or more, not {value}')
-    for name in ('drop_path', 'label_smoothing', 'ema', 'erasing'):
+    for name in ('drop_path', 'label_smoothing', 'ema', 'random_erasing'):
         value = getattr(r, name)
         if not 0 <= value < 1: raise ValueError(f'{name} is from 0 to below 1, not {value}')
-    for name in ('lr', 'clip', 'head_std'):
+    for name in ('lr', 'clip', 'head_init_std'):
         value = getattr(r, name)
         if value is not None and not value > 0: raise ValueError(f'{name} is above 0, not {value}')
-    for name, known in (('tune', ('probe', 'full', 'last', 'lora')), ('select', ('bacc', 'auroc', 'last')),
+    for name, known in (('tune', ('probe', 'full', 'last', 'lora')), ('monitor', ('bacc', 'auroc', 'last')),
                         ('loss', ('auto', 'bce'))):
         if getattr(r, name) not in known: raise ValueError(unknown(name, getattr(r, name), known))
     if not r.epochs and not r.keep_head: raise ValueError(
         'epochs is 1 or more, not 0; with keep_head=True, 0 tests the model of a file (weights=FILE) as it is')
     if r.keep_head and r.weights in (None, 'random'): raise ValueError(
         f'keep_head takes the last layer of a file: name one by weights, which is {r.weights}')
-    if r.tune == 'probe' and r.views >= 0 and (r.mixup or r.ema): raise ValueError(
-        'mixup and ema need tune full, last or lora, or views=-1: kept features do not change')
-    if r.mixup and r.repeats > 1: raise ValueError(
-        f'mixup {r.mixup} with repeats {r.repeats} would mix a picture with another view of itself; take one of them')
+    if r.tune == 'probe' and r.cached_views >= 0 and (r.mixup or r.ema): raise ValueError(
+        'mixup and ema need tune full, last or lora, or cached_views=-1: kept features do not change')
+    if r.mixup and r.repeated_augmentation > 1: raise ValueError(
+        f'mixup {r.mixup} with repeated_augmentation {r.repeated_augmentation} would mix a picture with another view of itself; take one of them')
     if r.ema and r.accumulate > 1: raise ValueError(f'ema goes with accumulate 1, not {r.accumulate}')
     parts = r.processes*r.accumulate
     if r.mixup and parts > 1 and r.batch_size and r.batch_size % (2*parts): raise ValueError(
@@ -72,64 +72,64 @@ def _check_cls(r:Any)->None:
 @dataclass(frozen=True, kw_only=True)
 class ClsRecipe:
     "Settings of a classification tuning; the defaults are MIRAGE's linear probe (Morano et al. 2025, arXiv 2506.08900)"
-    dataset: str = ''                  # a file in data_manifests/, a folder in MIRAGE_DATA, or a path to a manifest
-    recipe: str = 'cls_probe_mirage'   # a name in CLS_RECIPES
-    model: str = 'mirage_base'         # a name in models.zoo
-    weights: str|None = None           # to start from, a file or a shipped name; None or 'random': first weights
-    keep_head: bool = False            # start from the last layer in that file too: it was tuned for these classes
-    pool: str = 'global'               # 'global' (mean of patches), 'cls' (global or class token) or 'token_mix' (both)
-    tune: str = 'probe'                # 'probe' (the linear layer), 'full', 'last' (some blocks) or 'lora'
-    last_blocks: int = 1               # with tune 'last'
-    lora_rank: int = 8                 # with tune 'lora'
-    views: int = 8                     # with tune 'probe': kept augmented views; 0: the image as it is; -1: new ones
-    size: int|list[int] = 512          # rows and columns of the model's input, pixels; one number for a square
-    patch: int|None = None             # side of a patch, pixels; None: the model's
-    shots: float = 0.                  # training images a class, or, below 1, their part; 0: all
-    epochs: int = 1000                 # passes over the training split, at most; 0, with keep_head: only tested
-    batch_size: int|None = None        # None: the largest power of two up to a quarter of the images, at most 64
-    repeats: int = 1                   # views of each image in a batch
-    lr: float = 1e-3                   # highest learning rate
-    lr_batch: int|None = None          # batch that lr is for, with which it grows; None: lr as it stands
-    final_lr: float = 1e-8             # last learning rate, of a half cosine
-    warmup_epochs: float = 10.         # of linear warm-up from 0; with fewer epochs, at most half of them
-    weight_decay: float = 0.01         # of AdamW
-    layer_decay: float = 1.            # factor of the learning rate from a layer to the one below
-    drop_path: float = 0.              # rate of the encoder's last block
-    label_smoothing: float = 0.1       # of the cross-entropy
-    loss: str = 'auto'                 # 'auto' (cross-entropy; BCE for several labels) or 'bce' (BCE on one-hot labels)
-    mixup: float = 0.                  # alpha of the mixture of two images; 0: none
-    head_std: float|None = None        # of the classifier's first weights; None: torch's own
-    ema: float = 0.                    # decay of a running average of the weights, which is what is kept; 0: none
-    select: str = 'bacc'               # best epoch: by validation 'bacc' or 'auroc', or the 'last'
-    min_gain: float = 0.001            # smaller gains are ties; of ties with the best the validation loss decides
-    patience: int = 20                 # epochs without a gain after which it stops; 0: never
-    patience_from: int = 20            # epoch from which they count
-    norm: str = ''                     # 'imagenet', 'nih' or 'uwf', where the manifest states none; '': the encoder's
-    change: str = 'oct'                # of training images: 'oct', 'photo' or 'none'
-    crop: float = 1.                   # evaluation: middle part of the image; 1: all of it, squeezed
-    crop_min: float = 0.08             # change 'photo': smallest part of the area
-    rand_augment: str = ''             # change 'photo': as 'rand-m9-mstd0.5-inc1'
-    erasing: float = 0.                # change 'photo': chance to erase a box
-    test_dataset: str = ''             # tested on this set instead, by the class map of its manifest
-    allow_leaks: bool = False          # go on although an image is in two splits
-    probes: bool = True                # also logistic regression and nearest neighbours on the encoder as it begins
-    baselines: bool = False            # also the same on a frozen random encoder
-    clip: float|None = None            # largest norm of the gradient; None: as it comes
-    accumulate: int = 1                # micro-batches a step, to save memory
-    precision: str = 'auto'            # 'auto', 'fp32', 'bf16' or 'fp16'
-    seed: int = 0                      # of weights, order, augmentation and shots
-    workers: int = 0                   # processes that read data, for each training process
-    processes: int = 1                 # training processes, on one machine, as many as GPUs
+    dataset: str = ''                   # a file in data_manifests/, a folder in MIRAGE_DATA, or a path to a manifest
+    recipe: str = 'cls_probe_mirage'    # a name in CLS_RECIPES
+    model: str = 'mirage_base'          # a name in models.zoo
+    weights: str|None = None            # to start from, a file or a shipped name; None or 'random': first weights
+    keep_head: bool = False             # start from the last layer in that file too: it was tuned for these classes
+    pool: str = 'global'                # 'global' (mean of patches), 'cls' (global or class token) or 'token_mix' (both)
+    tune: str = 'probe'                 # 'probe' (the linear layer), 'full', 'last' (some blocks) or 'lora'
+    last_blocks: int = 1                # with tune 'last'
+    lora_rank: int = 8                  # with tune 'lora'
+    cached_views: int = 8               # with tune 'probe': kept augmented views; 0: the image as it is; -1: new ones
+    size: int|list[int] = 512           # rows and columns of the model's input, pixels; one number for a square
+    patch: int|None = None              # side of a patch, pixels; None: the model's
+    shots: float = 0.                   # training images a class, or, below 1, their part; 0: all
+    epochs: int = 1000                  # passes over the training split, at most; 0, with keep_head: only tested
+    batch_size: int|None = None         # None: the largest power of two up to a quarter of the images, at most 64
+    repeated_augmentation: int = 1      # views of each image in a batch
+    lr: float = 1e-3                    # highest learning rate
+    lr_reference_batch: int|None = None # batch that lr is for, with which it grows; None: lr as it stands
+    final_lr: float = 1e-8              # last learning rate, of a half cosine
+    warmup_epochs: float = 10.          # of linear warm-up from 0; with fewer epochs, at most half of them
+    weight_decay: float = 0.01          # of AdamW
+    layer_decay: float = 1.             # factor of the learning rate from a layer to the one below
+    drop_path: float = 0.               # rate of the encoder's last block
+    label_smoothing: float = 0.1        # of the cross-entropy
+    loss: str = 'auto'                  # 'auto' (cross-entropy; BCE for several labels) or 'bce' (BCE on one-hot labels)
+    mixup: float = 0.                   # alpha of the mixture of two images; 0: none
+    head_init_std: float|None = None    # of the classifier's first weights; None: torch's own
+    ema: float = 0.                     # decay of a running average of the weights, which is what is kept; 0: none
+    monitor: str = 'bacc'               # best epoch: by validation 'bacc' or 'auroc', or the 'last'
+    min_delta: float = 0.001            # smaller gains are ties; of ties with the best the validation loss decides
+    patience: int = 20                  # epochs without a gain after which it stops; 0: never
+    patience_from: int = 20             # epoch from which they count
+    norm: str = ''                      # 'imagenet', 'nih' or 'uwf', where the manifest states none; '': the encoder's
+    augmentation: str = 'oct'           # of training images: 'oct', 'photo' or 'none'
+    eval_crop: float = 1.               # evaluation: middle part of the image; 1: all of it, squeezed
+    crop_scale_min: float = 0.08        # change 'photo': smallest part of the area
+    rand_augment: str = ''              # change 'photo': as 'rand-m9-mstd0.5-inc1'
+    random_erasing: float = 0.          # change 'photo': chance to erase a box
+    test_dataset: str = ''              # tested on this set instead, by the class map of its manifest
+    allow_leaks: bool = False           # go on although an image is in two splits
+    probes: bool = True                 # also logistic regression and nearest neighbours on the encoder as it begins
+    baselines: bool = False             # also the same on a frozen random encoder
+    clip: float|None = None             # largest norm of the gradient; None: as it comes
+    accumulate: int = 1                 # micro-batches a step, to save memory
+    precision: str = 'auto'             # 'auto', 'fp32', 'bf16' or 'fp16'
+    seed: int = 0                       # of weights, order, augmentation and shots
+    workers: int = 0                    # processes that read data, for each training process
+    processes: int = 1                  # training processes, on one machine, as many as GPUs
 
     def __post_init__(self)->None: _check_cls(self)
 
 # %% ../../nbs/recipes/30_classification.ipynb #49ab6c64
 _tuned = ClsRecipe(recipe='medical_mae_finetune_vit_s', model='vit_small_patch16', tune='full', size=224, epochs=75,
-                   batch_size=1024, lr=2.5e-4, lr_batch=256, final_lr=1e-5, warmup_epochs=5, weight_decay=0.05,
-                 layer_decay=0.55, drop_path=0.2, label_smoothing=0., head_std=2e-5, select='auroc', min_gain=0.,
-                 patience=0, change='photo', crop=0.875, rand_augment='rand-m6-mstd0.5-inc1')
+                   batch_size=1024, lr=2.5e-4, lr_reference_batch=256, final_lr=1e-5, warmup_epochs=5, weight_decay=0.05,
+                 layer_decay=0.55, drop_path=0.2, label_smoothing=0., head_init_std=2e-5, monitor='auroc', min_delta=0.,
+                 patience=0, augmentation='photo', eval_crop=0.875, rand_augment='rand-m6-mstd0.5-inc1')
 _uspec = replace(_tuned, recipe='uspec_finetune', model='RETFound_mae', epochs=100, batch_size=128, lr=5e-3,
-                 final_lr=1e-6, warmup_epochs=10, layer_decay=0.65, label_smoothing=0.1, erasing=0.25, norm='uwf',
+                 final_lr=1e-6, warmup_epochs=10, layer_decay=0.65, label_smoothing=0.1, random_erasing=0.25, norm='uwf',
                  rand_augment='rand-m9-mstd0.5-inc1')
 _CLS_RECIPES = {  # cls_small and cls_small_vit are for phantoms and laptops
     'cls_probe_mirage': ClsRecipe(),
@@ -139,14 +139,14 @@ _CLS_RECIPES = {  # cls_small and cls_small_vit are for phantoms and laptops
     'medical_mae_finetune_cnn': replace(_tuned, recipe='medical_mae_finetune_cnn', model='densenet121', layer_decay=1.,
                                         drop_path=0.),
     'uspec_finetune': _uspec,
-    'uspec_few_shot': replace(_uspec, recipe='uspec_few_shot', tune='probe', views=0, epochs=50, batch_size=16, lr=1e-3,
-                              layer_decay=1., drop_path=0., label_smoothing=0., select='last', loss='bce',
-                              change='none', rand_augment='', erasing=0., shots=5.),
-    'cls_small': ClsRecipe(recipe='cls_small', model='mirage_tiny', weights='mirage_tiny', size=256, views=0, epochs=60,
+    'uspec_few_shot': replace(_uspec, recipe='uspec_few_shot', tune='probe', cached_views=0, epochs=50, batch_size=16, lr=1e-3,
+                              layer_decay=1., drop_path=0., label_smoothing=0., monitor='last', loss='bce',
+                              augmentation='none', rand_augment='', random_erasing=0., shots=5.),
+    'cls_small': ClsRecipe(recipe='cls_small', model='mirage_tiny', weights='mirage_tiny', size=256, cached_views=0, epochs=60,
                            lr=1e-2, warmup_epochs=2, baselines=True),
     'cls_small_vit': replace(_tuned, recipe='cls_small_vit', size=64, patch=8, epochs=12, batch_size=32, lr=5e-4,
-                             lr_batch=None, warmup_epochs=2, layer_decay=0.75, drop_path=0.1, rand_augment='', crop=1.,
-                             crop_min=0.5)}
+                             lr_reference_batch=None, warmup_epochs=2, layer_decay=0.75, drop_path=0.1, rand_augment='', eval_crop=1.,
+                             crop_scale_min=0.5)}
 
 
 def cls_recipe(
@@ -165,21 +165,21 @@ _TUNED_BY = {'medical_mae_vit_s': 'medical_mae_finetune_vit_s', 'medical_mae_vit
 @dataclass(frozen=True, kw_only=True)
 class FewShot:
     "Settings of 32_few_shot; what is None is the recipe's"
-    dataset: str = 'Phantom_OCT'       # a file in data_manifests/, a folder in MIRAGE_DATA, or a path to a manifest
-    recipe: str = 'cls_small'          # a name in CLS_RECIPES: what is trained on each subset
-    protocol: str = 'splits'           # 'splits' (the set's own), 'pool' (other patients are the test) or 'published'
+    dataset: str = 'Phantom_OCT'    # a file in data_manifests/, a folder in MIRAGE_DATA, or a path to a manifest
+    recipe: str = 'cls_small'       # a name in CLS_RECIPES: what is trained on each subset
+    protocol: str = 'splits'        # 'splits' (the set's own), 'pool' (other patients are the test) or 'published'
     shots: list[float] = field(default_factory=lambda: [1., 4.]) # images a class, or, below 1, their part
-    seeds: int = 3                     # subsets of each size
-    model: str|None = None             # any encoder of models.zoo
-    weights: str|None = None           # to start from, a file or a shipped name; 'random': first weights
-    pool: str|None = None              # 'global', 'cls' or 'token_mix'
-    tune: str|None = None              # 'probe', 'full', 'last' or 'lora'
-    size: int|list[int]|None = None    # rows and columns of the model's input, pixels
-    epochs: int|None = None            # passes over the subset, at most
-    lr: float|None = None              # highest learning rate
-    precision: str = 'auto'            # 'auto', 'fp32', 'bf16' or 'fp16'
-    resamples: int = 2000              # of the intervals
-    seed: int = 0                      # of the first subset
+    seeds: int = 3                  # subsets of each size
+    model: str|None = None          # any encoder of models.zoo
+    weights: str|None = None        # to start from, a file or a shipped name; 'random': first weights
+    pool: str|None = None           # 'global', 'cls' or 'token_mix'
+    tune: str|None = None           # 'probe', 'full', 'last' or 'lora'
+    size: int|list[int]|None = None # rows and columns of the model's input, pixels
+    epochs: int|None = None         # passes over the subset, at most
+    lr: float|None = None           # highest learning rate
+    precision: str = 'auto'         # 'auto', 'fp32', 'bf16' or 'fp16'
+    resamples: int = 2000           # of the intervals
+    seed: int = 0                   # of the first subset
 
     def __post_init__(self)->None:
         for k in ('seeds', 'epochs'):

@@ -15,40 +15,40 @@ from ..core import unknown
 @dataclass(frozen=True, kw_only=True)
 class PretrainRecipe:
     "Settings that all pre-trainings have"
-    dataset: str = ''                  # a dataset, or the path of a folder of it
-    recipe: str = ''                   # a name in PRETRAIN_RECIPES
-    model: str = ''                    # a name in models.zoo
-    weights: str|None = None           # to start from, a file or a shipped name; None or 'random': first weights
-    size: int|None = None              # side of an image, pixels; None: the model's
-    mask_ratio: float|None = None      # share of the tokens that is hidden
-    norm_pix: bool = False             # predict patches of images with mean 0 and variance 1
-    epochs: int = 1600                 # passes over the data
-    batch_size: int = 256              # views a step, of all processes together
-    repeats: int = 1                   # views of each image in a batch
-    base_lr: float = 1e-4              # highest learning rate, for a batch of 256
-    final_lr: float = 0.               # last learning rate
-    warmup_epochs: float = 40.         # of linear warm-up from 0; with fewer epochs, at most half of them
-    schedule: str = 'warmup_cosine'    # or 'half_cycle', as masked autoencoders count
-    weight_decay: float = 0.05         # of AdamW
+    dataset: str = ''               # a dataset, or the path of a folder of it
+    recipe: str = ''                # a name in PRETRAIN_RECIPES
+    model: str = ''                 # a name in models.zoo
+    weights: str|None = None        # to start from, a file or a shipped name; None or 'random': first weights
+    size: int|None = None           # side of an image, pixels; None: the model's
+    mask_ratio: float|None = None   # share of the tokens that is hidden
+    norm_pix: bool = False          # predict patches of images with mean 0 and variance 1
+    epochs: int = 1600              # passes over the data
+    batch_size: int = 256           # views a step, of all processes together
+    repeated_augmentation: int = 1  # views of each image in a batch
+    base_lr: float = 1e-4           # highest learning rate, for a batch of 256
+    final_lr: float = 0.            # last learning rate
+    warmup_epochs: float = 40.      # of linear warm-up from 0; with fewer epochs, at most half of them
+    schedule: str = 'warmup_cosine' # or 'half_cycle', as masked autoencoders count
+    weight_decay: float = 0.05      # of AdamW
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95]) # of AdamW
-    clip: float|None = None            # largest norm of the gradient; None: as it comes
-    accumulate: int = 1                # micro-batches a step, to save memory
-    checkpointing: bool = False        # compute blocks again in the backward pass, to save memory
-    compile: bool = False              # blocks as compiled by torch.compile
-    precision: str = 'auto'            # 'auto', 'fp32', 'bf16' or 'fp16'
-    look_every: int = 0                # epochs between looks: validation, pictures, probe; 0: before and after alone
-    keep_every: int = 20               # epochs between kept checkpoints; 0: none
-    keep_last: int = 3                 # of these, the newest that stay
-    seed: int = 0                      # of weights, order, augmentation and masks
-    workers: int = 0                   # processes that read data, for each training process
-    processes: int = 1                 # training processes on each machine, as many as GPUs
-    nodes: int = 1                     # machines
-    slurm: str = ''                    # partition to train in, by submitit; 'local': by submitit here; '': here
-    strategy: str = 'ddp'              # several processes: 'ddp' copies the model, 'fsdp' shares it out
+    clip: float|None = None         # largest norm of the gradient; None: as it comes
+    accumulate: int = 1             # micro-batches a step, to save memory
+    checkpointing: bool = False     # compute blocks again in the backward pass, to save memory
+    compile: bool = False           # blocks as compiled by torch.compile
+    precision: str = 'auto'         # 'auto', 'fp32', 'bf16' or 'fp16'
+    eval_every: int = 0             # epochs between looks: validation, pictures, probe; 0: before and after alone
+    checkpoint_every: int = 20      # epochs between kept checkpoints; 0: none
+    keep_last: int = 3              # of these, the newest that stay
+    seed: int = 0                   # of weights, order, augmentation and masks
+    workers: int = 0                # processes that read data, for each training process
+    processes: int = 1              # training processes on each machine, as many as GPUs
+    nodes: int = 1                  # machines
+    slurm: str = ''                 # partition to train in, by submitit; 'local': by submitit here; '': here
+    strategy: str = 'ddp'           # several processes: 'ddp' copies the model, 'fsdp' shares it out
 
     def __post_init__(self)->None:
-        least = dict.fromkeys(('epochs', 'batch_size', 'repeats', 'accumulate', 'keep_last', 'processes', 'nodes'), 1)
-        least |= dict.fromkeys(('keep_every', 'look_every', 'workers'), 0)
+        least = dict.fromkeys(('epochs', 'batch_size', 'repeated_augmentation', 'accumulate', 'keep_last', 'processes', 'nodes'), 1)
+        least |= dict.fromkeys(('checkpoint_every', 'eval_every', 'workers'), 0)
         for name, low in least.items():
             if getattr(self, name) < low: raise ValueError(f'{name} is {low} or more, not {getattr(self, name)}')
         if not self.base_lr > 0: raise ValueError(f'base_lr is above 0, not {self.base_lr}')
@@ -59,55 +59,55 @@ class PretrainRecipe:
 @dataclass(frozen=True, kw_only=True)
 class MultiMAERecipe(PretrainRecipe):
     "Settings of a pre-training on several modalities; the defaults are MIRAGE's (Morano et al. 2025, arXiv 2506.08900)"
-    recipe: str = 'pre_mirage'         # a name in PRETRAIN_RECIPES
-    model: str = 'mirage_base'         # a name in models.zoo
-    modalities: list[str]|None = None  # to learn from; None: all that the model and the dataset have
-    outputs: list[str]|None = None     # modalities to predict; None: those it learns from
-    visible: int = 98                  # tokens of a sample that are shown; 0: as mask_ratio says
-    alpha: float = 1.                  # of the Dirichlet distribution of shares
-    uniform_modalities: bool = False   # draw first which modalities are shown
-    loss_on: str = 'hidden'            # 'hidden' tokens, or 'all'
-    hold_out: float = 0.05             # part not learnt from where there is no validation split; 0: none
+    recipe: str = 'pre_mirage'        # a name in PRETRAIN_RECIPES
+    model: str = 'mirage_base'        # a name in models.zoo
+    modalities: list[str]|None = None # to learn from; None: all that the model and the dataset have
+    outputs: list[str]|None = None    # modalities to predict; None: those it learns from
+    visible_tokens: int = 98          # tokens of a sample that are shown; 0: as mask_ratio says
+    alpha: float = 1.                 # of the Dirichlet distribution of shares
+    uniform_modalities: bool = False  # draw first which modalities are shown
+    loss_on: str = 'hidden'           # 'hidden' tokens, or 'all'
+    val_fraction: float = 0.05        # part not learnt from where there is no validation split; 0: none
 
     def __post_init__(self)->None:
         super().__post_init__()
-        if self.visible < 0: raise ValueError(f'visible is 0 or more, not {self.visible}')
+        if self.visible_tokens < 0: raise ValueError(f'visible_tokens is 0 or more, not {self.visible_tokens}')
         if self.loss_on not in ('hidden', 'all'): raise ValueError(unknown('loss_on', self.loss_on, ('hidden', 'all')))
         for name in ('modalities', 'outputs'):
             if getattr(self, name) == []: raise ValueError(f'{name} names at least one modality; None takes all')
-        if not 0 <= self.hold_out < 1: raise ValueError(f'hold_out is from 0 to below 1, not {self.hold_out}')
-        if (not self.visible) == (self.mask_ratio is None): raise ValueError(
-            f'visible is {self.visible} and mask_ratio {self.mask_ratio}: give one of them; with a ratio visible is 0')
+        if not 0 <= self.val_fraction < 1: raise ValueError(f'val_fraction is from 0 to below 1, not {self.val_fraction}')
+        if (not self.visible_tokens) == (self.mask_ratio is None): raise ValueError(
+            f'visible_tokens is {self.visible_tokens} and mask_ratio {self.mask_ratio}: give one of them; with a ratio visible_tokens is 0')
 
 # %% ../../nbs/recipes/40_pretraining.ipynb #4b1d7e0d
 @dataclass(frozen=True, kw_only=True)
 class MAERecipe(PretrainRecipe):
     "Settings of a pre-training on pictures of one kind; the defaults are those of He et al. (2022, arXiv 2111.06377)"
-    recipe: str = 'pre_mae_small'      # a name in PRETRAIN_RECIPES
+    recipe: str = 'pre_mae_small'       # a name in PRETRAIN_RECIPES
     model: str = 'mae_vit_base_patch16' # a name in models.zoo
-    dataset: str = ''                  # a dataset, or the path of a folder of it; several with commas between
-    mask_ratio: float = 0.75           # share of the patches that is hidden
-    decoded: float|None = None         # cross-attention decoders: part of the hidden they predict; None: a third
-    crop: list[float] = field(default_factory=lambda: [0.2, 1.]) # smallest and largest part of the area that is cut out
-    shares: list[float]|None = None    # how often each dataset is drawn; None: as large as it is
-    epochs: int = 800                  # passes over the data
-    base_lr: float = 1.5e-4            # highest learning rate, for a batch of 256
-    schedule: str = 'half_cycle'       # or 'warmup_cosine', as MIRAGE counts
+    dataset: str = ''                   # a dataset, or the path of a folder of it; several with commas between
+    mask_ratio: float = 0.75            # share of the patches that is hidden
+    decode_ratio: float|None = None     # cross-attention decoders: part of the hidden they predict; None: a third
+    crop_scale: list[float] = field(default_factory=lambda: [0.2, 1.]) # smallest and largest part of the area that is cut out
+    sampling_weights: list[float]|None = None # how often each dataset is drawn; None: as large as it is
+    epochs: int = 800                   # passes over the data
+    base_lr: float = 1.5e-4             # highest learning rate, for a batch of 256
+    schedule: str = 'half_cycle'        # or 'warmup_cosine', as MIRAGE counts
 
     def __post_init__(self)->None:
         super().__post_init__()
-        if len(self.crop) != 2: raise ValueError(f'crop takes two numbers, as [0.2, 1.0], not {self.crop}')
-        if self.decoded is not None and not 0 < self.decoded <= 1:
-            raise ValueError(f'decoded is above 0 and up to 1, not {self.decoded}')
+        if len(self.crop_scale) != 2: raise ValueError(f'crop_scale takes two numbers, as [0.2, 1.0], not {self.crop_scale}')
+        if self.decode_ratio is not None and not 0 < self.decode_ratio <= 1:
+            raise ValueError(f'decode_ratio is above 0 and up to 1, not {self.decode_ratio}')
 
 # %% ../../nbs/recipes/40_pretraining.ipynb #4b1d7e04
-_medical = MAERecipe(crop=[0.5, 1.], batch_size=2048)  # Xiao et al. 2023, WACV
+_medical = MAERecipe(crop_scale=[0.5, 1.], batch_size=2048)  # Xiao et al. 2023, WACV
 
 _PRETRAIN_RECIPES: dict[str, PretrainRecipe] = {
     'pre_mirage': MultiMAERecipe(),
     'pre_mirage_small': MultiMAERecipe(
-        recipe='pre_mirage_small', model='mirage_tiny', size=128, visible=0, mask_ratio=0.85, epochs=6, batch_size=16,
-        base_lr=1.6e-2, warmup_epochs=1., clip=1., look_every=2, keep_every=0),
+        recipe='pre_mirage_small', model='mirage_tiny', size=128, visible_tokens=0, mask_ratio=0.85, epochs=6, batch_size=16,
+        base_lr=1.6e-2, warmup_epochs=1., clip=1., eval_every=2, checkpoint_every=0),
     'medical_mae_vit_s': replace(_medical, recipe='medical_mae_vit_s', model='mae_vit_small_patch16_dec512d2b',
                                  mask_ratio=0.9),
     'medical_mae_vit_b': replace(_medical, recipe='medical_mae_vit_b', model='mae_vit_base_patch16_dec512d8b',
@@ -116,7 +116,7 @@ _PRETRAIN_RECIPES: dict[str, PretrainRecipe] = {
     'uspec_vit_l': MAERecipe(recipe='uspec_vit_l', model='mae_vit_large_patch16', batch_size=9216, norm_pix=True),
     'pre_mae_small': MAERecipe(
         recipe='pre_mae_small', model='mae_vit_small_patch16', size=64, epochs=3, batch_size=32, base_lr=4e-3,
-        warmup_epochs=1., look_every=1, keep_every=0)}
+        warmup_epochs=1., eval_every=1, checkpoint_every=0)}
 
 
 _P = TypeVar('_P', bound=PretrainRecipe)

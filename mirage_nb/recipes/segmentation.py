@@ -14,35 +14,35 @@ from ..core import unknown
 @dataclass(frozen=True, kw_only=True)
 class SegRecipe:
     "Settings of a segmentation tuning; the defaults are those of MIRAGE (Morano et al. 2025, arXiv 2506.08900)"
-    dataset: str = ''                  # a file in data_manifests/, a folder in MIRAGE_DATA, or a path to a manifest
-    recipe: str = 'seg_200e_convnext'  # a name in RECIPES
-    model: str = 'mirage_base'         # a name in models.zoo
-    weights: str|None = None           # to start from, a file or a shipped name; None or 'random': first weights
-    head: str = 'convnext'             # 'linear', 'convnext', 'segmenter' or 'dpt'
-    size: int|list[int] = 1024         # rows and columns of the model's input, pixels; one number for a square
-    patch: int|None = None             # side of a patch, pixels; None: the model's
-    epochs: int = 200                  # passes over the training split
-    batch_size: int = 4                # images a step, of all processes together
-    lr: float = 1e-4                   # highest learning rate, at the head
-    final_lr: float = 0.               # last learning rate
-    warmup_epochs: float = 1.          # of linear warm-up from 0
-    weight_decay: float = 0.05         # of AdamW
-    layer_decay: float = 0.75          # factor of the learning rate from a layer to the one below
-    drop_path: float = 0.1             # rate of the encoder's last block
-    freeze: str = 'none'               # 'none', 'blocks' (as published) or 'encoder' (everything before the head)
-    keep_views: int = 0                # with freeze 'encoder': augmented views an image whose tokens are kept; 0: none
-    loss: str = 'CEGDice'              # 'CE', 'CE-ignore-bg' or 'CEGDice'
-    clip: float|None = None            # largest norm of the gradient; None: as it comes
-    accumulate: int = 1                # micro-batches a step, to save memory
-    precision: str = 'auto'            # 'auto', 'fp32', 'bf16' or 'fp16'
-    seed: int = 0                      # of weights, order and augmentation
-    workers: int = 0                   # processes that read data, for each training process
-    processes: int = 1                 # training processes, on one machine, as many as GPUs
-    baselines: bool = False            # also: mean position, and the same head on a frozen random encoder
+    dataset: str = ''                 # a file in data_manifests/, a folder in MIRAGE_DATA, or a path to a manifest
+    recipe: str = 'seg_200e_convnext' # a name in RECIPES
+    model: str = 'mirage_base'        # a name in models.zoo
+    weights: str|None = None          # to start from, a file or a shipped name; None or 'random': first weights
+    head: str = 'convnext'            # 'linear', 'convnext', 'segmenter' or 'dpt'
+    size: int|list[int] = 1024        # rows and columns of the model's input, pixels; one number for a square
+    patch: int|None = None            # side of a patch, pixels; None: the model's
+    epochs: int = 200                 # passes over the training split
+    batch_size: int = 4               # images a step, of all processes together
+    lr: float = 1e-4                  # highest learning rate, at the head
+    final_lr: float = 0.              # last learning rate
+    warmup_epochs: float = 1.         # of linear warm-up from 0
+    weight_decay: float = 0.05        # of AdamW
+    layer_decay: float = 0.75         # factor of the learning rate from a layer to the one below
+    drop_path: float = 0.1            # rate of the encoder's last block
+    freeze: str = 'none'              # 'none', 'blocks' (as published) or 'encoder' (everything before the head)
+    cached_views: int = 0             # with freeze 'encoder': augmented views an image whose tokens are kept; 0: none
+    loss: str = 'CEGDice'             # 'CE', 'CE-ignore-bg' or 'CEGDice'
+    clip: float|None = None           # largest norm of the gradient; None: as it comes
+    accumulate: int = 1               # micro-batches a step, to save memory
+    precision: str = 'auto'           # 'auto', 'fp32', 'bf16' or 'fp16'
+    seed: int = 0                     # of weights, order and augmentation
+    workers: int = 0                  # processes that read data, for each training process
+    processes: int = 1                # training processes, on one machine, as many as GPUs
+    baselines: bool = False           # also: mean position, and the same head on a frozen random encoder
 
     def __post_init__(self)->None:
         least = {'epochs': 1, 'batch_size': 1, 'accumulate': 1, 'processes': 1, 'patch': 1, 'workers': 0,
-                 'keep_views': 0, 'weight_decay': 0, 'final_lr': 0, 'warmup_epochs': 0}
+                 'cached_views': 0, 'weight_decay': 0, 'final_lr': 0, 'warmup_epochs': 0}
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and not value >= low: raise ValueError(f'{name} is {low} or more, not {value}')
@@ -69,21 +69,21 @@ def seg_recipe(
 @dataclass(frozen=True, kw_only=True)
 class SegEval:
     "Settings of 50_seg_eval"
-    tuned_on: str = 'Phantom_OCT'   # its newest finished run is taken, unless `run` names one
-    run: str = ''                   # folder of a finished 30_seg_tune
-    dataset: str = ''               # to evaluate on; '': the one the model was tuned on
-    split: str = 'test'             # 'train', 'val' or 'test'
-    predictions: str = ''           # folder of predictions to score, instead of a model's
-    seed: int = 0                   # of the bootstrap
+    tuned_on: str = 'Phantom_OCT' # its newest finished run is taken, unless `run` names one
+    run: str = ''                 # folder of a finished 30_seg_tune
+    dataset: str = ''             # to evaluate on; '': the one the model was tuned on
+    split: str = 'test'           # 'train', 'val' or 'test'
+    predictions: str = ''         # folder of predictions to score, instead of a model's
+    seed: int = 0                 # of the bootstrap
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegPredict:
     "Settings of 33_predict"
-    images: str = ''                # folder of images; '': the test split of Phantom_OCT
-    tuned_on: str = 'Phantom_OCT'   # its newest finished run is taken, unless `run` names one
-    run: str = ''                   # folder of a finished 30_seg_tune
-    batch_size: int = 4             # images at a time
+    images: str = ''              # folder of images; '': the test split of Phantom_OCT
+    tuned_on: str = 'Phantom_OCT' # its newest finished run is taken, unless `run` names one
+    run: str = ''                 # folder of a finished 30_seg_tune
+    batch_size: int = 4           # images at a time
 
     def __post_init__(self)->None:
         if self.batch_size < 1: raise ValueError(f'batch_size is 1 or more, not {self.batch_size}')

@@ -47,7 +47,7 @@ def _type_name(
     return 'None' if kind is type(None) else str(kind) if get_origin(kind) else kind.__name__
 
 # %% ../../nbs/recipes/10_settings.ipynb #9c3db14f
-_EITHER = {'visible': ('mask_ratio', None), 'mask_ratio': ('visible', 0)}  # one of them: the other, and its value then
+_EITHER = {'visible_tokens': ('mask_ratio', None), 'mask_ratio': ('visible_tokens', 0)}  # one of them: the other, and its value then
 
 
 def override(

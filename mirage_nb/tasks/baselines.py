@@ -43,7 +43,7 @@ def run_seg_baselines(
         plain = SegDataset(data.tables['train'], data.classes, size=rows_cols(cfg.size))
         shares = mean_position(plain, len(data.classes))
         found['mean position'] = predict_mean_position(shares, table, data.classes, folder/'mean_position')
-        random = replace(cfg, weights=None, freeze='encoder', keep_views=min(4, cfg.epochs), processes=1)
+        random = replace(cfg, weights=None, freeze='encoder', cached_views=min(4, cfg.epochs), processes=1)
         train_seg(random, folder/'random_encoder')
         test_seg(folder/'random_encoder', data)
         found['frozen random encoder'] = folder/'random_encoder'/'predictions'
@@ -71,8 +71,8 @@ def _probe_encoder(
                                for s, v in p.scores.items() if s != 'train'}) for name, p in found.items()}
 
 # %% ../../nbs/tasks/50_baselines.ipynb #f75109fb
-_OF_PROBES = ('views', 'epochs', 'batch_size', 'lr', 'lr_batch', 'final_lr', 'warmup_epochs', 'weight_decay',
-             'layer_decay', 'drop_path', 'head_std', 'clip', 'min_gain', 'patience', 'patience_from')
+_OF_PROBES = ('cached_views', 'epochs', 'batch_size', 'lr', 'lr_reference_batch', 'final_lr', 'warmup_epochs', 'weight_decay',
+             'layer_decay', 'drop_path', 'head_init_std', 'clip', 'min_delta', 'patience', 'patience_from')
 
 
 def _predict_majority(
@@ -90,7 +90,7 @@ def _random_probe_settings(
     cfg:ClsRecipe
 )->ClsRecipe:
     "Settings of a probe of an encoder with random weights: a probe as it is trained here, else as a probe is published"
-    asked = replace(cfg, weights=None, keep_head=False, tune='probe', views=max(cfg.views, 0), epochs=cfg.epochs or 1,
+    asked = replace(cfg, weights=None, keep_head=False, tune='probe', cached_views=max(cfg.cached_views, 0), epochs=cfg.epochs or 1,
                     mixup=0., ema=0., processes=1, accumulate=1, test_dataset='')
     if cfg.tune == 'probe' and cfg.epochs:
         return replace(asked, seed=cfg.seed + 1) if weights_file(cfg.weights) is None else asked  # else it is the same

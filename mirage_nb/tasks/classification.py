@@ -66,8 +66,8 @@ def _input_spec(
     stated = Norm(facts.mean, facts.std) if facts.mean else find_norm(cfg.norm) if cfg.norm else f
     norm = stated if f.mean else f  # MIRAGE scales each image by itself
     return InputSpec(modality=_input_modality(cfg, manifest), channels=f.channels, size=rows_cols(cfg.size),
-                mean=norm.mean, std=norm.std, crop=cfg.crop, change=cfg.change,
-                fill=facts.fill, crop_min=cfg.crop_min, rand_augment=cfg.rand_augment, erasing=cfg.erasing)
+                mean=norm.mean, std=norm.std, eval_crop=cfg.eval_crop, augmentation=cfg.augmentation,
+                fill=facts.fill, crop_scale_min=cfg.crop_scale_min, rand_augment=cfg.rand_augment, random_erasing=cfg.random_erasing)
 
 
 def _input_modality(
@@ -88,8 +88,8 @@ def cls_datasets(
     "Data sets of a tuning, as its encoder wants them"
     tables, look = data.splits, _input_spec(cfg, manifest)
     for s in splits:
-        if s in tables or not cfg.epochs or s == 'val' and cfg.select == 'last': continue
-        more = ". Say select='last' to train without, or give it one" if s == 'val' else ''
+        if s in tables or not cfg.epochs or s == 'val' and cfg.monitor == 'last': continue
+        more = ". Say monitor='last' to train without, or give it one" if s == 'val' else ''
         raise ValueError(f'{data.name} has no split {s!r}; it has {", ".join(tables)}{more}')
     if 'train' in splits and 'train' in tables:
         tables['train'] = few_label_subset(tables['train'], data.classes, cfg.shots, cfg.seed)
@@ -104,7 +104,7 @@ def _cls_keywords(
 )->dict[str, Any]:
     "Keywords of `cls_model` for a job"
     return {'name': cfg.model, 'n_classes': n_classes, 'pool': cfg.pool, 'size': rows_cols(cfg.size),
-            'patch': cfg.patch, 'drop_path': cfg.drop_path, 'modality': modality, 'head_std': cfg.head_std}
+            'patch': cfg.patch, 'drop_path': cfg.drop_path, 'modality': modality, 'head_init_std': cfg.head_init_std}
 
 
 def build_cls(
@@ -132,10 +132,10 @@ def _cls_fit_settings(
     n:int # training images
 )->FitSettings:
     "What `fit` needs of a job"
-    same = ('final_lr', 'weight_decay', 'layer_decay', 'clip', 'accumulate', 'repeats', 'seed', 'workers')
+    same = ('final_lr', 'weight_decay', 'layer_decay', 'clip', 'accumulate', 'repeated_augmentation', 'seed', 'workers')
     batch = min(cfg.batch_size or _probe_batch_size(n), n)
     if cfg.batch_size: batch = max(batch - batch % (cfg.processes*cfg.accumulate), 1)
-    lr = cfg.lr*batch/cfg.lr_batch if cfg.lr_batch else cfg.lr
+    lr = cfg.lr*batch/cfg.lr_reference_batch if cfg.lr_reference_batch else cfg.lr
     return FitSettings(**{k: getattr(cfg, k) for k in same}, epochs=max(cfg.epochs, 1), batch_size=batch, lr=lr,
                        schedule='half_cycle', warmup_epochs=min(cfg.warmup_epochs, cfg.epochs/2),
                        precision=pick_precision(cfg.precision))
@@ -192,7 +192,7 @@ class _ClsJob:
                        look=asdict(self.look), classes=list(self.data.classes), multi=self.data.multi,
                        precision=self.settings.precision,
                        loss=[self.cfg.label_smoothing, self.cfg.loss],
-                       kept=self.cfg.tune == 'probe' and self.cfg.views >= 0)
+                       kept=self.cfg.tune == 'probe' and self.cfg.cached_views >= 0)
 
     def run(self, model:nn.Module, train:Any, valid:Any, keep:Any)->list[dict[str, float]]:
         "Fit a model, or a head on kept features, by the rules of the recipe"
@@ -200,12 +200,12 @@ class _ClsJob:
 
         def validate(bare:nn.Module, accelerator:Accelerator)->dict[str, float]:
             found = validation_numbers(*predict_logits(bare, valid, accelerator), classes, self.loss)
-            return found | {'score': found['bacc' if cfg.select == 'last' else cfg.select]}
+            return found | {'score': found['bacc' if cfg.monitor == 'last' else cfg.monitor]}
 
-        last = cfg.select == 'last'
+        last = cfg.monitor == 'last'
         rows = fit(model, train, _cls_step(self.loss, cfg, len(classes)), validate if valid else None, keep,
                    self.settings, self.folder, as_batch, counts=lambda b: _count_known_labels(b, cfg.mixup),
-                   better=lambda new, rows: last or is_better(new, rows, cfg.min_gain),
+                   better=lambda new, rows: last or is_better(new, rows, cfg.min_delta),
                    stop=lambda rows: has_stalled(rows, cfg))
         if not valid: keep(model)
         return rows
@@ -235,7 +235,7 @@ def _evaluate_untrained(
         model = job.model.to(accelerator.device).eval()
         with accelerator.autocast(): z, y = predict_logits(model, valid, accelerator)
         row |= validation_numbers(z, y, job.data.classes, job.loss)
-        row['score'] = row['bacc' if job.cfg.select == 'last' else job.cfg.select]
+        row['score'] = row['bacc' if job.cfg.monitor == 'last' else job.cfg.monitor]
     if accelerator.is_main_process: job.save(job.model)
     return row
 
@@ -250,7 +250,7 @@ def train_cls(
     job = _cls_job(cfg, folder, data)
     folder.mkdir(parents=True, exist_ok=True)
     if not cfg.epochs: rows = [_evaluate_untrained(job)]
-    elif cfg.tune == 'probe' and cfg.views >= 0: rows = _train_head(job)
+    elif cfg.tune == 'probe' and cfg.cached_views >= 0: rows = _train_head(job)
     else:
         model:nn.Module = AveragedModel(job.model, cfg.ema) if cfg.ema else job.model
         rows = job.run(model, job.sets['train'], job.sets.get('val'), lambda bare: job.save(model_to_keep(bare)))
@@ -266,7 +266,7 @@ def _train_head(
 )->list[dict[str, float]]: # a row an epoch
     "Train the linear layer on kept features, and put it on the encoder"
     cfg, kind, sets = job.cfg, job.settings.precision, job.sets
-    views = list(range(cfg.views)) or [-1]
+    views = list(range(cfg.cached_views)) or [-1]
     asked, data = {'train': views, 'val': [-1]}, {}
     for s, d in sets.items():
         data[s] = KeptFeatures(d.ids, encode_dataset(job.model, d, asked[s], kind), cast(Tensor, d.y), cfg.seed)
@@ -299,8 +299,8 @@ def kept_row(
     cfg:ClsRecipe
 )->int:                   # its place, from 0
     "Epoch that was kept"
-    if cfg.select == 'last' or 'score' not in history: return len(history) - 1
-    return best_epoch(history.to_dict('records'), cfg.min_gain)  # type: ignore[arg-type]
+    if cfg.monitor == 'last' or 'score' not in history: return len(history) - 1
+    return best_epoch(history.to_dict('records'), cfg.min_delta)  # type: ignore[arg-type]
 
 
 def split_files(

@@ -36,7 +36,7 @@ def few_shot_recipe(
     changed = {k: getattr(cfg, k) for k in own}
     base = override(cls_recipe(cfg.recipe), **changed, precision=pick_precision(cfg.precision))
     plain = replace(base, probes=False, baselines=False, shots=0.)
-    return plain if cfg.protocol == 'splits' else replace(plain, select='last', patience=0)
+    return plain if cfg.protocol == 'splits' else replace(plain, monitor='last', patience=0)
 
 
 def _make_subset(

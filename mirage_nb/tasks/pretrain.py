@@ -93,7 +93,7 @@ def pretrain_settings(
 )->FitSettings:
     "What `fit` needs of a recipe: the learning rate is for a batch of 256; warm-up takes half of the epochs at most"
     same = ('epochs', 'batch_size', 'final_lr', 'schedule', 'weight_decay', 'clip', 'accumulate',
-            'repeats', 'strategy', 'compile', 'seed', 'workers', 'keep_every', 'keep_last')
+            'repeated_augmentation', 'strategy', 'compile', 'seed', 'workers', 'checkpoint_every', 'keep_last')
     if len(cfg.betas) != 2: raise ValueError(f'betas takes two numbers, as [0.9, 0.95], not {cfg.betas}')
     return FitSettings(**{k: getattr(cfg, k) for k in same}, lr=cfg.base_lr*cfg.batch_size/256,
                        warmup_epochs=min(cfg.warmup_epochs, cfg.epochs/2),
@@ -136,7 +136,7 @@ def train_pretrain(
                 left = build_encoder(**task.encoder)
                 load_weights(left, folder/'model.safetensors')
             export_encoder(left, folder/'encoder.safetensors', {'encoder': task.encoder, **about})
-        due = last or cfg.look_every and epoch % cfg.look_every == 0
+        due = last or cfg.eval_every and epoch % cfg.eval_every == 0
         return _save_epoch_snapshot(task, model, a.device, folder, epoch) if due else {}
 
     rows = fit(task.model, task.train, task.losses, None, None, settings, folder, task.collate,

@@ -144,8 +144,8 @@ def _mae_keywords(
 )->dict[str, Any]:
     "Keywords of `pretrain_model` for a masked autoencoder of one modality"
     crossed = 'cross_attention' in cfg.model
-    if cfg.decoded is not None and not crossed: raise ValueError(
-        f'decoded {cfg.decoded}: hidden patches look at each other in the decoder of {cfg.model}, all are predicted; '
+    if cfg.decode_ratio is not None and not crossed: raise ValueError(
+        f'decoded {cfg.decode_ratio}: hidden patches look at each other in the decoder of {cfg.model}, all are predicted; '
         f'{next(k for k in MAES if "cross_attention" in k)} can do with a part')
     if cfg.model in CNN_MAES:
         if cfg.norm_pix or cfg.checkpointing: raise ValueError(
@@ -153,7 +153,7 @@ def _mae_keywords(
         return {'name': cfg.model, 'mask_ratio': cfg.mask_ratio}
     size = cfg.size or encoder_record(MAES[cfg.model][0]).image
     return {'name': cfg.model, 'size': size, 'mask_ratio': cfg.mask_ratio, 'norm_pix': cfg.norm_pix,
-            'checkpointing': cfg.checkpointing, **({} if cfg.decoded is None else {'share': cfg.decoded})}
+            'checkpointing': cfg.checkpointing, **({} if cfg.decode_ratio is None else {'share': cfg.decode_ratio})}
 
 
 def _mix_sets(
@@ -217,16 +217,16 @@ def mae_task(
     cfg:MAERecipe
 )->PretrainTask:
     "Pre-training of a masked autoencoder on one dataset or several"
-    keywords, augmented = _mae_keywords(cfg), CropAugment(scale=(cfg.crop[0], cfg.crop[1]))
+    keywords, augmented = _mae_keywords(cfg), CropAugment(scale=(cfg.crop_scale[0], cfg.crop_scale[1]))
     base = MAES[cfg.model][0] if cfg.model in MAES else CNN_MAES[cfg.model]
     size = cfg.size or encoder_record(base).image
     names = [k.strip() for k in cfg.dataset.split(',')]
-    if cfg.shares and len(cfg.shares) != len(names):
-        raise ValueError(f'{len(cfg.shares)} shares for {len(names)} datasets, {", ".join(names)}; give one each')
-    parts = {k: _load_image_set(k, round(size/cfg.crop[0]**0.5), cfg.seed) for k in names}
+    if cfg.sampling_weights and len(cfg.sampling_weights) != len(names):
+        raise ValueError(f'{len(cfg.sampling_weights)} sampling_weights for {len(names)} datasets, {", ".join(names)}; give one each')
+    parts = {k: _load_image_set(k, round(size/cfg.crop_scale[0]**0.5), cfg.seed) for k in names}
     model, loaded = build_pretrain(cfg, keywords)
-    weights = dict(zip(names, cfg.shares, strict=True)) if cfg.shares else None
-    train = cast(MixedDataset, _mix_sets(parts, 'train', weights, cfg.seed, cfg.repeats))
+    weights = dict(zip(names, cfg.sampling_weights, strict=True)) if cfg.sampling_weights else None
+    train = cast(MixedDataset, _mix_sets(parts, 'train', weights, cfg.seed, cfg.repeated_augmentation))
     norms = {p.norm for p in parts.values()}
     labels = [p.labels.assign(id=f'{k}/' + p.labels.id, group=f'{k}/' + p.labels.group) for k, p in parts.items()
               if p.labels is not None]

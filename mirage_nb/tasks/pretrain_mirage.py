@@ -159,7 +159,7 @@ def _mirage_keywords(
         if k not in there: raise KeyError(unknown('modality', k, there))
     names = [k for k in MODALITIES if k in (cfg.modalities or there)]
     total = sum((m.size//m.patch)**2 for m in mirage_modalities(cfg.model, names, cfg.size))
-    keep = cfg.visible or round(total*(1 - cast(float, cfg.mask_ratio)))
+    keep = cfg.visible_tokens or round(total*(1 - cast(float, cfg.mask_ratio)))
     if not 0 < keep < total: raise ValueError(f'{keep} of {total} tokens would be visible; leave some of them hidden')
     drawn = [k for k in MODALITIES if k in (cfg.outputs or names)]
     found = {'name': cfg.model, 'modalities': names, 'outputs': drawn, 'size': cfg.size, 'keep': keep,
@@ -238,4 +238,4 @@ def recipe_pairs(
 )->_PairedData:
     "Pairs that a recipe learns from, with the modalities that it reads or predicts"
     names = cfg.modalities and [*dict.fromkeys([*cfg.modalities, *(cfg.outputs or [])])]
-    return _load_paired_data(cfg.dataset, names, cfg.hold_out, cfg.seed)
+    return _load_paired_data(cfg.dataset, names, cfg.val_fraction, cfg.seed)

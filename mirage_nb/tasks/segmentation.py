@@ -138,11 +138,11 @@ def train_seg(
         save_seg_model(bare, folder/'best.safetensors', _seg_keywords(cfg, n), **about)  # type: ignore[arg-type]
 
     train:Dataset = sets['train']
-    if cfg.keep_views:
+    if cfg.cached_views:
         if cfg.freeze != 'encoder':
-            raise ValueError(f"keep_views needs freeze 'encoder', not {cfg.freeze!r}: tokens change else")
+            raise ValueError(f"cached_views needs freeze 'encoder', not {cfg.freeze!r}: tokens change else")
         folder.mkdir(parents=True, exist_ok=True)
-        train = cache_views(model, sets['train'], cfg.keep_views, settings.precision, folder)
+        train = cache_views(model, sets['train'], cfg.cached_views, settings.precision, folder)
     rows = fit(model, train, _seg_step(loss, rows_cols(cfg.size)), validate, keep_best, settings, folder, collate)
     history = pd.DataFrame(rows).rename(columns={'score': 'mIoU'})
     if make_accelerator(settings.precision).is_main_process:

@@ -40,7 +40,7 @@ def _epoch_batches(
     world:int=1       # processes
 )->list[list[list[tuple[int, int]]]]: # steps of micro-batches of (epoch*repeats + view, index)
     "What this process reads in an epoch; an incomplete last batch is left out unless it is the only one"
-    views = settings.repeats
+    views = settings.repeated_augmentation
     size = min(settings.batch_size, n*views)
     if size % (world*settings.accumulate): raise ValueError(
         f'{world} processes x {settings.accumulate} micro-batches do not divide the batch of {size}')
@@ -250,7 +250,7 @@ def _keep_checkpoint(
 )->None:
     "Write the checkpoint of an epoch and let go of the oldest, from the main process"
     done, s, folder = t.progress.epoch + 1, t.settings, t.folder/'checkpoints'
-    if not (hooks.keep and s.keep_every and t.accelerator.is_main_process) or done % s.keep_every: return
+    if not (hooks.keep and s.checkpoint_every and t.accelerator.is_main_process) or done % s.checkpoint_every: return
     hooks.keep(model, folder/f'epoch-{done:05d}.safetensors')
     for old in sorted(folder.glob('epoch-*.safetensors'))[:-s.keep_last]: old.unlink()
 
@@ -347,7 +347,7 @@ def fit(
     t, hooks = _begin_training(model, step, settings, folder, counts), _EpochHooks(validate, keep_best, watch, keep, better, stop)
     p, count, main = t.progress, len(cast(Any, data)), t.accelerator.is_main_process
     n = len(_epoch_batches(count, settings, 0, 0, t.accelerator.num_processes))
-    size = min(settings.batch_size, count*settings.repeats)
+    size = min(settings.batch_size, count*settings.repeated_augmentation)
     with tqdm(total=settings.epochs*n, initial=p.epoch*n + p.step, desc='training', unit='step', mininterval=2,
               disable=not main or p.epoch == settings.epochs) as bar:
         steps = prefetch(_read_steps(data, settings, p, t.accelerator, collate, views), settings.ahead)

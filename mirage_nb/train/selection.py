@@ -48,5 +48,5 @@ def has_stalled(
     cfg:ClsRecipe
 )->bool:
     "Whether the last gain is too long ago"
-    if not cfg.patience or cfg.select == 'last' or 'score' not in rows[-1]: return False
-    return len(rows) - max(_follow_history(rows, cfg.min_gain)[1] + 1, cfg.patience_from) >= cfg.patience
+    if not cfg.patience or cfg.monitor == 'last' or 'score' not in rows[-1]: return False
+    return len(rows) - max(_follow_history(rows, cfg.min_delta)[1] + 1, cfg.patience_from) >= cfg.patience

@@ -20,28 +20,28 @@ class FitSettings:
     epochs: int                         # passes over the data
     batch_size: int                     # views a step, all processes and micro-batches together
     lr: float                           # highest learning rate
-    final_lr: float = 0.                # last learning rate
-    warmup_epochs: float = 0.           # of linear warm-up from 0
-    schedule: str = 'warmup_cosine'     # a name in SCHEDULES
+    final_lr: float = 0.            # last learning rate
+    warmup_epochs: float = 0.       # of linear warm-up from 0
+    schedule: str = 'warmup_cosine' # a name in SCHEDULES
     weight_decay: float = 0.05
-    layer_decay: float = 1.             # factor of the learning rate from a layer to the one below
+    layer_decay: float = 1.        # factor of the learning rate from a layer to the one below
     betas: tuple[float, float] = (0.9, 0.999) # of AdamW
-    clip: float|None = None             # largest norm of the gradient; None: as it comes
-    accumulate: int = 1                 # micro-batches a step, to save memory; the mean of their losses counts
-    repeats: int = 1                    # views of each sample in a batch (Hoffer et al. 2020)
-    precision: str = 'fp32'             # 'fp32', 'bf16' or 'fp16'
-    strategy: str = 'ddp'               # several processes: 'ddp' copies the model, 'fsdp' shares it out
-    compile: bool = False               # blocks as compiled by torch.compile
-    seed: int = 0                       # of order and augmentation
-    workers: int = 0                    # processes that read data
-    ahead: int = 2                      # steps made ready by a thread while one trains; 0: none
-    validate_every: int = 1             # epochs between validations; the last epoch always has one
-    keep_every: int = 0                 # epochs between kept checkpoints; 0: none
-    keep_last: int = 3                  # of these, the newest that stay
-    save_every: float = 60.             # seconds between saved states
+    clip: float|None = None        # largest norm of the gradient; None: as it comes
+    accumulate: int = 1            # micro-batches a step, to save memory; the mean of their losses counts
+    repeated_augmentation: int = 1 # views of each sample in a batch (Hoffer et al. 2020)
+    precision: str = 'fp32'        # 'fp32', 'bf16' or 'fp16'
+    strategy: str = 'ddp'          # several processes: 'ddp' copies the model, 'fsdp' shares it out
+    compile: bool = False          # blocks as compiled by torch.compile
+    seed: int = 0                  # of order and augmentation
+    workers: int = 0               # processes that read data
+    ahead: int = 2                 # steps made ready by a thread while one trains; 0: none
+    validate_every: int = 1        # epochs between validations; the last epoch always has one
+    checkpoint_every: int = 0      # epochs between kept checkpoints; 0: none
+    keep_last: int = 3             # of these, the newest that stay
+    save_every: float = 60.        # seconds between saved states
 
     def __post_init__(self)->None:
-        for name in ('epochs', 'batch_size', 'accumulate', 'repeats', 'validate_every', 'keep_last'):
+        for name in ('epochs', 'batch_size', 'accumulate', 'repeated_augmentation', 'validate_every', 'keep_last'):
             if getattr(self, name) < 1: raise ValueError(f'{name} is 1 or more, not {getattr(self, name)}')
         if not self.lr > 0: raise ValueError(f'lr is above 0, not {self.lr}')
         if not 0 <= self.warmup_epochs <= self.epochs:

@@ -38,7 +38,7 @@ def tuned_run(
     if found: return open_run(found[0])
     if dataset != 'Phantom_OCT': raise FileNotFoundError(
         f'no finished run on {dataset} in {runs_dir()/stage}. Make one: '
-        f'python -m mirage_nb.records {pipeline_notebook(stage).stem} dataset={dataset}')
+        f'python -m mirage_nb.runs {pipeline_notebook(stage).stem} dataset={dataset}')
     return open_run(run_notebook(stage, _SHORT[stage], quiet=True))
 
 # %% ../nbs/20_runs.ipynb #d733bba0
@@ -216,7 +216,7 @@ def _main(
 
 def _usage()->str:
     "How to call the runner, with every notebook and its parameters"
-    lines = ['usage: python -m mirage_nb.records NOTEBOOK name=value ...']
+    lines = ['usage: python -m mirage_nb.runs NOTEBOOK name=value ...']
     for p in sorted(resource_dir('nbs').glob('[3-9]?_*.ipynb')):
         source = next(c.source for c in nbformat.read(p, 4).cells if 'parameters' in c.metadata.get('tags', []))
         lines += ['', p.name, *(f'  {line}' for line in source.splitlines())]

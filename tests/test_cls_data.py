@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from mirage_nb.data import audit
 from mirage_nb.data.classification import load_labelled
 from mirage_nb.data.files import read_photo
 from mirage_nb.data.manifest import _list_manifests, read_manifest
@@ -178,8 +179,7 @@ def holes(path):
 
 @pytest.mark.parametrize('decoded', [5000, 0])
 def test_images_that_cannot_be_read_later_are_found_first(folders, monkeypatch, decoded):
-    pass  # data.classes
-    monkeypatch.setattr(classes, 'DECODED', decoded)
+    monkeypatch.setattr(audit, '_DECODED', decoded)
     train = folders/'train'/'AMD'
     Image.new('CMYK', (32, 24)).save(train/'inks.jpg')
     stack(train/'stack.tif')

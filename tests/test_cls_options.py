@@ -26,8 +26,8 @@ def test_manifest_then_recipe_then_encoder():
 
 def test_repeats_reach_the_loop():
     cfg = replace(cls_recipe('medical_mae_finetune_vit_s'), repeated_augmentation=3)
-    assert tasks_classification._cls_fit_settings(cfg, 4000).repeats == 3
-    with pytest.raises(ValueError, match='mixup 0.8 with repeats 3 would mix a picture with another view of itself'):
+    assert tasks_classification._cls_fit_settings(cfg, 4000).repeated_augmentation == 3
+    with pytest.raises(ValueError, match='mixup 0.8 with repeated_augmentation 3 would mix a picture with another view of itself'):
         replace(cfg, mixup=0.8)
     with pytest.raises(ValueError, match='repeated_augmentation is 1 or more, not 0'): replace(cfg, repeated_augmentation=0)
 

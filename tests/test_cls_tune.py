@@ -168,7 +168,7 @@ def test_interrupted_at_any_step(home, monkeypatch, changed):
             if len(calls) in (2, 4): raise KeyboardInterrupt
             return step(model, batch)
         return counted
-    monkeypatch.setattr(cls, 'cls_step', cut)
+    monkeypatch.setattr(tasks_classification, '_cls_step', cut)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt): tasks_classification.train_cls(cfg, home/'cut')
     assert load_training_state(home/'cut'/'state.pt')['progress']['step'] >= 0
@@ -180,11 +180,11 @@ def test_interrupted_at_any_step(home, monkeypatch, changed):
 KILLED = '''
 import sys
 from pathlib import Path
-from mirage_nb.core import read_json
-from mirage_nb.jobs import cls
-from mirage_nb.recipes import ClsRecipe
+from mirage_nb.recipes.classification import ClsRecipe
+from mirage_nb.storage import read_json
+from mirage_nb.tasks.classification import train_cls
 folder = Path(sys.argv[1])
-cls.train_cls(ClsRecipe(**read_json(folder/'settings.json')), folder)
+train_cls(ClsRecipe(**read_json(folder/'settings.json')), folder)
 '''
 
 
@@ -311,7 +311,7 @@ def test_features_of_an_older_version_are_not_read(home, monkeypatch):
     look = tasks_classification._input_spec(settings(), read_manifest('Phantom_OCT'))
     one = eval_features._feature_store(model, look, 'fp32').folder
     assert eval_features._feature_store(model, look, 'fp32').folder == one
-    monkeypatch.setattr(cls, 'FEATURES', eval_features._FEATURES + 1)
+    monkeypatch.setattr(eval_features, '_FEATURES', eval_features._FEATURES + 1)
     assert eval_features._feature_store(model, look, 'fp32').folder != one
 
 

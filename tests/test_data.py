@@ -408,7 +408,7 @@ def test_manifests_take_recorded_info(golden):
 
 
 def test_phantom_is_an_ordinary_set(tmp_path, monkeypatch):
-    phantom = pytest.importorskip('mirage_nb.phantom')
+    phantom = pytest.importorskip('mirage_nb.phantoms.oct')
     monkeypatch.setenv('MIRAGE_DATA', str(tmp_path))
     manifest = read_manifest('Phantom_OCT')
     root = phantom.make_phantom_oct(tmp_path/'Phantom_OCT', patients=12, slices=2)

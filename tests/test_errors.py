@@ -183,7 +183,7 @@ def test_parameter(fails, parameters, pieces):
     (['seg_tune', 'dataset'], "'dataset' is not of the form name=value, as lr=1e-3"),
     (['seg_tune', 'dataset', 'A'], "'dataset' is not of the form name=value")])
 def test_command_line(home, capsys, monkeypatch, words, said):
-    monkeypatch.setattr(runs, 'run_nb', lambda *a: pytest.fail('a kernel was started'))
+    monkeypatch.setattr(runs, 'run_notebook', lambda *a: pytest.fail('a kernel was started'))
     assert runs._main(words) == 1
     out, err = capsys.readouterr()
     assert said in err and not out and len(err.splitlines()) == 1

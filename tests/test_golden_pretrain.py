@@ -162,9 +162,9 @@ def test_first_weights(facts):
 
 DRAW = '''
 import torch
-from mirage_nb.core import sample_key
-from mirage_nb.models.decoders import MultiMAE
-from mirage_nb.models.multimae import Modality
+from mirage_nb.models.mirage import Modality
+from mirage_nb.models.mirage_mae import MultiMAE
+from mirage_nb.randomness import sample_key
 mae = MultiMAE([Modality(k, 4, 16) for k in ('bscan', 'slo', 'x')], keep=9, uniform_modalities={u}, d=8, depth=1,
                heads=2, decoder=dict(d=8, heads=2))
 x = {{k: torch.rand(4, 1, 16, 16) for k in set(['x', 'slo', 'bscan'])}}

@@ -50,8 +50,8 @@ def test_trajectory_through_the_loop(recorded, facts, tmp_path, monkeypatch, acc
     rows, norms = facts['train_trajectory'], []
     if len(samples) % accumulate: pytest.skip(f'{len(samples)} samples do not make {accumulate} micro-batches')
     monkeypatch.setitem(train_settings.SCHEDULES, 'recorded', lambda s, i, n: rows[i]['lr'])
-    clip = loop.Accelerator.clip_grad_norm_
-    monkeypatch.setattr(loop.Accelerator, 'clip_grad_norm_', lambda *a: norms.append(float(clip(*a))))
+    clip = train_loop.Accelerator.clip_grad_norm_
+    monkeypatch.setattr(train_loop.Accelerator, 'clip_grad_norm_', lambda *a: norms.append(float(clip(*a))))
     settings = train_settings.FitSettings(
         epochs=len(rows), batch_size=len(samples), lr=max(r['lr'] for r in rows), schedule='recorded',
         betas=(0.9, 0.95), weight_decay=max(g['weight_decay'] for g in facts['optimizer_groups']), clip=1e9,

@@ -412,7 +412,7 @@ def toy(tmp_path):
     for d in ('nbs', 'mirage_nb', 'data_manifests'): (tmp_path/d).mkdir()
     (tmp_path/'settings.ini').write_text((ROOT/'settings.ini').read_text())
     (tmp_path/'Makefile').write_text('demo: setup\n\ttrue\n')
-    (tmp_path/'README.md').write_text('```\nmake demo\npython -m mirage_nb.records nbs/30_seg_tune.ipynb lr=1\n```\n')
+    (tmp_path/'README.md').write_text('```\nmake demo\npython -m mirage_nb.runs nbs/30_seg_tune.ipynb lr=1\n```\n')
     library(tmp_path, '00_core', 'def f(\n    x:int # a number\n)->int:\n    "One more"\n    return x + 1',
             code('from mirage_nb.core import f\nf(1)'))
     library(tmp_path, '01_recipes', "class SegRecipe:\n    'Settings'\n    dataset: str = ''\n    lr: float = 1.")
@@ -490,8 +490,8 @@ FAULTS = {  # what is planted: the rule, how, a piece of what it says
     'no such target, in a list': (documents_tell_the_truth, readme('- So:\n\n  ```\n  make tee\n  ```'), 'target tee'),
     'no such module': (documents_tell_the_truth, core("x = 'get it: python -m mirage_nb.fetch A'"), 'mirage_nb.fetch'),
     'no command': (documents_tell_the_truth, readme('`python -m mirage_nb.core`'), 'is not a command'),
-    'no such notebook': (documents_tell_the_truth, readme('`python -m mirage_nb.records 31_x.ipynb`'), '31_x'),
-    'no such parameter': (documents_tell_the_truth, readme('`python -m mirage_nb.records seg_tune dataste=A`'), 'dataste'),
+    'no such notebook': (documents_tell_the_truth, readme('`python -m mirage_nb.runs 31_x.ipynb`'), '31_x'),
+    'no such parameter': (documents_tell_the_truth, readme('`python -m mirage_nb.runs seg_tune dataste=A`'), 'dataste'),
     'no such papermill parameter': (documents_tell_the_truth, readme(
         '    papermill nbs/30_seg_tune.ipynb out.ipynb -p lrr 1'), 'lrr'),
     'papermill, no output': (documents_tell_the_truth, readme('`papermill nbs/30_seg_tune.ipynb -p lr 1`'), 'output'),

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import mirage_nb.data.listing as module
 from mirage_nb.core import log
+from mirage_nb.data import image_index as module
 from mirage_nb.data.image_index import _inspect_file, _read_journal, index_images
 from mirage_nb.data.image_sets import ImageDataset
 
@@ -35,11 +35,11 @@ def tree(root, n, a_folder=50):
 def test_killed_and_resumed(tmp_path):
     "What was looked at before the kill is not looked at again, and the result is that of one run"
     root, index = tree(tmp_path/'t', 600), tmp_path/'i.safetensors'
-    slow = ('import sys, time; import mirage_nb.data.listing as m; look = m.look\n'
+    slow = ('import sys, time; import mirage_nb.data.image_index as m; look = m._inspect_file\n'
             'def slowly(*a): time.sleep(0.005); return look(*a)\n'
-            'm.look = slowly; all = m.look_at_all\n'
-            'm.look_at_all = lambda *a: all(*a, batch=64)\n'
-            'm.list_pictures(sys.argv[1], sys.argv[2], threads=1)')
+            'm._inspect_file = slowly; all = m._inspect_files\n'
+            'm._inspect_files = lambda *a: all(*a, batch=64)\n'
+            'm.index_images(sys.argv[1], sys.argv[2], threads=1)')
     job = subprocess.Popen([sys.executable, '-c', slow, root, index])
     journal, limit = index.with_suffix('.journal'), time.monotonic() + 60
     while len(_read_journal(journal)) < 128 and time.monotonic() < limit: time.sleep(0.02)
@@ -47,10 +47,10 @@ def test_killed_and_resumed(tmp_path):
     job.wait()
     done = len(_read_journal(journal))
     assert 128 <= done < 600 and not index.exists()
-    looked, real = [], data_image_index._inspect_file
-    data_image_index._inspect_file = lambda *a: looked.append(a[0]) or real(*a)
+    looked, real = [], module._inspect_file
+    module._inspect_file = lambda *a: looked.append(a[0]) or real(*a)
     try: listing = index_images(root, index)
-    finally: data_image_index._inspect_file = real
+    finally: module._inspect_file = real
     assert len(listing) == 600 and len(looked) == 600 - done and not journal.exists()
     assert listing.digest() == index_images(root, tmp_path/'other.safetensors').digest()
 
@@ -58,7 +58,7 @@ def test_killed_and_resumed(tmp_path):
 def test_later_starts_touch_no_file(tmp_path, monkeypatch):
     root, index = tree(tmp_path/'t', 100), tmp_path/'i.safetensors'
     first = index_images(root, index)
-    for name in ('look', 'scan_folder'): monkeypatch.setattr(module, name, lambda *a: 1/0)
+    for name in ('_inspect_file', '_scan_folder'): monkeypatch.setattr(module, name, lambda *a: 1/0)
     again = index_images(root, index)
     assert [again.name(i) for i in range(100)] == [first.name(i) for i in range(100)]
     assert again.digest() == first.digest()
@@ -71,8 +71,8 @@ def test_refresh_reads_only_what_changed(tmp_path, monkeypatch, caplog):
     os.remove(old.path(4))
     Image.new('L', (7, 7)).save(root/'new.png')
     (root/'broken.jpg').write_bytes(b'\xff\xd8\xff\xe0 and no more')
-    looked, real = [], data_image_index._inspect_file
-    monkeypatch.setattr(module, 'look', lambda *a: looked.append(a[0]) or real(*a))
+    looked, real = [], module._inspect_file
+    monkeypatch.setattr(module, '_inspect_file', lambda *a: looked.append(a[0]) or real(*a))
     with caplog.at_level('INFO', log.name): new = index_images(root, index, refresh=True)
     assert len(looked) == 3 and len(new) == 100 and list(new.faults) == ['broken.jpg']
     assert '2 new, 1 changed, 1 gone, 1 damaged' in caplog.text and 'broken.jpg' in caplog.text
@@ -86,8 +86,8 @@ def test_refresh_reads_only_what_changed(tmp_path, monkeypatch, caplog):
 def test_a_changed_folder_renews_the_listing(tmp_path, monkeypatch, caplog):
     "Files that came, went or were renamed are noticed at the next start, and nothing else is read"
     root, index = tree(tmp_path/'t', 200), tmp_path/'i.safetensors'
-    first, looked, real = index_images(root, index), [], data_image_index._inspect_file
-    monkeypatch.setattr(module, 'look', lambda *a: looked.append(a[0]) or real(*a))
+    first, looked, real = index_images(root, index), [], module._inspect_file
+    monkeypatch.setattr(module, '_inspect_file', lambda *a: looked.append(a[0]) or real(*a))
     last = first.name(199)
     for change, n, read in ((lambda: Image.new('L', (7, 7)).save(root/'s0'/'0'/'new.png'), 201, 1),
                             (lambda: (root/'s0'/'0'/'new.png').unlink(), 200, 0),
@@ -108,7 +108,7 @@ def test_a_listing_of_before_is_renewed(tmp_path):
     "Listings without times of folders are taken up, and no file is read again"
     root, index = tree(tmp_path/'t', 20), tmp_path/'i.safetensors'
     listing = index_images(root, index)
-    data_image_index._save_index(replace(listing, folders={}), index)
+    module._save_index(replace(listing, folders={}), index)
     again = index_images(root, index)
     assert again.digest() == listing.digest() and again.folders == listing.folders
 

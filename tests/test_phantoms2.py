@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from mirage_nb.data.chest.readers import read_chest
+from mirage_nb.phantoms import cxr
 from mirage_nb.phantoms.cxr import _LABELS, _film_of, _phantom_cxr, make_phantom_cxr
 from mirage_nb.phantoms.uwf import _CLASSES, _phantom_uwf, make_phantom_uwf
 from mirage_nb.storage import hash_file
@@ -35,9 +36,9 @@ def rows(path):
 
 @pytest.mark.slow
 def test_same_in_another_process():
-    code = ('import hashlib; from mirage_nb.phantom_cxr import phantom_cxr\n'
-            'from mirage_nb.phantom_uwf import phantom_uwf\n'
-            'for f in (phantom_cxr, phantom_uwf): print(hashlib.sha256(f(3, 9, 1)["image"].tobytes()).hexdigest())')
+    code = ('import hashlib; from mirage_nb.phantoms.cxr import _phantom_cxr as cxr\n'
+            'from mirage_nb.phantoms.uwf import _phantom_uwf as uwf\n'
+            'for f in (cxr, uwf): print(hashlib.sha256(f(3, 9, 1)["image"].tobytes()).hexdigest())')
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
     assert out == [hashlib.sha256(f(3, 9, 1)['image'].tobytes()).hexdigest() for f in (_phantom_cxr, _phantom_uwf)]
     assert not np.array_equal(_phantom_cxr(0, 1)['image'], _phantom_cxr(1, 1)['image'])
@@ -70,16 +71,16 @@ def test_any_size_and_masks_where_the_labels_say(size):
 
 def test_findings_change_the_film_where_they_are():
     "A film with its findings against the same film without them: what differs lies at the mask"
-    plain, seen = phantoms_cxr._film_of, 0
+    plain, seen = cxr._film_of, 0
 
-    def healthy(*key): return phantoms_cxr._Film(**{**vars(plain(*key)), 'labels': dict.fromkeys(_LABELS, 0)})
+    def healthy(*key): return cxr._Film(**{**vars(plain(*key)), 'labels': dict.fromkeys(_LABELS, 0)})
     for p in range(40):
         sick = _phantom_cxr(0, p, 0)
         kinds = {k for k in sick['masks'] if k != 'Cardiomegaly'}
         if kinds != {'Nodule'}: continue
-        phantoms_cxr._film_of = healthy
+        cxr._film_of = healthy
         try: same = _phantom_cxr(0, p, 0)
-        finally: phantoms_cxr._film_of = plain
+        finally: cxr._film_of = plain
         apart = np.abs(sick['image'].astype(float) - same['image'])
         assert apart[sick['masks']['Nodule']].mean() > 3*apart[~sick['masks']['Nodule']].mean()
         seen += 1

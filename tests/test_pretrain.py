@@ -148,12 +148,12 @@ def at(n, owner, name, act):
 
 
 PLANS = {  # in the middle of what the process dies
-    'the first look': lambda: at(1, pretrain, 'save_look', lambda f, *a: die()),
+    'the first look': lambda: at(1, tasks_pretrain, '_save_epoch_snapshot', lambda f, *a: die()),
     'a step': lambda: at(2, train_loop._Trainer, 'train_step', lambda f, *a: (f(*a), die())),
-    'a look': lambda: at(2, pretrain, 'save_look', lambda f, *a: (f(*a), die())),
-    'a checkpoint, the older one not yet gone': lambda: at(2, pretrain, 'save_pretrain_model',
+    'a look': lambda: at(2, tasks_pretrain, '_save_epoch_snapshot', lambda f, *a: (f(*a), die())),
+    'a checkpoint, the older one not yet gone': lambda: at(2, tasks_pretrain, 'save_pretrain_model',
                                                            lambda f, *a, **k: (f(*a, **k), die())),
-    'the end': lambda: at(1, pretrain, 'export_encoder', lambda f, *a: die())}
+    'the end': lambda: at(1, tasks_pretrain, 'export_encoder', lambda f, *a: die())}
 
 
 def work(folder, data, plan='', **changed):
@@ -169,7 +169,7 @@ def work(folder, data, plan='', **changed):
 @pytest.mark.parametrize('plan', PLANS)
 def test_killed_in(plan, home, phantoms, plain):
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mirage_nb.jobs.pretrain', 'torch._dynamo'])
+    context.set_forkserver_preload(['mirage_nb.tasks.pretrain', 'torch._dynamo'])
     for wanted, p in ((-signal.SIGKILL, plan), (0, '')):
         child = context.Process(target=work, args=(home/'run', phantoms, p))
         child.start()
@@ -182,10 +182,10 @@ KILLED = '''
 import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from mirage_nb import launch
-from mirage_nb.jobs import pretrain
+from mirage_nb.launch import worker
+from mirage_nb.tasks import pretrain
 from mirage_nb.train import loop
-fit, step, steps = pretrain.pretrain_settings, loop.Trainer.train_step, []
+fit, step, steps = pretrain.pretrain_settings, loop._Trainer.train_step, []
 pretrain.pretrain_settings = lambda cfg: replace(fit(cfg), save_every=0.)
 
 def train_step(*a):
@@ -193,8 +193,8 @@ def train_step(*a):
     steps.append(1)
     return step(*a)
 
-loop.Trainer.train_step = train_step
-launch.train_here(Path(sys.argv[1]))
+loop._Trainer.train_step = train_step
+worker.train_here(Path(sys.argv[1]))
 '''
 
 
@@ -219,7 +219,7 @@ def test_one_of_two_processes_killed(plain, home, strategy):
 SAME = '''
 import sys
 from pathlib import Path
-from mirage_nb.launch import train_here
+from mirage_nb.launch.worker import train_here
 train_here(Path(sys.argv[1]))
 '''
 
@@ -444,7 +444,7 @@ def test_classes_of_the_data(home, phantoms):
 def test_visible_or_mask_ratio():
     assert (settings(visible_tokens=5).visible_tokens, settings(visible_tokens=5).mask_ratio) == (5, None)
     plain = pretrain_recipe('pre_mirage', MultiMAERecipe)
-    assert (override(plain, mask_ratio=0.5).visible, override(plain, mask_ratio=0.5).mask_ratio) == (0, 0.5)
+    assert (override(plain, mask_ratio=0.5).visible_tokens, override(plain, mask_ratio=0.5).mask_ratio) == (0, 0.5)
     with pytest.raises(ValueError, match='give one of them'): settings(visible_tokens=5, mask_ratio=0.5)
 
 

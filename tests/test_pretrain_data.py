@@ -19,10 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode
 
-from mirage_nb.randomness import sample_key
-from mirage_nb.storage import read_json, write_json
-
-pass  # data.packed
+from mirage_nb.data import packed
 from mirage_nb.data.augment.affine import (
     PairAugment,
     _warp_images,
@@ -35,7 +32,9 @@ from mirage_nb.data.augment.crops import CropAugment, _crop_together, _draw_crop
 from mirage_nb.data.packed import _main, _open_packed, open_pairs, pack, verify_packed
 from mirage_nb.data.paired import _MODALITIES, FilePairs, PairedDataset, _check_pairs, folder_pairs, table_pairs
 from mirage_nb.data.segmentation import collate
+from mirage_nb.randomness import sample_key
 from mirage_nb.recipes.pretraining import MultiMAERecipe, pretrain_recipe
+from mirage_nb.storage import read_json, write_json
 from mirage_nb.tasks.pretrain import pretrain_task
 from mirage_nb.tasks.pretrain_mirage import _load_paired_data
 
@@ -213,11 +212,11 @@ def test_result_belongs_to_the_sample(triplets):
 
 @pytest.mark.slow
 def test_same_in_two_processes(triplets):
-    code = ('import sys, hashlib; from mirage_nb.data.augment import augment;'
-            'from mirage_nb.data.datasets import collate;'
+    code = ('import sys, hashlib; from mirage_nb.data.augment.affine import augment_pairs;'
+            'from mirage_nb.data.segmentation import collate;'
             'from mirage_nb.data.paired import PairedDataset, folder_pairs;'
             'ds = PairedDataset(folder_pairs(sys.argv[1]));'
-            'b = augment(collate([ds[(1, i)] for i in range(3)]), sizes={"bscanlayermap": (16, 16)});'
+            'b = augment_pairs(collate([ds[(1, i)] for i in range(3)]), sizes={"bscanlayermap": (16, 16)});'
             'print(hashlib.sha256(b"".join(b[k].numpy().tobytes() for k in sorted(ds.modalities))).hexdigest())')
     def hash_in(n):
         env = {**os.environ, 'PYTHONHASHSEED': n, 'OMP_NUM_THREADS': n}
@@ -386,9 +385,9 @@ def test_packing_refuses(triplets, tmp_path, monkeypatch):
     (tmp_path/'full').mkdir()
     (tmp_path/'full'/'a').touch()
     with pytest.raises(FileExistsError, match='full is there and is not this set packed'): pack(pairs, tmp_path/'full')
-    usage = packing.shutil.disk_usage(tmp_path)
+    usage = packed.shutil.disk_usage(tmp_path)
     with monkeypatch.context() as m:
-        m.setattr(packing.shutil, 'disk_usage', lambda p: usage._replace(free=1000))
+        m.setattr(packed.shutil, 'disk_usage', lambda p: usage._replace(free=1000))
         with pytest.raises(OSError, match='out takes 0.0 GiB, and 0.0 are free. Free space, or ask for a smaller size'):
             pack(pairs, out)
     assert not list(tmp_path.glob('out*'))
@@ -479,6 +478,6 @@ def test_command(triplets, tmp_path, capsys):
     assert _main([str(triplets), str(tmp_path/'x'), '--modalities', 'sol']) == 1
     assert "no modality 'sol'. Did you mean 'slo'?" in capsys.readouterr().err
     with pytest.raises(SystemExit): _main([str(triplets), str(tmp_path/'x'), '--size', '0'])
-    assert "argument --size: invalid parse_size value: '0'" in capsys.readouterr().err
+    assert "argument --size: invalid _parse_size value: '0'" in capsys.readouterr().err
     done = subprocess.run([sys.executable, '-m', 'mirage_nb.data.packed', '--help'], capture_output=True, text=True)
     assert done.returncode == 0 and 'FOLDER' in done.stdout and 'The same command goes on' in done.stdout

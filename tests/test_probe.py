@@ -34,7 +34,7 @@ def test_neighbours_in_chunks_are_those_of_whole_matrices(several, ties, monkeyp
     (x, y), found = features(several, ties), {}
     if ties: x = {s: np.round(4*v) for s, v in x.items()}
     for asked in (7, 256):
-        monkeypatch.setattr(probe, 'ASKED', asked)
+        monkeypatch.setattr(train_probes, '_ASKED', asked)
         found[asked] = train_probes.knn_probe(x, y, 3)
         wanted = plain_neighbours(x, y, 3, int(found[asked].setting))
         assert list(found[asked].scores) == ['val', 'test']
@@ -51,7 +51,7 @@ def test_of_equals_the_first():
 def test_a_regression_of_a_large_set_takes_a_part(monkeypatch, caplog):
     x, y = features(several=True, ties=False)
     whole = train_probes.logistic_probe(x, y, 3).scores['test']
-    monkeypatch.setattr(probe, 'FITTED', 100)
+    monkeypatch.setattr(train_probes, '_FITTED', 100)
     with caplog.at_level('INFO', log.name): part = train_probes.logistic_probe(x, y, 3).scores['test']
     assert 'fitted on 100 of 230 training images' in caplog.text
     assert np.array_equal(part, train_probes.logistic_probe(x, y, 3).scores['test']) and not np.array_equal(part, whole)

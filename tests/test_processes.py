@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.launch import local as launch_local
+from mirage_nb.launch import slurm
 from mirage_nb.launch import worker as launch_worker
 from mirage_nb.recipes.pretraining import MultiMAERecipe, pretrain_recipe
 from mirage_nb.recipes.segmentation import SegRecipe, seg_recipe
@@ -80,16 +81,16 @@ def test_failing_launch_says_why(home):
 BAD = '''
 import sys, os
 from pathlib import Path
-from mirage_nb.jobs import seg
-from mirage_nb.recipes import SegRecipe
-from mirage_nb.core import read_json
+from mirage_nb.recipes.segmentation import SegRecipe
+from mirage_nb.storage import read_json
+from mirage_nb.tasks import segmentation as seg
 
-def seg_step(*a, f=seg.seg_step):
+def seg_step(*a, f=seg._seg_step):
     step = f(*a)
     return lambda model, batch: step(model, batch)*(float('nan') if BAD_ID in batch['id'] else 1.)
 
 BAD_ID = sys.argv[2]
-seg.seg_step = seg_step
+seg._seg_step = seg_step
 folder = Path(sys.argv[1])
 seg.train_seg(SegRecipe(**read_json(folder/'settings.json')), folder)
 '''
@@ -115,9 +116,9 @@ def test_bad_loss_in_one_of_two_processes(home):
 SAME = '''
 import sys
 from pathlib import Path
-from mirage_nb.jobs import seg
-from mirage_nb.recipes import SegRecipe
-from mirage_nb.core import read_json
+from mirage_nb.recipes.segmentation import SegRecipe
+from mirage_nb.storage import read_json
+from mirage_nb.tasks import segmentation as seg
 folder = Path(sys.argv[1])
 seg.train_seg(SegRecipe(**read_json(folder/'settings.json')), folder)
 '''
@@ -162,7 +163,7 @@ def holder(home):
 def test_one_training_in_a_folder(home, holder, monkeypatch):
     "Another command is told who is there, and may train as soon as that process is gone, however it ended"
     trained = []
-    monkeypatch.setattr(launch, 'PATIENCE', 0.)
+    monkeypatch.setattr(launch_worker, '_PATIENCE', 0.)
     monkeypatch.setitem(launch_worker.JOBS, 'seg_tune', (SegRecipe, lambda cfg, folder: trained.append(folder)))
     said = 'run is in use by process 7 on a node.*Wait until that ends, or end it'
     with pytest.raises(RuntimeError, match=said): launch_local.launch_training(settings(), home/'run')
@@ -214,7 +215,7 @@ def done_at_once(folder):
 
 def test_slurm_gets_what_is_asked_for(home, cluster, monkeypatch):
     folder = home/'my run'
-    monkeypatch.setattr(launch, 'follow', done_at_once(folder))
+    monkeypatch.setattr(slurm, 'follow_progress', done_at_once(folder))
     asked = 'gpu,gpus=a100:4,time=2-00:00:00,account=abc,qos=long,mem=200G,constraint=big,exclusive'
     assert launch_local.launch_training(slurm_settings(slurm=asked), folder).loss.tolist() == [2.5]
     lines = set((cluster/'batch.txt').read_text().splitlines())
@@ -228,7 +229,7 @@ def test_slurm_gets_what_is_asked_for(home, cluster, monkeypatch):
 
 
 def test_slurm_without_gpus(home, cluster, monkeypatch, caplog):
-    monkeypatch.setattr(launch, 'follow', done_at_once(home/'run'))
+    monkeypatch.setattr(slurm, 'follow_progress', done_at_once(home/'run'))
     launch_local.launch_training(slurm_settings(slurm='cpu,cpus=3'), home/'run')
     text = (cluster/'batch.txt').read_text()
     assert '--gpus' not in text and 'cpus-per-task=3' in text and 'time=1440' in text
@@ -238,7 +239,7 @@ def test_slurm_without_gpus(home, cluster, monkeypatch, caplog):
 def test_living_job_is_followed(home, cluster, monkeypatch, caplog):
     folder, cfg = home/'run', slurm_settings(slurm='gpu,gpus=1')
     def lost(*a): raise KeyboardInterrupt
-    monkeypatch.setattr(launch, 'follow', lost)
+    monkeypatch.setattr(slurm, 'follow_progress', lost)
     def submitted(): return (cluster/'batch.txt').read_text().count('#!/bin/bash')
     for alive, n in (('', 1), ('RUNNING', 1), ('', 2)):
         (cluster/'alive.txt').write_text(alive)
@@ -249,13 +250,13 @@ def test_living_job_is_followed(home, cluster, monkeypatch, caplog):
     with pytest.raises(RuntimeError, match='squeue does not say whether job 77 of .*run still runs: .*alive.txt'):
         launch_local.launch_training(cfg, folder)
     (cluster/'alive.txt').write_text('PENDING')
-    monkeypatch.setattr(launch, 'follow', done_at_once(folder))
+    monkeypatch.setattr(slurm, 'follow_progress', done_at_once(folder))
     assert launch_local.launch_training(cfg, folder).loss.tolist() == [2.5] and submitted() == 2
 
 
 def test_processes_end_when_the_one_that_started_them_is_gone():
     gone = subprocess.Popen([sys.executable, '-c', ''])
     gone.wait()
-    code = f'from mirage_nb.launch import end_with; end_with({gone.pid})'
+    code = f'from mirage_nb.launch.worker import _exit_with_parent; _exit_with_parent({gone.pid})'
     done = subprocess.run([sys.executable, '-c', code], timeout=60)
     assert done.returncode == 1

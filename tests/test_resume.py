@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from mirage_nb.data.manifest import read_manifest
+from mirage_nb.eval.segmentation import predict
+from mirage_nb.models import checkpoints
 from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.recipes.settings import override
 from mirage_nb.records import _MACHINERY, start_run
@@ -72,12 +74,12 @@ PLANS = {  # in the middle of what the process dies
     'a checkpoint, written but not named': lambda: at_state(6, lambda f, *a: die()),
     'a step after the checkpoint': lambda: at_state(6, lambda f, *a: (f(*a), die())),
     'the first checkpoint': lambda: at(1, torch, 'save', lambda f, state, path: half(path, lambda p: f(state, p))),
-    'a validation': lambda: at(2, seg, 'validate_seg', lambda f, *a, **k: die()),
-    'the best model': lambda: at(1, weights, 'save_file', lambda f, s, p, m: half(p, lambda q: f(s, q, m))),
-    'an epoch after the best model': lambda: at(1, seg, 'save_seg_model', lambda f, *a, **k: (f(*a, **k), die())),
-    'an end, the history written': lambda: at(1, seg, 'write_atomic', lambda f, *a: (f(*a), die())),
-    'a prediction': lambda: at(3, predicting, 'write_mask', lambda f, *a: die()),
-    'a prediction, written but not noted': lambda: at(6, predicting, 'write_mask', lambda f, *a: (f(*a), die()))}
+    'a validation': lambda: at(2, tasks_segmentation, 'validate_seg', lambda f, *a, **k: die()),
+    'the best model': lambda: at(1, checkpoints, 'save_file', lambda f, s, p, m: half(p, lambda q: f(s, q, m))),
+    'an epoch after the best model': lambda: at(1, tasks_segmentation, 'save_seg_model', lambda f, *a, **k: (f(*a, **k), die())),
+    'an end, the history written': lambda: at(1, tasks_segmentation, 'write_atomic', lambda f, *a: (f(*a), die())),
+    'a prediction': lambda: at(3, predict, 'write_mask', lambda f, *a: die()),
+    'a prediction, written but not noted': lambda: at(6, predict, 'write_mask', lambda f, *a: (f(*a), die()))}
 
 
 def work(folder, data, plan='', **changed):
@@ -95,7 +97,7 @@ def processes():
     before = os.environ.get('OMP_NUM_THREADS')
     os.environ['OMP_NUM_THREADS'] = '1'
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mirage_nb.jobs.seg', 'torch._dynamo'])
+    context.set_forkserver_preload(['mirage_nb.tasks.segmentation', 'torch._dynamo'])
 
     def start(*args, **changed):
         p = context.Process(target=work, args=args, kwargs=changed)
@@ -182,9 +184,9 @@ STOPS = {  # where the user's Ctrl-C arrives
     'before a step': lambda m: at_in(m, 6, train_loop._Trainer, 'train_step', lambda f, *a: interrupt()),
     'after a step of the optimizer': lambda m: at_in(m, 6, torch.optim.AdamW, 'step',
                                                      lambda f, *a, **k: (f(*a, **k), interrupt())),
-    'in a validation': lambda m: at_in(m, 2, seg, 'validate_seg', interrupt),
-    'before the best model': lambda m: at_in(m, 2, seg, 'save_seg_model', interrupt),
-    'while the best model is written': lambda m: at_in(m, 1, weights, 'save_file', interrupt)}
+    'in a validation': lambda m: at_in(m, 2, tasks_segmentation, 'validate_seg', interrupt),
+    'before the best model': lambda m: at_in(m, 2, tasks_segmentation, 'save_seg_model', interrupt),
+    'while the best model is written': lambda m: at_in(m, 1, checkpoints, 'save_file', interrupt)}
 
 
 def at_in(monkeypatch, n, owner, name, act):
@@ -226,7 +228,7 @@ def test_loss_that_is_no_number(whole, home, monkeypatch):
         return lambda model, batch: fake.step(model, batch)
 
     with monkeypatch.context() as m, pytest.raises(FloatingPointError) as e:
-        m.setattr(seg, 'seg_step', seg_step)
+        m.setattr(tasks_segmentation, '_seg_step', seg_step)
         tune(folder)
     assert 'loss is nan at epoch 2, step 3' in str(e.value) and all(k in str(e.value) for k in bad) and bad
     assert str(folder/'state.pt') in str(e.value)
@@ -253,7 +255,7 @@ def small_disk(tmp_path):
 def test_full_disk(small_disk, whole, home, monkeypatch):
     folder = small_disk/'run'
     with monkeypatch.context() as m, pytest.raises(OSError) as e:
-        m.setattr(seg, 'fit_settings', tasks_segmentation._seg_fit_settings)
+        m.setattr(tasks_segmentation, '_seg_fit_settings', tasks_segmentation._seg_fit_settings)
         save_each_step()
         tune(folder)
     assert re.search(r'cannot write \S*run/state\.pt: .*; the earlier file is kept\. Free space', str(e.value)), e.value
@@ -272,8 +274,8 @@ def test_finished_training_is_not_repeated(home, monkeypatch):
     before = {p: p.read_bytes() for p in Path(home/'run').rglob('*') if p.is_file()}
     def never(*a, **k): raise AssertionError('this was done already')
     monkeypatch.setattr(train_loop._Trainer, 'train_step', never)
-    monkeypatch.setattr(seg, 'validate_seg', never)
-    monkeypatch.setattr(predicting, 'write_mask', never)
+    monkeypatch.setattr(tasks_segmentation, 'validate_seg', never)
+    monkeypatch.setattr(predict, 'write_mask', never)
     tune(home/'run')
     assert {p: p.read_bytes() for p in Path(home/'run').rglob('*') if p.is_file()} == before
 

@@ -38,13 +38,16 @@ from .input_spec import train_image
 from collections.abc import Mapping
 
 # %% ../../nbs/data/91_classification.ipynb #87855981
+_STRAYS = '__macosx', 'thumbs', 'checkpoints', 'manifest.toml'  # beside the classes, and no class
+
+
 def _class_folders(
     folder:Path # of a split, or of a set that has none
 )->dict[str, dict[str, Path]]: # class -> id -> file
     "Classes of a split, with their images"
     found, strays = {}, []
     for p in sorted(folder.iterdir()):
-        if p.name.startswith('.') or p.name.lower() in strays: continue
+        if p.name.startswith('.') or p.name.lower() in _STRAYS: continue
         images = list_images(p) if p.is_dir() else {}
         if images: found[p.name] = images
         else: strays.append(p.name)

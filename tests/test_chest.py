@@ -22,7 +22,8 @@ from mirage_nb.data.chest.readers import (
 )
 from mirage_nb.data.chest.tables import read_labelled_table
 from mirage_nb.data.classification import _labelled_rows
-from mirage_nb.data.files import find_images_below, read_photo
+from mirage_nb.data.files import read_image
+from mirage_nb.data.folders import list_images
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.data.tables import read_text_table
 
@@ -116,7 +117,7 @@ def test_nih_list_errors(tmp_path, line, says):
 
 def test_one_name_in_two_folders(tmp_path):
     touch(tmp_path, 'a/00000001_000.png', 'b/00000001_000.png')
-    with pytest.raises(ValueError, match='have one name; keep one of them'): _nih_table(tmp_path)
+    with pytest.raises(ValueError, match='have one id; keep one of them'): _nih_table(tmp_path)
 
 
 def test_folder_without_tables(tmp_path):
@@ -256,13 +257,13 @@ def test_real_chexpert_head(shared_data):
 
 
 def test_real_films(shared_data):
-    files = [f for k in ('cxr_nih_1024', 'cxr_nih_64px') for f in find_images_below(shared_data/k).values()]
+    files = [f for k in ('cxr_nih_1024', 'cxr_nih_64px') for f in list_images(shared_data/k, below=True).values()]
     rgba = [f for f in files if Image.open(f).mode == 'RGBA']
     assert len(rgba) >= 4
     for f in [*rgba[:6], files[0]]:
-        grey, three = read_photo(f, 1), read_photo(f)
+        grey, three = read_image(f, 1), read_image(f, 3)
         assert grey.dtype == np.uint8 and three.shape == (*grey.shape[:2], 3)
         assert np.abs(three.astype(int) - grey).max() <= 1
-    assert read_photo(files[0], 1, at_most=224).shape == (224, 224, 1)
-    assert read_photo(shared_data/'uspec_example'/'example_img.jpg', at_most=256).shape[0] == 256
+    assert read_image(files[0], 1, at_most=224).shape == (224, 224, 1)
+    assert read_image(shared_data/'uspec_example'/'example_img.jpg', 3, at_most=256).shape[0] == 256
     assert len(_NIH) == 14

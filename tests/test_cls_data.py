@@ -8,7 +8,7 @@ from PIL import Image
 
 from mirage_nb.data import audit
 from mirage_nb.data.classification import load_labelled
-from mirage_nb.data.files import read_photo
+from mirage_nb.data.files import read_image
 from mirage_nb.data.manifest import _list_manifests, read_manifest
 from mirage_nb.data.splits import draw_splits, few_label_subset
 
@@ -188,16 +188,16 @@ def test_images_that_cannot_be_read_later_are_found_first(folders, monkeypatch, 
     said = str(e.value)
     assert f'{3 if decoded else 2} of 39 images cannot be read; mend them or take them out' in said
     assert 'inks.jpg holds pixels of mode CMYK; it takes grey, RGB or RGBA. Save it as RGB' in said
-    assert 'stack.tif holds 2 pages; one picture a file is expected' in said
+    assert 'stack.tif holds 2 pages; one image a file is expected' in said
     assert ('holes.tif holds pixels that are NaN or infinite' in said) == bool(decoded)
 
 
 def test_a_picture_of_nan_is_never_black(tmp_path):
     holes(tmp_path/'x.tif')
-    with pytest.raises(ValueError, match=r'x\.tif holds pixels that are NaN'): read_photo(tmp_path/'x.tif')
+    with pytest.raises(ValueError, match=r'x\.tif holds pixels that are NaN'): read_image(tmp_path/'x.tif', 3)
     head = 'NDims = 2\nDimSize = 2 1\nElementType = MET_FLOAT\nElementDataFile = LOCAL\n'
     (tmp_path/'x.mha').write_bytes(head.encode() + np.array([1, np.inf], '<f4').tobytes())
-    with pytest.raises(ValueError, match=r'x\.mha holds pixels that are NaN'): read_photo(tmp_path/'x.mha')
+    with pytest.raises(ValueError, match=r'x\.mha holds pixels that are NaN'): read_image(tmp_path/'x.mha', 3)
 
 
 def test_rgba_and_16_bit_images_are_read(folders, tune):

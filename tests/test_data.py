@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 
 from mirage_nb.core import resource_dir
 from mirage_nb.data.audit import find_leaks, hash_table
-from mirage_nb.data.files import _read_bscan, list_images, read_grey
+from mirage_nb.data.files import read_image, unit_range
+from mirage_nb.data.folders import list_images
 from mirage_nb.data.manifest import _list_manifests, classes_of, dataset_dir, read_manifest
 from mirage_nb.data.masks import read_mask, write_mask
 from mirage_nb.data.segmentation import SegDataset, check_files, collate, folder_table, seg_table
@@ -137,7 +138,7 @@ def test_missing_image(tiny):
 
 def test_pairs_by_id_across_formats(tiny):
     image = tiny/'train/bscan/P1a_1.png'
-    x = read_grey(image)
+    x = read_image(image)
     Image.fromarray(x).save(image.with_suffix('.TIF'), format='TIFF')
     with pytest.raises(ValueError, match='have one id; keep one of them'): seg_table(read_manifest('Tiny'), 'train')
     image.unlink()
@@ -268,9 +269,9 @@ def test_flipped_bit(tiny):
 def test_colour(tiny):
     for kind in ('bscan', 'semseg'):
         f = tiny/'train'/kind/'P1a_1.png'
-        x = read_grey(f)
+        x = read_image(f)
         Image.fromarray(np.stack([x, x, x], -1)).save(f)
-        assert np.array_equal(read_grey(f), x)
+        assert np.array_equal(read_image(f), x)
         colour = np.stack([x, x, x], -1)
         colour[7, 9, 2] ^= 1
         Image.fromarray(colour).save(f)
@@ -290,18 +291,18 @@ def test_kinds_of_grey(tmp_path):
              'h.png': image.convert('P')}
     for name, kind in kinds.items():
         kind.save(tmp_path/name)
-        got = _read_bscan(tmp_path/name)
+        got = unit_range(read_image(tmp_path/name))
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, want, atol=1e-6, err_msg=name)
     Image.fromarray(want).save(tmp_path/'i.tif')
-    with pytest.raises(ValueError, match='i.tif holds pixels of mode F'): _read_bscan(tmp_path/'i.tif')
+    with pytest.raises(ValueError, match='i.tif holds pixels of mode F'): unit_range(read_image(tmp_path/'i.tif'))
     image.save(tmp_path/'j.tif', save_all=True, append_images=[image])
-    with pytest.raises(ValueError, match='j.tif .* it holds 2 pages'): _read_bscan(tmp_path/'j.tif')
+    with pytest.raises(ValueError, match='j.tif holds 2 pages'): unit_range(read_image(tmp_path/'j.tif'))
 
 
 def test_sixteen_bit_mask(tiny):
     f = tiny/'train/semseg/P1a_1.png'
-    y = read_grey(f).astype(np.uint16)
+    y = read_image(f).astype(np.uint16)
     Image.fromarray(y).save(f)
     assert np.array_equal(dataset(tiny).read(0)[1], y // 80)
     Image.fromarray(y * 4).save(f)
@@ -365,7 +366,7 @@ def test_evaluation_view_is_deterministic(tiny, split):
     for i in range(len(ds)):
         a, b = ds[(0, i)], ds[(9, i)]
         assert torch.equal(a['bscan'], b['bscan']) and torch.equal(a['semseg'], b['semseg'])
-        whole = torch.from_numpy(_read_bscan(ds.images[i]))[None, None]
+        whole = torch.from_numpy(unit_range(read_image(ds.images[i])))[None, None]
         assert torch.equal(a['bscan'], torch.nn.functional.interpolate(whole, SIZE, mode='bilinear')[0])
 
 
@@ -384,7 +385,7 @@ def test_kept_images_stay_in_their_budget(tiny):
     pair_mb = 2 * 40 * 60 / 2**20
     ds = dataset(tiny, keep_mb=3.5 * pair_mb)
     for i in range(len(ds)): ds[i]
-    assert sorted(ds.kept) == [0, 1, 2]
+    assert sorted(ds.cache.kept) == [0, 1, 2]
 
 
 def test_data_hash_sees_contents(tiny):

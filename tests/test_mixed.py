@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from mirage_nb.data.augment.mix import Mix, mix_batch
 from mirage_nb.data.augment.photo import PhotoEval, PhotoTrain, _seeded_generators
-from mirage_nb.data.files import read_photo
+from mirage_nb.data.files import read_image
 from mirage_nb.data.image_sets import ImageDataset, MixedDataset, collate_images
 from mirage_nb.randomness import sample_key
 from mirage_nb.train.losses import _bce_loss, soft_targets
@@ -37,7 +37,7 @@ def test_golden_ultra_widefield_view(golden, tmp_path):
     recorded = load_file(golden/'preprocessing.safetensors')
     [name] = [k for k in recorded if k.startswith('uwf.eval_')]
     Image.fromarray(recorded['uwf.raw_rgb']).save(tmp_path/'x.png')
-    view = PhotoEval(int(name.rpartition('_')[2]), 'uwf')(read_photo(tmp_path/'x.png'))
+    view = PhotoEval(int(name.rpartition('_')[2]), 'uwf')(read_image(tmp_path/'x.png', 3))
     np.testing.assert_allclose(view, recorded[name].astype(np.float32), atol=2e-3)  # recorded in half precision
 
 

@@ -142,7 +142,7 @@ FAULTS = {  # what is done to the files, what reading says
     'objects': (lambda d: np.save(d/'slo'/'S1.npy', np.array([{}]), allow_pickle=True), 'slo/S1.npy is damaged'),
     'cut image': (lambda d: (d/'slo'/'S2.png').write_bytes((d/'slo'/'S2.png').read_bytes()[:-2000]), 'slo/S2.png'),
     'twice': (lambda d: jpeg(d/'slo'/'S1.png'), 'slo/S1.png and S1.npy have one id; keep one of them'),
-    'map as JPEG': (lambda d: jpeg(d/'bscanlayermap'/'S9.jpg'), 'bscanlayermap/S9.jpg cannot hold class ids'),
+    'map as JPEG': (lambda d: jpeg(d/'bscanlayermap'/'S9.jpg'), 'bscanlayermap/S9.jpg cannot be a mask'),
     'empty folder': (lambda d: [p.unlink() for p in (d/'slo').iterdir()], 'slo is empty: no file in it ends in .npy'),
 }
 

@@ -8,8 +8,8 @@ __all__ = ['hash_images', 'find_duplicates', 'find_leaks', 'hash_table']
 # %% ../../nbs/data/50_audit.ipynb #142bf63c
 import pandas as pd
 from pathlib import Path
-from .files import read_photo
-from .files import check_photo
+from .files import read_image
+from .files import check_image
 from ..storage import hash_file
 from .tables import main_label
 import warnings
@@ -27,7 +27,7 @@ def hash_images(
     for path in map(Path, table.image):
         try:
             if not path.stat().st_size: raise ValueError('the file is empty')
-            read_photo(path, 1) if len(table) <= _DECODED else check_photo(path)
+            read_image(path, 1) if len(table) <= _DECODED else check_image(path)
             found.append(hash_file(path))
         except (OSError, ValueError) as e: wrong.append(str(e) if str(path) in str(e) else f'{path}: {e}')
     if wrong:

@@ -7,7 +7,7 @@ __all__ = ['LabelledImages', 'load_labelled', 'targets', 'ClsDataset', 'match_cl
 
 # %% ../../nbs/data/91_classification.ipynb #f982d5b8
 from pathlib import Path
-from .files import list_images
+from .folders import list_images, scan_folder
 import warnings
 from .manifest import Manifest
 import pandas as pd
@@ -30,7 +30,8 @@ import numpy as np
 from torch.utils.data import Dataset
 from typing import Any
 from .input_spec import InputSpec
-from .files import read_photo
+from .cache import ImageCache
+from .files import read_image
 from .input_spec import resize_smooth
 from ..randomness import sample_key
 from .input_spec import eval_image
@@ -38,21 +39,15 @@ from .input_spec import train_image
 from collections.abc import Mapping
 
 # %% ../../nbs/data/91_classification.ipynb #87855981
-_STRAYS = '__macosx', 'thumbs', 'checkpoints', 'manifest.toml'  # beside the classes, and no class
-
-
 def _class_folders(
     folder:Path # of a split, or of a set that has none
 )->dict[str, dict[str, Path]]: # class -> id -> file
     "Classes of a split, with their images"
-    found, strays = {}, []
-    for p in sorted(folder.iterdir()):
-        if p.name.startswith('.') or p.name.lower() in _STRAYS: continue
-        images = list_images(p) if p.is_dir() else {}
-        if images: found[p.name] = images
-        else: strays.append(p.name)
-    if strays:
-        names = ', '.join(strays[:5])
+    content = scan_folder(folder)
+    found = {e.name: images for e in content.folders if (images := list_images(e.path))}
+    others = sorted(e.name for part in content for e in part if e.name not in found)
+    if others:
+        names = ', '.join(others[:5])
         warnings.warn(f'{folder}: {names} passed over: no folder of images, so no class', stacklevel=2)
     return found
 
@@ -236,18 +231,19 @@ class ClsDataset(Dataset[dict[str, Any]]):
         self.table, self.look, self.augment, self.seed = table, look, augment, seed
         self.ids, self.images = list(table.id), list(table.image)
         self.y = targets(table, classes) if classes else None
-        self.room, self.kept = int(keep_mb * 2**20), dict[int, np.ndarray]()
+        self.cache = ImageCache[np.ndarray](keep_mb)
 
     def __len__(self)->int: return len(self.ids)
 
     def read(self, i:int)->np.ndarray:
         "Bytes of an image (h, w, c): at the look's size where every view begins with that"
-        if i in self.kept: return self.kept[i]
-        x = read_photo(self.images[i], self.look.channels)
+        return self.cache.get(i, lambda: self._decode(i))
+
+    def _decode(self, i:int)->np.ndarray:
+        "Read an image, and resize it where every view begins with that"
+        x = read_image(self.images[i], self.look.channels)
         whole = self.look.eval_crop == 1 and (self.look.augmentation != 'photo' or not self.augment)
-        if whole: x = resize_smooth(x, self.look.size)
-        if x.nbytes <= self.room: self.kept[i], self.room = x, self.room - x.nbytes
-        return x
+        return resize_smooth(x, self.look.size) if whole else x
 
     def sample(self, i:int, key:int, image:torch.Tensor)->dict[str, Any]:
         "Sample of an image"

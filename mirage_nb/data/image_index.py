@@ -8,7 +8,7 @@ __all__ = ['ImageIndex', 'index_images']
 # %% ../../nbs/data/94_image_index.ipynb #3d136ec8
 from typing import NamedTuple
 import struct
-from .files import read_mha_header
+from .formats import read_mha_header
 from pathlib import Path
 from PIL import Image
 import os
@@ -26,7 +26,8 @@ from ..storage import write_atomic
 from safetensors.numpy import save_file
 from safetensors import safe_open
 from safetensors import SafetensorError
-from .files import PHOTO_SUFFIXES
+from .files import IMAGE_SUFFIXES
+from .folders import scan_folder
 from ..core import runs_dir
 from ..storage import hash_value
 from ..core import log
@@ -105,17 +106,13 @@ def _scan_folder(
     folder:str,               # absolute
     suffixes:tuple[str, ...]  # lower case
 )->tuple[list[str], list[tuple[str, int, int]]]: # folders in it; files: path, size, time of change
-    "One folder; hidden names are passed over"
-    folders, files = [], []
-    with os.scandir(folder) as entries:
-        for e in entries:
-            if e.name.startswith('.'): continue
-            if e.is_dir(): folders.append(e.path)
-            elif e.name.lower().endswith(suffixes):
-                try: s = e.stat()
-                except FileNotFoundError: continue  # a link to nowhere, or deleted meanwhile
-                files.append((e.path, s.st_size, s.st_mtime_ns))
-    return folders, files
+    "Scan one folder, and ask for size and time of its image files"
+    content, files = scan_folder(folder, suffixes), []
+    for e in content.files:
+        try: s = e.stat()
+        except FileNotFoundError: continue  # a link to nowhere, or deleted meanwhile
+        files.append((e.path, s.st_size, s.st_mtime_ns))
+    return [e.path for e in content.folders], files
 
 
 def _scan_tree(
@@ -294,7 +291,7 @@ def index_images(
     refresh:bool=False,         # look at the size and time of each file, and at new and deleted ones
     renew:bool=True,            # the same where a folder has changed; False: take the listing as it is
     threads:int=16,             # that read at once
-    suffixes:tuple[str, ...]=PHOTO_SUFFIXES
+    suffixes:tuple[str, ...]=IMAGE_SUFFIXES
 )->ImageIndex:
     "Pictures below a folder, from their listing if there is one"
     root = Path(root).expanduser().resolve()

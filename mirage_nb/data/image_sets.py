@@ -16,7 +16,8 @@ from collections.abc import Callable
 from torch import Tensor
 from .normalization import find_norm
 import torch
-from .files import read_photo
+from .cache import ImageCache
+from .files import read_image
 from ..randomness import sample_key
 from .segmentation import collate
 from collections.abc import Mapping
@@ -56,7 +57,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.mean, self.std = (torch.tensor(part) for part in find_norm(norm))
         self.targets = None if targets is None else torch.as_tensor(targets)
         self.view, self.seed = view, seed
-        self.room, self.kept = int(keep_mb*2**20), dict[int, np.ndarray]()
+        self.cache = ImageCache[np.ndarray](keep_mb)
 
     def __len__(self)->int: return len(self.source)
 
@@ -66,14 +67,15 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def read(self, i:int)->np.ndarray:
         "Picture (h, w, channels) uint8, no larger than needed"
-        if i in self.kept: return self.kept[i]
+        return self.cache.get(i, lambda: self._decode(i))
+
+    def _decode(self, i:int)->np.ndarray:
+        "Read an image, and name the file where it is gone"
         file = self.source.path(i) if isinstance(self.source, ImageIndex) else self.files[i]  # type: ignore[index]
-        try: x = read_photo(file, self.channels, self.load_size)
+        try: return read_image(file, self.channels, self.load_size)
         except FileNotFoundError as e: raise FileNotFoundError(
             f'{file} of {self.name} is gone since its pictures were listed. Put it back, or start again: a folder that '
             'has changed is listed anew') from e
-        if x.nbytes <= self.room: self.kept[i], self.room = x, self.room - x.nbytes
-        return x
 
     def sample(self, i:int, id:str, key:int)->dict[str, Any]:
         "Sample of a picture under a name and a key"
@@ -197,7 +199,7 @@ def _shrink_images(
         ending = '.jpg' if Path(path).suffix.lower() in ('.jpg', '.jpeg') else '.png'
         file = folder/f'{id.removesuffix(Path(path).suffix)}{ending}'
         if file.exists(): return file
-        x = read_photo(path, channels, load_size)
+        x = read_image(path, channels, load_size)
         picture, kind = Image.fromarray(x[..., 0] if channels == 1 else x), 'JPEG' if ending == '.jpg' else 'PNG'
         return write_atomic(file, lambda p: picture.save(p, format=kind, quality=95))
     with ThreadPoolExecutor(threads) as pool:

@@ -11,7 +11,7 @@ from .manifest import ClassInfo
 import numpy as np
 from pathlib import Path
 from .files import MASK_SUFFIXES
-from .files import read_grey
+from .files import read_image
 from ..storage import write_atomic
 from PIL import Image
 
@@ -51,7 +51,7 @@ def read_mask(
     "Class indices of a mask file"
     if Path(path).suffix.lower() not in MASK_SUFFIXES:
         raise ValueError(f"{path} cannot be a mask: it takes a format without loss, {', '.join(MASK_SUFFIXES)}")
-    values = read_grey(path)
+    values = read_image(path)
     if values.dtype != np.uint8:
         if values.max() > 255: raise ValueError(f'{path} holds grey value {values.max()}; a mask takes 0 to 255')
         values = values.astype(np.uint8)

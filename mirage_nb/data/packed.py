@@ -7,11 +7,11 @@ __all__ = ['is_packed', 'is_partly_packed', 'pack', 'open_pairs', 'verify_packed
 
 # %% ../../nbs/data/93_packed.ipynb #b88e1098
 from pathlib import Path
-from .paired import ARRAYS
-from .paired import as_plane
+from .files import ARRAY_SUFFIXES
+from .files import as_plane, read_image
 import numpy as np
 from PIL import Image
-from .files import to_grey
+from .files import grey_values
 from .paired import FilePairs
 import os
 import hashlib
@@ -50,13 +50,16 @@ def _image_size(
 )->tuple[int, int]: # rows, columns
     "Size of a picture, from the head of its file, which is checked"
     try:
-        if path.suffix.lower() in ARRAYS:
+        if path.suffix.lower() in ARRAY_SUFFIXES:
             h, w = as_plane(np.load(path, mmap_mode='r', allow_pickle=False), path).shape
+            return h, w
+        if path.suffix.lower() == '.mha':
+            h, w = as_plane(read_image(path), path).shape
             return h, w
         with Image.open(path) as image:
             pages = getattr(image, 'n_frames', 1)
             if pages > 1: raise ValueError(f'{path} holds {pages} pages; it takes one')
-            as_plane(to_grey(Image.new(image.mode, (1, 1)), path), path)  # one pixel of that mode: refused as all would be
+            as_plane(grey_values(Image.new(image.mode, (1, 1)), path), path)  # one pixel of that mode: refused as all would be
             return image.height, image.width
     except FileNotFoundError: raise
     except (OSError, EOFError, ValueError) as e:

@@ -16,7 +16,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from ..data.files import read_photo
+from ..data.files import read_image
 from ..eval.classification.calibration import apply_temperature, reliability_curve, stated_answers
 from ..eval.classification.metrics import undefined_classes
 from ..eval.classification.predictions import Predictions
@@ -229,7 +229,7 @@ def show_cls_cases(
         for ax in line: ax.set_axis_off()
         for ax, r in zip(line, cases[cases.case == kind].to_dict('records'), strict=False):
             ax.set_axis_on()
-            _draw_image(ax, read_photo(files[r['id']]).transpose(2, 0, 1))
+            _draw_image(ax, read_image(files[r['id']], 3).transpose(2, 0, 1))
             ax.set_title(f"{r['truth']}, said {r['said']}\n{r['right']:.2f} right, {r['id']}", fontsize=7,
                          color='C3' if r['truth'] != r['said'] else 'k')
         line[0].set_ylabel(kind)

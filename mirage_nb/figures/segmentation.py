@@ -15,7 +15,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from ..data.files import read_grey, unit_range
+from ..data.files import read_image, unit_range
 from ..data.manifest import ClassInfo
 from ..data.masks import read_mask
 from ..eval.segmentation.metrics import apply_invalid, is_invalid, mapping_table, resize_nearest
@@ -111,7 +111,7 @@ def show_cases(
     fig, axes = panel_grid(len(cases), 4)
     rows, invalid = table.set_index('id'), [c.index for c in classes if is_invalid(c)]
     for line, case in zip(axes, cases.to_dict('records'), strict=True):
-        image = unit_range(read_grey(rows.bscan[case['id']]))
+        image = unit_range(read_image(rows.bscan[case['id']]))
         true = read_mask(rows.semseg[case['id']], classes)
         pred = resize_nearest(read_mask(folder/f"{case['id']}.png", source or classes), true.shape)
         if class_map and source: pred = mapping_table(class_map, source, classes)[pred]
@@ -136,6 +136,6 @@ def show_predictions(
 )->Figure:
     "B-scans above, with what the model sees in them below"
     picks = table.iloc[np.unique(np.linspace(0, len(table) - 1, min(most, len(table))).round().astype(int))]
-    samples = [{'id': k, 'bscan': unit_range(read_grey(p))[None], 'semseg': read_mask(folder/f'{k}.png', classes)}
+    samples = [{'id': k, 'bscan': unit_range(read_image(p))[None], 'semseg': read_mask(folder/f'{k}.png', classes)}
                for k, p in zip(picks.id, picks.bscan, strict=True)]
     return show_batch(samples, classes)

@@ -18,7 +18,7 @@ from ...core import unknown
 from ..tables import read_text_table
 from ..manifest import SPLITS
 from ..tables import first_bad_line
-from ..files import find_images_below
+from ..folders import list_images
 from .label_policy import apply_policies
 import numpy as np
 from collections.abc import Callable
@@ -37,7 +37,7 @@ _MIMIC = ('Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Enlarged Car
 # %% ../../../nbs/data/chest/30_readers.ipynb #1e95e06c
 def _nih_lists(
     lists:Mapping[str, str|Path],   # split -> list file
-    images:Mapping[str, Path],      # name -> path, of `find_images_below`
+    images:Mapping[str, Path],      # id -> path, of `list_images`
     **checks:Any                    # of `chest_table`
 )->pd.DataFrame:
     "Table of lists with a name and fourteen zeros or ones a line"
@@ -51,7 +51,7 @@ def _nih_lists(
                 raise ValueError(f"{path}, line {line}: {name} has {got}; a line is '{form}', of {', '.join(_NIH)}")
             labels = {f'label:{k}': float(v) for k, v in zip(_NIH, values, strict=True)}
             patient = _nih_patient(name, path, line)
-            file = images.get(Path(name).name)
+            file = images.get(Path(name).stem)
             rows.append(dict(id=Path(name).stem, image=file, patient=patient, split=split, **labels))
     return chest_table(pd.DataFrame(rows), ', '.join(map(str, lists.values())), **checks)
 
@@ -86,7 +86,7 @@ def _pipe_labels(
 
 def _nih_entries(
     table:str|Path,                          # Data_Entry_2017.csv, or one with its columns
-    images:Mapping[str, Path],               # name -> path, of `find_images_below`
+    images:Mapping[str, Path],               # id -> path, of `list_images`
     lists:Mapping[str, str|Path]|None=None,  # split -> file with a name a line; images in none are left out
     **checks:Any                             # of `chest_table`
 )->pd.DataFrame:
@@ -103,7 +103,7 @@ def _nih_entries(
             line = first_bad_line(~split.isin(SPLITS))
             raise ValueError(f"{table}, line {line}: {unknown('split', split[line], SPLITS)}")
     name = rows['Image Index']
-    facts = pd.DataFrame({'id': [Path(n).stem for n in name], 'image': [images.get(n) for n in name],
+    facts = pd.DataFrame({'id': [Path(n).stem for n in name], 'image': [images.get(Path(n).stem) for n in name],
                           'patient': rows['Patient ID'].str.zfill(8), 'split': split, 'view': rows['View Position']},
                          index=rows.index, dtype=object)
     return chest_table(facts.join(_pipe_labels(rows['Finding Labels'], _NIH, 'No Finding', table)), table, **checks)
@@ -117,7 +117,7 @@ def _nih_table(
     absent:str='error'    # or 'drop': leave out images that are not there
 )->pd.DataFrame:
     "NIH ChestX-ray14 by whichever of its forms the folder holds"
-    folder, images = Path(folder), find_images_below(folder)
+    folder, images = Path(folder), list_images(folder, below=True)
     checks = dict(absent=absent, split={'val': val, 'test': test}, seed=seed)
     official = {s: folder/f'{s}_official.txt' for s in SPLITS if (folder/f'{s}_official.txt').is_file()}
     if official: return _nih_lists(official, images, **checks)

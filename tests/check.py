@@ -70,8 +70,8 @@ def clean_faults(root):
     with tempfile.TemporaryDirectory() as tmp:
         copy = copy_of(root, Path(tmp).resolve())
         if error := nbdev('clean', copy): return [error]
-        return [f'{p.name} is not clean' for p in sorted((copy/'nbs').glob('*.ipynb'))
-                if not filecmp.cmp(p, root/'nbs'/p.name, shallow=False)]
+        names = [p.relative_to(copy/'nbs') for p in sorted((copy/'nbs').rglob('*.ipynb'))]
+        return [f'{n} is not clean' for n in names if not filecmp.cmp(copy/'nbs'/n, root/'nbs'/n, shallow=False)]
 
 
 def tool_faults(*command):

@@ -12,23 +12,50 @@ from types import SimpleNamespace
 import pytest
 from check import clean_faults, copy_of, export_faults, tracked
 
+from benchmarks.house import Tree, data_classes, followed, rings
+
 ROOT = Path(__file__).resolve().parents[1]
-NAME = re.compile(r'(\d\d)([a-z]?)_([\w.]+)')
-MAX_LINES, MAX_KIB = 60, 100
+NAME = re.compile(r'(\d\d)_([a-z]\w*)')
+LAYERS = ('core', 'randomness', 'storage', 'recipes', 'records', 'phantoms', 'data', 'models', 'train', 'eval', 'figures',
+          'tasks', 'launch', 'runs')  # a module imports its own layer and those before it
+MAX_LINES, MAX_KIB, MAX_NAMES, MIN_FOLLOWED = 60, 100, 10, 0.55
+STILL_UPWARD = {'10_records', 'data/10_files', 'data/30_tables', 'data/40_splits', 'data/50_audit', 'launch/30_slurm',
+                'models/68_tensors', 'models/70_checkpoints', 'models/85_zoo', 'recipes/10_settings',
+                'recipes/30_classification'}  # their checks import modules above them
+STILL_LARGE = {'figures/30_classification.ipynb': 150}  # KiB
+STILL_WIDE = {'models.layers': 16, 'eval.classification.metrics': 18, 'data.files': 12, 'data.paired': 11,
+              'models.zoo': 11}  # public names
 
 
 # ------------------------------------------------------------------ reading the tree
 
-def notebooks(root): return sorted((root/'nbs').glob('[!_.]*.ipynb'))
+def notebooks(root):
+    "Every notebook, hidden ones left out"
+    found = [p for p in sorted((root/'nbs').rglob('*.ipynb'))]
+    return [p for p in found if not any(part[0] in '._' for part in p.relative_to(root/'nbs').parts)]
+
+
+def place(path):
+    "Path of a notebook below nbs/"
+    parts = path.parts
+    return Path(*parts[len(parts) - parts[::-1].index('nbs'):])
 
 
 def number(path): return int(NAME.fullmatch(path.stem)[1]) if NAME.fullmatch(path.stem) else -1
 
 
-def pipelines(root): return [p for p in notebooks(root) if number(p) >= 30]
+def is_pipeline(path): return len(place(path).parts) == 1 and number(path) >= 30
 
 
-def libraries(root): return [p for p in notebooks(root) if 0 <= number(p) < 30]
+def pipelines(root): return [p for p in notebooks(root) if is_pipeline(p)]
+
+
+def libraries(root): return [p for p in notebooks(root) if not is_pipeline(p)]
+
+
+def module_of(path):
+    "Module that the name of a library notebook says"
+    return '.'.join([*place(path).parts[:-1], NAME.fullmatch(path.stem)[2]])
 
 
 def cells(path, kind='code'):
@@ -36,7 +63,7 @@ def cells(path, kind='code'):
     for i, c in enumerate(json.loads(path.read_text())['cells']):
         if c['cell_type'] != kind: continue
         tags = c.get('metadata', {}).get('tags', [])
-        found.append(SimpleNamespace(i=i, source=''.join(c['source']), tags=tags, raw=c, name=f'{path.name} cell {i}'))
+        found.append(SimpleNamespace(i=i, source=''.join(c['source']), tags=tags, raw=c, name=f'{place(path)} cell {i}'))
     return found
 
 
@@ -79,49 +106,87 @@ def outside(tree):
 # ------------------------------------------------------------------ rules: root -> faults
 
 def names_say_modules(root):
-    "The name after the number is the module; one notebook a module; no module without one"
+    "Folder and name of a notebook are those of its module; one notebook a module; no module without one"
     faults, owners = [], {}
     for p in notebooks(root):
-        m, found = NAME.fullmatch(p.stem), exports(p)
-        if not m: faults.append(f'{p.name} is not named NN_name')
-        elif int(m[1]) >= 30 and found: faults.append(f'{p.name} is a pipeline and exports {found[0]}')
-        elif int(m[1]) < 30 and found != [m[3]]: faults.append(f'{p.name} should export {m[3]} once, not {found}')
-        for k in found: owners.setdefault(k, []).append(p.name)
+        name, found = place(p), exports(p)
+        for k in found: owners.setdefault(k, []).append(f'{name}')
+        if not NAME.fullmatch(p.stem): faults.append(f'{name} is not named NN_name')
+        elif is_pipeline(p) and found: faults.append(f'{name} is a pipeline and exports {found[0]}')
+        elif not is_pipeline(p) and found != [module_of(p)]:
+            faults.append(f'{name} should export {module_of(p)} once, not {found}')
     faults += [f'{k} has two notebooks: {", ".join(v)}' for k, v in owners.items() if len(v) > 1]
     return faults + [f'{k} has no notebook' for k in modules(root) if k not in owners]
 
 
-PURE = ('eval.cls_table', 'eval.cls_metrics', 'eval.calibration', 'eval.thresholds', 'eval.cls_stats',
-        'eval.cls_report')  # tables in, numbers out
+PURE = tuple(f'eval.classification.{k}' for k in (
+    'predictions', 'metrics', 'intervals', 'calibration', 'thresholds', 'report'))  # tables in, numbers out
+BASE = 'core', 'randomness', 'storage'
 
 
 def allowed(name):
-    "What a module may import besides modules of a lower number; None: anything"
-    if name.startswith('models.'): return ('core', 'models.')
-    if name in ('eval.metrics', 'eval.stats'): return ('core',)
-    if name in PURE: return ('core', 'eval.stats', *PURE)
-    if name.startswith('data.'): return ('core', 'data.', 'phantom')
-    if name.startswith('train.'): return ('core', 'models.', 'train.')
+    "What a module may import besides what lies below it; None: anything"
+    if name.startswith('models.'): return (*BASE, 'models.')
+    if name in ('eval.segmentation.metrics', 'eval.stats'): return (*BASE, 'eval.stats')
+    if name in PURE: return (*BASE, 'eval.stats', *PURE)
     return None
 
 
+def points_up(a, b, numbers):
+    "Whether module b, which a imports, lies above a: in a later layer, or in its folder with a higher number"
+    (home, first), (there, second) = ([k.rpartition('.')[0], k.split('.')[0]] for k in (a, b))
+    if first not in LAYERS or second not in LAYERS: return False  # another rule names these
+    if first != second: return LAYERS.index(second) > LAYERS.index(first)
+    return home == there and numbers[b] > numbers[a]
+
+
 def imports_point_down(root):
-    "A library notebook imports modules of a lower number, and its layer's rules hold for the module"
-    numbers = {k: (number(p), p.stem) for p in libraries(root) for k in exports(p)}
-    faults = []
+    "A module and its notebook import what lies below it, and its layer's rules hold; every layer has its place"
+    numbers = {k: number(p) for p in libraries(root) for k in exports(p)}
+    faults = [f'{k} is in no layer; LAYERS of this test names them' for k in numbers if k.split('.')[0] not in LAYERS]
     for p in libraries(root):
         own = next(iter(exports(p)), '')
         for c in cells(p):
             for k in sorted(imported(ast.parse(plain(c.source))) & numbers.keys()):
                 test = not re.match(r'#\| *export', c.source)
-                if numbers[k] > numbers.get(own, (0, '')) or k == own and not test:
-                    faults.append(f'{c.name} imports {k} of {numbers[k][1]}')
+                late = test and f'{place(p).with_suffix("")}' in STILL_UPWARD
+                if points_up(own, k, numbers) and not late or k == own and not test:
+                    faults.append(f'{c.name} imports {k}')
     for name, p in modules(root).items():
         rule = allowed(name)
         for k in sorted(imported(ast.parse(p.read_text()), name) & numbers.keys()):
             fits = rule is None or any(k == a or a.endswith('.') and k.startswith(a) for a in rule)
             if not fits: faults.append(f'{name} imports {k}; it may import {", ".join(rule)}')
     return faults
+
+
+def no_import_circles(root):
+    "No module needs itself, by way of others"
+    return [f'a circle of imports: {", ".join(sorted(ring))}' for ring in rings(Tree(root).graph)]
+
+
+def doors_are_narrow(root):
+    "A module shows few public names, data classes aside, and no name is public in two modules"
+    tree, shown = Tree(root), {}
+    records = data_classes(tree)
+    for d in tree.definitions:
+        if d.public and d.name not in ('main', *records): shown.setdefault(d.module, set()).add(d.name)
+    faults = [f'{k} shows {len(v)} names: {", ".join(sorted(v))}' for k, v in shown.items()
+              if len(v) > STILL_WIDE.get(k, MAX_NAMES)]
+    places = {}
+    for d in tree.definitions:
+        if d.public and d.name != 'main': places.setdefault(d.name, set()).add(d.module)
+    return faults + [f'{k} is public in {" and ".join(sorted(v))}' for k, v in places.items() if len(v) > 1]
+
+
+def notebooks_teach(root):
+    "Most exported cells of library notebooks are followed by a check or a shown result"
+    found = {n.name: followed(n) for n in Tree(root).notebooks if n.library}
+    good, every = sum(map(sum, found.values())), sum(map(len, found.values()))
+    if good >= MIN_FOLLOWED*every: return []
+    worst = sorted((k for k in found if found[k]), key=lambda k: sum(found[k]) - len(found[k]))[:5]
+    return [f'{good} of {every} exported cells are followed by a check or a shown result, and {MIN_FOLLOWED:.0%} is '
+            f'the least; most are missing in {", ".join(worst)}']
 
 
 def parameters_are_literals(root):
@@ -153,17 +218,17 @@ def pipelines_are_sources(root):
     faults = []
     for p in notebooks(root):
         if not json.loads(p.read_text())['metadata'].get('kernelspec', {}).get('language'):
-            faults.append(f'{p.name} has no kernelspec.language')
+            faults.append(f'{place(p)} has no kernelspec.language')
         faults += [f'{c.name} is injected' for c in cells(p) if 'injected-parameters' in c.tags]
         faults += [f'{c.name} has an execution count' for c in cells(p) if c.raw.get('execution_count')]
-        if number(p) >= 30: faults += [f'{c.name} stores outputs' for c in cells(p) if c.raw.get('outputs')]
+        if is_pipeline(p): faults += [f'{c.name} stores outputs' for c in cells(p) if c.raw.get('outputs')]
     return faults
 
 
 def sizes(root):
     "Notebooks and exported cells stay small"
-    faults = [f'{p.name} has {p.stat().st_size/1024:.0f} KiB' for p in notebooks(root)
-              if p.stat().st_size > MAX_KIB*1024]
+    faults = [f'{place(p)} has {p.stat().st_size/1024:.0f} KiB' for p in notebooks(root)
+              if p.stat().st_size > STILL_LARGE.get(f'{place(p)}', MAX_KIB)*1024]
     for p in libraries(root):
         for c in cells(p):
             n = len([line for line in c.source.split('\n') if line.strip() and not line.startswith('#|')])
@@ -198,7 +263,7 @@ def exported_code_is_plain(root):
         calls = [n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
         faults += [f'{name} calls {f}()' for f in ('print', 'exit', 'quit', 'eval', 'exec') if f in calls]
         faults += [f'{name} imports {k}' for k in ('fastcore', 'IPython', 'nbdev') if k in outside(tree)]
-        if not name.endswith('figures'):
+        if not name.startswith('figures.'):
             faults += [f'{name} imports {k}' for k in ('matplotlib', 'seaborn') if k in outside(tree)]
         faults += [f'{name} imports * from {n.module}' for n in ast.walk(tree)
                    if isinstance(n, ast.ImportFrom) and n.names[0].name == '*']
@@ -248,42 +313,79 @@ def public(tree):
 
 def options_are_read(root):
     "An option that no code reads is a promise that nobody keeps; a recipe and its notebook know the same options"
-    recipes, parents = {}, {}  # of each class its options, those of its parents first
-    for n in ast.parse(modules(root)['recipes'].read_text()).body:
-        if not isinstance(n, ast.ClassDef): continue
-        parents[n.name] = [k.id for k in n.bases if k.id in recipes]
-        inherited = [f for k in parents[n.name] for f in recipes[k]]
-        recipes[n.name] = [*dict.fromkeys([*inherited, *(s.target.id for s in n.body if isinstance(s, ast.AnnAssign))])]
-    read = {k: set() for k in recipes}
-    for name, p in modules(root).items():
-        functions = [f for f in ast.walk(ast.parse(p.read_text())) if isinstance(f, ast.FunctionDef)]
-        for f in functions if name != 'recipes' else ():
-            kinds = {ast.unparse(a.annotation or a) for a in f.args.args if a.arg == 'cfg'}
-            for k in recipes:
-                if kinds & {'Job', k, *parents[k]}: read[k] |= options_of(f)
+    trees = {k: ast.parse(p.read_text()) for k, p in modules(root).items()}
+    defined = [n for k, tree in trees.items() if k.startswith('recipes.') for n in tree.body]
+    recipes, parents = options_by_recipe([n for n in defined if isinstance(n, ast.ClassDef)])
+    made = {f.name: k for f in defined if isinstance(f, ast.FunctionDef) and f.returns
+            for k in words_in(f.returns) if k in recipes}  # seg_recipe -> SegRecipe
+    read = options_read([tree for k, tree in trees.items() if not k.startswith('recipes.')], parents)
     faults, owned = [], set()
     for p in pipelines(root):
         given = [t.id for c in cells(p) if 'parameters' in c.tags for n in ast.parse(c.source).body
                  if isinstance(n, ast.Assign) for t in n.targets]
         rest = ast.parse('\n'.join(plain(c.source) for c in cells(p) if 'parameters' not in c.tags))
         used = {n.id for n in ast.walk(rest) if isinstance(n, ast.Name)}
-        recipe = next((k for k in recipes if k in used), 'SegRecipe' if 'get_recipe' in used else None)
+        recipe = next((made.get(k, k) for k in [*recipes, *made] if k in used), None)
         fields = recipes.get(recipe, [])
-        owned.add(recipe)
+        owned |= {recipe, *parents.get(recipe, ())}
         faults += [f'{p.name} lacks the option {k} of {recipe}' for k in fields if k not in given]
         faults += [f'{p.name}: {k} is no option of {recipe}' for k in given if recipe and k not in fields]
-        known = read.get(recipe, set()) | used | options_of(rest)
+        known = read.get(recipe, set()) | used | fields_of(rest, ['cfg'])
         faults += [f'{p.name}: {k} is read nowhere' for k in given if k not in known]
-    owned |= {k for of in parents.values() for k in of}
     return faults + [f'{k} has no pipeline' for k in recipes if k not in owned]
 
 
-def options_of(tree):
-    "Fields of `cfg` that a piece of code reads, by name or in a list of names"
+def words_in(annotation): return set(re.findall(r'\w+', ast.unparse(annotation))) if annotation else set()
+
+
+def options_by_recipe(classes):
+    "Of each class of settings its options, those of its parents first; and all its ancestors"
+    own = {n.name: [s.target.id for s in n.body if isinstance(s, ast.AnnAssign) and 'ClassVar' not in
+                    words_in(s.annotation)] for n in classes}
+    bases = {n.name: [k for b in n.bases for k in words_in(b) if k in own] for n in classes}
+    def line(k): return [*dict.fromkeys(x for b in bases[k] for x in (*line(b), b))]
+    every = {k: [*dict.fromkeys(f for x in (*line(k), k) for f in own[x])] for k in own}
+    return {k: v for k, v in every.items() if v}, {k: line(k) for k in own}
+
+
+def options_read(trees, parents):
+    """Of each kind of settings, the fields that code reads: of an argument of that kind, or of a field or an argument
+    of a class that holds one, as self.settings.lr"""
+    classes = {n.name: n for tree in trees for n in tree.body if isinstance(n, ast.ClassDef)}
+    protocols = {k for k, n in classes.items() if any('Protocol' in words_in(b) for b in n.bases)}
+    kinds = parents.keys() | protocols
+    holds = {k: {} for k in classes}
+    for k, n in classes.items():
+        for s in ast.walk(n):
+            if isinstance(s, ast.AnnAssign) and isinstance(s.target, (ast.Name, ast.Attribute)): pair = s.target, s
+            elif isinstance(s, ast.FunctionDef) and s.returns: pair = s, SimpleNamespace(annotation=s.returns)
+            elif isinstance(s, ast.arg) and s.annotation: pair = s, s
+            else: continue
+            name = next(getattr(pair[0], a) for a in ('id', 'attr', 'name', 'arg') if hasattr(pair[0], a))
+            if found := words_in(pair[1].annotation) & kinds: holds[k].setdefault(name, set()).update(found)
+    read = {}
+    for tree in trees:
+        for owner in tree.body:
+            for f in ast.walk(owner):
+                if not isinstance(f, ast.FunctionDef): continue
+                said = {a.arg: words_in(a.annotation) for a in [*f.args.args, *f.args.kwonlyargs]}
+                names = {k: v & kinds for k, v in said.items() if v & kinds}
+                home = {owner.name, *(w for b in owner.bases for w in words_in(b))} if isinstance(owner, ast.ClassDef) else ()
+                for k in {*home, *(w for v in said.values() for w in v)} & holds.keys():
+                    for name, v in holds[k].items(): names.setdefault(name, set()).update(v)
+                for name, v in names.items():
+                    for k in v: read.setdefault(k, set()).update(fields_of(f, [name]))
+    shared = set().union(*(read.get(k, set()) for k in protocols))
+    return {k: shared.union(*(read.get(x, set()) for x in (k, *parents[k]))) for k in parents}
+
+
+def fields_of(tree, names):
+    "Fields of settings that a piece of code reads, of a variable or a field by one of these names, or in a list of names"
+    def last(n): return getattr(n, 'id', getattr(n, 'attr', ''))
     nodes = list(ast.walk(tree))
-    found = {n.attr for n in nodes if isinstance(n, ast.Attribute) and getattr(n.value, 'id', '') == 'cfg'}
+    found = {n.attr for n in nodes if isinstance(n, ast.Attribute) and last(n.value) in names}
     by_name = [n for n in nodes if isinstance(n, ast.Call) and getattr(n.func, 'id', '') == 'getattr'
-               and ast.unparse(n.args[0]) == 'cfg']
+               and last(n.args[0]) in names]
     return found | {n.value for n in nodes if by_name and isinstance(n, ast.Constant) and isinstance(n.value, str)}
 
 
@@ -301,11 +403,12 @@ def settings_keep_tags(root):
 
 def documents(root):
     "Where commands stand: documents, the words of pipelines, manifests, messages of the library"
-    for p in sorted(root.glob('*.md')): yield p.name, p.read_text(), p.name != 'CHANGELOG.md'
+    for p in [*sorted(root.glob('*.md')), *sorted((root/'docs').rglob('*.md'))]:
+        if p.name != 'CHANGELOG.md': yield p.relative_to(root).as_posix(), p.read_text(), p.parent
     for p in notebooks(root):
-        for c in cells(p, 'markdown'): yield c.name, c.source, True
-    for p in sorted((root/'data_manifests').glob('*.toml')): yield p.name, p.read_text(), True
-    for name, p in modules(root).items(): yield name, p.read_text(), True
+        for c in cells(p, 'markdown'): yield c.name, c.source, None
+    for p in sorted((root/'data_manifests').glob('*.toml')): yield p.name, p.read_text(), None
+    for name, p in modules(root).items(): yield name, p.read_text(), None
 
 
 def commands(text):
@@ -356,19 +459,18 @@ def words_of(command):
 def documents_tell_the_truth(root):
     "Commands, notebooks and files that documents name are there"
     faults = []
-    for where, text, live in documents(root):
-        if not live: continue
+    for where, text, home in documents(root):
         for command in commands(text): faults += [f'{where}: `{command}`: {f}' for f in command_faults(root, command)]
-        if not where.endswith('.md'): continue
+        if not home: continue
         for target in re.findall(r'\]\(([^)#\s]+)\)|<img[^>]*src="([^"]+)"', text):
             link = ''.join(target)
-            if '://' not in link and not (root/link).exists(): faults.append(f'{where}: no file {link}')
+            if '://' not in link and not (home/link).exists(): faults.append(f'{where}: no file {link}')
     return faults
 
 
-RULES = (names_say_modules, imports_point_down, parameters_are_literals, pipelines_are_sources, sizes,
-         nothing_of_one_machine, exported_code_is_plain, functions_are_documented, options_are_read, settings_keep_tags,
-         documents_tell_the_truth)
+RULES = (names_say_modules, imports_point_down, no_import_circles, doors_are_narrow, notebooks_teach,
+         parameters_are_literals, pipelines_are_sources, sizes, nothing_of_one_machine, exported_code_is_plain,
+         functions_are_documented, options_are_read, settings_keep_tags, documents_tell_the_truth)
 
 
 @pytest.mark.parametrize('rule', [*RULES, export_faults, clean_faults], ids=lambda f: f.__name__)
@@ -389,18 +491,21 @@ def words(source): return {'cell_type': 'markdown', 'id': 'b', 'metadata': {}, '
 
 def notebook(root, name, *cells, language='python'):
     kernel = {'display_name': 'python3', 'language': language, 'name': 'python3'}
-    ids = [c | {'id': f'{name[:2]}{i:06}'} for i, c in enumerate(cells)]
+    ids = [c | {'id': f'{i:08}'} for i, c in enumerate(cells)]
     text = json.dumps({'cells': ids, 'metadata': {'kernelspec': {k: v for k, v in kernel.items() if v}}, 'nbformat': 4,
                        'nbformat_minor': 5}, indent=1, sort_keys=True)
-    (root/'nbs'/f'{name}.ipynb').write_text(text + '\n')
+    path = root/'nbs'/f'{name}.ipynb'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + '\n')
 
 
 def library(root, name, source, *more):
-    start = [words(f'# {name}\n\n> This module is a toy.'), code(f'#| default_exp {name[3:]}')]
+    module = re.sub(r'\d\d_', '', name)
+    start = [words(f'# {module}\n\n> This module is a toy.'), code(f'#| default_exp {module.replace("/", ".")}')]
     notebook(root, name, *start, code('#| export\n' + source), *more)
-    path = root/'mirage_nb'/(name[3:].replace('.', '/') + '.py')
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(re.sub(r'from mirage_nb\.', '.'.join(['from ', *['']*name.count('.'), '']), source) + '\n')
+    path = root/'mirage_nb'/f'{module}.py'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(re.sub(r'from mirage_nb\.', '.'.join(['from ', *['']*(module.count('/') + 1)]), source) + '\n')
 
 
 PARAMETERS = "dataset = 'A'  # a name\nlr = None  # learning rate"
@@ -413,28 +518,34 @@ def toy(tmp_path):
     (tmp_path/'settings.ini').write_text((ROOT/'settings.ini').read_text())
     (tmp_path/'Makefile').write_text('demo: setup\n\ttrue\n')
     (tmp_path/'README.md').write_text('```\nmake demo\npython -m mirage_nb.runs nbs/30_seg_tune.ipynb lr=1\n```\n')
-    library(tmp_path, '00_core', 'def f(\n    x:int # a number\n)->int:\n    "One more"\n    return x + 1',
+    library(tmp_path, '01_core', 'def f(\n    x:int # a number\n)->int:\n    "One more"\n    return x + 1',
             code('from mirage_nb.core import f\nf(1)'))
-    library(tmp_path, '01_recipes', "class SegRecipe:\n    'Settings'\n    dataset: str = ''\n    lr: float = 1.")
-    library(tmp_path, '02_runs', 'from mirage_nb.core import f\nif __name__ == "__main__": f(1)')
-    library(tmp_path, '10_models.layers', 'from mirage_nb.core import f')
-    library(tmp_path, '25_eval.metrics', 'from mirage_nb.core import f')
-    library(tmp_path, '29_launch', 'def g(cfg:SegRecipe)->float: # settings\n    "Rate"\n    return cfg.lr')
+    library(tmp_path, '20_runs', 'from mirage_nb.core import f\nif __name__ == "__main__": f(1)')
+    library(tmp_path, 'recipes/10_settings', "class Recipe:\n    'Settings'\n    dataset: str = ''")
+    library(tmp_path, 'recipes/20_segmentation', 'from mirage_nb.recipes.settings import Recipe\n'
+            "class SegRecipe(Recipe):\n    'Settings'\n    lr: float = 1.", code('SegRecipe'))
+    library(tmp_path, 'models/10_layers', 'from mirage_nb.core import f')
+    library(tmp_path, 'eval/segmentation/10_metrics', 'from mirage_nb.core import f')
+    library(tmp_path, 'tasks/10_segmentation', 'def g(cfg:SegRecipe)->float: # settings\n    "Rate"\n    return cfg.lr',
+            code('g'))
     notebook(tmp_path, '30_seg_tune', words('# Tune\n\n    papermill nbs/30_seg_tune.ipynb out.ipynb -p lr 1'),
-             code(PARAMETERS, 'parameters'), code('get_recipe(dataset)'))
+             code(PARAMETERS, 'parameters'), code('SegRecipe(dataset)'))
     return tmp_path
 
 
 def pipeline(*cells, **more): return lambda r: notebook(r, '30_seg_tune', *cells, **more)
 
 
-def parameters(text): return pipeline(code(text, 'parameters'), code('get_recipe(dataset)'))
+def parameters(text): return pipeline(code(text, 'parameters'), code('SegRecipe(dataset)'))
 
 
 def readme(text): return lambda r: (r/'README.md').write_text(text)
 
 
-def core(source, *more): return lambda r: library(r, '00_core', source, *more)
+def core(source, *more): return lambda r: library(r, '01_core', source, *more)
+
+
+def lib(name, source, *more): return lambda r: library(r, name, source, *more)
 
 
 def settings(old, new): return lambda r: (r/'settings.ini').write_text((r/'settings.ini').read_text().replace(old, new))
@@ -442,18 +553,28 @@ def settings(old, new): return lambda r: (r/'settings.ini').write_text((r/'setti
 
 FULL = code(PARAMETERS, 'parameters')
 FAULTS = {  # what is planted: the rule, how, a piece of what it says
-    'name is not the module': (names_say_modules, lambda r: (r/'nbs/01_core.ipynb').rename(r/'nbs/00_k.ipynb'), '0_k'),
-    'two notebooks': (names_say_modules, lambda r: library(r, '03_core', 'x = 1'), 'two notebooks'),
+    'name is not the module': (names_say_modules, lambda r: (r/'nbs/01_core.ipynb').rename(r/'nbs/01_k.ipynb'), '1_k'),
+    'folder is not the module': (names_say_modules, lambda r: (r/'nbs/recipes').rename(r/'nbs/old'), 'export old.'),
+    'two notebooks': (names_say_modules, lib('03_core', 'x = 1'), 'core has two notebooks: 01_core.ipynb, 03_core'),
     'stale module': (names_say_modules, lambda r: (r/'mirage_nb/old.py').write_text('x = 1'), 'old has no notebook'),
     'pipeline exports': (names_say_modules, pipeline(code('#| default_exp tune'), FULL), 'is a pipeline'),
-    'import points up': (imports_point_down, core('from mirage_nb.recipes import SegRecipe'), 'imports recipes'),
+    'import points up': (imports_point_down, core('from mirage_nb.recipes.segmentation import f'), 'imports recipes'),
+    'import of a higher number': (imports_point_down, lib('recipes/10_settings', 'from mirage_nb.recipes.segmentation '
+                                                          'import f'), 'cell 2 imports recipes.segmentation'),
     'test import points up': (imports_point_down, core('x = 1', code('from mirage_nb.runs import f')), 'imports runs'),
-    'models import a recipe': (imports_point_down, lambda r: library(
-        r, '10_models.layers', 'from mirage_nb.recipes import SegRecipe'), 'models.layers imports recipes'),
-    'metrics import models': (imports_point_down, lambda r: library(
-        r, '25_eval.metrics', 'from mirage_nb.models.layers import f'), 'eval.metrics imports models.layers'),
-    'import inside a function': (imports_point_down, lambda r: library(
-        r, '10_models.layers', 'def f():\n    from mirage_nb import runs'), 'imports runs'),
+    'no layer': (imports_point_down, lib('jobs/10_a', 'x = 1'), 'jobs.a is in no layer'),
+    'models import a recipe': (imports_point_down, lib(
+        'models/10_layers', 'from mirage_nb.recipes.segmentation import f'), 'models.layers imports recipes'),
+    'metrics import models': (imports_point_down, lib('eval/segmentation/10_metrics', 'from mirage_nb.models.layers '
+                                                      'import f'), 'metrics imports models.layers'),
+    'import inside a function': (imports_point_down, lib(
+        'models/10_layers', 'def f():\n    from mirage_nb import runs'), 'imports runs'),
+    'circle': (no_import_circles, lib('recipes/10_settings', 'from mirage_nb.recipes.segmentation import f'),
+               'recipes.segmentation, recipes.settings'),
+    'circle, one import late': (no_import_circles, core('def f():\n    from mirage_nb.runs import g'), 'core, runs'),
+    'many names': (doors_are_narrow, core('\n'.join(f'def f{i}(): ...' for i in range(MAX_NAMES + 1))), 'core shows 11'),
+    'a name in two modules': (doors_are_narrow, lib('models/10_layers', 'f = g = 1\ndef f(): ...'), 'f is public in core'),
+    'nothing shown': (notebooks_teach, core('x = 1'), '2 of 5 exported cells'),
     'no parameters': (parameters_are_literals, pipeline(code(PARAMETERS)), '0 cells'),
     'parameters twice': (parameters_are_literals, pipeline(FULL, FULL), '2 cells'),
     'computed default': (parameters_are_literals, parameters('a = 1  # one\nb = a + 1  # two'), 'not a literal'),
@@ -479,7 +600,9 @@ FAULTS = {  # what is planted: the rule, how, a piece of what it says
     'no type': (functions_are_documented, core('def f(\n  x # a\n)->int:\n    "One"'), 'x has no type'),
     'no return type': (functions_are_documented, core('def f():\n    "One"'), 'returns'),
     'no comment': (functions_are_documented, core('def f(\n  x:int\n)->int:\n    "One"'), 'x has no comment'),
-    'option nobody reads': (options_are_read, lambda r: library(r, '29_launch', 'x = 1'), 'lr is read nowhere'),
+    'option nobody reads': (options_are_read, lib('tasks/10_segmentation', 'x = 1'), 'lr is read nowhere'),
+    'option of other settings': (options_are_read, lib('tasks/10_segmentation', 'def g(cfg:Other):\n    return cfg.lr'),
+                                 'lr is read nowhere'),
     'option not offered': (options_are_read, parameters("dataset = 'A'  # a name"), 'lacks the option lr'),
     'option not known': (options_are_read, parameters(PARAMETERS + '\nx = 1  # a'), 'x is no option'),
     'option of another pipeline': (options_are_read, lambda r: notebook(
@@ -499,7 +622,19 @@ FAULTS = {  # what is planted: the rule, how, a piece of what it says
 
 
 def test_toy_house_is_in_order(toy):
-    for rule in RULES: assert rule(toy) == []
+    assert {f'{r.__name__}: {f}' for r in RULES for f in r(toy)} == set()
+
+
+@pytest.mark.parametrize('source', [
+    'class Task:\n    settings: SegRecipe\n    def h(self):\n        return self.settings.lr',
+    'class Task:\n    settings: SegRecipe\nclass Other(Task):\n    def h(self):\n        return self.settings.lr',
+    'class Task:\n    settings: SegRecipe\ndef h(task:Task):\n    return task.settings.lr',
+    'class Task:\n    @property\n    def cfg(self)->SegRecipe: ...\ndef h(task:Task):\n    return task.cfg.lr',
+    'class Job(Protocol):\n    lr: float\ndef h(cfg:Job):\n    return cfg.lr',
+    'def h(cfg:SegRecipe):\n    return [getattr(cfg, k) for k in ["lr"]]'])
+def test_options_are_read_where_settings_are_held(toy, source):
+    library(toy, 'tasks/10_segmentation', source)
+    assert options_are_read(toy) == []
 
 
 @pytest.mark.parametrize('what', FAULTS)
@@ -510,22 +645,28 @@ def test_fault_is_found(toy, what):
     assert any(said in f for f in faults), faults
 
 
+KEPT = 'core', 'randomness', 'data.files'
+
+
 def test_out_of_step_modules_are_found(tmp_path):
     copy_of(ROOT, tmp_path)
-    for p in [*libraries(tmp_path)[3:], *pipelines(tmp_path)]: p.unlink()  # the less, the faster
+    for p in libraries(tmp_path):  # the less, the faster
+        if module_of(p) not in KEPT: p.unlink()
+    for p in pipelines(tmp_path): p.unlink()
     for k, p in modules(tmp_path).items():
-        if k not in ('core', 'recipes', 'runs'): p.unlink()
+        if k not in KEPT: p.unlink()
     (tmp_path/'mirage_nb'/'_modidx.py').unlink()
     core = tmp_path/'mirage_nb'/'core.py'
     core.write_text(core.read_text() + '\nx = 1\n')
-    (tmp_path/'mirage_nb'/'old.py').write_text((tmp_path/'mirage_nb'/'runs.py').read_text())
+    (tmp_path/'mirage_nb'/'old.py').write_text((tmp_path/'mirage_nb'/'randomness.py').read_text())
     before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
     faults = export_faults(tmp_path)
     assert 'mirage_nb/core.py differs from its notebook' in faults and 'mirage_nb/old.py has no notebook' in faults
-    assert not any('runs.py' in f or 'recipes.py' in f for f in faults)
-    nb = json.loads((tmp_path/'nbs'/'00_core.ipynb').read_text())
+    assert not any('randomness.py' in f or 'files.py' in f for f in faults)
+    changed = tmp_path/'nbs'/'data'/'10_files.ipynb'
+    nb = json.loads(changed.read_text())
     nb['cells'][1]['metadata']['scrolled'] = True
-    (tmp_path/'nbs'/'00_core.ipynb').write_text(json.dumps(nb))
-    assert clean_faults(tmp_path) == ['00_core.ipynb is not clean']
-    assert {p: p.read_bytes() for p in before if p.name != '00_core.ipynb'} == {
-        p: v for p, v in before.items() if p.name != '00_core.ipynb'}, 'the check changed a file'
+    changed.write_text(json.dumps(nb))
+    assert clean_faults(tmp_path) == ['data/10_files.ipynb is not clean']
+    assert {p: p.read_bytes() for p in before if p != changed} == {
+        p: v for p, v in before.items() if p != changed}, 'the check changed a file'

@@ -10,10 +10,10 @@ import torch
 from sklearn import metrics as sk
 
 from benchmarks import row
-from mirage_nb.eval.classification.intervals import image_units, resample
+from mirage_nb.eval.classification.intervals import image_units
 from mirage_nb.eval.classification.metrics import MACRO, compute_metrics, count_table
 from mirage_nb.eval.classification.predictions import _example_predictions, check_predictions
-from mirage_nb.eval.stats import draw_counts
+from mirage_nb.eval.stats import draw_counts, resample
 
 N = 10_000
 METRICS = 'AUROC', 'AP', 'F1', 'balanced accuracy', 'MCC'

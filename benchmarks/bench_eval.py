@@ -12,7 +12,7 @@ import torch
 from monai.metrics import compute_hausdorff_distance
 from scipy.ndimage import gaussian_filter1d
 
-from mirage_nb.eval.segmentation.metrics import _score_volumes
+from mirage_nb.eval.segmentation.scores import pool_volumes, score_slices
 
 
 class Class(NamedTuple):
@@ -68,7 +68,7 @@ def plain(rows, n):
 
 def ours(rows, n):
     classes = [Class(i, i, f'class {i}') for i in range(n)]
-    return _score_volumes(rows, classes, 'published')[['Dice', 'IoU', 'HD95']].to_numpy()
+    return pool_volumes(score_slices(rows, classes, 'published'))[['Dice', 'IoU', 'HD95']].to_numpy()
 
 
 def timed(f, *args):

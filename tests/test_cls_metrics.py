@@ -16,7 +16,7 @@ from mirage_nb.eval.classification.calibration import (
     reliability_curve,
     stated_answers,
 )
-from mirage_nb.eval.classification.intervals import bootstrap, compare, image_units, resample
+from mirage_nb.eval.classification.intervals import bootstrap, compare, image_units
 from mirage_nb.eval.classification.metrics import (
     ALL,
     MACRO,
@@ -41,7 +41,7 @@ from mirage_nb.eval.classification.predictions import (
 )
 from mirage_nb.eval.classification.report import evaluate_table
 from mirage_nb.eval.classification.thresholds import choose_thresholds
-from mirage_nb.eval.stats import draw_counts
+from mirage_nb.eval.stats import draw_counts, resample
 
 
 def drawn(k, n=120, seed=0, single=True, ties=10):

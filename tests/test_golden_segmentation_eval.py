@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mirage_nb.data.manifest import read_manifest
-from mirage_nb.eval.segmentation.metrics import _score_volumes
+from mirage_nb.eval.segmentation.scores import pool_volumes, score_slices
 
 folder = Path(os.environ.get('MIRAGE_GOLDEN') or Path(__file__).parent/'golden')/'segmentation_eval'
 tables = sorted(folder.glob('expected/*/*.csv'))
@@ -58,7 +58,7 @@ def test_golden_holds_tables():
 def test_golden_table(table):
     expected = pd.read_csv(table, dtype={'ID': str})
     rows, classes, options = case(table)
-    got = _score_volumes(rows, classes, 'published', **options)
+    got = pool_volumes(score_slices(rows, classes, 'published', **options))
     got = got[got['Class'].isin(set(expected['Class']))]
     assert list(got['Class'].unique()) == list(expected['Class'].unique())  # in the order of INFO.json
     got, expected = (t.set_index(['ID', 'Class']).sort_index() for t in (got, expected))
@@ -73,4 +73,4 @@ def test_golden_classes_all_there(part):
     files = [t for t in tables if t.parent == part]
     rows, classes, options = case(files[0])
     listed = [c for f in files for c in pd.read_csv(f)['Class'].unique()]
-    assert sorted(listed) == sorted(_score_volumes(rows, classes, 'published', **options)['Class'].unique())
+    assert sorted(listed) == sorted(score_slices(rows, classes, 'published', **options)['Class'].unique())

@@ -10,17 +10,11 @@ import torch
 from monai.metrics import compute_hausdorff_distance
 from scipy.ndimage import gaussian_filter
 
-from mirage_nb.eval.segmentation.metrics import (
-    _confusion,
-    _hd95_classes,
-    _score_volumes,
-    hd95,
-    pixel_miou,
-    pool_volumes,
-    resize_nearest,
-    score_slices,
-)
-from mirage_nb.eval.stats import bootstrap_ci, holm, paired_wilcoxon, summarise
+from mirage_nb.eval.segmentation.alignment import resize_nearest
+from mirage_nb.eval.segmentation.metrics import _edge_pairs, _hd95, pixel_confusion, pixel_miou
+from mirage_nb.eval.segmentation.scores import pool_volumes, score_slices
+from mirage_nb.eval.segmentation.summary import summarise
+from mirage_nb.eval.stats import bootstrap_ci, holm, paired_wilcoxon
 
 
 class Class(NamedTuple):
@@ -34,6 +28,15 @@ retina = (Class(0, 0, 'Background', 'background'), Class(1, 100, 'RNFL', 'layer'
 other = (Class(0, 0, 'Invalid', 'invalid'), Class(1, 51, 'Above ILM', 'background'), Class(2, 102, 'Inner', 'layer'),
          Class(3, 153, 'Outer', 'layer'))
 to_other = {0: 51, 100: 102, 200: 0}
+
+
+def score_volumes(rows, *args, **options): return pool_volumes(score_slices(rows, *args, **options))
+
+
+def hd95(pred, true, n=2):
+    "HD95 of each class, NaN where a side lacks it"
+    pairs = _edge_pairs(np.asarray(pred, np.uint8), np.asarray(true, np.uint8), n)
+    return [_hd95(*pairs[c]) if c in pairs else np.nan for c in range(n)]
 
 
 def row_of(table, label): return table.set_index('Class').loc[label]
@@ -69,7 +72,7 @@ def pairs():
 
 @pytest.mark.parametrize('name,pred,true', list(pairs()), ids=lambda x: x if isinstance(x, str) else '')
 def test_hd95_is_monais(name, pred, true):
-    ours = hd95(pred, true)
+    ours = hd95(pred, true)[1]
     if pred.any() and true.any(): np.testing.assert_allclose(ours, monai_hd95(pred, true), rtol=2e-5, atol=1e-6)
     else: assert np.isnan(ours)
 
@@ -79,7 +82,7 @@ def test_hd95_of_all_classes_is_that_of_each():
     fields = gaussian_filter(g.standard_normal((6, 45, 70)), (0, 3, 3))
     true = fields.argmax(0).astype(np.uint8)
     pred = np.where(g.random(true.shape) < 0.05, 2, np.roll(true, 2, 1)).astype(np.uint8)
-    got = _hd95_classes(pred, true, 8)
+    got = hd95(pred, true, 8)
     np.testing.assert_allclose(got[:6], [monai_hd95(pred == c, true == c) for c in range(6)], rtol=1e-5)
     assert np.isnan(got[6:]).all()
 
@@ -89,7 +92,7 @@ def test_pooled_counts_by_hand():
     true = np.zeros((2, 4, 4), np.uint8)
     pred = true.copy()
     true[0, 0], pred[0, 0, :3], pred[0, 1, 0], true[1, 2, 2] = 1, 1, 1, 1
-    score = row_of(_score_volumes([('V', i, true[i], pred[i]) for i in (0, 1)], retina), 'RNFL')
+    score = row_of(score_volumes([('V', i, true[i], pred[i]) for i in (0, 1)], retina), 'RNFL')
     np.testing.assert_allclose([score.Dice, score.IoU], [6/9, 3/6], rtol=1e-6)
     counts = ['slices', 'present', 'undefined', 'missed', 'false', 'neither']
     assert list(score[counts]) == [2, 2, 1, 1, 0, 0]
@@ -106,7 +109,7 @@ def lesion_slices(found):
 
 def test_missing_a_lesion_pays_in_published_and_never_in_strict():  # defects.md 3
     "From finding the lesion on all slices to finding it on none, HD95 must not fall and Dice must not rise"
-    scores = {c: [row_of(_score_volumes(lesion_slices([i < k for i in range(6)]), retina, c), 'Fluid')
+    scores = {c: [row_of(score_volumes(lesion_slices([i < k for i in range(6)]), retina, c), 'Fluid')
                   for k in range(5, -1, -1)] for c in ('published', 'strict')}
     strict, published = ([s.HD95 for s in scores[c]] for c in ('strict', 'published'))
     assert (np.diff(strict) > 0).all() and (np.diff([s.Dice for s in scores['strict']]) < 0).all()
@@ -117,14 +120,14 @@ def test_missing_a_lesion_pays_in_published_and_never_in_strict():  # defects.md
 
 def test_false_lesion_costs_in_strict():
     true = np.zeros((8, 8), np.uint8)
-    score = row_of(_score_volumes([('V', 0, true, true + 2), ('V', 1, true, true)], retina), 'Fluid')
+    score = row_of(score_volumes([('V', 0, true, true + 2), ('V', 1, true, true)], retina), 'Fluid')
     assert score.Dice == 0 and score.present == 0 and (score.false, score.neither) == (1, 1)
     np.testing.assert_allclose(score.HD95, 128**.5)
 
 
 def test_empty_against_empty():
     rows = [('V', i, np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.uint8)) for i in (0, 1)]
-    strict, published = (row_of(_score_volumes(rows, retina, c), 'Fluid') for c in ('strict', 'published'))
+    strict, published = (row_of(score_volumes(rows, retina, c), 'Fluid') for c in ('strict', 'published'))
     assert np.isnan([strict.Dice, strict.IoU, strict.HD95]).all() and strict.neither == 2 and strict.undefined == 0
     assert [published.Dice, published.IoU, published.HD95] == [0, 0, 0]
 
@@ -149,7 +152,7 @@ def test_ground_truth_decides_what_counts():  # defects.md 4
     hiding[2, :3] = 2                                # Fluid, which this set does not know
     def dice(pred, convention):
         rows = [('V', 0, true, pred)]
-        return row_of(_score_volumes(rows, other, convention, class_map=to_other, source=retina), 'Inner').Dice
+        return row_of(score_volumes(rows, other, convention, class_map=to_other, source=retina), 'Inner').Dice
     np.testing.assert_allclose([dice(right, c) for c in ('published', 'strict')], 1, rtol=1e-6)
     np.testing.assert_allclose(dice(hiding, 'published'), 1, rtol=1e-6)
     np.testing.assert_allclose(dice(hiding, 'strict'), 2*9 / (9 + 12), rtol=1e-6)
@@ -159,7 +162,7 @@ def test_ground_truth_decides_what_counts():  # defects.md 4
 def test_invalid_ground_truth_counts_for_nobody(convention):
     true = np.array([[0, 0, 2, 3], [0, 2, 2, 3]], np.uint8)
     noise = np.array([[2, 3, 2, 3], [3, 2, 2, 3]], np.uint8)
-    scores = _score_volumes([('V', 0, true, noise)], other, convention)
+    scores = score_volumes([('V', 0, true, noise)], other, convention)
     assert list(scores['Class']) == ['Inner', 'Outer']  # neither Invalid nor Above ILM
     np.testing.assert_allclose(scores['Dice'], 1, rtol=1e-6)
     np.testing.assert_allclose(scores['HD95'], 0)
@@ -168,7 +171,7 @@ def test_invalid_ground_truth_counts_for_nobody(convention):
 def test_prediction_of_another_size():
     true = np.zeros((12, 16), np.uint8)
     true[4:8, 4:12] = 1
-    score = row_of(_score_volumes([('V', 0, true, true[::2, ::2])], retina), 'RNFL')
+    score = row_of(score_volumes([('V', 0, true, true[::2, ::2])], retina), 'RNFL')
     np.testing.assert_allclose([score.Dice, score.HD95], [1, 0], rtol=1e-6)
 
 
@@ -182,7 +185,7 @@ def test_resize_is_torchs_nearest():
 
 def test_confusion_of_tensors_and_miou():
     true, pred = torch.tensor([[0, 0, 1, 2]]), torch.tensor([[0, 1, 1, 1]])
-    counts = _confusion(pred, true, 4)
+    counts = pixel_confusion(pred, true, 4)
     assert counts.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
     assert pixel_miou(counts) == pytest.approx((1/2 + 1/3 + 0) / 3)
     assert pixel_miou(counts, ignore=[2]) == pytest.approx((1/2 + 1/2) / 2)  # defects.md 10

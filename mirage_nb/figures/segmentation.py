@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from ..data.files import read_image, unit_range
 from ..data.manifest import ClassInfo
 from ..data.masks import read_mask
-from ..eval.segmentation.metrics import apply_invalid, is_invalid, mapping_table, resize_nearest
+from ..eval.segmentation.alignment import apply_invalid, is_invalid, mapping_table, resize_nearest
+from ..eval.segmentation.metrics import SEG_METRICS
 from .common import class_colours, draw_legend, draw_loss_and_rate, panel_grid
 
 # %% ../../nbs/figures/20_segmentation.ipynb #dc3813a9
@@ -66,7 +67,7 @@ def show_curves(
 
 # %% ../../nbs/figures/20_segmentation.ipynb #acd81ac7
 def show_scores(
-    summaries:Mapping[str, pd.DataFrame], # name -> table of `eval.stats.summarise`
+    summaries:Mapping[str, pd.DataFrame], # name -> table of `eval.segmentation.summary.summarise`
     metric:str='Dice'                     # a metric of those tables
 )->Figure:
     "Scores of each class with their intervals"
@@ -80,9 +81,9 @@ def show_scores(
         ax.plot(t['mean'], y, 'o', color=f'C{i}', ms=5, label=k)
     means = [i for i, n in enumerate(names) if n.startswith('mean')]
     if means: ax.axhline(means[0] - .5, color='.7', lw=.8)
-    unit = 'pixels' if metric == 'HD95' else '0 to 1'
-    ax.set(yticks=range(len(names)), yticklabels=names, xlabel=f'{metric}, {unit}')
-    if metric != 'HD95': ax.set_xlim(-.02, 1.02)
+    unit = SEG_METRICS[metric].unit if metric in SEG_METRICS else ''
+    ax.set(yticks=range(len(names)), yticklabels=names, xlabel=f'{metric}, {unit or "0 to 1"}')
+    if not unit: ax.set_xlim(-.02, 1.02)
     ax.invert_yaxis(); ax.grid(axis='x', alpha=.3)
     if len(tables) > 1: ax.legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
     sns.despine(fig)
@@ -90,13 +91,15 @@ def show_scores(
 
 # %% ../../nbs/figures/20_segmentation.ipynb #78bd80b6
 def pick_cases(
-    slices:pd.DataFrame # of `eval.metrics.score_slices`
-)->pd.DataFrame:        # case ('best', 'median', 'worst'), id, Dice
-    "Three slices: best, median and worst by mean Dice"
-    score = slices.groupby('id').Dice.mean().dropna().sort_values(ascending=False, kind='stable')
-    if not len(score): return pd.DataFrame({'case': [], 'id': [], 'Dice': []})
+    slices:pd.DataFrame, # of `eval.segmentation.scores.score_slices`
+    metric:str='Dice'    # a metric of `SEG_METRICS`
+)->pd.DataFrame:         # case ('best', 'median', 'worst'), id, and the metric
+    "Pick three slices: best, median and worst by the mean of a metric over classes."
+    rising = not SEG_METRICS[metric].higher_is_better
+    score = slices.groupby('id')[metric].mean().dropna().sort_values(ascending=rising, kind='stable')
+    if not len(score): return pd.DataFrame({'case': [], 'id': [], metric: []})
     places = {'best': 0, 'median': len(score)//2, 'worst': len(score) - 1}
-    return pd.DataFrame([{'case': k, 'id': score.index[i], 'Dice': score.iloc[i]} for k, i in places.items()])
+    return pd.DataFrame([{'case': k, 'id': score.index[i], metric: score.iloc[i]} for k, i in places.items()])
 
 
 def show_cases(
@@ -121,7 +124,8 @@ def show_cases(
         _draw_overlay(line[3], image, None, classes)
         wrong = true != apply_invalid(pred, true, invalid, by_prediction=False)[0]
         line[3].imshow(np.where(wrong[..., None], [1., .1, .1, .8], 0.), aspect='auto', interpolation='nearest')
-        line[0].set_ylabel(f"{case['case']}\n{case['id']}\nDice {case['Dice']:.2f}", fontsize=9)
+        value = next(f'{k} {case[k]:.2f}' for k in SEG_METRICS if k in case)
+        line[0].set_ylabel(f"{case['case']}\n{case['id']}\n{value}", fontsize=9)
     titles = 'B-scan', 'ground truth', 'prediction', 'pixels that differ'
     for ax, title in zip(axes[0], titles, strict=True): ax.set_title(title, fontsize=10)
     draw_legend(fig, classes)

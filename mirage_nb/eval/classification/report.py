@@ -20,12 +20,12 @@ from mirage_nb.eval.classification.intervals import (
     centre_draws,
     image_units,
     interval_rows,
-    resample,
     with_intervals,
 )
 from .metrics import ALL, MACRO, WEIGHTED, confusion_by, decide, tally, undefined_classes
 from .predictions import LEVELS, Predictions, check_predictions, pool_predictions
 from .thresholds import RULES, Decisions, choose_thresholds, rule_name
+from ..stats import resample
 from ...storage import write_atomic
 
 # %% ../../../nbs/eval/classification/70_report.ipynb #2fa5b5da

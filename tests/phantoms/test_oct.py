@@ -186,7 +186,7 @@ def test_changed_settings_and_foreign_folders_are_refused(tmp_path, made):
 
 
 def test_manifest_agrees():
-    file = Path(__file__).parents[1]/'data_manifests'/'Phantom_OCT.toml'
+    file = Path(__file__).parents[2]/'data_manifests'/'Phantom_OCT.toml'
     m = tomllib.loads(file.read_text())
     assert [(c['value'], c['label']) for c in m['classes']] == list(zip(_GREYS, _CLASSES, strict=True))
     assert [c['label'] for c in m['classes'] if c['group'] == 'lesion'] == list(_LESIONS)

@@ -12,7 +12,7 @@ from PIL import Image
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.eval.segmentation.scores import pool_volumes, score_slices
 
-folder = Path(os.environ.get('MIRAGE_GOLDEN') or Path(__file__).parent/'golden')/'segmentation_eval'
+folder = Path(os.environ.get('MIRAGE_GOLDEN') or Path(__file__).parents[2]/'golden')/'segmentation_eval'
 tables = sorted(folder.glob('expected/*/*.csv'))
 
 

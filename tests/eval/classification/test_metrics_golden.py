@@ -10,7 +10,7 @@ import pytest
 from mirage_nb.eval.classification.metrics import MACRO, WEIGHTED, _metric_rows, compute_metrics, count_table
 from mirage_nb.eval.classification.predictions import check_predictions
 
-folder = Path(os.environ.get('MIRAGE_GOLDEN') or Path(__file__).parent/'golden')/'segmentation_eval'
+folder = Path(os.environ.get('MIRAGE_GOLDEN') or Path(__file__).parents[2]/'golden')/'segmentation_eval'
 expected = json.loads((folder/'classification_expected.json').read_text())
 ONE = {  # the published means weigh classes by prevalence, those of the second system alike
     'bacc': ('balanced accuracy', 'all'), 'auroc': ('AUROC', WEIGHTED), 'ap': ('AP', WEIGHTED), 'f1': ('F1', WEIGHTED),

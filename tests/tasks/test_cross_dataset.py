@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_cls_tune import data, settings
 
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.eval.classification import predict as classification_predict
@@ -16,6 +15,7 @@ from mirage_nb.recipes.classification import ClsEval
 from mirage_nb.tasks import classification as tasks_classification
 from mirage_nb.tasks import cross_dataset as tasks_cross_dataset
 from mirage_nb.tasks.evaluate import load_eval_tables
+from tests.tasks.test_classification import data, settings
 
 CLASSES = ['normal', 'DME', 'AMD', 'CSC']
 

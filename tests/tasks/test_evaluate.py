@@ -77,7 +77,7 @@ def test_bad_parameters(execute, files, home):
                       (dict(tuned_on='Duke_DME'), 'python -m mirage_nb.runs 31_cls_tune dataset=Duke_DME')):
         with pytest.raises((ValueError, FileNotFoundError)) as e: execute('cls_eval', resamples=100, **bad)
         assert said in str(e.value)
-    with pytest.raises(TypeError, match="no parameter 'prediction'. Did you mean 'predictions'"):
+    with pytest.raises(ValueError, match="no parameter 'prediction'. Did you mean 'predictions'"):
         override(ClsEval(), prediction='x')
 
 

@@ -421,7 +421,7 @@ def test_loss_on_all_pixels(home):
     made, _ = some.model({k: batch[k] for k in a}, batch['key'])
     assert b['slo'].item() == pytest.approx((made['slo'] - batch['slo']).square().mean().item(), rel=1e-5)
     assert a['slo'].item() != b['slo'].item() and every.counts(batch)['slo'] == 4
-    for wrong, words in (({'loss_on': 'some'}, "no loss_on 'some'"), ({'outputs': []}, 'outputs names at least one')):
+    for wrong, words in (({'loss_on': 'some'}, "no loss_on 'some'"), ({'outputs': []}, 'outputs takes 1 value or more')):
         with pytest.raises(ValueError, match=words): settings(**wrong)
     with pytest.raises(KeyError, match="no modality 'oct'"): tasks_pretrain.pretrain_task(settings(outputs=['oct']))
 

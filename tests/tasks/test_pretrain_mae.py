@@ -52,7 +52,7 @@ def test_part_of_the_hidden_patches_is_predicted(home):
     assert 'share' not in tasks_pretrain_mae._mae_keywords(replace(cfg, decode_ratio=None)), "the model's own is a third"
     for wrong, words in (({'model': 'mae_vit_small_patch16'}, 'large_patch16_cross_attention can do with a part'),
                          ({'decode_ratio': 0.}, 'decode_ratio is above 0 and up to 1, not 0.0'),
-                         ({'crop_scale': [.5]}, 'crop_scale takes two numbers')):
+                         ({'crop_scale': [.5]}, 'crop_scale takes 2 values')):
         with pytest.raises(ValueError, match=words): tasks_pretrain_mae._mae_keywords(override(cfg, **wrong))
     for other in ('mirage_tiny', 'mae_vit_smal_patch16'):
         with pytest.raises(KeyError, match=f"no model for this pre-training '{other}'"):

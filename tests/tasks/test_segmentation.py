@@ -282,7 +282,7 @@ def test_finished_training_is_not_repeated(home, monkeypatch):
 
 OTHER = {'dataset': 'Duke_DME', 'recipe': 'seg_200e_convnext', 'model': 'mirage_base', 'weights': 'w.pth',
          'head': 'dpt', 'size': 128, 'patch': 8, 'freeze': 'blocks', 'loss': 'CE', 'clip': 1., 'precision': 'bf16',
-         'drop_path': 0.5}
+         'drop_path': 0.5, 'baselines': True}
 
 
 def test_any_changed_option_is_another_run(home):

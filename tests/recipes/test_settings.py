@@ -1,0 +1,84 @@
+"Options: types, ranges and choices are checked together, and each has its meaning"
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import asdict, fields, replace
+
+import pytest
+
+from mirage_nb.recipes.base import Training
+from mirage_nb.recipes.classification import _CLS_RECIPES, _TUNED_BY, ClsEval, ClsRecipe, FewShot, cls_recipe
+from mirage_nb.recipes.pretraining import _PRETRAIN_RECIPES, MAERecipe, MultiMAERecipe, pretrain_recipe
+from mirage_nb.recipes.segmentation import _SEG_RECIPES, SegEval, SegPredict, SegRecipe
+from mirage_nb.recipes.settings import list_options, option_comments, override, settings_table
+
+KINDS = [SegRecipe, ClsRecipe, MultiMAERecipe, MAERecipe, FewShot, SegEval, SegPredict, ClsEval]
+RECIPES = _SEG_RECIPES | _CLS_RECIPES | _PRETRAIN_RECIPES
+
+
+def test_all_faults_at_once(execute):
+    "Through a notebook, as a user meets them"
+    with pytest.raises(ValueError) as e:
+        execute('seg_tune', epochs=0, lr='1e-3', precision='fp8', accumulate=True, clip=-1, size=[64, 64, 3],
+                datset='A')
+    assert str(e.value).splitlines()[-7:] == [
+        'epochs is 1 or more, not 0', 'clip is above 0, not -1', 'accumulate takes int, got True (bool)',
+        "no precision 'fp8'. Did you mean 'fp32'? Known: auto, fp32, bf16, fp16",
+        'size takes one number or [rows, columns], above 0, not [64, 64, 3]', "lr takes float, got '1e-3' (str)",
+        "no parameter 'datset'. Did you mean 'dataset'? Known: " + ', '.join(f.name for f in fields(SegRecipe))]
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_recipe_survives_its_file(name):
+    "A worker process builds the recipe from JSON; submitit pickles it"
+    r = RECIPES[name]
+    assert r.recipe == name and type(r)(**json.loads(json.dumps(asdict(r)))) == r == pickle.loads(pickle.dumps(r))
+    with pytest.raises(AttributeError): r.seed = 1
+
+
+@pytest.mark.parametrize('kind', KINDS, ids=lambda k: k.__name__)
+def test_every_option_has_a_meaning_and_a_place(kind):
+    names, notes = [f.name for f in fields(kind)], option_comments(kind)
+    assert sorted(list_options(kind)) == sorted(names) == sorted(notes)
+    assert not [k for k, v in notes.items() if '=' in v or not v.strip() or len(v) > 110]
+    table = settings_table(kind(), {names[0]: 'x', names[-1]: None})
+    assert table['set by'].eq('parameter').sum() == 1 and table.meaning.to_dict() == {k: notes[k] for k in table.index}
+
+
+@pytest.mark.parametrize('kind', [SegRecipe, ClsRecipe, MultiMAERecipe, MAERecipe], ids=lambda k: k.__name__)
+def test_trainings_share_their_options(kind):
+    shared = [f.name for f in fields(Training)]
+    assert [f.name for f in fields(kind)][:len(shared)] == shared
+    for wrong, text in (({'seed': 1.5}, 'seed takes int, got 1.5 (float)'),
+                        ({'workers': -1}, 'workers is 0 or more, not -1'),
+                        ({'weights': 3}, 'weights takes str, got 3 (int)'),
+                        ({'final_lr': 'x'}, "final_lr takes float, got 'x' (str)"),
+                        ({'weight_decay': float('inf')}, 'weight_decay is a finite number, not inf')):
+        with pytest.raises(ValueError) as e: kind(**wrong)
+        assert str(e.value) == text
+    assert kind(final_lr=0) == kind(final_lr=0.)
+
+
+def test_conflicts_are_listed_together():
+    with pytest.raises(ValueError) as e:
+        ClsRecipe(tune='full', epochs=0, ema=.9, accumulate=2, mixup=.5, repeated_augmentation=2)
+    assert [k.split()[0] for k in str(e.value).splitlines()] == ['epochs', 'mixup', 'ema']
+
+
+def test_none_leaves_the_value_of_the_recipe():
+    r = override(pretrain_recipe('pre_mirage', MultiMAERecipe), epochs=None, mask_ratio=0.5)
+    assert (r.epochs, r.visible_tokens, r.mask_ratio) == (1600, 0, 0.5)
+    assert replace(r, visible_tokens=7, mask_ratio=None) == override(r, visible_tokens=7)
+    with pytest.raises(ValueError, match="no parameter 'epoch'"): override(r, epoch=None)
+
+
+def test_recipe_by_name():
+    for name, other in _TUNED_BY.items(): assert cls_recipe(name).recipe == other and name in _PRETRAIN_RECIPES
+    with pytest.raises(KeyError, match="no recipe 'pre_mirage'. .*; pre_mirage is one of 40_pre"):
+        pretrain_recipe('pre_mirage', MAERecipe)
+
+
+def test_recipes_need_no_torch():
+    code = 'import sys, mirage_nb.recipes.classification as c; sys.exit("torch" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0

@@ -6,7 +6,6 @@
 __all__ = ['SegRecipe', 'seg_recipe', 'SegEval', 'SegPredict']
 
 # %% ../../nbs/recipes/20_segmentation.ipynb #98d62cf7
-from dataclasses import replace
 from typing import Literal
 
 from .base import FineTuning, find_recipe, name_recipes

@@ -1,0 +1,70 @@
+"""Write docs/modules.md, the table of notebooks and modules, from the notebooks.
+
+    python tests/modules_page.py
+"""
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = {  # folder: what is in it
+    '': 'What everything else uses, and what starts the notebooks',
+    'recipes': 'Settings of published trainings',
+    'phantoms': 'Synthetic images',
+    'data': 'From files to samples',
+    'models': 'Encoders, heads, checkpoints',
+    'train': 'The training loop and its parts',
+    'eval': 'Predictions, metrics, intervals, reports',
+    'figures': 'Figures of the reports',
+    'tasks': 'Each job put together from its settings',
+    'launch': 'One process, several, or Slurm'}
+HEAD = '''# Modules and notebooks
+
+Each notebook in a folder of `nbs/` is the source of one module of the library: `nbs/data/10_files.ipynb` is
+`mirage_nb.data.files`. Within a stage the notebooks build on each other in the order of their numbers. This page is written by
+`python tests/modules_page.py`, and a test compares it with the notebooks.
+
+## Experiments
+
+| notebook | what it does |
+|---|---|
+'''
+LIBRARY = '''
+## Library
+
+| module | what it does |
+|---|---|
+'''
+
+
+def title_and_line(path):
+    "Title of a notebook, and the sentence below it"
+    first = ''.join(json.loads(path.read_text(encoding='utf-8'))['cells'][0]['source'])
+    return re.match(r'# *(.*)', first)[1], re.search(r'^> *(.*)', first, re.M)[1]
+
+
+def module_of(path):
+    "Dotted name that a notebook exports; None: it is a pipeline"
+    text = ''.join(''.join(c['source']) + '\n' for c in json.loads(path.read_text(encoding='utf-8'))['cells'])
+    found = re.search(r'^#\| *default_exp +(\S+)', text, re.M)
+    return found and found[1]
+
+
+def row(path, name, root):
+    return f'| [{name}](../{path.relative_to(root)}) | {title_and_line(path)[1].replace("|", "/")} |\n'
+
+
+def modules_page(root):
+    "Text of the page"
+    found = [p for p in sorted((root/'nbs').rglob('*.ipynb')) if not any(k.startswith(('.', '_')) for k in p.parts)]
+    text = HEAD + ''.join(row(p, p.stem, root) for p in found if not module_of(p)) + LIBRARY
+    library = [(module_of(p), p) for p in found if module_of(p)]
+    for stage in [*STAGES, *sorted({p.parent.relative_to(root/'nbs').parts[0] for _, p in library if p.parent.name != 'nbs'}
+                                   - STAGES.keys())]:
+        inside = [(n, p) for n, p in library if (p.relative_to(root/'nbs').parts[0] if p.parent.name != 'nbs' else '') == stage]
+        if inside: text += f'| **{stage or "mirage_nb"}** | **{STAGES.get(stage, "")}** |\n'
+        text += ''.join(row(p, n, root) for n, p in inside)
+    return text
+
+
+if __name__ == '__main__': (ROOT/'docs'/'modules.md').write_text(modules_page(ROOT), encoding='utf-8')

@@ -27,7 +27,7 @@ MOST_LINES = {'README.md': 200, 'docs/adding.md': 400}  # of other pages: 150
 # Every run is made cheap by these values, whatever the page says; all else is as the page has it.
 CHEAP = {'seg_tune': {'epochs': 1, 'size': 64, 'batch_size': 4, 'baselines': False},
          'cls_tune': {'epochs': 1, 'size': 64, 'probes': False, 'baselines': False},
-         'few_shot': {'epochs': 1, 'size': 64, 'resamples': 100, 'seeds': 2},
+         'few_shot': {'epochs': 1, 'size': 64, 'resamples': 100, 'seeds': 2, 'shots': [1, 2]},
          'pretrain_multimae': {'epochs': 1, 'size': 64, 'batch_size': 8, 'eval_every': 0},
          'pretrain_mae': {'epochs': 1, 'size': 32, 'batch_size': 16, 'eval_every': 0},
          'cls_eval': {'resamples': 100}}

@@ -21,8 +21,7 @@ from .tables import table_rows
 from .splits import draw_splits
 from .chest.readers import read_chest
 from .chest.readers import reader_options
-from .audit import hash_images
-from .audit import find_duplicates
+from .audit import find_duplicates, find_leaks, hash_content, hash_images
 from ..storage import hash_value
 from collections.abc import Sequence
 import torch
@@ -148,7 +147,7 @@ def _labelled_rows(
     if not (table.patient != '').any(): warnings.warn(
         f'{manifest.path}: splits are drawn by image, for nothing says whose each is, so one person may be in two of '
         "them. Say it by patient, as '^([^_]+)' for the part of a name before the first _", stacklevel=3)
-    return table.assign(split=draw_splits(table, facts.shares, manifest.name))
+    return table.assign(split=draw_splits(table, dict(zip(SPLITS, facts.shares, strict=True)), manifest.name))
 
 
 def _reader_rows(
@@ -184,25 +183,11 @@ def load_labelled(
     stated = tuple(str(c).split(':', 1)[1] for c in table if str(c).startswith('label:'))
     names = facts.classes or stated or tuple(sorted(set(table.label)))
     table = table.sort_values(['split', 'id'], ignore_index=True)
-    content = [table.drop(columns='image').astype(str).to_dict('records'), names]
-    data = LabelledImages(manifest.name, names, multi, table, _labelled_leaks(table, both), hash_value(content))
+    parts = {str(c): table[c].astype(str) for c in table if c not in ('id', 'image')}
+    content = hash_value([hash_content(table.id, parts), names])
+    data = LabelledImages(manifest.name, names, multi, table, find_leaks(table, images=both), content)
     _check_labels(data, source)
     return data
-
-
-def _labelled_leaks(
-    table:pd.DataFrame, # with patient and split
-    both:Sequence[str]  # images in more than one split, in words
-)->pd.DataFrame:        # kind, what, splits
-    "Patients and images in more than one split; a warning if there are any"
-    rows: list[tuple[str, str, str]] = []
-    for patient, group in table[table.patient != ''].groupby('patient', sort=True):
-        own = sorted(set(group.split), key=SPLITS.index)
-        if len(own) > 1: rows.append(('patient', str(patient), ', '.join(own)))
-    rows += [('image', b, '') for b in both]
-    if rows: warnings.warn(f'{len(rows)} in more than one split, so scores are too good: '
-                           + '; '.join(f'{k} {w} {s}' for k, w, s in rows[:5]), stacklevel=3)
-    return pd.DataFrame(rows, columns=['kind', 'what', 'splits'])
 
 # %% ../../nbs/data/91_classification.ipynb #920fe611
 def targets(

@@ -26,6 +26,7 @@ from ..storage import write_atomic
 from safetensors.numpy import save_file
 from safetensors import safe_open
 from safetensors import SafetensorError
+from .audit import hash_content
 from .files import IMAGE_SUFFIXES
 from .folders import scan_folder
 from ..core import runs_dir
@@ -209,10 +210,9 @@ class ImageIndex:
     def faulty(self)->pd.DataFrame: return pd.DataFrame(list(self.faults.items()), columns=['file', 'fault'])
 
     def digest(self)->str:
-        "SHA-256 over paths, sizes and hashes of headers, wherever the folder lies"
-        total = hashlib.sha256()
-        for part in (self.names, self.ends, self.size, self.head): total.update(np.ascontiguousarray(part).tobytes())
-        return total.hexdigest()
+        "Hash paths, sizes and headers, wherever the folder lies"
+        ids = [self.name(i) for i in range(len(self))]
+        return hash_content(ids, {'size': self.size.tolist(), 'head': self.head.tolist()})
 
 
 def _build_index(

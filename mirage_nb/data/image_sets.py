@@ -23,13 +23,7 @@ from .segmentation import collate
 from collections.abc import Mapping
 from ..core import unknown
 from ..randomness import keyed_generator
-from pathlib import Path
-from PIL import Image
-from ..storage import write_atomic
-from concurrent.futures import ThreadPoolExecutor
-from tqdm import tqdm
-import hashlib
-import os
+
 
 # %% ../../nbs/data/95_image_sets.ipynb #24e95aed
 class ImageDataset(Dataset[dict[str, Any]]):
@@ -183,37 +177,3 @@ class MixedDataset(Dataset[dict[str, Any]]):
         name = list(self.parts)[k]
         id = f'{name}/{self.parts[name].id(j)}'
         return self.parts[name].sample(j, id, sample_key(self.seed, int(epoch), id, turn, view))
-
-# %% ../../nbs/data/95_image_sets.ipynb #2f035f32
-def _shrink_images(
-    source:pd.DataFrame|ImageIndex, # a table with id and image (path), or a listing
-    folder:str|Path,             # of the copies
-    load_size:int=256,           # pixels of the shorter side, at most
-    channels:int=3,              # 3, or 1 for radiographs
-    threads:int=4                # that read and write at once
-)->pd.DataFrame:                 # the table (id and image at least) with the copies as image
-    "Copies of pictures at the size they are used at"
-    table = source.table() if isinstance(source, ImageIndex) else source
-    folder = Path(folder)
-    def copy(id:str, path:Path)->Path:
-        ending = '.jpg' if Path(path).suffix.lower() in ('.jpg', '.jpeg') else '.png'
-        file = folder/f'{id.removesuffix(Path(path).suffix)}{ending}'
-        if file.exists(): return file
-        x = read_image(path, channels, load_size)
-        picture, kind = Image.fromarray(x[..., 0] if channels == 1 else x), 'JPEG' if ending == '.jpg' else 'PNG'
-        return write_atomic(file, lambda p: picture.save(p, format=kind, quality=95))
-    with ThreadPoolExecutor(threads) as pool:
-        done = pool.map(copy, table.id, table.image)
-        files = list(tqdm(done, total=len(table), desc='shrinking', unit='picture', delay=3))
-    return table.assign(image=pd.Series(files, table.index, dtype=object))
-
-
-def _hash_image_set(
-    source:pd.DataFrame|ImageIndex # a table with id and image (path), or a listing
-)->str:                         # 64 hexadecimal digits
-    "SHA-256 over names and sizes of files, wherever they lie"
-    if isinstance(source, ImageIndex): return source.digest()
-    total = hashlib.sha256()
-    for id, path in sorted(zip(source.id, source.image, strict=True)):
-        total.update(f'{id}\x1f{os.path.getsize(path)}\n'.encode())
-    return total.hexdigest()

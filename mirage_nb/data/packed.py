@@ -31,7 +31,7 @@ from ..storage import write_json
 from ..storage import write_atomic
 import shutil
 from dataclasses import dataclass
-from .paired import hash_pairs
+from .audit import hash_content
 from ..core import unknown
 from .paired import Pairs
 from .paired import table_pairs
@@ -310,7 +310,9 @@ class _PackedPairs:
 
     def name(self, modality:str, i:int)->str: return f"{self.folder/modality}.npy, sample {self.ids[i]}"
 
-    def content(self)->str: return hash_pairs(self.ids, self.modalities, self.digests)
+    def content(self)->str:
+        "Hash the ids and pixels as they were packed"
+        return hash_content(self.ids, dict(zip(self.modalities, self.digests.T.tolist(), strict=True)))
 
     def __reduce__(self)->tuple[Any, ...]: return _open_packed, (self.folder, self.modalities)
 

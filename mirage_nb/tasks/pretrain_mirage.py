@@ -7,7 +7,6 @@ __all__ = ['mirage_task', 'recipe_pairs']
 
 # %% ../../nbs/tasks/80_pretrain_mirage.ipynb #9d514ba6
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,12 @@ from ..data.manifest import dataset_dir, read_manifest
 from ..data.packed import is_packed, is_partly_packed, open_pairs
 from ..data.paired import CLASS_COUNTS, PairedDataset, Pairs
 from ..data.segmentation import collate
+from ..data.splits import draw_splits
 from ..eval.pretraining import as_bytes
 from ..models.inference import restore_range
 from ..models.mirage_mae import MultiMAE
 from ..models.zoo import MODALITIES, mirage_modalities
 from ..phantoms.oct import make_phantom_oct
-from ..randomness import sample_key
 from ..recipes.pretraining import MultiMAERecipe
 from ..storage import hash_value
 from .protocol import PretrainTask, build_pretrain
@@ -79,15 +78,8 @@ def _draw_validation(
     seed:int=0
 )->list[str]:                # of some patients, in the order of `ids`; empty where there is one patient alone
     "Samples that are not learnt from: all of some patients, chosen by the seed"
-    sizes, n, chosen = Counter(whose[i] for i in ids), 0, set[str]()
-    most = max(share*len(ids), min(sizes.values(), default=0))  # no large patient where a few images are wanted
-    for p in sorted(sizes, key=lambda p: (sample_key(seed, 'held out', p), p)):
-        if n >= share*len(ids) or len(chosen) == len(sizes) - 1: break
-        if sizes[p] <= most:
-            chosen.add(p)
-            n += sizes[p]
-    if share and not chosen: log.warning('nothing is held out of %d samples: they are of one patient', len(ids))
-    return [i for i in ids if whose[i] in chosen]
+    table = pd.DataFrame({'id': list(ids), 'patient': [whose[i] for i in ids]})
+    return table.id[draw_splits(table, {'val': share}, seed, by='images') == 'val'].tolist()
 
 # %% ../../nbs/tasks/80_pretrain_mirage.ipynb #7d30a006
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from PIL import Image
 from mirage_nb.data import audit
 from mirage_nb.data.classification import load_labelled
 from mirage_nb.data.files import read_image
-from mirage_nb.data.manifest import _list_manifests, read_manifest
+from mirage_nb.data.manifest import SPLITS, _list_manifests, read_manifest
 from mirage_nb.data.splits import draw_splits, few_label_subset
 
 CLASSES = ('AMD', 'DME', 'normal')
@@ -269,7 +269,7 @@ def people_with(labels=14, n=400, seed=0):
 @pytest.mark.parametrize('shares', [(.5, .2, .3), (.7, .1, .2), (.8, .2, 0)])
 def test_shares_hold_with_many_labels(shares):
     t = people_with()
-    split = draw_splits(t, shares, 'x')
+    split = draw_splits(t, dict(zip(SPLITS, shares)), 'x')
     one = t.assign(split=split).groupby('patient').agg(
         {'split': ['first', 'nunique'], **{c: 'max' for c in t if ':' in c}}).droplevel(1, axis=1)
     one.columns = ['split', 'n', *one.columns[2:]]
@@ -279,19 +279,19 @@ def test_shares_hold_with_many_labels(shares):
         assert abs((one.split == s).sum() - share*len(one)) <= 1, s
         assert ((labels[one.split == s].sum() - share*labels.sum()).abs() <= np.maximum(3, labels.sum()*.06)).all(), s
     shuffled = t.sample(frac=1, random_state=0)
-    assert draw_splits(shuffled, shares, 'x').sort_index().equals(split) and set(split.map(type)) == {str}
-    assert not draw_splits(t, shares, 'y').equals(split)
+    assert draw_splits(shuffled, dict(zip(SPLITS, shares)), 'x').sort_index().equals(split) and set(split.map(type)) == {str}
+    assert not draw_splits(t, dict(zip(SPLITS, shares)), 'y').equals(split)
 
 
 def test_a_class_of_one_patient_is_trained_on():
     t = pd.DataFrame({'label': [*'a'*150, *'b'*40, *'c'*7, *'def']}).assign(patient='')
     t['id'] = [f'i{k}' for k in t.index]
-    split = draw_splits(t, (.5, .2, .3), 'x')
+    split = draw_splits(t, {'train': .5, 'val': .2, 'test': .3}, 'x')
     assert split.value_counts().to_dict() == {'train': 100, 'test': 60, 'val': 40}
     assert (split[t.label.isin(['d', 'e', 'f'])] == 'train').all()
     many = pd.crosstab(t.label, split).loc[['a', 'b'], ['train', 'val', 'test']]
     assert (abs(many - np.outer([150, 40], [.5, .2, .3])) < 4).all(axis=None)
-    three = draw_splits(t[t.label.isin(['d', 'e', 'f'])], (.4, .3, .3), 'x')
+    three = draw_splits(t[t.label.isin(['d', 'e', 'f'])], {'train': .4, 'val': .3, 'test': .3}, 'x')
     assert three.tolist() == ['train']*3, 'nobody to change places with'
 
 

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mirage_nb.data.classification import LabelledImages, _labelled_leaks
+from mirage_nb.data.audit import find_leaks
+from mirage_nb.data.classification import LabelledImages
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.recipes.classification import FewShot, cls_recipe
 from mirage_nb.tasks import classification as tasks_classification
@@ -43,7 +44,7 @@ def plain_set():
     rows = [(f'{p}-{i}', f'P{p:02}', ('train', 'val', 'test')[p % 3], f'{p}-{max(i, 1)}', 'AB'[p//3 % 2])
             for p in range(12) for i in range(4)]
     table = pd.DataFrame(rows, columns=['id', 'patient', 'split', 'sha256', 'label']).assign(eye='', image='')
-    return LabelledImages('Made_up', ('A', 'B'), False, table, _labelled_leaks(table, []), 'x')
+    return LabelledImages('Made_up', ('A', 'B'), False, table, find_leaks(table), 'x')
 
 
 @pytest.mark.parametrize('protocol', ['splits', 'pool'])

@@ -14,7 +14,7 @@ from ...core import unknown
 import numpy as np
 import os
 import warnings
-from ..splits import draw_missing_splits
+from ..splits import draw_splits
 from ..audit import find_leaks
 from ..manifest import SPLITS
 from collections.abc import Sequence
@@ -42,10 +42,10 @@ def chest_table(
     if (twice := rows.id.duplicated()).any():
         raise ValueError(f'{where} names {rows.id[twice].iloc[0]} twice; keep one of its rows')
     if 'view' not in rows: rows = rows.assign(view='')
-    rows = draw_missing_splits(rows, split or {}, seed)
+    rows = rows.assign(split=draw_splits(rows, split or {}, seed, by='patients'))
     labels = [c for c in map(str, rows) if c.startswith('label:')] + [c for c in ('label',) if c in rows]
     table = rows[['id', 'image', 'patient', 'split', 'view', *labels]].sort_values('id', ignore_index=True)
-    find_leaks({s: table[table.split == s] for s in SPLITS if (table.split == s).any()})
+    find_leaks(table)
     return table
 
 # %% ../../../nbs/data/chest/20_tables.ipynb #16d720ff

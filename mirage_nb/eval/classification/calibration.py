@@ -14,8 +14,9 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 
 from ...core import unknown
-from .metrics import decide, safe_ratio
+from .decisions import decide
 from .predictions import Predictions, to_scores
+from .ranks import safe_ratio
 
 # %% ../../../nbs/eval/classification/50_calibration.ipynb #b3d18848
 _BINS = 15
@@ -130,7 +131,8 @@ class Calibration:
         brier, nll, n = (counts @ self.losses).T
         def gap(sums:tuple[np.ndarray, np.ndarray])->np.ndarray:
             return safe_ratio(np.abs(counts @ sums[0]).sum(1), counts @ sums[1])
-        values = {'NLL': safe_ratio(nll, n), 'Brier score': safe_ratio(brier, n), **{k: gap(v) for k, v in self.gaps.items()},
+        values = {'NLL': safe_ratio(nll, n), 'Brier score': safe_ratio(brier, n),
+                  **{k: gap(v) for k, v in self.gaps.items()},
                   'ECE of the classes, mean': np.nanmean([gap(v) for v in self.by_class], 0)}
         return {k: v[:, None] for k, v in values.items()}
 

@@ -17,14 +17,12 @@ from mirage_nb.eval.classification.metrics import (
     ALL,
     MACRO,
     WEIGHTED,
-    Ranks,
-    Steps,
     compute_metrics,
     count_table,
-    cumulate_ranks,
     undefined_classes,
 )
 from .predictions import Predictions
+from .ranks import Ranks, Steps, cumulate_ranks
 from ..stats import FEW_UNITS, ResamplingUnits, holm, percentile_interval, resample
 
 # %% ../../../nbs/eval/classification/40_intervals.ipynb #8795ad11

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .calibration import Calibration, Temperature, apply_temperature, fit_temperature
+from .decisions import decide, label_confusion, tally_classes
 from mirage_nb.eval.classification.intervals import (
     bootstrap,
     centre_draws,
@@ -22,9 +23,9 @@ from mirage_nb.eval.classification.intervals import (
     interval_rows,
     with_intervals,
 )
-from .metrics import ALL, MACRO, WEIGHTED, confusion_by, decide, tally, undefined_classes
+from .metrics import ALL, MACRO, WEIGHTED, undefined_classes
 from .predictions import LEVELS, Predictions, check_predictions, pool_predictions
-from .thresholds import RULES, Decisions, choose_thresholds, rule_name
+from .thresholds import RULES, ThresholdMetrics, choose_thresholds, rule_name
 from ..stats import resample
 from ...storage import write_atomic
 
@@ -140,10 +141,10 @@ def confusion_table(
     pred:Predictions
 )->pd.DataFrame: # counts
     "Truth (rows) by decision (columns); with several labels an image a row a class, decided at 0.5"
-    c, names = confusion_by(pred, np.zeros(len(pred), int), 1), list(pred.classes)
+    c, names = label_confusion(pred, np.zeros(len(pred), int), 1), list(pred.classes)
     if pred.single:
         return pd.DataFrame(c[0].astype(int), names, names).rename_axis(index='truth', columns='decision')
-    t = tally(c)
+    t = tally_classes(c)
     cells = {'found': t.tp, 'missed': t.fn, 'invented': t.fp, 'rightly absent': t.tn}
     return pd.DataFrame({k: v[0].astype(int) for k, v in cells.items()}, names)
 
@@ -212,8 +213,8 @@ def _threshold_rows(
     units, parts = image_units(pred), []
     for rule in RULES:
         cuts = choose_thresholds(valid, rule, at)
-        there = Decisions(valid, cuts)()
-        rows = interval_rows(Decisions(pred, cuts, units.of), pred.classes, units.g, n, seed).drop(columns='lost')
+        there = ThresholdMetrics(valid, cuts)()
+        rows = interval_rows(ThresholdMetrics(pred, cuts, units.of), pred.classes, units.g, n, seed).drop(columns='lost')
         rows = rows[rows.Class.isin(pred.classes)]
         found = [{'Class': c, 'threshold': cuts[j], **{v: there[v.split(',')[0]][0, j] for v in _VALIDATION}}
                  for j, c in enumerate(pred.classes)]

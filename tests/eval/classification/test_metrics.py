@@ -16,19 +16,16 @@ from mirage_nb.eval.classification.calibration import (
     reliability_curve,
     stated_answers,
 )
-from mirage_nb.eval.classification.intervals import bootstrap, compare, image_units
+from mirage_nb.eval.classification.decisions import decide
+from mirage_nb.eval.classification.intervals import bootstrap, compare, image_units, with_intervals
 from mirage_nb.eval.classification.metrics import (
     ALL,
     MACRO,
     WEIGHTED,
-    _metric_rows,
     _sensitivity_at,
     _specificity_at,
     compute_metrics,
     count_table,
-    cumulate_ranks,
-    decide,
-    rank_scores,
     undefined_classes,
 )
 from mirage_nb.eval.classification.predictions import (
@@ -39,6 +36,7 @@ from mirage_nb.eval.classification.predictions import (
     read_predictions,
     to_scores,
 )
+from mirage_nb.eval.classification.ranks import cumulate_ranks, rank_scores
 from mirage_nb.eval.classification.report import evaluate_table
 from mirage_nb.eval.classification.thresholds import choose_thresholds
 from mirage_nb.eval.stats import draw_counts, resample
@@ -63,7 +61,7 @@ def drawn(k, n=120, seed=0, single=True, ties=10):
 
 def ours(pred, counts=None):
     parts = count_table(pred)
-    return _metric_rows(parts, compute_metrics(parts, counts)).set_index(['metric', 'Class'])['mean']
+    return with_intervals(compute_metrics(parts, counts), {}, parts.classes).set_index(['metric', 'Class'])['mean']
 
 
 def pr_area(y, p, w):

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mirage_nb.eval.classification.metrics import MACRO, WEIGHTED, _metric_rows, compute_metrics, count_table
+from mirage_nb.eval.classification.intervals import with_intervals
+from mirage_nb.eval.classification.metrics import MACRO, WEIGHTED, compute_metrics, count_table
 from mirage_nb.eval.classification.predictions import check_predictions
 
 folder = Path(os.environ.get('MIRAGE_GOLDEN') or Path(__file__).parents[2]/'golden')/'segmentation_eval'
@@ -35,7 +36,7 @@ def recorded(name):
 
 def scores(name):
     parts = count_table(check_predictions(recorded(name)))
-    return _metric_rows(parts, compute_metrics(parts)).set_index(['metric', 'Class'])['mean']
+    return with_intervals(compute_metrics(parts), {}, parts.classes).set_index(['metric', 'Class'])['mean']
 
 
 def test_golden_tables_are_there():

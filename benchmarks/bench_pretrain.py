@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from benchmarks import alternate, row
 from benchmarks.bench_tune import PlainBlock
-from mirage_nb.models.layers import sincos_positions
+from mirage_nb.models.positions import sincos_positions
 from mirage_nb.models.mirage_mae import MultiMAE
 from mirage_nb.models.zoo import pretrain_model
 from mirage_nb.randomness import sample_key

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import alternate, row
-from mirage_nb.models.segmentation import seg_model
+from mirage_nb.models.checkpoints import Checkpoint
+from mirage_nb.models.segmentation import seg_model, start_segmenter
+from mirage_nb.models.tuning import choose_training
 from mirage_nb.train.losses import seg_loss
 from mirage_nb.train.optim import param_groups
 
@@ -119,9 +121,9 @@ def plain_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
     return step
 
 
-def our_step(model: nn.Module, x: Tensor, y: Tensor, freeze: str, kept: bool) -> Callable[[], Tensor]:
+def our_step(model: nn.Module, x: Tensor, y: Tensor, tune: str, kept: bool) -> Callable[[], Tensor]:
     "The library's parts put together as its loop does, in bf16"
-    model.train().freeze(freeze)
+    choose_training(model.train(), tune)
     optimizer = torch.optim.AdamW(param_groups(model, 0.05, 0.75), lr=LR, fused=True)
     loss_of, mask = seg_loss('CEGDice', [str(i) for i in range(CLASSES)]), y.byte()
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16): maps = model.features({'bscan': x}) if kept else None
@@ -144,14 +146,16 @@ def prepare(name: str, state: Mapping[str, Tensor]) -> tuple[Callable[[Tensor], 
         model.load_state_dict(state)
         return model, plain_step(model, x, y)
     model = seg_model('mirage_base', CLASSES, 'convnext', (SIZE, SIZE))
-    model.load_state_dict(state)
-    freeze = 'blocks' if name == 'blocks' else 'encoder'
-    return lambda x: model({'bscan': x}), our_step(model, x, y, freeze, kept=name == 'kept')
+    start_segmenter(model, Checkpoint(dict(state), {}, Path('initial'), ''))
+    tune = 'embeddings' if name == 'blocks' else 'probe'
+    return lambda x: model({'bscan': x}), our_step(model, x, y, tune, kept=name == 'kept')
 
 
 def first_weights() -> Mapping[str, Tensor]:
     torch.manual_seed(0)
-    return seg_model('mirage_base', CLASSES, 'convnext', (SIZE, SIZE)).state_dict()
+    state = seg_model('mirage_base', CLASSES, 'convnext', (SIZE, SIZE)).state_dict()
+    return {f'output_adapters.semseg.{k[5:]}' if k.startswith('head.') else k.removeprefix('encoder.'): v
+            for k, v in state.items()}  # published names
 
 
 def peak_gib(name: str) -> float:

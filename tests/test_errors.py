@@ -12,8 +12,7 @@ from PIL import Image
 
 from mirage_nb import runs as runs
 from mirage_nb.models.checkpoints import save_weights
-from mirage_nb.models.segmentation import seg_model
-from mirage_nb.models.zoo import _ENCODERS, _EncoderRecord
+from mirage_nb.models.zoo import ENCODERS, _mirage_record, build_encoder
 from mirage_nb.train import loop as train_loop
 
 TINY = {'size': 64, 'epochs': 1, 'head': 'linear', 'baselines': False, 'precision': 'fp32'}
@@ -90,8 +89,8 @@ def test_patch_that_does_not_divide(fails):
 @pytest.fixture
 def checkpoint(home, monkeypatch):
     "Weights of a smaller encoder, in a published form"
-    monkeypatch.setitem(_ENCODERS, 'other', _EncoderRecord(64, 2, 2, 64, 16))
-    torch.save({'model': seg_model('other', 3, 'linear').state_dict()}, home/'other.pth')
+    monkeypatch.setitem(ENCODERS, 'other', _mirage_record('other', 64, 2, 2, 64, 16))
+    torch.save({'model': build_encoder('other').state_dict()}, home/'other.pth')
     return home/'other.pth'
 
 
@@ -161,7 +160,8 @@ def test_damaged_state(home, execute, fails):
     ({'model': 'mirage_bas'}, ("no model 'mirage_bas'. Did you mean 'mirage_base'?",)),
     ({'head': 'convnet'}, ("no head 'convnet'. Did you mean 'convnext'?",)),
     ({'loss': 'CEDice'}, ("'CEDice'", 'CEGDice')),
-    ({'freeze': 'block'}, ("'block'", "'blocks'")),
+    ({'tune': 'prob'}, ("no way to tune 'prob'. Did you mean 'probe'?",)),
+    ({'tune': 'last', 'last_blocks': 9}, ('last_blocks is 1 to 6 for this encoder, not 9',)),
     ({'precision': 'fp8'}, ("'fp8'", 'bf16')),
     ({'size': [64, 64, 3]}, ('[rows, columns]',)),
     ({'size': 0}, ('size takes one number or [rows, columns], above 0',)),
@@ -169,7 +169,7 @@ def test_damaged_state(home, execute, fails):
     ({'lr': 0}, ('lr is above 0',)),
     ({'warmup_epochs': 9}, ('warmup_epochs is between 0 and epochs (1), not 9',)),
     ({'batch_size': 3, 'accumulate': 2}, ('2 micro-batches do not divide the batch of 3',)),
-    ({'cached_views': 2}, ("cached_views needs freeze 'encoder', not 'none'",)),
+    ({'cached_views': 2}, ("cached_views needs tune 'probe', not 'full'",)),
     ({'dataset': 3}, ('dataset', 'got 3 (int)'))], ids=lambda v: ','.join(v) if isinstance(v, dict) else '')
 def test_parameter(fails, parameters, pieces):
     fails((TypeError, KeyError, ValueError), *pieces, **{**TINY, **parameters})

@@ -7,7 +7,7 @@ __all__ = ['NORMS', 'Norm', 'find_norm', 'normalise_images']
 
 # %% ../../nbs/data/60_normalization.ipynb #e7e81503
 from typing import NamedTuple
-from ..core import unknown
+from ..core import IMAGENET_NORM, unknown
 from torch import Tensor
 
 # %% ../../nbs/data/60_normalization.ipynb #3091be7d
@@ -17,7 +17,7 @@ class Norm(NamedTuple):
     std: tuple[float, ...]
 
 
-NORMS = {'imagenet': Norm((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+NORMS = {'imagenet': Norm(*IMAGENET_NORM),
          'nih': Norm((0.5056,)*3, (0.252,)*3),
          'uwf': Norm((0.5723625, 0.34657937, 0.2374997), (0.21822436, 0.19240488, 0.17723322))}
 

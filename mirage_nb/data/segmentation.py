@@ -11,10 +11,10 @@ from .manifest import Manifest
 from .manifest import SPLITS
 from ..core import unknown
 from .manifest import dataset_dir
-from .folders import list_images
+from .files import list_images
 from .files import MASK_SUFFIXES
 import pandas as pd
-from .folders import split_id
+from .files import split_id
 from .manifest import patient_of
 from typing import Any
 from .files import IMAGE_SUFFIXES
@@ -24,10 +24,10 @@ from collections.abc import Sequence
 from .manifest import ClassInfo
 from .preprocessing import Size
 import numpy as np
-from .cache import ImageCache
-from .files import read_image
+from .files import read_grey
 from .masks import read_mask
-from .files import unit_range
+from .files import full_range, unit_range
+from .input_spec import InputSpec, normalise_view
 from .preprocessing import train_view
 from ..randomness import keyed_generator
 from .preprocessing import eval_view
@@ -107,7 +107,7 @@ def folder_table(
 )->pd.DataFrame:    # as `seg_table`; split '', semseg None; a name without a slice of its own is a volume of its own
     "Images of any folder, for prediction"
     rows: list[tuple[Any, ...]] = []
-    for k, p in list_images(folder).items():
+    for k, p in list_images(Path(folder)).items():
         try: volume, number = split_id(k)
         except ValueError: volume, number = k, 0
         rows.append((k, volume, number, volume, '', p, None))
@@ -124,6 +124,7 @@ class SegDataset(Dataset[dict[str, Any]]):
         classes:Sequence[ClassInfo]=(),  # of the masks; may be left out where there are none
         *,
         size:Size,                       # rows and columns of the model's input
+        look:InputSpec|None=None,        # its channels and range of values; None: one channel, each image to [0, 1]
         augment:bool=False,              # random flip and crop; False for validation and test
         seed:int=0,
         keep_mb:float=512                # memory for decoded images, in each loading process
@@ -132,7 +133,8 @@ class SegDataset(Dataset[dict[str, Any]]):
         self.ids, self.images = list(table.id), list(table.bscan)
         self.masks = [None if pd.isna(m) else m for m in table.semseg]
         self.classes, self.size, self.augment, self.seed = tuple(classes), (int(size[0]), int(size[1])), augment, seed
-        self.cache = ImageCache[tuple[np.ndarray, np.ndarray|None]](keep_mb)
+        self.look = look or InputSpec(size=self.size)
+        self.room, self.kept = int(keep_mb * 2**20), dict[int, tuple[np.ndarray, np.ndarray | None]]()
         if not self.classes and any(m is not None for m in self.masks):
             raise ValueError('the table has masks, and no classes are given to read them by')
 
@@ -140,24 +142,23 @@ class SegDataset(Dataset[dict[str, Any]]):
 
     def read(self, i:int)->tuple[np.ndarray, np.ndarray|None]:
         "Grey values (h0, w0) of an image and the class indices of its mask"
-        return self.cache.get(i, lambda: self._decode(i))
-
-    def _decode(self, i:int)->tuple[np.ndarray, np.ndarray|None]:
-        "Read an image and its mask, which have one size"
-        x, mask = read_image(self.images[i]), self.masks[i]
+        if i in self.kept: return self.kept[i]
+        x, mask = read_grey(self.images[i]), self.masks[i]
         y = None if mask is None else read_mask(mask, self.classes)
         if y is not None and y.shape != x.shape:
             sizes = f'is {y.shape[0]} x {y.shape[1]}, its image {x.shape[0]} x {x.shape[1]}'
             raise ValueError(f'{mask} {sizes}; they take one size')
+        cost = x.nbytes + (0 if y is None else y.nbytes)
+        if cost <= self.room: self.kept[i], self.room = (x, y), self.room - cost
         return x, y
 
     def __getitem__(self, index:int|tuple[int, int])->dict[str, Any]:
         epoch, i = index if isinstance(index, tuple) else (0, index)
         key = (self.seed, int(epoch), self.ids[i])
         raw, mask = self.read(i)
-        x = unit_range(raw)
+        x = full_range(raw) if self.look.mean else unit_range(raw)
         view = train_view(x, mask, self.size, keyed_generator(*key)) if self.augment else eval_view(x, mask, self.size)
-        sample = {'id': self.ids[i], 'key': sample_key(*key), 'bscan': view[0], 'size': raw.shape}
+        sample = {'id': self.ids[i], 'key': sample_key(*key), 'bscan': normalise_view(view[0], self.look), 'size': raw.shape}
         return sample if view[1] is None else sample | {'semseg': view[1]}
 
 # %% ../../nbs/data/90_segmentation.ipynb #3bad8c81

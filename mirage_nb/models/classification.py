@@ -16,36 +16,18 @@ from torch import Tensor
 from mirage_nb.models.checkpoints import (
     Checkpoint,
     LoadReport,
+    encoder_part,
     load_weights,
     read_checkpoint,
     read_metadata,
     save_weights,
 )
 from .heads.classification import ClsModel
-from .layers import Encoder
 from .tensors import rename_tensors
 from .tuning import merge_adapters
 from .zoo import build_encoder, encoder_record, weights_file
 
 # %% ../../nbs/models/92_classification.ipynb #4ea0992b
-def _cls_encoder(
-    name:str,                   # of the zoo
-    size:Sequence[int],         # rows and columns of the images, pixels
-    patch:int|None=None,        # side of a patch, pixels; None: that of pre-training
-    drop_path:float=0.,         # rate of the last block
-    modality:str='bscan',       # of MIRAGE: which of its adapters reads the image
-    **more:Any                  # of a transformer: registers, layer_scale and what else `OPTIONS` names for its family
-)->Encoder:
-    "Encoder that reads one image"
-    options: dict[str, Any] = {'drop_path': drop_path, **more}
-    family = encoder_record(name).family
-    if family == 'cnn':
-        if patch: raise ValueError(f'{name} is convolutional and has no patches; leave patch out')
-        return build_encoder(name, **options)
-    options |= {'size': list(size)} | ({'patch': patch} if patch else {})
-    return build_encoder(name, **options, **({'modalities': [modality]} if family == 'mirage' else {}))
-
-
 def cls_model(
     name:str,                   # of the encoder, as 'mirage_base'
     n_classes:int,
@@ -54,15 +36,14 @@ def cls_model(
     patch:int|None=None,        # side of a patch, pixels; None: that of pre-training
     drop_path:float=0.,         # rate of the encoder's last block in training, 0 to below 1
     modality:str='bscan',       # of MIRAGE: which of its adapters reads the image
-    head_init_std:float|None=None,   # of the classifier's first weights; None: torch's own
-    **more:Any                  # of the encoder: registers, layer_scale and what else `OPTIONS` names for its family
-)->ClsModel:                    # with first weights
-    "Classifier by the name of its encoder"
-    place = _NORM_OF[encoder_record(name).family]
-    return ClsModel(_cls_encoder(name, size, patch, drop_path, modality, **more), n_classes, pool, place, head_init_std)
-
-
-_NORM_OF = {'mirage': 'tokens', 'vit': 'pooled', 'cnn': 'none'}  # where published classifiers of a family have it
+    head_init_std:float|None=None,   # of the classifier's initial weights; None: torch's own
+    **more:Any                  # of the encoder: registers, layer_scale and what else its record names
+)->ClsModel:                    # with random weights
+    "Build a classifier by the name of its encoder"
+    record = encoder_record(name)
+    if record.modalities: more = {**more, 'modalities': [modality]}
+    encoder = build_encoder(name, size=list(size), patch=patch, drop_path=drop_path, **more)
+    return ClsModel(encoder, n_classes, pool, record.norm, head_init_std)
 
 # %% ../../nbs/models/92_classification.ipynb #7d1f0a32
 _PUBLISHED_NORM = {'cls': 'norm', 'global': 'fc_norm'}  # by pooling, where it is 'pooled'
@@ -118,16 +99,6 @@ def _class_positions(
     return [list(theirs).index(c) for c in classes]
 
 # %% ../../nbs/models/92_classification.ipynb #cc9c3e20
-def _encoder_state(
-    ckpt:Checkpoint # in any form
-)->Checkpoint:      # tensors under the encoder's own names
-    "The encoder inside a checkpoint of ours: a classifier keeps it under 'encoder.'"
-    about = ckpt.meta.get('about', '')
-    if '"cls_model"' not in about: return ckpt
-    inside = {k: v for k, v in ckpt.state.items() if k.startswith('encoder.')}
-    return replace(ckpt, state={k.removeprefix('encoder.'): v for k, v in inside.items()})
-
-
 def start_classifier(
     model:ClsModel,       # changed in place
     weights:str|Path|None, # checkpoint file in any published form, or a shipped name; None: first weights
@@ -137,7 +108,7 @@ def start_classifier(
     file = weights_file(weights)
     if file is None: return None
     ckpt = read_checkpoint(file)
-    report = load_weights(model.encoder, _encoder_state(ckpt))
+    report = load_weights(model.encoder, encoder_part(ckpt))
     own = _published_norm(model)  # of the encoder, and the classifier's
     if f'{own}.weight' in report.loaded and model.where == 'pooled':
         model.norm.load_state_dict(model.encoder.get_submodule(own).state_dict())

@@ -7,33 +7,46 @@ __all__ = ['CnnEncoder']
 
 # %% ../../nbs/models/60_cnn.ipynb #f2c0dfa3
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import unknown
-from .layers import Encoded, Encoder, single_image
+from .encoder import Encoded, Encoder, single_image
+
+# %% ../../nbs/models/60_cnn.ipynb #2ffef852
+_STAGE_ENDS = ('layer1', 'layer2', 'layer3', 'layer4', 'transition1.norm', 'transition2.norm', 'transition3.norm', 'norm5')
+
+
+def _steps(
+    net:nn.Module # without its classifier
+)->Iterator[tuple[str, nn.Module]]: # name and module, in the order in which they run
+    "List the parts of a network, those of a dense network's features and transitions one by one"
+    for name, part in net.named_children():
+        if name == 'features': yield from _steps(part)
+        elif name.startswith('transition'): yield from ((f'{name}.{k}', m) for k, m in part.named_children())
+        else: yield name, part
 
 # %% ../../nbs/models/60_cnn.ipynb #1ff7909c
-_CNNS = ('densenet121', 'resnet50')
+_WIDTHS = {'densenet121': (256, 512, 1024, 1024), 'resnet50': (256, 512, 1024, 2048)}  # channels after each stage
 
 
 class CnnEncoder(Encoder):
     "Convolutional network without its classifier, under torchvision's names"
-    modality, channels = 'image', 3
+    pyramid = True
     entry = ('conv1.', 'bn1.', 'features.conv0.', 'features.norm0.')
 
     def __init__(self,
         name:str='densenet121' # of torchvision, 'densenet121' or 'resnet50'
     ):
-        if name not in _CNNS: raise KeyError(unknown('convolutional network', name, _CNNS))
+        if name not in _WIDTHS: raise KeyError(unknown('convolutional network', name, _WIDTHS))
         import torchvision  # takes seconds: only who needs it pays
         net:Any = torchvision.models.get_model(name, weights=None)
         last = net.classifier if hasattr(net, 'classifier') else net.fc
         super().__init__(d=last.in_features, depth=4)
-        self.name = name
+        self.name, self.widths = name, _WIDTHS[name]
         for part, module in net.named_children():
             if part not in ('classifier', 'avgpool', 'fc'): self.add_module(part, module)
 
@@ -59,15 +72,22 @@ class CnnEncoder(Encoder):
         super().freeze(how)
         self.train(self.training)
 
-    def read(self,
-        x:Mapping[str, Tensor], # {'image': (b, 3, h, w)}, normalised as the weights want it
-        keys:Tensor|None=None   # not used: nothing here is random
-    )->Encoded:
-        "The last map as tokens, and its mean"
-        h = single_image(x, self.modality, self.channels)
+    def maps(self,
+        x:Mapping[str, Tensor],   # {'image': (b, 3, h, w)}, normalised as for the weights
+        keys:Tensor|None=None,    # not used: nothing here is random
+        taps:Sequence[int]=(-1,)  # stages whose maps are wanted
+    )->list[Tensor]:              # one (b, channels, rows, columns) a tap, after a ReLU, 4 to 32 pixels a place
+        "Maps after chosen stages"
+        h, found = single_image(x, self.modality, self.channels), []
         with self.gradient():
-            for part in self.children(): h = part(h)
-            h = F.relu(h)  # DenseNet ends with a norm
+            for name, part in _steps(self):
+                h = part(h)
+                if name in _STAGE_ENDS: found.append(F.relu(h))  # DenseNet's stages end with a norm
+        return [found[i] for i in taps]
+
+    def read(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Encoded:
+        "The last map as tokens, and its mean"
+        h = self.maps(x)[0]
         return Encoded(h.flatten(2).mT, h.mean((2, 3)), (h.shape[2], h.shape[3]))
 
     def forward(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Tensor:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import unknown
-from .layers import Encoded, single_image, token_grid
+from .encoder import Encoded, single_image
+from .positions import token_grid
 from .mae import check_mask, count_visible, draw_noise, order_patches
 
 # %% ../../nbs/models/65_cnn_mae.ipynb #9cfcdfe3

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import log
-from .layers import Encoded, in_order
+from .encoder import Encoded, in_order
 from .mae import denormalise, patchify, unpatchify
 from .mirage import Modality, MultiViT
 from .mirage_mae import MultiMAE, grids_of

@@ -15,16 +15,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mirage_nb.models.layers import (
-    Block,
-    CrossAttention,
-    Mlp,
-    init_weights,
-    resize_row,
-    run_blocks,
-    single_image,
-    token_grid,
-)
+from .encoder import single_image
+from .layers import Block, CrossAttention, Mlp, init_weights, run_blocks
+from .positions import resize_row, token_grid
 from .vit import ViT, new_token, position_row
 from ..randomness import keyed_rand
 

@@ -12,19 +12,12 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from mirage_nb.models.layers import (
-    Block,
-    Encoded,
-    Encoder,
-    in_order,
-    init_weights,
-    resize_positions,
-    sincos_positions,
-    some_patches,
-    token_grid,
-)
+from .encoder import Encoded, Encoder, in_order
+from .layers import Block, init_weights
+from .positions import resize_positions, sincos_positions, some_patches, token_grid
 
 # %% ../../nbs/models/40_mirage.ipynb #d915a7a3
 @dataclass(frozen=True)
@@ -137,6 +130,8 @@ class MultiViT(Encoder):
     ):
         super().__init__(d, depth, drop_path, checkpointing)
         self.modalities = tuple(modalities)
+        names = [m.name for m in self.modalities]
+        self.modality = 'bscan' if 'bscan' in names else names[0]  # whose tokens `maps` gives
         self.input_adapters = nn.ModuleDict(
             {m.name: (_ClassMapAdapter if m.classes else ImageAdapter)(m, d) for m in modalities})
         self.global_tokens = nn.Parameter(torch.zeros(1, 1, d))
@@ -174,6 +169,15 @@ class MultiViT(Encoder):
         last = in_order(x, self.input_adapters)[-1]
         patch = cast(ImageAdapter, self.input_adapters[last]).patch
         return Encoded(t[:, :-1], t[:, -1], token_grid(x[last].shape[-2:], patch))
+
+    def maps(self, x:Mapping[str, Tensor], keys:Tensor|None=None, taps:Sequence[int]=(-1,))->list[Tensor]:
+        "Tokens of the B-scan after chosen blocks, without the global token, as maps (b, d, rows, columns)"
+        start, (rows, cols) = 0, (0, 0)
+        for name in in_order(x, self.input_adapters):
+            rows, cols = token_grid(x[name].shape[-2:], cast(ImageAdapter, self.input_adapters[name]).patch)
+            if name == self.modality: break
+            start += rows*cols
+        return [rearrange(t[:, start:start+rows*cols], 'b (r c) d -> b d r c', r=rows) for t in self.encode(x, keys, taps)]
 
     def forward(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Any:
         "Tokens after the last block, (b, n + 1, d); a model with heads returns what they say"

@@ -14,16 +14,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mirage_nb.models.layers import (
-    Block,
-    CrossAttention,
-    Mlp,
-    in_order,
-    init_weights,
-    resize_positions,
-    sincos_positions,
-    token_grid,
-)
+from .encoder import in_order
+from .layers import Block, CrossAttention, Mlp, init_weights
+from .positions import resize_positions, sincos_positions, token_grid
 from .mirage import Modality, MultiViT, Visible, visible_tokens
 from ..randomness import keyed_generator
 

@@ -7,87 +7,81 @@ __all__ = ['SegModel', 'seg_model', 'save_seg_model', 'load_seg_model', 'start_s
 
 # %% ../../nbs/models/90_segmentation.ipynb #9db96d19
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch.nn.functional as F
-from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..core import unknown
-from .checkpoints import LoadReport, load_weights, read_checkpoint, read_metadata, save_weights
-from .heads.segmentation import HEADS, even_hooks
-from .layers import token_grid
-from .mirage import ImageAdapter, Modality, MultiViT
-from .zoo import encoder_record, mirage_modalities
+from mirage_nb.models.checkpoints import (
+    Checkpoint,
+    LoadReport,
+    encoder_part,
+    load_weights,
+    read_checkpoint,
+    read_metadata,
+    save_weights,
+)
+from .encoder import Encoder, EncoderModel
+from .heads.segmentation import build_seg_head
+from .tuning import merge_adapters
+from .zoo import build_encoder, encoder_record
 
 # %% ../../nbs/models/90_segmentation.ipynb #87bd37e9
-class SegModel(MultiViT):
-    "MIRAGE encoder with a segmentation head (Morano et al. 2025)"
+class SegModel(EncoderModel):
+    "Encoder with a segmentation head"
     def __init__(self,
-        modalities:Sequence[Modality], # that the encoder reads, 'bscan' among them
-        n_classes:int,                 # classes to tell apart
-        head:str='convnext',           # 'linear', 'convnext', 'segmenter' or 'dpt'
-        head_options:Mapping[str, Any]|None=None, # keywords of the head
-        **encoder:Any                  # keywords of `MultiViT`: d, depth, heads, drop_path
+        encoder:Encoder,
+        n_classes:int,        # classes to tell apart
+        head:str='convnext',  # 'linear', 'convnext', 'segmenter' or 'dpt'
+        head_options:Mapping[str, Any]|None=None # keywords of the head
     ):
-        super().__init__(modalities, **encoder)
-        if head not in HEADS: raise ValueError(unknown('head', head, HEADS))
-        options = dict(head_options or {})
-        if head == 'dpt': options.setdefault('hooks', even_hooks(self.depth))
-        self.output_adapters = nn.ModuleDict({'semseg': HEADS[head](self.d, n_classes, **options)})
-
-    @property
-    def head(self)->nn.Module: return self.output_adapters['semseg']
+        super().__init__()
+        self.encoder, self.depth = encoder, encoder.depth
+        self.head = build_seg_head(head, encoder.widths, encoder.pyramid, n_classes, **(head_options or {}))
 
     def features(self,
         x:Mapping[str, Tensor], # images by modality, 'bscan' among them
         keys:Tensor|None=None   # (b,) sample keys for drop path
-    )->list[Tensor]:            # maps of the B-scan's tokens, one (b, d, rows, cols) for each layer the head reads
-        "What the head sees: the B-scan's tokens, without the global token"
+    )->list[Tensor]:            # maps of the B-scan, one (b, width, rows, cols) for each layer the head reads
+        "Encode B-scans as the maps that the head reads"
         if 'bscan' not in x: raise KeyError(f"segmentation needs the modality 'bscan', got {', '.join(x) or 'none'}")
-        start, (rows, cols) = 0, (0, 0)
-        for name, adapter in self.input_adapters.items():
-            if name not in x: continue
-            rows, cols = token_grid(x[name].shape[-2:], cast(ImageAdapter, adapter).patch)
-            if name == 'bscan': break
-            start += rows*cols
-        tokens = self.encode(x, keys, cast(Sequence[int], self.head.taps))
-        return [rearrange(t[:, start:start+rows*cols], 'b (r c) d -> b d r c', r=rows) for t in tokens]
+        images = x if self.encoder.modality != 'image' else {'image': x['bscan']}
+        return self.encoder.maps(images, keys, cast(Sequence[int], self.head.taps))
 
     def decode(self,
         maps:list[Tensor],       # from `features`
         size:Sequence[int],      # rows and columns of the scores
         keys:Tensor|None=None    # (b,) sample keys for the head's drop path and dropout
     )->Tensor:                   # (b, n_classes, *size)
-        "Scores of each pixel, in float32"
+        "Score each pixel, in float32"
         scores = self.head(maps, keys).float().contiguous()  # still small: cheap here, dear after the next line
         return F.interpolate(scores, tuple(size), mode='bilinear', align_corners=False)
 
     def forward(self,
-        x:Mapping[str, Tensor],        # images by modality, 'bscan' among them: (b, 1, h, w) in [0, 1]
+        x:Mapping[str, Tensor],        # images by modality, 'bscan' among them: (b, c, h, w), as the encoder reads them
         keys:Tensor|None=None,         # (b,) sample keys, in training
         maps:list[Tensor]|None=None,   # `features` of these images, if they are already known
         size:Sequence[int]|None=None   # rows and columns of the scores; None: those of the B-scans
     )->Tensor:                         # (b, n_classes, h, w)
-        "Scores of each pixel of the B-scans"
+        "Score each pixel of the B-scans"
         if maps is None: maps = self.features(x, keys)
         return self.decode(maps, size or x['bscan'].shape[-2:], keys)
 
 # %% ../../nbs/models/90_segmentation.ipynb #cf4cbd30
 def seg_model(
-    name:str,                 # of the encoder, as 'mirage_base'
+    name:str,                 # of the encoder, as 'mirage_base', 'RETFound_mae' or 'resnet50'
     n_classes:int,            # classes to tell apart, background included
     head:str='convnext',      # 'linear', 'convnext', 'segmenter' or 'dpt'
     size:Sequence[int]|None=None, # rows and columns of the images, pixels; None: those of pre-training
     patch:int|None=None,      # side of a patch, pixels; None: that of pre-training
-    drop_path:float=0.        # rate of the encoder's last block in training, 0 to below 1
-)->SegModel:                  # with first weights
-    "Segmentation model by the name of its encoder"
-    e = encoder_record(name)
-    bscan = mirage_modalities(name, ('bscan',), size, patch)
-    return SegModel(bscan, n_classes, head, e.head_options.get(head),
-                    d=e.d, depth=e.depth, heads=e.heads, drop_path=drop_path)
+    drop_path:float=0.,       # rate of the encoder's last block in training, 0 to below 1
+    **options:Any             # of the encoder: registers, layer_scale and what else its record names
+)->SegModel:                  # with random weights
+    "Build a segmentation model by the name of its encoder"
+    encoder = build_encoder(name, size=size and list(size), patch=patch, drop_path=drop_path, **options)
+    return SegModel(encoder, n_classes, head, encoder_record(name).head_options.get(head))
 
 # %% ../../nbs/models/90_segmentation.ipynb #02cccd63
 def save_seg_model(
@@ -96,13 +90,13 @@ def save_seg_model(
     keywords:Mapping[str, Any], # of `seg_model`, by which it was made
     **about:Any               # more to say of it, plain values: dataset, classes, score
 )->Path:                      # `path`
-    "Write a segmentation model that `load_seg_model` can rebuild"
-    return save_weights(model, path, {'seg_model': dict(keywords), **about})
+    "Write a segmentation model that `load_seg_model` can rebuild; adapters become part of the weights"
+    return save_weights(merge_adapters(model), path, {'seg_model': dict(keywords), **about})
 
 
 def load_seg_model(
     path:str|Path # file of `save_seg_model`
-)->tuple[SegModel, dict[str, Any]]: # in evaluation mode, and what was said of it
+)->tuple[SegModel, dict[str, Any]]: # in evaluation mode, and its metadata
     "Rebuild a segmentation model from its file"
     ckpt = read_checkpoint(path)
     about = read_metadata(ckpt)
@@ -112,9 +106,31 @@ def load_seg_model(
     return model.eval(), about
 
 # %% ../../nbs/models/90_segmentation.ipynb #dc827a9f
+_PUBLISHED_HEAD = 'output_adapters.semseg.'  # of MIRAGE
+
+
+def _head_part(
+    ckpt:Checkpoint # in any form
+)->dict[str, Tensor]: # under our names; empty where there is none
+    "Find a segmentation head in a checkpoint"
+    ours = '"seg_model"' in ckpt.meta.get('about', '')
+    begin = 'head.' if ours else _PUBLISHED_HEAD
+    return {f'head.{k.removeprefix(begin)}': v for k, v in ckpt.state.items() if k.startswith(begin)}
+
+
 def start_segmenter(
-    model:nn.Module,      # changed in place
-    weights:str|Path|None # checkpoint file in any published form; None keeps the first weights
-)->LoadReport|None:       # what was loaded; None without weights
-    "Start a model from pre-trained weights"
-    return None if weights is None else load_weights(model, weights)
+    model:SegModel,                   # changed in place
+    weights:str|Path|Checkpoint|None  # checkpoint in any published form; None: random initialisation
+)->LoadReport|None:                   # what was loaded; None without weights
+    "Start a segmentation model from pre-trained weights"
+    if weights is None: return None
+    ckpt = weights if isinstance(weights, Checkpoint) else read_checkpoint(weights)
+    report, found = load_weights(model.encoder, encoder_part(ckpt)), _head_part(ckpt)
+    own = {k: v for k, v in model.state_dict().items() if k.startswith('head.')}
+    fits = {k: found[k] for k, v in own.items() if k in found and found[k].shape == v.shape}
+    model.load_state_dict(fits, strict=False)
+    done = {own[k].data_ptr() for k in fits}  # a module may have two names
+    new = [k for k, v in own.items() if k not in fits and v.data_ptr() not in done]
+    unused = [k for k in report.unused if not k.startswith(_PUBLISHED_HEAD) or not found]
+    return replace(report, loaded=[*report.loaded, *fits], new=[*report.new, *new], unused=unused,
+                   mismatched=[*report.mismatched, *(k for k in new if k in found)])

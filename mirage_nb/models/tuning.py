@@ -6,62 +6,76 @@
 __all__ = ['choose_training', 'merge_adapters']
 
 # %% ../../nbs/models/88_tuning.ipynb #31001752
+from copy import deepcopy
+from typing import TypeVar
+
 from torch import nn
 
 from ..core import unknown
-from .heads.classification import ClsModel
+from .encoder import Encoder, EncoderModel
 
 # %% ../../nbs/models/88_tuning.ipynb #2bc0b842
-_TUNE = ('probe', 'full', 'last', 'lora')
+_TUNE = ('full', 'embeddings', 'probe', 'last', 'lora')
+
+
+def _first_layer(
+    depth:int,       # of the encoder
+    how:str,         # as `tune`
+    last_blocks:int, # blocks that train with 'last'
+    lora_rank:int    # of the additions with 'lora'
+)->int:              # as `layer_of` counts; depth + 2: none
+    "Find the first layer whose weights train, and check the options"
+    if how not in _TUNE: raise ValueError(unknown('way to tune', how, _TUNE))
+    if how == 'last' and not 1 <= last_blocks <= depth:
+        raise ValueError(f'last_blocks is 1 to {depth} for this encoder, not {last_blocks}')
+    if how == 'lora' and lora_rank < 1: raise ValueError(f'lora_rank is 1 or more, not {lora_rank}')
+    return {'full': 0, 'embeddings': 0, 'last': depth + 1 - last_blocks}.get(how, depth + 2)
 
 # %% ../../nbs/models/88_tuning.ipynb #f3477b00
-_LORA_LAYERS = ('qkv', 'proj', 'fc1', 'fc2')
-
-
 def choose_training(
-    model:ClsModel, # changed in place
-    how:str,        # 'probe', 'full', 'last' or 'lora'
-    last:int=1,     # blocks that train with 'last'
-    rank:int=8      # of the additions with 'lora'
+    model:EncoderModel, # changed in place
+    tune:str,           # 'full', 'embeddings', 'probe', 'last' or 'lora'
+    last_blocks:int=1,  # blocks that train with 'last'
+    lora_rank:int=8     # of the additions with 'lora'
 )->None:
-    "Choose what of a classifier trains"
-    if how not in _TUNE: raise ValueError(unknown('way to tune', how, _TUNE))
-    encoder, depth = model.encoder, model.depth
-    if how == 'last' and not 1 <= last <= depth:
-        raise ValueError(f'last_blocks is 1 to {depth} for this encoder, not {last}')
-    if how == 'lora' and rank < 1: raise ValueError(f'lora_rank is 1 or more, not {rank}')
-    model.tune = how
-    unread = {n for n, p in model.named_parameters() if not p.requires_grad}
-    least = {'probe': depth + 2, 'full': 0, 'last': depth + 1 - last, 'lora': depth + 2}[how]
-    encoder.freeze('encoder' if how == 'probe' else 'none')
+    "Choose which weights of a model train"
+    encoder, depth = model.encoder, model.encoder.depth
+    first, model.tune = _first_layer(depth, tune, last_blocks, lora_rank), tune
+    unread = {n for n, p in encoder.named_parameters() if not p.requires_grad}
+    encoder.freeze(tune if tune in ('embeddings', 'probe') else 'full')
     for name, p in encoder.named_parameters():
-        p.requires_grad_(f'encoder.{name}' not in unread and encoder.layer_of(name) >= least)
-    model.norm.requires_grad_(how != 'probe')
-    if how != 'full' and hasattr(encoder, 'drop_path_rates'):
-        encoder.drop_path_rates = [r if i + 1 >= least else 0. for i, r in enumerate(encoder.drop_path_rates)]
-    if how == 'lora': _add_lora(encoder, rank)
+        layer = encoder.layer_of(name)
+        inside = tune == 'embeddings' and 0 < layer <= depth
+        p.requires_grad_(name not in unread and layer >= first and not inside)
+    norm = getattr(model, 'norm', None)  # of a classifier, between encoder and head
+    if norm is not None: norm.requires_grad_(tune != 'probe')
+    if tune not in ('full', 'embeddings'): encoder.limit_drop_path(first)
+    if tune == 'lora': _add_lora(encoder, lora_rank)
+    model.train(model.training)
+
+# %% ../../nbs/models/88_tuning.ipynb #bc61f9ca
+_Model = TypeVar('_Model', bound=nn.Module)
 
 
 def _add_lora(
-    encoder:nn.Module, # changed in place
-    rank:int           # of the two matrices of an adapter
+    encoder:Encoder, # changed in place
+    rank:int         # of the two matrices of an adapter
 )->None:
-    "Add low-rank adapters to the linear layers of the blocks; nothing else of the encoder trains"
+    "Add low-rank adapters to the linear layers of the blocks, or else to their convolutions; nothing else trains"
     from peft import LoraConfig, inject_adapter_in_model  # imported here: it takes seconds
-    wanted = [n for n, m in encoder.named_modules() if isinstance(m, nn.Linear) and n.rpartition('.')[2] in _LORA_LAYERS
-              and any(part.isdigit() for part in n.split('.'))]
-    if not wanted: raise ValueError(f'lora adds to the layers {", ".join(_LORA_LAYERS)} of transformer blocks, and this '
-                                    'encoder has none; tune it by full or last')
+    inside = [(n, m) for n, m in encoder.named_modules() if 0 < encoder.layer_of(f'{n}.weight') <= encoder.depth]
+    wanted = [n for n, m in inside if isinstance(m, nn.Linear)] or [
+        n for n, m in inside if isinstance(m, nn.Conv2d) and m.groups == 1]
+    if not wanted: raise ValueError('lora adds to linear layers and convolutions inside the blocks, and this encoder has '
+                                    'none; tune it by full or last')
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2*rank, target_modules=wanted), encoder)
 
 
 def merge_adapters(
-    model:ClsModel
-)->ClsModel:      # the model itself where there are no adapters
-    "Copy whose adapters have become part of the weights, so that the file is that of an ordinary model"
-    if model.tune != 'lora': return model
-    from copy import deepcopy
-
+    model:_Model
+)->_Model:       # the model itself where there are no adapters
+    "Copy a model so that its adapters are part of the weights, and its file is that of an ordinary model"
+    if getattr(model, 'tune', '') != 'lora': return model
     from peft.tuners.lora import LoraLayer
     out = deepcopy(model)
     for name, m in list(out.named_modules()):
@@ -69,5 +83,5 @@ def merge_adapters(
         m.merge()
         parent, _, leaf = name.rpartition('.')
         setattr(out.get_submodule(parent), leaf, m.get_base_layer())
-    out.tune = 'full'
+    out.tune = 'full'  # type: ignore[assignment]
     return out

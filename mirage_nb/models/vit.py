@@ -11,19 +11,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from mirage_nb.models.layers import (
-    Block,
-    Encoded,
-    Encoder,
-    init_weights,
-    resize_row,
-    sincos_positions,
-    single_image,
-    some_patches,
-    token_grid,
-)
+from .encoder import Encoded, Encoder, single_image
+from .layers import Block, init_weights
+from .positions import resize_row, sincos_positions, some_patches, token_grid
 
 # %% ../../nbs/models/20_vit.ipynb #243599f1
 class _PatchEmbed(nn.Module):
@@ -143,6 +136,13 @@ class ViT(_PatchTokens):
         "Tokens of the patches after the last block, and the class token"
         t = self.encode(x, keys)[0]
         return Encoded(t[:, self.first:], t[:, 0], token_grid(x[self.modality].shape[-2:], self.patch))
+
+    def maps(self, x:Mapping[str, Tensor], keys:Tensor|None=None, taps:Sequence[int]=(-1,))->list[Tensor]:
+        "Normalised tokens of the patches after chosen blocks, as maps (b, d, rows, columns)"
+        rows, _ = token_grid(x[self.modality].shape[-2:], self.patch)
+        norm = self.fc_norm if self.global_pool else self.norm
+        with self.gradient(): tokens = [norm(t)[:, self.first:] for t in self.encode(x, keys, taps)]
+        return [rearrange(t, 'b (r c) d -> b d r c', r=rows) for t in tokens]
 
     def features(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Tensor:
         "What the published classifiers put before their last layer, (b, d)"

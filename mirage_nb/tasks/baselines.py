@@ -43,7 +43,7 @@ def run_seg_baselines(
         plain = SegDataset(data.tables['train'], data.classes, size=rows_cols(cfg.size))
         shares = mean_position(plain, len(data.classes))
         found['mean position'] = predict_mean_position(shares, table, data.classes, folder/'mean_position')
-        random = replace(cfg, weights=None, freeze='encoder', cached_views=min(4, cfg.epochs), processes=1)
+        random = replace(cfg, weights=None, tune='probe', cached_views=min(4, cfg.epochs), processes=1)
         train_seg(random, folder/'random_encoder')
         test_seg(folder/'random_encoder', data)
         found['frozen random encoder'] = folder/'random_encoder'/'predictions'

@@ -26,7 +26,7 @@ class _CachedViews(Dataset[dict[str, Any]]):
     "Tokens and masks of fixed views; epoch e shows view e % k"
     def __init__(self,
         data:SegDataset,  # with augmentation
-        maps:Tensor,      # (k, images, layers, d, rows, cols)
+        maps:list[Tensor],# for each layer that the head reads: (k, images, d, rows, cols)
         masks:Tensor      # (k, images, h, w) uint8
     ):
         self.data, self.maps, self.masks = data, maps, masks
@@ -35,9 +35,9 @@ class _CachedViews(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key:tuple[int, int])->dict[str, Any]:
         epoch, i = key
-        view, name = epoch % len(self.maps), self.data.ids[i]
-        return {'id': name, 'key': sample_key(self.data.seed, epoch, name),
-                'maps': self.maps[view, i], 'semseg': self.masks[view, i]}
+        view, name = epoch % len(self.masks), self.data.ids[i]
+        maps = {f'map{j}': m[view, i] for j, m in enumerate(self.maps)}
+        return {'id': name, 'key': sample_key(self.data.seed, epoch, name), **maps, 'semseg': self.masks[view, i]}
 
 
 def cache_views(
@@ -54,23 +54,25 @@ def cache_views(
     model = model.to(accelerator.device).eval()
     masks = torch.stack([torch.stack([data[v, i]['semseg'] for i in range(len(data))]) for v in range(k)])
     with torch.no_grad(), accelerator.autocast():
-        one = torch.stack(model.features({'bscan': data[0, 0]['bscan'][None].to(accelerator.device)}), 1)
-    shape, file = (k, len(data), *one.shape[1:]), folder/'views.bin'
+        shapes = [m.shape[1:] for m in model.features({'bscan': data[0, 0]['bscan'][None].to(accelerator.device)})]
+    sizes, file = [s.numel() for s in shapes], folder/'views.bin'
+    numbers = k*len(data)*sum(sizes)
 
-    def on_disk(path:Path)->Tensor:
-        return torch.from_file(str(path), shared=True, size=torch.Size(shape).numel(), dtype=kind).view(shape)
+    def on_disk(path:Path)->list[Tensor]:
+        flat = torch.from_file(str(path), shared=True, size=numbers, dtype=kind).view(k, len(data), sum(sizes))
+        return [part.unflatten(2, s) for part, s in zip(flat.split(sizes, 2), shapes, strict=True)]
 
     def write(path:Path)->None:
         if hasattr(os, 'posix_fallocate'):  # a disk that fills up later would kill the process without a word
-            with open(path, 'wb') as f: os.posix_fallocate(f.fileno(), 0, torch.Size(shape).numel()*kind.itemsize)
+            with open(path, 'wb') as f: os.posix_fallocate(f.fileno(), 0, numbers*kind.itemsize)
         maps = on_disk(path)
-        bar = tqdm(total=k*len(data), desc=f'keeping views ({maps.nbytes/1e6:,.0f} MB)', unit='view', delay=3)
+        bar = tqdm(total=k*len(data), desc=f'keeping views ({numbers*kind.itemsize/1e6:,.0f} MB)', unit='view', delay=3)
         with torch.no_grad(), accelerator.autocast(), bar:
             for v in range(k):
                 for start in range(0, len(data), batch_size):
                     batch = collate([data[v, i] for i in range(start, min(start + batch_size, len(data)))])
                     found = model.features({'bscan': batch['bscan'].to(accelerator.device)})
-                    maps[v, start:start + len(batch['id'])] = torch.stack(found, 1).to('cpu', kind)
+                    for m, f in zip(maps, found, strict=True): m[v, start:start + len(batch['id'])] = f.to('cpu', kind)
                     bar.update(len(batch['id']))
 
     if accelerator.is_main_process and not file.exists(): write_atomic(file, write)

@@ -76,7 +76,7 @@ def _input_modality(
 )->str: # key of the images in a sample
     "Which input of the encoder reads the images; MIRAGE's are 'bscan' and, for any picture from the front, 'slo'"
     f = encoder_record(cfg.model)
-    return f.modality if f.family != 'mirage' else 'bscan' if manifest.modality == 'bscan' else 'slo'
+    return f.modality if not f.modalities else 'bscan' if manifest.modality == 'bscan' else 'slo'
 
 
 def cls_datasets(

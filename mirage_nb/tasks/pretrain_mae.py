@@ -151,7 +151,7 @@ def _mae_keywords(
         if cfg.norm_pix or cfg.checkpointing: raise ValueError(
             f'norm_pix and checkpointing are for vision transformers; {cfg.model} is a convolutional network')
         return {'name': cfg.model, 'mask_ratio': cfg.mask_ratio}
-    size = cfg.size or encoder_record(MAES[cfg.model][0]).image
+    size = cfg.size or encoder_record(MAES[cfg.model][0]).size
     return {'name': cfg.model, 'size': size, 'mask_ratio': cfg.mask_ratio, 'norm_pix': cfg.norm_pix,
             'checkpointing': cfg.checkpointing, **({} if cfg.decode_ratio is None else {'share': cfg.decode_ratio})}
 
@@ -219,7 +219,7 @@ def mae_task(
     "Pre-training of a masked autoencoder on one dataset or several"
     keywords, augmented = _mae_keywords(cfg), CropAugment(scale=(cfg.crop_scale[0], cfg.crop_scale[1]))
     base = MAES[cfg.model][0] if cfg.model in MAES else CNN_MAES[cfg.model]
-    size = cfg.size or encoder_record(base).image
+    size = cfg.size or encoder_record(base).size
     names = [k.strip() for k in cfg.dataset.split(',')]
     if cfg.sampling_weights and len(cfg.sampling_weights) != len(names):
         raise ValueError(f'{len(cfg.sampling_weights)} sampling_weights for {len(names)} datasets, {", ".join(names)}; give one each')

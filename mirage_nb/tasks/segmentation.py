@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from ..core import data_dir
 from ..data.audit import find_leaks, hash_table
+from ..data.input_spec import InputSpec
 from ..data.manifest import ClassInfo, Manifest, classes_of, dataset_dir, read_manifest
 from ..data.segmentation import SegDataset, collate, seg_table
 from ..eval.segmentation.metrics import pixel_miou
@@ -25,7 +26,8 @@ from ..eval.segmentation.predict import predict_images, validate_seg
 from ..eval.segmentation.report import SegScores, save_seg_scores, score_folder
 from ..models.checkpoints import LoadReport, read_checkpoint
 from ..models.segmentation import SegModel, save_seg_model, seg_model, start_segmenter
-from ..models.zoo import weights_file
+from ..models.tuning import choose_training
+from ..models.zoo import encoder_record, weights_file
 from ..phantoms.oct import make_phantom_oct
 from ..randomness import sample_key
 from ..recipes.segmentation import SegRecipe
@@ -70,7 +72,8 @@ def seg_datasets(
         if split not in data.tables: raise ValueError(
             f'{data.manifest.name} has no split {split!r} to tune on; it has {", ".join(data.tables)}. '
             'Evaluate a tuned model on it with 50_seg_eval')
-    return {split: SegDataset(table, data.classes, size=size, augment=split == 'train', seed=cfg.seed)
+    look = InputSpec(**encoder_record(cfg.model).input_keywords(size))
+    return {split: SegDataset(table, data.classes, size=size, look=look, augment=split == 'train', seed=cfg.seed)
             for split, table in data.tables.items()}
 
 # %% ../../nbs/tasks/20_segmentation.ipynb #76a30897
@@ -91,7 +94,7 @@ def build_seg(
     torch.manual_seed(sample_key(cfg.seed, 'first weights'))
     model = seg_model(**_seg_keywords(cfg, n_classes))
     report = start_segmenter(model, weights_file(cfg.weights))
-    model.freeze(cfg.freeze)
+    choose_training(model, cfg.tune, cfg.last_blocks, cfg.lora_rank)
     return model, report
 
 
@@ -110,7 +113,8 @@ def _seg_step(
 )->Any:                # the `step` that `fit` takes
     "Loss of a batch of images, or of kept views"
     def step(model:nn.Module, batch:dict[str, Any])->Tensor:
-        if 'maps' in batch: scores = model({}, batch['key'], maps=list(batch['maps'].unbind(1)), size=size)
+        maps = [batch[k] for k in sorted(batch) if k.startswith('map')]
+        if maps: scores = model({}, batch['key'], maps=maps, size=size)
         else: scores = model({'bscan': batch['bscan']}, batch['key'])
         return loss(scores, batch['semseg'])
     return step
@@ -139,8 +143,8 @@ def train_seg(
 
     train:Dataset = sets['train']
     if cfg.cached_views:
-        if cfg.freeze != 'encoder':
-            raise ValueError(f"cached_views needs freeze 'encoder', not {cfg.freeze!r}: tokens change else")
+        if cfg.tune != 'probe':
+            raise ValueError(f"cached_views needs tune 'probe', not {cfg.tune!r}: tokens change else")
         folder.mkdir(parents=True, exist_ok=True)
         train = cache_views(model, sets['train'], cfg.cached_views, settings.precision, folder)
     rows = fit(model, train, _seg_step(loss, rows_cols(cfg.size)), validate, keep_best, settings, folder, collate)

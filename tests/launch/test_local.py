@@ -54,7 +54,7 @@ def test_two_processes_are_one(plain, home):
 
 
 def test_two_processes_with_kept_views(home):
-    options = {'freeze': 'encoder', 'cached_views': 2}
+    options = {'tune': 'probe', 'cached_views': 2}
     one = launch_local.launch_training(settings(**options), home/'one')
     close(launch_local.launch_training(settings(**options, processes=2), home/'two'), one)
 

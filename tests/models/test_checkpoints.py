@@ -20,7 +20,8 @@ from mirage_nb.models.mirage_mae import MultiMAE
 from mirage_nb.models.tensors import infer_architecture
 from mirage_nb.models.vit import ViT
 from mirage_nb.models.zoo import (
-    _ENCODERS,
+    ENCODERS,
+    _vit_record,
     MODALITIES,
     build_encoder,
     encoder_record,
@@ -168,8 +169,8 @@ def test_names_of_large_models():
 def test_retfound_dinov2_can_be_tuned(tmp_path, monkeypatch):
     "RETFound's DINOv2 form starts a classifier: layer scale, registers and the norm of the class token come with it"
     e = encoder_record('RETFound_dinov2')
-    assert (e.d, e.depth, e.heads, e.patch, e.options['layer_scale']) == (1024, 24, 16, 14, 1e-5)
-    monkeypatch.setitem(_ENCODERS, 'RETFound_dinov2', replace(e, d=64, depth=2, heads=2))
+    assert (e.d, e.depth, e.heads, e.patch, e.build.keywords['layer_scale']) == (1024, 24, 16, 14, 1e-5)
+    monkeypatch.setitem(ENCODERS, 'RETFound_dinov2', _vit_record(e.name, 64, 2, 2, patch=14, layer_scale=1e-5))
     for registers in (0, 4):
         options = {'pool': 'cls', 'size': (28, 42), **({'registers': 4} if registers else {})}
         torch.manual_seed(registers)
@@ -285,10 +286,10 @@ def test_exported_encoder_of_mirage_tiny(tmp_path):
 
 def test_every_named_encoder_has_the_protocol():
     with torch.device('meta'):
-        for name, record in _ENCODERS.items():
+        for name, record in ENCODERS.items():
             enc = build_encoder(name)
             layers = {enc.layer_of(n) for n, _ in enc.named_parameters()}
             behind = record.family == 'vit'  # its norm
             assert layers == set(range(record.depth + 1 + behind)), name
-            for how in ('blocks', 'encoder', 'none'): enc.freeze(how)
+            for how in ('embeddings', 'probe', 'full'): enc.freeze(how)
             assert all(p.requires_grad for p in enc.parameters())

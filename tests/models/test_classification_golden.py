@@ -12,7 +12,7 @@ from mirage_nb.data.input_spec import InputSpec, eval_image
 from mirage_nb.models.checkpoints import load_weights
 from mirage_nb.models.classification import start_classifier
 from mirage_nb.models.heads.classification import _POOLS, ClsHead, ClsModel
-from mirage_nb.models.layers import Encoded
+from mirage_nb.models.encoder import Encoded
 from mirage_nb.models.mirage import Modality, MultiViT
 from mirage_nb.models.tuning import choose_training
 from mirage_nb.models.vit import ViT

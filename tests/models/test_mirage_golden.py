@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from mirage_nb.models.checkpoints import load_weights, read_checkpoint
 from mirage_nb.models.heads.segmentation import HEADS
 from mirage_nb.models.mirage import Modality, MultiViT, _bscan_only
-from mirage_nb.models.segmentation import SegModel
+from mirage_nb.models.segmentation import SegModel, start_segmenter
 from mirage_nb.models.tensors import infer_architecture
+from mirage_nb.models.tuning import choose_training
 from mirage_nb.train.losses import _gen_dice, seg_loss
 from mirage_nb.train.optim import half_cycle, param_groups, set_lr, warmup_cosine
 
@@ -45,15 +46,22 @@ def seg_model_of(facts, seg, head):
     c = facts['config']
     scale = seg[f'{head}.input'].shape[-1]//c['img']
     options = {k: v for k, v in facts['segmentation'][head]['kwargs'].items() if k in HEAD_KEYS}
-    return SegModel(_bscan_only(modalities(c, scale)), c['nseg'], head, options, **size_of(c))
+    return SegModel(MultiViT(_bscan_only(modalities(c, scale)), **size_of(c)), c['nseg'], head, options)
+
+
+def published(name):
+    "Published name of a parameter of ours"
+    inside = name.startswith('encoder.')
+    return name.removeprefix('encoder.') if inside else f'output_adapters.semseg.{name.removeprefix("head.")}'
 
 
 def loaded(facts, golden, seg, head):
     "That model with the recorded weights, through the reader that users have"
     model = seg_model_of(facts, seg, head)
     ckpt = next(golden.glob('MIRAGE-*.pth'))
-    load_weights(model, ckpt)
-    model.load_state_dict(below(seg, f'{head}.state.'), strict=False)
+    start_segmenter(model, ckpt)
+    recorded = below(seg, f'{head}.state.')
+    model.load_state_dict({k: recorded.get(published(k), v) for k, v in model.state_dict().items()})
     return model.eval()
 
 
@@ -102,8 +110,8 @@ def test_head_losses(head, facts, golden, seg):
 def test_published_keys(head, facts, golden, seg):
     "What is new and what is not used are the recorded keys; the resized positions are the recorded ones"
     model, record = seg_model_of(facts, seg, head), facts['segmentation'][head]
-    report = load_weights(model, next(golden.glob('MIRAGE-*.pth')))
-    state = model.state_dict()
+    report = start_segmenter(model, next(golden.glob('MIRAGE-*.pth')))
+    state = {published(k): v for k, v in model.state_dict().items()}
     assert {k for k in state if k not in report.loaded} == set(record['missing'])
     assert {k for k in report.unused if not k.startswith('output_adapters.')} == set(record['unexpected'])
     for k in report.resized: close(state[k], seg[f'{head}.state.{k}'])
@@ -126,21 +134,21 @@ def test_layer_decay_groups(facts, golden, seg):
     decay = max(g['weight_decay'] for g in record)
     scales = sorted({g['lr_scale'] for g in record})
     groups = param_groups(seg_model_of(facts, seg, 'convnext'), decay, scales[-2]/scales[-1])
-    ours = {n: (g['weight_decay'], round(g['lr_scale'], 9)) for g in groups for n in g['names']}
+    ours = {published(n): (g['weight_decay'], round(g['lr_scale'], 9)) for g in groups for n in g['names']}
     assert ours == {n: (g['weight_decay'], round(g['lr_scale'], 9)) for g in record for n in g['params']}
 
 
 def test_what_trains_when_frozen(facts, seg):
     model = seg_model_of(facts, seg, 'convnext')
-    model.freeze('blocks')
-    ours = {n for n, p in model.named_parameters() if p.requires_grad}
+    choose_training(model, 'embeddings')
+    ours = {published(n) for n, p in model.named_parameters() if p.requires_grad}
     assert ours == set(facts['segmentation']['trainable_when_encoder_frozen'])
 
 
 def test_segmentation_trajectory(facts, golden, seg):
     "The record's gradient norms are those of the published recipe, whose encoder blocks are frozen"
     model, record = loaded(facts, golden, seg, 'convnext'), facts['segmentation']
-    model.freeze('blocks')
+    choose_training(model, 'embeddings')
     scales = sorted({g['lr_scale'] for g in record['layer_decay_groups']})
     groups = param_groups(model, max(g['weight_decay'] for g in record['layer_decay_groups']), scales[-2]/scales[-1])
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))

@@ -6,7 +6,6 @@ import torch
 
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.data.segmentation import collate
-from mirage_nb.models.mirage import MultiViT
 from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.recipes.settings import override
 from mirage_nb.tasks import segmentation as tasks_segmentation
@@ -14,13 +13,13 @@ from mirage_nb.tasks.segmentation import _seg_fit_settings, _seg_step, build_seg
 from mirage_nb.train.loop import fit
 from mirage_nb.train.losses import seg_loss
 
-PARTS = {'encoder': 'blocks', 'input_adapters': 'entry', 'global_tokens': 'entry', 'output_adapters': 'head'}
-TRAINS = {'none': {'blocks', 'entry', 'head'}, 'blocks': {'entry', 'head'}, 'encoder': {'head'}}
+PARTS = {'encoder.encoder': 'blocks', 'encoder.input_adapters': 'entry', 'encoder.global_tokens': 'entry'}
+TRAINS = {'full': {'blocks', 'entry', 'head'}, 'embeddings': {'entry', 'head'}, 'probe': {'head'}}
 
 
 def hashes(model):
     "Part of the model, and a hash of its numbers, by parameter"
-    return {k: (PARTS[k.split('.')[0]], hashlib.sha256(v.detach().cpu().numpy().tobytes()).hexdigest())
+    return {k: (PARTS.get('.'.join(k.split('.')[:2]), 'head'), hashlib.sha256(v.detach().cpu().numpy().tobytes()).hexdigest())
             for k, v in model.state_dict().items()}
 
 
@@ -29,10 +28,10 @@ def settings(**changed):
     return override(recipe, dataset='Phantom_OCT', size=64, epochs=1, batch_size=4, drop_path=0.5, **changed)
 
 
-@pytest.mark.parametrize('freeze', TRAINS)
+@pytest.mark.parametrize('tune', TRAINS)
 @pytest.mark.parametrize('head', ['linear', 'convnext'])
-def test_what_changes(home, freeze, head):
-    cfg, data = settings(freeze=freeze, head=head), load_seg_data(read_manifest('Phantom_OCT'))
+def test_what_changes(home, tune, head):
+    cfg, data = settings(tune=tune, head=head), load_seg_data(read_manifest('Phantom_OCT'))
     model, _ = build_seg(cfg, len(data.classes))
     before, modes = hashes(model), []
     step = _seg_step(seg_loss(cfg.loss, [c.label for c in data.classes]), (64, 64))
@@ -45,9 +44,9 @@ def test_what_changes(home, freeze, head):
         home/'run', collate)
     after = hashes(model)
     changed = {k for k in before if before[k] != after[k]}
-    assert {before[k][0] for k in changed} == TRAINS[freeze]
+    assert {before[k][0] for k in changed} == TRAINS[tune]
     fixed = {k for k, v in model.named_buffers()} | {k for k in before if k.endswith('pos_emb')}  # sine, not learnt
-    still = {k for k in before if before[k][0] in TRAINS[freeze]} - changed - fixed
+    still = {k for k in before if before[k][0] in TRAINS[tune]} - changed - fixed
     assert not still, f'these were to train and did not change: {sorted(still)}'
     assert modes == [True, True], 'the head trains in training mode'
 
@@ -57,18 +56,18 @@ def test_frozen_encoder_is_the_same_every_time(home):
     data = load_seg_data(read_manifest('Phantom_OCT'))
     sample = seg_datasets(data, settings())['train'][0, 0]
     x = {'bscan': sample['bscan'][None]}
-    for freeze, same in (('encoder', True), ('blocks', False)):
-        model, _ = build_seg(settings(freeze=freeze), len(data.classes))
+    for tune, same in (('probe', True), ('embeddings', False)):
+        model, _ = build_seg(settings(tune=tune), len(data.classes))
         model.train()
-        with torch.no_grad(): one, two = (MultiViT.encode(model, x, torch.tensor([key])) for key in (1, 12345))
+        with torch.no_grad(): one, two = (model.encoder.encode(x, torch.tensor([key])) for key in (1, 12345))
         model.eval()
-        with torch.no_grad(): plain = MultiViT.encode(model, x)
+        with torch.no_grad(): plain = model.encoder.encode(x)
         assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(one, two, plain, strict=True)) == same
 
 
 def test_kept_views_are_the_tokens_of_a_frozen_encoder(home, monkeypatch):
     "With as many views as epochs, keeping tokens changes nothing but the time"
-    options = {'freeze': 'encoder', 'head': 'linear', 'precision': 'fp32'}
+    options = {'tune': 'probe', 'head': 'linear', 'precision': 'fp32'}
     plain = tasks_segmentation.train_seg(settings(**options), home/'plain')
     kept = tasks_segmentation.train_seg(settings(**options, cached_views=1), home/'kept')
     for k in ('loss', 'valid_loss', 'mIoU'): assert kept[k].tolist() == pytest.approx(plain[k].tolist(), rel=1e-4)

@@ -5,7 +5,7 @@ import pytest
 
 from mirage_nb.data.manifest import LabelFacts, read_manifest
 from mirage_nb.data.normalization import NORMS
-from mirage_nb.models.zoo import _IMAGENET
+from mirage_nb.core import IMAGENET_NORM
 from mirage_nb.recipes.classification import cls_recipe
 from mirage_nb.tasks import classification as tasks_classification
 
@@ -18,7 +18,7 @@ def test_manifest_then_recipe_then_encoder():
     def norm(cfg, manifest): return tasks_classification._input_spec(cfg, manifest).mean, tasks_classification._input_spec(cfg, manifest).std
     assert norm(uwf, stated) == norm(plain, stated) == NORMS['nih']
     assert norm(uwf, silent) == norm(cls_recipe('uspec_few_shot'), silent) == NORMS['uwf']
-    assert norm(plain, silent) == _IMAGENET and norm(replace(plain, norm='nih'), silent) == NORMS['nih']
+    assert norm(plain, silent) == IMAGENET_NORM and norm(replace(plain, norm='nih'), silent) == NORMS['nih']
     assert norm(replace(cls_recipe('cls_probe_mirage'), norm='uwf'), silent) == ((), ())
     with pytest.raises(ValueError, match="no normalisation 'uwg'. Did you mean 'uwf'"):
         tasks_classification._input_spec(replace(plain, norm='uwg'), silent)

@@ -168,7 +168,7 @@ def test_workers_change_nothing_also_after_a_kill(processes, phantoms, whole, tm
 
 @pytest.mark.slow
 def test_kept_views_after_a_kill(processes, phantoms, tmp_path):
-    views = {'freeze': 'encoder', 'cached_views': 2}
+    views = {'tune': 'probe', 'cached_views': 2}
     assert exit_code(processes(tmp_path/'whole', phantoms, **views)) == 0
     assert exit_code(processes(tmp_path/'run', phantoms, 'a step', **views)) == -signal.SIGKILL
     assert exit_code(processes(tmp_path/'run', phantoms, **views)) == 0
@@ -281,7 +281,7 @@ def test_finished_training_is_not_repeated(home, monkeypatch):
 
 
 OTHER = {'dataset': 'Duke_DME', 'recipe': 'seg_200e_convnext', 'model': 'mirage_base', 'weights': 'w.pth',
-         'head': 'dpt', 'size': 128, 'patch': 8, 'freeze': 'blocks', 'loss': 'CE', 'clip': 1., 'precision': 'bf16',
+         'head': 'dpt', 'size': 128, 'patch': 8, 'tune': 'embeddings', 'loss': 'CE', 'clip': 1., 'precision': 'bf16',
          'drop_path': 0.5, 'baselines': True}
 
 

@@ -20,10 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ...data.input_spec import InputSpec
 from ...data.manifest import ClassInfo
 from ...data.masks import read_mask, write_mask
 from ...data.segmentation import SegDataset, collate
 from ...models.segmentation import SegModel, load_seg_model
+from ...models.zoo import encoder_record
 from ...train.devices import make_accelerator
 from ...train.losses import SegLoss
 
@@ -151,7 +153,9 @@ def predict_images(
     "Predictions of a tuned model for a table of images, in the grey values that it was tuned with"
     model, about = load_seg_model(model_file)
     classes = [ClassInfo(**c) for c in about['classes']]
-    images = SegDataset(table.assign(semseg=None), size=about['seg_model']['size'])
+    size = about['seg_model']['size']
+    look = InputSpec(**encoder_record(about['seg_model']['name']).input_keywords(size))
+    images = SegDataset(table.assign(semseg=None), size=size, look=look)
     kind = about['precision']
     if kind == 'fp16' and not torch.cuda.is_available(): kind = 'fp32'  # tuned on a GPU, used where there is none
     return _predict_masks(model, images, classes, folder, make_accelerator(kind), batch_size)

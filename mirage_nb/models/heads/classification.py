@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core import unknown
-from ..layers import Encoded, Encoder
+from ..encoder import Encoded, Encoder, EncoderModel
 
 # %% ../../../nbs/models/heads/10_classification.ipynb #d964d5f6
 _EPS = 1e-6
@@ -70,43 +70,28 @@ class ClsHead(nn.Module):
         return self.head(self.vector(x))
 
 # %% ../../../nbs/models/heads/10_classification.ipynb #4e992e9d
-class ClsModel(ClsHead):
+class ClsModel(EncoderModel, ClsHead):
     "Encoder with a classifier on it"
     def __init__(self,
         encoder:Encoder,
         n_classes:int,
         pool:str='global',   # 'global', 'cls' or 'token_mix'
         norm:str='tokens',   # 'tokens' (MIRAGE), 'pooled' (fc_norm) or 'none'
-        std:float|None=None  # of the classifier's first weights; None: torch's own
+        std:float|None=None  # of the classifier's initial weights; None: torch's own
     ):
         super().__init__(encoder.d, n_classes, pool, norm, std)
-        self.encoder, self.depth, self.tune = encoder, encoder.depth, 'full'
+        self.encoder, self.depth = encoder, encoder.depth
         for name, layer in encoder.named_children():
             if name in ('norm', 'fc_norm'): layer.requires_grad_(False)  # not read: the norm is here
 
     def summaries(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Tensor:
-        "What the head reads of a batch, (b, 3, d)"
-        return _summaries(cast(Any, self.encoder).read(x, keys))  # every encoder has it
+        "Encode a batch as what the head reads, (b, 3, d)"
+        return _summaries(self.encoder.read(x, keys))
 
     def pooled(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Tensor:
-        "Vector of each image that the linear layer reads"
+        "Encode a batch as the vectors that the linear layer reads"
         return self.vector(self.summaries(x, keys))
 
     def forward(self, x:Any, keys:Tensor|None=None)->Tensor:
-        "Class scores before the softmax or sigmoid, (b, n_classes), of images by modality"
+        "Score each class before the softmax or sigmoid, (b, n_classes), of images by modality"
         return self.head(self.pooled(x, keys))
-
-    def layer_of(self, name:str)->int:
-        "Layer of a parameter, for layer-wise learning rates"
-        inside = name.startswith('encoder.')
-        return self.encoder.layer_of(name.removeprefix('encoder.')) if inside else self.depth + 1
-
-    def no_decay(self, name:str, p:Tensor)->bool:
-        "Whether weight decay leaves a parameter alone"
-        return self.encoder.no_decay(name.removeprefix('encoder.'), p) if name.startswith('encoder.') else p.ndim < 2
-
-    def train(self, mode:bool=True)->'ClsModel':
-        "Training mode, but for an encoder that is frozen"
-        super().train(mode)
-        if self.tune == 'probe': self.encoder.eval()
-        return self

@@ -160,7 +160,7 @@ def test_damaged_state(home, execute, fails):
     ({'model': 'mirage_bas'}, ("no model 'mirage_bas'. Did you mean 'mirage_base'?",)),
     ({'head': 'convnet'}, ("no head 'convnet'. Did you mean 'convnext'?",)),
     ({'loss': 'CEDice'}, ("'CEDice'", 'CEGDice')),
-    ({'tune': 'prob'}, ("no way to tune 'prob'. Did you mean 'probe'?",)),
+    ({'tune': 'prob'}, ("no tune 'prob'. Did you mean 'probe'?",)),
     ({'tune': 'last', 'last_blocks': 9}, ('last_blocks is 1 to 6 for this encoder, not 9',)),
     ({'precision': 'fp8'}, ("'fp8'", 'bf16')),
     ({'size': [64, 64, 3]}, ('[rows, columns]',)),

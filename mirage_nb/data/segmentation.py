@@ -11,10 +11,10 @@ from .manifest import Manifest
 from .manifest import SPLITS
 from ..core import unknown
 from .manifest import dataset_dir
-from .files import list_images
+from .folders import list_images
 from .files import MASK_SUFFIXES
 import pandas as pd
-from .files import split_id
+from .folders import split_id
 from .manifest import patient_of
 from typing import Any
 from .files import IMAGE_SUFFIXES
@@ -24,7 +24,8 @@ from collections.abc import Sequence
 from .manifest import ClassInfo
 from .preprocessing import Size
 import numpy as np
-from .files import read_grey
+from .cache import ImageCache
+from .files import read_image
 from .masks import read_mask
 from .files import full_range, unit_range
 from .input_spec import InputSpec, normalise_view
@@ -107,7 +108,7 @@ def folder_table(
 )->pd.DataFrame:    # as `seg_table`; split '', semseg None; a name without a slice of its own is a volume of its own
     "Images of any folder, for prediction"
     rows: list[tuple[Any, ...]] = []
-    for k, p in list_images(Path(folder)).items():
+    for k, p in list_images(folder).items():
         try: volume, number = split_id(k)
         except ValueError: volume, number = k, 0
         rows.append((k, volume, number, volume, '', p, None))
@@ -134,7 +135,7 @@ class SegDataset(Dataset[dict[str, Any]]):
         self.masks = [None if pd.isna(m) else m for m in table.semseg]
         self.classes, self.size, self.augment, self.seed = tuple(classes), (int(size[0]), int(size[1])), augment, seed
         self.look = look or InputSpec(size=self.size)
-        self.room, self.kept = int(keep_mb * 2**20), dict[int, tuple[np.ndarray, np.ndarray | None]]()
+        self.cache = ImageCache[tuple[np.ndarray, np.ndarray|None]](keep_mb)
         if not self.classes and any(m is not None for m in self.masks):
             raise ValueError('the table has masks, and no classes are given to read them by')
 
@@ -142,14 +143,15 @@ class SegDataset(Dataset[dict[str, Any]]):
 
     def read(self, i:int)->tuple[np.ndarray, np.ndarray|None]:
         "Grey values (h0, w0) of an image and the class indices of its mask"
-        if i in self.kept: return self.kept[i]
-        x, mask = read_grey(self.images[i]), self.masks[i]
+        return self.cache.get(i, lambda: self._decode(i))
+
+    def _decode(self, i:int)->tuple[np.ndarray, np.ndarray|None]:
+        "Read an image and its mask, which have one size"
+        x, mask = read_image(self.images[i]), self.masks[i]
         y = None if mask is None else read_mask(mask, self.classes)
         if y is not None and y.shape != x.shape:
             sizes = f'is {y.shape[0]} x {y.shape[1]}, its image {x.shape[0]} x {x.shape[1]}'
             raise ValueError(f'{mask} {sizes}; they take one size')
-        cost = x.nbytes + (0 if y is None else y.nbytes)
-        if cost <= self.room: self.kept[i], self.room = (x, y), self.room - cost
         return x, y
 
     def __getitem__(self, index:int|tuple[int, int])->dict[str, Any]:

@@ -1,7 +1,6 @@
 "Every published form of a checkpoint loads through the one reader: the original numbers, and a true report."
 import argparse
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest

@@ -21,8 +21,8 @@ STAGES = {  # folder: what is in it
 HEAD = '''# Modules and notebooks
 
 Each notebook in a folder of `nbs/` is the source of one module of the library: `nbs/data/10_files.ipynb` is
-`mirage_nb.data.files`. Within a stage the notebooks build on each other in the order of their numbers. This page is written by
-`python tests/modules_page.py`, and a test compares it with the notebooks.
+`mirage_nb.data.files`. Within a stage the notebooks build on each other in the order of their numbers.
+`python tests/modules_page.py` writes this page, and a test compares it with the notebooks.
 
 ## Experiments
 
@@ -50,6 +50,9 @@ def module_of(path):
     return found and found[1]
 
 
+def stage_of(path, root): return path.relative_to(root/'nbs').parts[0] if path.parent.name != 'nbs' else ''
+
+
 def row(path, name, root):
     return f'| [{name}](../{path.relative_to(root)}) | {title_and_line(path)[1].replace("|", "/")} |\n'
 
@@ -58,12 +61,10 @@ def modules_page(root):
     "Text of the page"
     found = [p for p in sorted((root/'nbs').rglob('*.ipynb')) if not any(k.startswith(('.', '_')) for k in p.parts)]
     text = HEAD + ''.join(row(p, p.stem, root) for p in found if not module_of(p)) + LIBRARY
-    library = [(module_of(p), p) for p in found if module_of(p)]
-    for stage in [*STAGES, *sorted({p.parent.relative_to(root/'nbs').parts[0] for _, p in library if p.parent.name != 'nbs'}
-                                   - STAGES.keys())]:
-        inside = [(n, p) for n, p in library if (p.relative_to(root/'nbs').parts[0] if p.parent.name != 'nbs' else '') == stage]
-        if inside: text += f'| **{stage or "mirage_nb"}** | **{STAGES.get(stage, "")}** |\n'
-        text += ''.join(row(p, n, root) for n, p in inside)
+    library = [(stage_of(p, root), module_of(p), p) for p in found if module_of(p)]
+    for stage in [*STAGES, *sorted({k for k, _, _ in library} - STAGES.keys())]:
+        text += f'| **{stage or "mirage_nb"}** | **{STAGES.get(stage, "")}** |\n'
+        text += ''.join(row(p, n, root) for k, n, p in library if k == stage)
     return text
 
 

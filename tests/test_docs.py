@@ -133,11 +133,11 @@ def run_command(command, root, monkeypatch):
         assert command.startswith(RUNNER), 'a command that this test does not know: see NOT_RUN'
         notebook, parameters = words_of(command)
         stage = notebook.stem[3:]
-        parameters = {k: encoder_of(v, parameters) if v == 'ENCODER' else placed(v, root) for k, v in parameters.items()}
-        execute(notebook, parameters | CHEAP.get(stage, {}), monkeypatch, root)
+        given = {k: encoder_of(parameters) if v == 'ENCODER' else placed(v, root) for k, v in parameters.items()}
+        execute(notebook, given | CHEAP.get(stage, {}), monkeypatch, root)
 
 
-def encoder_of(word, parameters):
+def encoder_of(parameters):
     "What the page on pre-training calls ENCODER: that of the newest run on phantoms"
     runs = Path(os.environ['MIRAGE_RUNS'])/'pretrain_multimae'/parameters['dataset']
     return str(max(runs.glob('*/encoder.safetensors'), key=lambda p: p.stat().st_mtime))

@@ -41,7 +41,7 @@ from collections.abc import Mapping
 def _class_folders(
     folder:Path # of a split, or of a set that has none
 )->dict[str, dict[str, Path]]: # class -> id -> file
-    "Classes of a split, with their images"
+    "List the classes of a split with their images."
     content = scan_folder(folder)
     found = {e.name: images for e in content.folders if (images := list_images(e.path))}
     others = sorted(e.name for part in content for e in part if e.name not in found)
@@ -54,7 +54,7 @@ def _class_folders(
 def _folder_rows(
     manifest:Manifest # of class folders
 )->pd.DataFrame:      # id, patient, eye, split, image, label
-    "Images of class folders, with a row each"
+    "Make a table of the images in class folders, a row each."
     root, rows, shares = dataset_dir(manifest), [], label_facts(manifest).shares
     there = {s: root/name for s, name in manifest.splits.items() if (root/name).is_dir()}
     if there and shares: raise ValueError(
@@ -75,7 +75,7 @@ def _folder_rows(
 # %% ../../nbs/data/91_classification.ipynb #1bc07343
 @dataclass(frozen=True)
 class LabelledImages:
-    "Labelled images of a set"
+    "Hold the labelled images of a dataset."
     name: str
     classes: tuple[str, ...]
     multi: bool            # several labels may hold for one image
@@ -85,12 +85,12 @@ class LabelledImages:
 
     @property
     def splits(self)->dict[str, pd.DataFrame]:
-        "Table of each split that there is"
+        "Return the table of each split that exists."
         t = self.table
         return {s: t[t.split == s].reset_index(drop=True) for s in SPLITS if (t.split == s).any()}
 
     def counts(self)->pd.DataFrame:
-        "Images of each class in each split; of several labels, those where it is stated to hold, and what is missing"
+        "Count the images of each class in each split; of several labels, those where it is positive and where it is missing."
         if not self.multi: return pd.crosstab(self.table.label, self.table.split).reindex(
             index=list(self.classes), columns=[s for s in SPLITS if s in self.splits], fill_value=0)
         cells = {(s, k): [f(t[f'label:{c}']) for c in self.classes] for s, t in self.splits.items()
@@ -102,7 +102,7 @@ def _check_labels(
     data:LabelledImages,
     source:str    # file or folder, named in an error
 )->None:
-    "Raise what makes a set useless for training; warn of what a score cannot tell"
+    "Refuse labels that nothing can be learnt from, and warn of classes that cannot be scored."
     found, counts = data.splits, data.counts()
     if not data.multi:
         strange = set(data.table.label) - set(data.classes)
@@ -125,7 +125,7 @@ def _check_splits(
     data:LabelledImages,
     source:str    # file or folder, named in an error
 )->None:
-    "Raise if there is a split in which nothing can be told apart"
+    "Refuse a split in which all images have the same label."
     for split, table in data.splits.items():
         if data.multi: told = any({0., 1.} <= set(table[f'label:{c}']) for c in data.classes)
         else: told = split == 'train' or table.label.nunique() > 1  # a class that training lacks has its own message
@@ -138,7 +138,7 @@ def _check_splits(
 def _labelled_rows(
     manifest:Manifest
 )->pd.DataFrame:      # id, patient, eye, split, image, and label or label:CLASS
-    "Images of a set with their labels, from wherever it says them"
+    "Read the images of a dataset with their labels, from class folders, a table or a reader."
     facts = label_facts(manifest)
     if facts.reader: return _reader_rows(manifest)
     table = table_rows(manifest) if facts.table else _folder_rows(manifest)
@@ -153,7 +153,7 @@ def _labelled_rows(
 def _reader_rows(
     manifest:Manifest # with a reader
 )->pd.DataFrame:      # id, patient, eye, split, image, and label or label:CLASS
-    "Images of a public chest X-ray set, whose lists and tables have a reader of their own"
+    "Read the images of a public chest X-ray dataset, whose lists and tables have a reader of their own."
     facts = label_facts(manifest)
     table = read_chest(facts.reader, dataset_dir(manifest), **reader_options(facts, manifest.path)).assign(eye='')
     there = [str(c) for c in table if str(c).startswith('label:')]
@@ -168,7 +168,7 @@ def load_labelled(
     manifest:Manifest,
     allow_leaks:bool=False # an image in two splits is a warning, not an error
 )->LabelledImages:
-    "Labelled images of a set, checked"
+    "Load the labelled images of a dataset, checked."
     facts, source = label_facts(manifest), str(dataset_dir(manifest))
     table = _labelled_rows(manifest)
     table['sha256'] = hash_images(table)
@@ -194,7 +194,7 @@ def targets(
     table:pd.DataFrame,   # with label, or label:CLASS
     classes:Sequence[str]
 )->torch.Tensor:          # (n,) int64 class indices, or (n, classes) float32 with NaN where nothing is known
-    "Truth as numbers"
+    "Return the labels as numbers."
     if 'label' not in table:
         return torch.tensor(table[[f'label:{c}' for c in classes]].to_numpy(np.float32))
     index = {c: i for i, c in enumerate(classes)}
@@ -202,7 +202,7 @@ def targets(
 
 
 class ClsDataset(Dataset[dict[str, Any]]):
-    "Labelled images as an encoder wants them"
+    "Serve labelled images as inputs of an encoder."
     def __init__(
         self,
         table:pd.DataFrame,       # id, image, and labels; sha256 for views
@@ -221,22 +221,22 @@ class ClsDataset(Dataset[dict[str, Any]]):
     def __len__(self)->int: return len(self.ids)
 
     def read(self, i:int)->np.ndarray:
-        "Bytes of an image (h, w, c): at the look's size where every view begins with that"
+        "Return the bytes of an image (h, w, c), at the encoder's size where every view begins with that."
         return self.cache.get(i, lambda: self._decode(i))
 
     def _decode(self, i:int)->np.ndarray:
-        "Read an image, and resize it where every view begins with that"
+        "Read an image, and resize it where every view begins with that."
         x = read_image(self.images[i], self.look.channels)
         whole = self.look.eval_crop == 1 and (self.look.augmentation != 'photo' or not self.augment)
         return resize_smooth(x, self.look.size) if whole else x
 
     def sample(self, i:int, key:int, image:torch.Tensor)->dict[str, Any]:
-        "Sample of an image"
+        "Return the sample of an image."
         out = {'id': self.ids[i], 'key': key, self.look.modality: image}
         return out if self.y is None else out | {'label': self.y[i]}
 
     def view(self, i:int, v:int)->dict[str, Any]:
-        "View v of an image, from its content alone; -1 is the one for evaluation"
+        "Return view v of an image, which follows from its content alone; -1 is the one for evaluation."
         key = sample_key('view', v, self.table.sha256.iloc[i])
         x = self.read(i)
         return self.sample(i, key, eval_image(x, self.look) if v < 0 else train_image(x, self.look, key))
@@ -254,7 +254,7 @@ def match_classes(
     said:Mapping[str, str]|None=None, # class of the model -> class of the set, as in its manifest; None: by name
     where:str='the manifest'   # named in an error
 )->dict[str, str]:             # class of the model -> class of the set, '' for none
-    "What the classes of a model mean in another set"
+    "Map the classes of a model to those of another dataset."
     def low(c:str)->str: return c.casefold().strip()
     names, given = {low(c): c for c in classes}, {low(k): v for k, v in (said or {}).items()}
     out = {c: names.get(low(given.get(low(c), '') if said is not None else c), '') for c in source}

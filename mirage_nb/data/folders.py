@@ -38,7 +38,7 @@ class FolderContent(NamedTuple):
 
 
 def scan_folder(
-    folder:str|Path,
+    folder:str|Path,                      # of images, of classes, or of anything else
     suffixes:Sequence[str]=IMAGE_SUFFIXES # lower case
 )->FolderContent:
     "Sort the entries of a folder into folders, files of some suffixes and others; hidden ones do not count."
@@ -67,7 +67,7 @@ def _scan_below(
 
 
 def list_images(
-    folder:str|Path,
+    folder:str|Path,                       # of images
     suffixes:Sequence[str]=IMAGE_SUFFIXES, # that are listed, as MASK_SUFFIXES for masks
     below:bool=False                       # list the images of all folders below it too
 )->dict[str, Path]:                        # id -> file, sorted by id

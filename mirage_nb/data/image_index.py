@@ -38,7 +38,7 @@ _HEAD = 4096  # bytes that are read and hashed
 
 
 class _FileFacts(NamedTuple):
-    "What is known of a file"
+    "Hold what is known of a file."
     size: int    # bytes
     mtime: int   # time of change, nanoseconds
     head: int    # hash of the first bytes and the size
@@ -50,7 +50,7 @@ class _FileFacts(NamedTuple):
 def _jpeg_size(
     head:bytes # first bytes of a JPEG file
 )->tuple[int, int]|None: # width, height; None where the frame header lies further in
-    "Size of a JPEG from its segments (ITU-T T.81, annex B)"
+    "Read the size of a JPEG from its segments (ITU-T T.81, annex B)."
     at = 2
     while at + 9 < len(head):
         if head[at] != 0xFF: return None
@@ -69,7 +69,7 @@ def _measure_image(
     head:bytes, # first bytes
     end:bytes   # last bytes
 )->tuple[int, int]: # width, height
-    "Size of a picture, its end looked at; an error where it cannot be read"
+    "Measure an image by its header, check its end, and raise where it cannot be read."
     if head[:8] == b'\x89PNG\r\n\x1a\n' and head[12:16] == b'IHDR' and end[-8:-4] == b'IEND':
         width, height = struct.unpack('>II', head[16:24])
         return width, height
@@ -88,7 +88,7 @@ def _inspect_file(
     size:int,  # bytes
     mtime:int  # nanoseconds
 )->_FileFacts:
-    "Facts of a file; a fault in words where it cannot be read as a picture"
+    "Inspect a file, with a fault in words where it cannot be read as an image."
     head = b''
     try:
         with open(path, 'rb', buffering=0) as f:
@@ -107,7 +107,7 @@ def _scan_folder(
     folder:str,               # absolute
     suffixes:tuple[str, ...]  # lower case
 )->tuple[list[str], list[tuple[str, int, int]]]: # folders in it; files: path, size, time of change
-    "Scan one folder, and ask for size and time of its image files"
+    "Scan one folder, and ask for size and time of its image files."
     content, files = scan_folder(folder, suffixes), []
     for e in content.files:
         try: s = e.stat()
@@ -121,7 +121,7 @@ def _scan_tree(
     suffixes:tuple[str, ...], # lower case
     pool:ThreadPoolExecutor
 )->tuple[list[tuple[str, int, int]], dict[str, int]]: # files: path below the root, size, time; times of folders
-    "All picture files below a folder; folders that links make twice are read once"
+    "Scan all image files below a folder; folders that links make twice are scanned once."
     todo, seen, out, times = [str(root)], set[tuple[int, int]](), [], dict[str, int]()
     cut = len(str(root)) + 1
     with tqdm(desc='scanning', unit='file', delay=3) as bar:
@@ -145,7 +145,7 @@ _Known = dict[str, _FileFacts]
 def _read_journal(
     path:Path # may be missing
 )->_Known:     # path below the root -> facts
-    "Facts of files that an earlier run looked at"
+    "Read what an earlier run noted of files."
     known: _Known = {}
     if not path.exists(): return known
     with open(path, encoding='utf-8') as f:
@@ -163,7 +163,7 @@ def _inspect_files(
     pool:ThreadPoolExecutor,
     batch:int=4096                        # files between two writes
 )->Iterator[tuple[str, _FileFacts]]:           # as they come, batch by batch
-    "Facts of files, each written down before the next batch"
+    "Inspect files, and note each batch before the next."
     def some(part:Sequence[tuple[str, int, int]])->list[tuple[str, _FileFacts]]:
         return [(p, _inspect_file(os.path.join(root, p), size, mtime)) for p, size, mtime in part]
     journal.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ def _inspect_files(
 # %% ../../nbs/data/94_image_index.ipynb #d6f48d97
 @dataclass(frozen=True)
 class ImageIndex:
-    "Picture files below a folder, sorted by path"
+    "Index the image files below a folder, sorted by path."
     root: Path
     names: np.ndarray          # (bytes,) uint8, paths below the root, one behind the other
     ends: np.ndarray           # (n,) int64, where each path ends
@@ -195,14 +195,14 @@ class ImageIndex:
     def __len__(self)->int: return len(self.ends)
 
     def name(self, i:int)->str:
-        "Path of a file below the root"
+        "Return the path of a file below the root."
         start = int(self.ends[i - 1]) if i else 0
         return os.fsdecode(self.names[start:int(self.ends[i])].tobytes())
 
     def path(self, i:int)->Path: return self.root/self.name(i)
 
     def table(self)->pd.DataFrame:
-        "A row a picture: id (path below the root), image, size, width, height"
+        "Make a table with a row an image: id (path below the root), image, size, width, height."
         names = [self.name(i) for i in range(len(self))]
         return pd.DataFrame({'id': names, 'image': [self.root/n for n in names], 'size': self.size,
                              'width': self.shape[:, 0], 'height': self.shape[:, 1]})
@@ -210,7 +210,7 @@ class ImageIndex:
     def faulty(self)->pd.DataFrame: return pd.DataFrame(list(self.faults.items()), columns=['file', 'fault'])
 
     def digest(self)->str:
-        "Hash paths, sizes and headers, wherever the folder lies"
+        "Hash paths, sizes and headers, wherever the folder lies."
         ids = [self.name(i) for i in range(len(self))]
         return hash_content(ids, {'size': self.size.tolist(), 'head': self.head.tolist()})
 
@@ -220,7 +220,7 @@ def _build_index(
     known:_Known, # of all files
     times:dict[str, int] # of folders, by path below the root
 )->ImageIndex:
-    "Listing from the facts of each file and the times of folders"
+    "Build an index from the facts of each file and the times of folders."
     good = sorted(k for k, f in known.items() if not f.fault)
     raw = [os.fsencode(k) for k in good]
     numbers = np.array([known[k][:5] for k in good], np.int64).reshape(-1, 5)
@@ -237,7 +237,7 @@ def _save_index(
     listing:ImageIndex,
     path:str|Path   # a .safetensors file
 )->Path:
-    "Write a listing, wholly or not at all"
+    "Write an index, wholly or not at all."
     words = {'form': _form} | {k: json.dumps(getattr(listing, k)) for k in ('faults', 'broken', 'folders')}
     arrays = {k: np.ascontiguousarray(getattr(listing, k)) for k in _arrays}
     return write_atomic(path, lambda p: save_file(arrays, p, metadata=words))
@@ -247,7 +247,7 @@ def _open_index(
     path:str|Path, # a file of `_save_index`
     root:str|Path  # folder of the pictures
 )->ImageIndex:
-    "Read a listing; whether files are still there is not asked"
+    "Read an index; its files are not checked again."
     try:
         with safe_open(path, 'np') as f:
             words, arrays = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
@@ -263,7 +263,7 @@ def _changed_folder(
     listing:ImageIndex,
     threads:int=16   # that ask at once
 )->str|None:         # path of the first; None: all are as they were
-    "A folder in which files came or went since the listing was made"
+    "Find a folder in which files came or went since the index was made."
     def time_of(folder:str)->int:
         try: return os.stat(listing.root/folder).st_mtime_ns
         except OSError: return -1
@@ -277,7 +277,7 @@ def _changed_folder(
 def _known_facts(
     listing:ImageIndex
 )->_Known:           # path -> facts
-    "What a listing knows of each file"
+    "Return what an index knows of each file."
     arrays = listing.size, listing.mtime, listing.head, *listing.shape.T
     numbers = zip(*(a.tolist() for a in arrays), strict=True)
     known = {listing.name(i): _FileFacts(s, t, h, w, r, '') for i, (s, t, h, w, r) in enumerate(numbers)}
@@ -293,7 +293,7 @@ def index_images(
     threads:int=16,             # that read at once
     suffixes:tuple[str, ...]=IMAGE_SUFFIXES
 )->ImageIndex:
-    "Pictures below a folder, from their listing if there is one"
+    "Index the images below a folder, or open the index if it exists."
     root = Path(root).expanduser().resolve()
     if not root.is_dir(): raise FileNotFoundError(f'no folder {root}')
     if threads < 1: raise ValueError(f'threads is {threads}; it takes 1 or more')
@@ -326,7 +326,7 @@ def _log_changes(
     after:_Known,
     listing:ImageIndex
 )->dict[str, int]:  # new, changed, gone, damaged
-    "Say in the log what is different, and what is damaged"
+    "Log what has changed, and which files are damaged."
     new, gone = len(after.keys() - before.keys()), len(before.keys() - after.keys())
     changed = sum(before[k][:3] != after[k][:3] for k in before.keys() & after.keys())
     counts = dict(new=new, changed=changed, gone=gone, damaged=len(listing.faults))

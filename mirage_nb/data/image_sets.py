@@ -27,7 +27,7 @@ from ..randomness import keyed_generator
 
 # %% ../../nbs/data/95_image_sets.ipynb #24e95aed
 class ImageDataset(Dataset[dict[str, Any]]):
-    "Pictures of a table or a listing"
+    "Serve the images of a table or an index."
     def __init__(
         self,
         source:pd.DataFrame|ImageIndex,   # a table with id and image (path), or a listing
@@ -56,15 +56,15 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def __len__(self)->int: return len(self.source)
 
     def id(self, i:int)->str:
-        "Name of a picture in its set"
+        "Return the name of an image in its dataset."
         return self.source.name(i) if isinstance(self.source, ImageIndex) else str(self.ids[i])  # type: ignore[index]
 
     def read(self, i:int)->np.ndarray:
-        "Picture (h, w, channels) uint8, no larger than needed"
+        "Return an image (h, w, channels) uint8, no larger than needed."
         return self.cache.get(i, lambda: self._decode(i))
 
     def _decode(self, i:int)->np.ndarray:
-        "Read an image, and name the file where it is gone"
+        "Read an image, and name its file where it is gone."
         file = self.source.path(i) if isinstance(self.source, ImageIndex) else self.files[i]  # type: ignore[index]
         try: return read_image(file, self.channels, self.load_size)
         except FileNotFoundError as e: raise FileNotFoundError(
@@ -72,7 +72,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
             'has changed is listed anew') from e
 
     def sample(self, i:int, id:str, key:int)->dict[str, Any]:
-        "Sample of a picture under a name and a key"
+        "Return the sample of an image under a name and a key."
         x, out = self.read(i), {'id': id, 'key': key, 'dataset': self.name}
         if self.view: out['image'] = self.view(x, key)
         else:
@@ -88,7 +88,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 def collate_images(
     samples:list[dict[str, Any]] # of `ImageDataset` or `MixedDataset`
 )->dict[str, Any]:               # image: (b, 3, h, w), or a list of (3, h, w) where sizes differ; the rest stacked
-    "Batch of samples whose pictures may have several sizes"
+    "Make a batch of samples whose images may have several sizes."
     if len({s['image'].shape for s in samples}) == 1: return collate(samples)
     rest = collate([{k: v for k, v in s.items() if k != 'image'} for s in samples])
     return rest | {'image': [s['image'] for s in samples]}
@@ -99,7 +99,7 @@ def _split_counts(
     weights:Mapping[str, float]|None,     # share of each set; None: as many as it has
     n:int                                 # pictures drawn in an epoch
 )->dict[str, int]:                        # pictures of each set in an epoch, which sum to n
-    "Whole numbers by largest remainder"
+    "Share an epoch between datasets by largest remainder."
     given = dict(weights) if weights is not None else {k: float(v) for k, v in sizes.items()}
     for k, v in given.items():
         if k not in sizes: raise ValueError(f'weights: {unknown("dataset", k, sizes)}')
@@ -120,7 +120,7 @@ def _permutation_slice(
     count:int,   # length of the stretch
     *key:object  # of the permutations
 )->np.ndarray:   # (2, count) index of the picture, number of the permutation
-    "Part of an endless sequence of keyed permutations"
+    "Return a part of an endless sequence of keyed permutations."
     out, at = [], start
     while at < start + count:
         turn, first = divmod(at, n)
@@ -131,7 +131,7 @@ def _permutation_slice(
 
 # %% ../../nbs/data/95_image_sets.ipynb #d038b9b3
 class MixedDataset(Dataset[dict[str, Any]]):
-    "Several sets in one epoch"
+    "Serve several datasets in one epoch."
     def __init__(
         self,
         parts:Mapping[str, ImageDataset],          # by name
@@ -155,7 +155,7 @@ class MixedDataset(Dataset[dict[str, Any]]):
     def __len__(self)->int: return self.samples
 
     def draw(self, epoch:int)->np.ndarray:
-        "Pictures of an epoch: (3, n) number of the set, index in it, pass through it"
+        "Draw the images of an epoch: (3, n) number of the dataset, index in it, pass through it."
         last, found = self.drawn  # threads may ask at once: neither takes what the other has just drawn
         if last == epoch: return found
         stretches = []

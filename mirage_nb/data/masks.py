@@ -22,7 +22,7 @@ _NO_CLASS = 255  # marks grey values that no class has; a mask can have 255 clas
 def _class_lut(
     classes:Sequence[ClassInfo]
 )->np.ndarray: # (256,) uint8, index of the class, or NO_CLASS
-    "Look-up table from grey value to class index"
+    "Make a look-up table from grey value to class index."
     lut = np.full(256, _NO_CLASS, np.uint8)
     for c in classes: lut[c.value] = c.index
     return lut
@@ -33,7 +33,7 @@ def _to_classes(
     classes:Sequence[ClassInfo],
     path:str|Path                # named in an error
 )->np.ndarray:                   # (h, w) uint8 class indices
-    "Class indices of a mask's grey values"
+    "Convert the grey values of a mask to class indices."
     y = _class_lut(classes).take(values)
     if y.max() == _NO_CLASS:
         row, col = np.argwhere(y == _NO_CLASS)[0]
@@ -48,7 +48,7 @@ def read_mask(
     path:str|Path,               # an image file of MASKS
     classes:Sequence[ClassInfo]  # as `classes_of` gives
 )->np.ndarray:                   # (h, w) uint8 class indices
-    "Class indices of a mask file"
+    "Read the class indices of a mask file."
     if Path(path).suffix.lower() not in MASK_SUFFIXES:
         raise ValueError(f"{path} cannot be a mask: it takes a format without loss, {', '.join(MASK_SUFFIXES)}")
     values = read_image(path)
@@ -63,7 +63,7 @@ def write_mask(
     index_map:np.ndarray,        # (h, w) class indices
     classes:Sequence[ClassInfo]
 )->Path:
-    "Write class indices as a PNG in the dataset's grey values"
+    "Write class indices as a PNG in the dataset's grey values."
     values = np.array([c.value for c in sorted(classes, key=lambda c: c.index)], np.uint8)
     if index_map.min() < 0 or index_map.max() >= len(values):
         raise ValueError(f'{path}: class {index_map.max()} of a set with classes 0 to {len(values) - 1}')

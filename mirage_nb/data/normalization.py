@@ -12,7 +12,7 @@ from torch import Tensor
 
 # %% ../../nbs/data/60_normalization.ipynb #3091be7d
 class Norm(NamedTuple):
-    "Mean and standard deviation of each channel, of pixels in [0, 1]"
+    "Hold mean and standard deviation of each channel, of pixels in [0, 1]."
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -25,7 +25,7 @@ NORMS = {'imagenet': Norm(*IMAGENET_NORM),
 def find_norm(
     name:str|Norm # one of NORMS, or mean and standard deviation of three channels
 )->Norm:
-    "Normalisation by name, checked"
+    "Look up a normalisation by name, or check its numbers."
     if isinstance(name, str):
         if name not in NORMS: raise ValueError(unknown('normalisation', name, NORMS))
         return NORMS[name]
@@ -40,5 +40,5 @@ def normalise_images(
     mean:Tensor,          # (3,), or (b, 3) where samples differ
     std:Tensor            # of the same shape
 )->Tensor:                # (b, 3, h, w)
-    "Pictures shifted and scaled, each by the numbers of its own set"
+    "Shift and scale images, each by the numbers of its own dataset."
     return (x - mean.to(x)[..., None, None])/std.to(x)[..., None, None]

@@ -48,7 +48,7 @@ _FORMAT, _VERSION = 'mirage_nb.packed', 1
 def _image_size(
     path:Path # .npy or an image file
 )->tuple[int, int]: # rows, columns
-    "Size of a picture, from the head of its file, which is checked"
+    "Read the size of an image from the header of its file, and check it."
     try:
         if path.suffix.lower() in ARRAY_SUFFIXES:
             h, w = as_plane(np.load(path, mmap_mode='r', allow_pickle=False), path).shape
@@ -69,7 +69,7 @@ def _image_size(
 def _file_states(
     pairs:FilePairs
 )->np.ndarray: # (modalities, samples, 2) int64: bytes, and date in nanoseconds; -1 where there is no file
-    "Size and date of each file"
+    "Return size and date of each file."
     def state(path:Path)->tuple[int, int]:
         try: found = os.stat(path)
         except OSError: return -1, -1  # `_make_plan` names it
@@ -82,7 +82,7 @@ def _conversion_hash(
     size:tuple[int, int]|None,    # asked for
     states:np.ndarray|None=None   # of `_file_states`; None: names alone
 )->str:                           # 64 hexadecimal digits
-    "Hash of what a conversion would do: names, sizes and dates of the files"
+    "Hash what a conversion would do: names, sizes and dates of the files."
     total = hashlib.sha256(repr((_VERSION, size, list(pairs.ids), sorted(pairs.classes.items()))).encode())
     for j, k in enumerate(pairs.modalities):
         rows = [()]*len(pairs.ids) if states is None else states[j].tolist()
@@ -96,7 +96,7 @@ def _make_plan(
     size:tuple[int, int]|None, # of every picture; None: the commonest of each modality
     quiet:bool=False           # no progress bar
 )->dict[str, Any]:             # format, version, samples, modalities: size, classes, resized (number of pictures)
-    "What a conversion will do, from the heads of all files; one error names all that cannot be read"
+    "Plan a conversion from the headers of all files, and name all that cannot be read in one error."
     wrong: list[str] = []
     plan: dict[str, Any] = {'format': _FORMAT, 'version': _VERSION, 'samples': len(pairs.ids), 'modalities': {}}
     with tqdm(total=len(pairs.ids)*len(pairs.modalities), desc='sizes', unit='file', delay=3, disable=quiet) as bar:
@@ -118,7 +118,7 @@ def _resize_plane(
     size:tuple[int, int],   # rows, columns
     is_map:bool             # class ids: by the nearest pixel
 )->np.ndarray:              # (h, w) uint8
-    "Picture at another size"
+    "Resize an image, or a map of class ids by its nearest pixels."
     if x.shape == tuple(size): return np.ascontiguousarray(x)
     how = Image.Resampling.NEAREST if is_map else Image.Resampling.BILINEAR  # of Pillow, with antialiasing
     return np.asarray(Image.fromarray(np.ascontiguousarray(x)).resize((size[1], size[0]), how))
@@ -130,7 +130,7 @@ def _open_rows(
     dtype:str,             # as '|u1'
     done:int               # rows that are there
 )->IO[bytes]:              # open for writing at that row
-    "File of an array that is written row by row"
+    "Open the file of an array that is written row by row."
     row = int(np.prod(shape[1:]))*np.dtype(dtype).itemsize
     f = open(path, 'r+b' if done else 'w+b')
     if done: np.lib.format.read_magic(f), np.lib.format.read_array_header_1_0(f)
@@ -144,7 +144,7 @@ def _find_unusable(
     first:int,       # sample to begin with
     bar:tqdm         # moves on with every sample
 )->list[str]:        # one message each
-    "What is wrong with the pictures from a sample on; it reads them"
+    "Read the images from a sample on, and list what is wrong with them."
     wrong: list[str] = []
     for i in range(first, len(pairs.ids)):
         for k in pairs.modalities:
@@ -163,7 +163,7 @@ def _write_rows(
     every:int,                        # samples between notes
     quiet:bool                        # no progress bar
 )->None:
-    "Write the samples that are missing"
+    "Write the samples that are missing."
     n, kinds = len(pairs.ids), plan['modalities']
     bar = tqdm(total=n, initial=done, desc='packing', unit='sample', delay=3, disable=quiet)
     with ExitStack() as stack, bar:
@@ -195,7 +195,7 @@ def _flush_rows(
     note:Callable[[int], object], # told how many are safe
     at:int                        # samples written
 )->None:
-    "Make sure that what was written is on disk, then note it"
+    "Make sure that what was written is on disk, then note it."
     for f in (*files, digests):
         f.flush()
         os.fsync(f.fileno())
@@ -205,14 +205,14 @@ def _flush_rows(
 def is_packed(
     folder:str|Path # any
 )->bool:
-    "Whether a folder holds a packed set"
+    "Tell whether a folder holds a packed dataset."
     return (Path(folder)/'packed.json').is_file()
 
 
 def is_partly_packed(
     folder:str|Path # any
 )->bool:
-    "Whether a folder is to be a packed set, and is not finished"
+    "Tell whether a folder is an unfinished packed dataset."
     path = Path(folder)
     part = path.with_name(path.name + '.part') if path.name else path
     return (path/'plan.json').is_file() or part.is_dir() and not path.exists()
@@ -225,7 +225,7 @@ def _resume_packing(
     states:np.ndarray,         # of `_file_states`
     quiet:bool                 # no progress bar
 )->tuple[dict[str, Any], int]: # the plan, samples that are there
-    "Go on with a conversion that was interrupted; files that are not packed yet may have been mended"
+    "Resume a conversion that was interrupted; files that are not packed yet may have been mended."
     plan = read_json(part/'plan.json') if (part/'plan.json').is_file() else {}
     if plan.get('asked') != _conversion_hash(pairs, size):
         raise FileExistsError(f'{part} is the start of another conversion. Delete it, or name another OUT')
@@ -252,7 +252,7 @@ def _begin_packing(
     states:np.ndarray,         # of `_file_states`
     quiet:bool                 # no progress bar
 )->tuple[Path, dict[str, Any], int]: # the folder to fill, the plan, samples that are there
-    "Begin a conversion, or take up one that was interrupted"
+    "Begin a conversion, or resume one that was interrupted."
     part = out.with_name(out.name + '.part')
     if part.exists(): return part, *_resume_packing(pairs, part, size, states, quiet)
     if strange := [k for k in pairs.ids if '\n' in k]: raise ValueError(f'the id {strange[0]!r} holds a line break')
@@ -276,7 +276,7 @@ def pack(
     every:int=256,                  # samples between two notes of what is safe
     quiet:bool=False                # no progress bar
 )->Path:                            # `out`
-    "Pack a set into one file for each modality; what was interrupted goes on, what is finished stays"
+    "Pack a dataset into one file for each modality; an interrupted conversion is resumed, a finished one stays."
     out = Path(out).expanduser().resolve()
     states = _file_states(pairs)
     if is_packed(out) and read_json(out/'packed.json').get('stamp') == _conversion_hash(pairs, size, states): return out
@@ -296,7 +296,7 @@ def pack(
 # %% ../../nbs/data/93_packed.ipynb #7b5c142d
 @dataclass(frozen=True)
 class _PackedPairs:
-    "Pictures in one file for each modality, mapped into memory"
+    "Serve images from one file for each modality, mapped into memory."
     folder:Path
     ids:Sequence[str]
     classes:Mapping[str, int]
@@ -311,7 +311,7 @@ class _PackedPairs:
     def name(self, modality:str, i:int)->str: return f"{self.folder/modality}.npy, sample {self.ids[i]}"
 
     def content(self)->str:
-        "Hash the ids and pixels as they were packed"
+        "Hash the ids and pixels as they were packed."
         return hash_content(self.ids, dict(zip(self.modalities, self.digests.T.tolist(), strict=True)))
 
     def __reduce__(self)->tuple[Any, ...]: return _open_packed, (self.folder, self.modalities)
@@ -320,7 +320,7 @@ class _PackedPairs:
 def _read_plan(
     folder:Path # of a packed set
 )->dict[str, Any]:
-    "What a packed set says of itself, if it is one that can be read"
+    "Read the description of a packed dataset, and refuse what is none."
     part = folder if folder.name.endswith('.part') else folder.with_name(folder.name + '.part')
     if not is_packed(folder):
         if (part/'plan.json').is_file():
@@ -341,7 +341,7 @@ def _map_rows(
     shape:tuple[int, ...], # that it has to have
     dtype:str              # likewise
 )->np.ndarray:
-    "Array of a packed set, mapped into memory"
+    "Map an array of a packed dataset into memory."
     try: x = np.load(path, mmap_mode='r', allow_pickle=False)
     except FileNotFoundError: raise FileNotFoundError(f'{path} is missing; pack the set again') from None
     except (ValueError, EOFError, OSError) as e:
@@ -355,7 +355,7 @@ def _open_packed(
     folder:str|Path,            # that `pack` made
     modalities:Sequence[str]=() # to read; none: all there are
 )->_PackedPairs:
-    "Open a packed set"
+    "Open a packed dataset."
     folder = Path(folder)
     plan = _read_plan(folder)
     kinds, n = plan['modalities'], plan['samples']
@@ -374,7 +374,7 @@ def open_pairs(
     path:str|Path,              # a packed set, a folder of the published layout, or a CSV file
     modalities:Sequence[str]=() # to read; none: all there are of MODALITIES, or all of a packed set
 )->Pairs:
-    "Open paired samples, however they lie"
+    "Open paired samples: packed, in folders, or named by a table."
     path = Path(path).expanduser()
     if path.is_file(): return table_pairs(path, modalities)
     if is_packed(path) or is_partly_packed(path): return _open_packed(path, modalities)
@@ -385,7 +385,7 @@ def verify_packed(
     pairs:_PackedPairs,
     quiet:bool=False # no progress bar
 )->int:              # samples that were compared
-    "Compare every picture with what was packed; an error names those that have changed"
+    "Compare every image with what was packed, and name those that have changed in one error."
     changed: list[str] = []
     for i in tqdm(range(len(pairs.ids)), desc='verifying', unit='sample', delay=3, disable=quiet):
         for j, k in enumerate(pairs.modalities):
@@ -398,7 +398,7 @@ def verify_packed(
 def _parse_size(
     text:str # '512' or '496x512'
 )->tuple[int, int]:
-    "Rows and columns that a word of the command line names"
+    "Read rows and columns from an argument, as 512 or 496x512."
     rows, _, cols = text.partition('x')
     size = int(rows), int(cols or rows)
     if min(size) < 1: raise ValueError(text)
@@ -408,13 +408,13 @@ def _parse_size(
 def _parse_classes(
     text:str # 'bscanlayermap=13'
 )->tuple[str, int]:
-    "Modality and number of classes that a word of the command line names"
+    "Read a modality and its number of classes from an argument, as bscanlayermap=13."
     name, _, n = text.partition('=')
     return name, int(n)
 
 
 def _command_parser()->argparse.ArgumentParser:
-    "Words of the command line"
+    "Define the command line."
     p = argparse.ArgumentParser('python -m mirage_nb.data.packed', description='Pack paired images into one file for '
                                 'each modality. The same command goes on after an interruption.')
     p.add_argument('source', metavar='FOLDER', help='folder that holds bscan/, slo/, bscanlayermap/ (any of them), or '
@@ -432,7 +432,7 @@ def _command_parser()->argparse.ArgumentParser:
 def _main(
     words:list[str]|None=None # of the command line; None: of this process
 )->int:                       # exit code
-    "Pack a set: FOLDER OUT"
+    "Run the command line: FOLDER OUT."
     a = _command_parser().parse_args(words)
     try:
         source, find = Path(a.source).expanduser(), table_pairs if Path(a.source).is_file() else folder_pairs

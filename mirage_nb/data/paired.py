@@ -36,7 +36,7 @@ def _check_class_ids(
     n_classes:int,
     path:str|Path   # named in an error
 )->np.ndarray:      # `y`
-    "Refuse class ids that the modality does not have"
+    "Refuse class ids that the modality does not have."
     if y.max() >= n_classes:
         (row, col), n = np.argwhere(y >= n_classes)[0], (y >= n_classes).sum()
         raise ValueError(f'{path} holds class {y[row, col]} ({n} pixels, first at row {row}, column {col}); '
@@ -59,7 +59,7 @@ def _paired_ids(
     found:Mapping[str, Iterable[str]], # by modality: the ids there are
     where:str|Path                     # named in an error
 )->list[str]:                          # sorted
-    "Ids that every modality has, all or none; what is missing is named"
+    "Match the ids of all modalities, and name what is missing."
     have = {k: set(v) for k, v in found.items()}
     every = set().union(*have.values())
     lacks = {k: sorted(every - v) for k, v in have.items() if every - v}
@@ -72,7 +72,7 @@ def _paired_ids(
 
 # %% ../../nbs/data/92_paired.ipynb #4aa25677
 class Pairs(Protocol):
-    "Pictures by modality and index"
+    "Offer images by modality and index."
     @property
     def ids(self)->Sequence[str]: ...
     @property
@@ -87,13 +87,13 @@ class Pairs(Protocol):
 def hash_pixels(
     x:np.ndarray # (h, w) uint8
 )->int:          # in [0, 2^64)
-    "Number that tells a picture's pixels and shape from others"
+    "Hash the pixels and the shape of an image to one number."
     return int.from_bytes(hashlib.blake2b(repr(x.shape).encode() + x.tobytes(), digest_size=8).digest(), 'little')
 
 
 @dataclass(frozen=True)
 class FilePairs:
-    "Pictures in files of their own"
+    "Serve images from files, one for each modality and sample."
     ids:Sequence[str]
     files:Mapping[str, Sequence[Path]]                 # by modality, in the order of ids
     classes:Mapping[str, int] = field(default_factory=lambda: dict(CLASS_COUNTS))
@@ -104,13 +104,13 @@ class FilePairs:
     def name(self, modality:str, i:int)->str: return str(self.files[modality][i])
 
     def plane(self, modality:str, i:int)->np.ndarray:
-        "Picture of an index, and class ids are checked"
+        "Read an image, and check class ids."
         path = self.files[modality][i]
         x = as_plane(read_image(path), path)
         return _check_class_ids(x, self.classes[modality], path) if modality in self.classes else x
 
     def content(self)->str:
-        "Hash of ids and pixels; it reads every file, and one error names all that cannot be learnt from"
+        "Hash ids and pixels; every file is read, and one error names all that cannot be used."
         return hash_content(self.ids, dict(zip(self.modalities, _read_all(self).T.tolist(), strict=True)))
 
 # %% ../../nbs/data/92_paired.ipynb #6a8c1251
@@ -119,7 +119,7 @@ def folder_pairs(
     modalities:Sequence[str]=(),        # to read; none: those of MODALITIES that are there
     classes:Mapping[str, int]=CLASS_COUNTS   # modalities that hold class ids: how many classes
 )->FilePairs:
-    "Files of a folder in the published layout"
+    "Find the files of a folder in the published layout."
     folder = Path(folder)
     if not folder.is_dir(): raise FileNotFoundError(f'no folder {folder}')
     there = sorted((p.name for p in folder.iterdir() if p.is_dir()), key=lambda k: (*_MODALITIES, k).index(k))
@@ -137,7 +137,7 @@ def table_pairs(
     modalities:Sequence[str]=(),        # to read; none: those of MODALITIES that are columns
     classes:Mapping[str, int]=CLASS_COUNTS   # modalities that hold class ids: how many classes
 )->FilePairs:
-    "Files of a table; paths that are not absolute start from the CSV's folder"
+    "Find the files of a table; paths that are not absolute start from the CSV's folder."
     where, root = (Path(table), Path(table).parent) if isinstance(table, (str, Path)) else (Path('table'), Path())
     plain = {'dtype': str, 'keep_default_na': False}  # 'NA' is an id as any other
     t = pd.read_csv(where, **cast(Any, plain)) if isinstance(table, (str, Path)) else table
@@ -162,14 +162,14 @@ def _sizes_differ_message(
     first:str,              # file that others are compared with
     size_first:Sequence[int]
 )->str:
-    "Message for a picture that does not fit into a batch"
+    "Word the error for an image that does not fit into a batch."
     (h, w), (h0, w0) = size, size_first
     return (f'{this} is {h} x {w}, {first} {h0} x {w0}; a batch takes one size. '
             'python -m mirage_nb.data.packed makes them equal')
 
 
 class PairedDataset(Dataset[dict[str, Any]]):
-    "Samples of several modalities: images (1, h, w) and class maps (h, w), uint8, with id and key"
+    "Serve samples of several modalities: images (1, h, w) and class maps (h, w), uint8, with id and key."
     def __init__(
         self,
         pairs:Pairs,                  # of `folder_pairs`, `table_pairs` or `data.packed.open_packed`
@@ -193,7 +193,7 @@ class PairedDataset(Dataset[dict[str, Any]]):
     def __len__(self)->int: return len(self.ids)
 
     def picture(self, modality:str, i:int)->Tensor:
-        "Picture of a sample, in memory"
+        "Return an image of a sample as a tensor."
         x = self.pairs.plane(modality, self.index[i])
         if x.shape != self.sizes[modality]:
             this, first = (self.pairs.name(modality, self.index[k]) for k in (i, 0))
@@ -212,7 +212,7 @@ def first_of_many(
     wrong:Sequence[str],  # one message each
     most:int=10           # messages shown
 )->str:
-    "Message that holds the first of many"
+    "Join the first of many messages."
     return '\n'.join([head, *wrong[:most], *([f'... and {len(wrong) - most} more'] if len(wrong) > most else [])])
 
 
@@ -220,7 +220,7 @@ def _read_all(
     pairs:Pairs,
     quiet:bool=False # no progress bar
 )->np.ndarray:       # (samples, modalities) uint64, of `hash_pixels`
-    "Read every picture once; one error names all that are wrong, or of another size than the first"
+    "Read every image once; one error names all that are wrong, or of another size than the first."
     wrong: list[str] = []
     first: dict[str, tuple[str, tuple[int, ...]]] = {}
     digests = np.zeros((len(pairs.ids), len(pairs.modalities)), np.uint64)
@@ -240,7 +240,7 @@ def _check_pairs(
     ds:PairedDataset,
     quiet:bool=False # no progress bar
 )->pd.DataFrame:     # a row a modality: samples, rows, cols, least and most (values)
-    "Read every picture once; one error names all that are wrong"
+    "Read every image once; one error names all that are wrong."
     wrong: list[str] = []
     least, most = dict.fromkeys(ds.modalities, 255), dict.fromkeys(ds.modalities, 0)
     for i in tqdm(range(len(ds)), desc='checking samples', unit='sample', delay=3, disable=quiet):

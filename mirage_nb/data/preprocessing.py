@@ -19,7 +19,7 @@ def _resize_image(
     x:Tensor,  # (h0, w0) or (1, h0, w0) float32
     size:Size
 )->Tensor:     # (1, h, w) float32
-    "Image at another size, bilinear without antialiasing"
+    "Resize an image bilinearly, without antialiasing."
     x = x.reshape(1, 1, *x.shape[-2:])
     return (x if x.shape[-2:] == size else F.interpolate(x, size=size, mode='bilinear', align_corners=False))[0]
 
@@ -28,7 +28,7 @@ def _nearest(
     n:int,   # pixels of the source
     out:int  # pixels of the result
 )->np.ndarray: # (out,) indices into the source
-    "Source pixel of each pixel of the result, by the rule of F.interpolate(mode='nearest')"
+    "Find the source pixel of each pixel of the result, by the rule of F.interpolate(mode='nearest')."
     index = torch.arange(n, dtype=torch.float32)[None, None]  # whole numbers are exact up to 2^24
     return F.interpolate(index, size=out, mode='nearest')[0, 0].numpy().astype(np.intp)
 
@@ -37,7 +37,7 @@ def _resize_mask(
     y:np.ndarray, # (h0, w0) class indices
     size:Size
 )->np.ndarray:    # (h, w), same type
-    "Mask at another size, by the nearest neighbour"
+    "Resize a mask by the nearest neighbour."
     return y.take(_nearest(y.shape[0], size[0]), axis=0).take(_nearest(y.shape[1], size[1]), axis=1)
 
 # %% ../../nbs/data/70_preprocessing.ipynb #a6e92fe3
@@ -46,7 +46,7 @@ def eval_view(
     mask:np.ndarray|None,  # (h0, w0) uint8 class indices; None where there is none
     size:Size              # of the result
 )->tuple[Tensor, Tensor|None]: # (1, h, w) float32, (h, w) uint8
-    "Whole image and mask at the model's size"
+    "Resize a whole image and its mask to the model's size."
     y = None if mask is None else torch.from_numpy(_resize_mask(mask, size))
     return _resize_image(torch.from_numpy(image), size), y
 
@@ -57,7 +57,7 @@ def _draw_crop(
     flip:float=0.5,     # probability of a left-right flip
     zoom:float=1.1      # size of the enlarged frame over that of the crop, at least 1
 )->tuple[bool, int, int, Size]: # flipped, top, left, size of the frame
-    "Random flip and place of a crop"
+    "Draw the flip and the place of a crop."
     if not zoom >= 1: raise ValueError(f'zoom is {zoom}; a crop needs a frame at least its own size, so 1 or more')
     frame = (round(size[0] * zoom), round(size[1] * zoom))
     flipped = torch.rand((), generator=g).item() < flip
@@ -73,7 +73,7 @@ def train_view(
     flip:float=0.5,       # probability of a left-right flip
     zoom:float=1.1        # the crop is taken from a frame this much larger
 )->tuple[Tensor, Tensor|None]: # (1, h, w) float32, (h, w) uint8
-    "Image and mask flipped, enlarged and cropped at random, by one resampling"
+    "Flip, enlarge and crop an image and its mask at random, by one resampling."
     flipped, top, left, frame = _draw_crop(size, g, flip, zoom)
     x = torch.from_numpy(image)
     x = _resize_image(x.flip(-1) if flipped else x, frame)[:, top:top + size[0], left:left + size[1]].contiguous()
@@ -88,7 +88,7 @@ def _extractor_view(
     values:np.ndarray, # (h0, w0) uint8 or uint16 grey values of the file
     size:Size
 )->Tensor:             # (1, h, w) float32 in [0, 1]
-    "Image as the published feature extractor prepares it"
+    "Prepare an image as the published feature extractor does."
     if values.dtype not in (np.uint8, np.uint16):
         raise TypeError(f'the extractor view takes grey values of a file, uint8 or uint16, got {values.dtype}')
     x = np.multiply(values, np.float32(1 / np.iinfo(values.dtype).max), dtype=np.float32)
@@ -99,6 +99,6 @@ def _extractor_layermap(
     ids:np.ndarray, # (h0, w0) class ids
     size:Size
 )->Tensor:          # (h, w) int64
-    "Layer map as the published feature extractor prepares it"
+    "Prepare a layer map as the published feature extractor does."
     y = torch.from_numpy(ids.astype(np.float32))[None, None]
     return F.interpolate(y, size=size, mode='nearest-exact')[0, 0].long()

@@ -25,7 +25,7 @@ def read_text_table(
     path:str|Path,          # a CSV file, perhaps .gz
     columns:Iterable[str]=() # that it must have
 )->pd.DataFrame:            # texts; the index is the line in the file
-    "Rows of a CSV file as text"
+    "Read the rows of a CSV file as text."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'no table {path}')
     try: table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding='utf-8-sig')
@@ -41,7 +41,7 @@ def read_text_table(
 def first_bad_line(
     wrong:pd.Series # truth values; the index is the line
 )->int:
-    "Line of the first row that is wrong"
+    "Return the line of the first row that is wrong."
     return int(np.asarray(wrong.index)[int(wrong.to_numpy().argmax())])
 
 
@@ -50,7 +50,7 @@ def read_list(
     least:int,     # fields a line has at least
     form:str       # of a line, named in an error
 )->list[tuple[int, list[str]]]: # number of the line, its fields
-    "Lines of a list file; empty ones are passed over"
+    "Read the lines of a list file; empty ones do not count."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'no list {path}')
     out = []
@@ -67,7 +67,7 @@ def _select_rows(
     path:Path,             # CSV
     where:Mapping[str, str]# column -> value of the rows that count
 )->pd.DataFrame:           # all columns as text, '' where empty
-    "Rows of a table that count"
+    "Read a table, and select the rows that count."
     if not path.is_file(): raise FileNotFoundError(f'no table {path}')
     try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as e:
@@ -82,7 +82,7 @@ def _read_column(
     name:str,           # of the column
     path:Path           # named in an error
 )->pd.Series:
-    "Column of a table"
+    "Return a column of a table."
     if name not in table: raise ValueError(f"{path}: {unknown('column', name, table.columns)}")
     return table[name]
 
@@ -90,7 +90,7 @@ def _read_column(
 def _strip_labels(
     values:pd.Series # texts
 )->pd.Series:
-    "Texts without blanks around them, whole numbers without '.0'"
+    "Strip blanks around texts, and '.0' after whole numbers."
     return values.str.strip().str.replace(r'^(-?\d+)\.0$', r'\1', regex=True)
 
 # %% ../../nbs/data/30_tables.ipynb #1e5943d4
@@ -99,7 +99,7 @@ def _single_labels(
     facts:LabelFacts,
     path:Path           # named in an error
 )->pd.Series:           # class names, '' where there is none
-    "One label a row"
+    "Read one label a row."
     found = _strip_labels(_read_column(table, facts.label, path))
     return found.map(lambda v: facts.values.get(v, v))
 
@@ -109,7 +109,7 @@ def _multi_labels(
     facts:LabelFacts,
     path:Path           # named in an error
 )->pd.DataFrame:        # a column a class: 1, 0 or NaN
-    "Several labels a row: joined in one cell, or a column each"
+    "Read several labels a row: joined in one cell, or a column each."
     if facts.label:
         parts = [[v.strip() for v in cell.split(facts.joined)] for cell in _read_column(table, facts.label, path)]
         lists = [[facts.values.get(v, v) for v in vs] for vs in parts]
@@ -133,7 +133,7 @@ def _split_names(
     facts:LabelFacts,
     path:Path           # named in an error
 )->pd.Series:           # 'train', 'val' or 'test'
-    "Split of each row, as its column says"
+    "Read the split of each row from its column."
     names = {v: k for k, v in manifest.splits.items()}
     found = _strip_labels(_read_column(table, facts.split, path))
     strange = set(found) - set(names)
@@ -148,7 +148,7 @@ def _image_paths(
     root:Path,          # the dataset's folder
     path:Path           # of the table, named in an error
 )->list[Path]:
-    "File of each row; an error names those that are not there"
+    "Find the file of each row, and name those that do not exist in one error."
     try: files = [root/facts.image.format_map(row) for row in table.to_dict('records')]
     except (KeyError, IndexError, ValueError) as e: raise ValueError(
         f"{path}: labels.image {facts.image!r} names a column {e} that is not there; "
@@ -162,7 +162,7 @@ def _image_paths(
 def table_rows(
     manifest:Manifest
 )->pd.DataFrame:      # id, patient, eye, split ('' where it is to be drawn), image, and label or label:CLASS
-    "Images of a table, with a row each"
+    "Read the images that a table lists, a row each."
     facts, root = label_facts(manifest), dataset_dir(manifest)
     path = root/facts.table
     table = _select_rows(path, facts.where)
@@ -182,6 +182,6 @@ def table_rows(
 def main_label(
     table:pd.DataFrame # with label, or label:CLASS
 )->pd.Series:          # text
-    "One text a row that says its labels"
+    "Join the labels of each row to one text."
     if 'label' in table: return table.label
     return table.filter(regex='^label:').fillna(-1).astype(int).astype(str).agg(''.join, axis=1)

@@ -30,7 +30,7 @@ _BASE, _APEX = 0.52, -0.74  # of the lungs, at full breath
 # %% ../../nbs/phantoms/40_cxr.ipynb #efba88a7
 @dataclass(frozen=True)
 class _Film:
-    "What one film is of"
+    "Hold what one film shows."
     labels: dict[str, int]  # name -> 1 or 0
     view: str               # 'PA' or 'AP'
     breath: float           # height of the diaphragm above full breath
@@ -46,7 +46,7 @@ def _film_of(
     patient:int, # counted from 0
     film:int     # of the patient, counted from 0
 )->_Film:
-    "Findings, view and build of a film"
+    "Draw findings, view and build of a film."
     person, rng = (np.random.default_rng(sample_key('cxr film', seed, patient, *f)) for f in ((), (film,)))
     often = (person.random(5) < 0.34)*(person.random() < 0.72)  # three patients of ten have nothing that lasts
     has = rng.random(5) < np.where(often, 0.82, 0.03)
@@ -65,7 +65,7 @@ def _film_of(
 # %% ../../nbs/phantoms/40_cxr.ipynb #8a240780
 @dataclass(frozen=True)
 class _Chest:
-    "Maps of a chest without findings, each (n, n) or one for each side (2, n, n)"
+    "Hold the maps of a chest without findings, each (n, n) or one for each side (2, n, n)."
     x: np.ndarray      # to the patient's left
     y: np.ndarray      # downwards
     t: np.ndarray      # (2, n, n) from apex 0 to base 1
@@ -79,7 +79,7 @@ def _pixel_grid(
     film:_Film,
     n:int # pixels of a side
 )->tuple[np.ndarray, np.ndarray]: # (n, n) x, (n, n) y
-    "Places of the pixels in the chest"
+    "Compute the places of the pixels in the chest."
     right, down, turn, scale = film.place
     at = (2*np.arange(n, dtype=np.float32) + 1)/n - 1
     px, py, cos, sin = (at - right)/scale, (at - down)/scale, math.cos(turn), math.sin(turn)
@@ -90,7 +90,7 @@ def _chest_of(
     film:_Film,
     n:int # pixels of a side
 )->_Chest:
-    "Anatomy of a film"
+    "Draw the anatomy of a film."
     x, y = _pixel_grid(film, n)
     base = _BASE - film.breath
     t = (y - _APEX)/(base - _APEX)
@@ -113,7 +113,7 @@ def _heart_of(
     y:np.ndarray, # (n, n)
     base:float    # of the lungs
 )->np.ndarray:    # (n, n) at most 1
-    "Soft tissue of heart, aortic knob and great vessels"
+    "Draw the soft tissue of heart, aortic knob and great vessels."
     wide, b = film.heart*film.width, 0.72*film.heart*film.width   # half the width
     cos, sin = math.cos(0.5), math.sin(0.5)                       # the axis points down and left
     a = math.sqrt(max(wide**2 - (b*sin)**2, 0.01))/cos
@@ -130,7 +130,7 @@ def _rib_bands(
     c:_Chest,
     person:Generator
 )->np.ndarray:       # (n, n) thickness of bone, at most about 1
-    "Ribs, collar bones and spine"
+    "Draw ribs, collar bones and spine."
     first, step = _APEX - 0.02 + person.normal(0, 0.015), person.uniform(0.128, 0.142)
     fall, half, side = person.uniform(0.25, 0.4), person.uniform(0.022, 0.03), np.abs(c.x)
     s = np.clip(side/(1.03*film.width), 0, 1)
@@ -153,7 +153,7 @@ def _spine(
     c:_Chest,
     person:Generator
 )->np.ndarray:       # (n, n) thickness of bone
-    "Column of vertebrae with its discs, and the windpipe as what is missing"
+    "Draw the vertebrae with their discs, less the air of the windpipe."
     phase, bend = person.uniform(0, 6), person.normal(0, 0.02)
     d = np.abs(c.x - bend*np.sin(2.5*c.y))
     body = smooth_step(0.085 - d, 0.012)*(0.75 + 0.25*np.tanh(4*np.sin(44*c.y + phase)))
@@ -165,7 +165,7 @@ def _markings(
     c:_Chest,
     rng:Generator
 )->np.ndarray:    # (n, n) at most 1
-    "Vessels that leave the hila, wide ones first, and the grain of the lung"
+    "Draw the vessels that leave the hila, wide ones first, and the texture of the lung."
     n, t = len(c.x), np.linspace(0, 1, 160)
     at = np.linspace(0, 1, n)
     out = 0.2*random_surface(rng, at, at, 40)
@@ -189,7 +189,7 @@ def _distance_to(
     x:np.ndarray, # (m,)
     y:np.ndarray  # (m,)
 )->np.ndarray:    # (n, n)
-    "Distance of each pixel to the nearest of some points, as if the film lay straight"
+    "Compute the distance of each pixel to the nearest of some points, as if the film lay straight."
     n = len(c.x)
     col, row = (((v + 1)/2*n).astype(int) for v in (x, y))
     fit = (col >= 0) & (col < n) & (row >= 0) & (row < n)
@@ -205,7 +205,7 @@ def _place_in_lung(
     t:tuple[float, float],     # range from apex to base
     u:tuple[float, float]      # range from mediastinum to ribs
 )->tuple[float, float]:        # x, y
-    "Place in a lung where there is air"
+    "Draw a place in a lung where there is air."
     fit = (c.t[side] > t[0]) & (c.t[side] < t[1]) & (c.u[side] > u[0]) & (c.u[side] < u[1])
     fit &= (c.lung[side] > 0.5) & (c.heart < 0.1)
     if not fit.any(): fit = c.lung[side] > 0.3
@@ -218,7 +218,7 @@ def _nodules(
     air:np.ndarray,   # (2, n, n), left as it is
     rng:Generator
 )->tuple[np.ndarray, np.ndarray]: # (n, n) soft tissue to add, (n, n) bool where
-    "One to three round shadows"
+    "Draw one to three round shadows."
     add, where = np.zeros_like(c.x), np.zeros(c.x.shape, bool)
     for _ in range(int(rng.integers(1, 4))):
         x, y = _place_in_lung(c, rng, int(rng.integers(2)), (0.15, 0.85), (-0.6, 0.75))
@@ -235,7 +235,7 @@ def _consolidation(
     air:np.ndarray,   # (2, n, n), changed in place
     rng:Generator
 )->np.ndarray:        # (n, n) bool, where
-    "Air spaces filled in a part of one lung, with open airways left in them"
+    "Fill the air spaces in a part of one lung, with open airways left in them."
     side, n = int(rng.integers(2)), len(c.x)
     x, y = _place_in_lung(c, rng, side, (0.3, 0.9), (-0.5, 0.6))
     at = np.linspace(0, 1, n)
@@ -251,7 +251,7 @@ def _effusion(
     air:np.ndarray,   # (2, n, n), changed in place
     rng:Generator
 )->np.ndarray:        # (n, n) bool, where
-    "Fluid at the bottom of one lung or both, higher at the side"
+    "Draw fluid at the bottom of one lung or both, higher at the side."
     where = np.zeros(c.x.shape, bool)
     sides = (0, 1) if rng.random() < 0.25 else (int(rng.integers(2)),)
     for side in sides:
@@ -268,7 +268,7 @@ def _pneumothorax(
     air:np.ndarray,   # (2, n, n), changed in place
     rng:Generator
 )->tuple[np.ndarray, np.ndarray]: # (n, n) soft tissue to add, (n, n) bool where
-    "Air outside one lung: darker, no vessels, behind a thin line"
+    "Draw air outside one lung: darker, no vessels, behind a thin line."
     side = int(rng.integers(2))
     size, wave = rng.uniform(0.28, 0.6), rng.uniform(0, 6)
     t = np.clip(c.t[side], 0, 1)
@@ -285,7 +285,7 @@ def _devices(
     c:_Chest,
     rng:Generator
 )->np.ndarray:    # (n, n) metal
-    "Leads, electrodes, a pacemaker, letters in the corner"
+    "Draw leads, electrodes, a pacemaker, letters in the corner."
     n, out = len(c.x), np.zeros_like(c.x)
     at = (2*np.arange(n, dtype=np.float32) + 1)/n - 1
     sx, sy = at[None, :] - rng.uniform(0.72, 0.85), at[:, None] + rng.uniform(0.75, 0.88)
@@ -308,7 +308,7 @@ def _body(
     film:_Film,
     c:_Chest
 )->np.ndarray:    # (n, n) soft tissue along the ray
-    "Torso, neck and shoulders"
+    "Draw torso, neck and shoulders."
     half = np.interp(c.y, [-1.1, -0.86, -0.62, -0.3, 0.2, 1.2], [0.26, 0.34, 1.15, 1.02, 0.9, 0.98])
     half = half.astype(np.float32)*((0.82 + 0.18*film.stout)*film.width/0.72)
     trunk = np.clip(1 - (c.x/half)**2, 0, None)**0.5
@@ -319,7 +319,7 @@ def _develop(
     depth:np.ndarray, # (n, n) attenuation along each ray
     rng:Generator
 )->np.ndarray:        # (n, n) uint8
-    "Film of an attenuation: scatter, noise of few quanta, the scanner's window"
+    "Turn attenuation into a film: scatter, quantum noise, the scanner's window."
     n = len(depth)
     light = np.exp(-1.9*depth)
     light = gaussian_filter(light, 0.0022*n) + rng.uniform(0.02, 0.07)*gaussian_filter(light, 0.09*n) + 0.004
@@ -337,7 +337,7 @@ def _phantom_cxr(
     film:int=0,    # of the patient, counted from 0
     size:int=128   # pixels of a side
 )->dict[str, Any]: # image (size, size) uint8; labels: name -> 1 or 0; view; masks: name -> (size, size) bool
-    "One radiograph, the same everywhere"
+    "Draw one radiograph, the same on every machine."
     f = _film_of(seed, patient, film)
     key = [np.random.default_rng(sample_key('cxr', what, seed, patient, *k)) for what, k in
            (('bones', ()), ('nodules', ()), ('air', (film,)), ('light', (film,)))]
@@ -364,7 +364,7 @@ def _split_of_patient(
     seed:int,
     patient:int # counted from 0
 )->str:         # 'train', 'val' or 'test'
-    "Split of a patient"
+    "Assign a patient to a split."
     order = np.random.default_rng(sample_key('phantom split', seed, patient//20)).permutation(20)
     place = int(order[patient % 20])
     return 'train' if place < 12 else 'val' if place < 15 else 'test'
@@ -378,7 +378,7 @@ def make_phantom_cxr(
     size:int=128,         # pixels of a side
     missing:float=0.05    # share of the labels that are left empty
 )->Path:                  # `folder`
-    "Write Phantom_CXR unless it is there already; it appears wholly or not at all"
+    "Write Phantom_CXR unless it exists already; it appears wholly or not at all."
     if patients < 40: raise ValueError(f'patients={patients} leaves a split without some finding; use 40 or more')
     if not 1 <= films <= 99 or size < 32: raise ValueError(f'{films=}, {size=}: 1 to 99 films of 32 or more pixels')
     if not 0 <= missing < 1: raise ValueError(f'missing={missing}; it takes a share from 0 to below 1')
@@ -390,7 +390,7 @@ def _write_cxr(
     folder:Path,                # new
     settings:Mapping[str, Any]  # of `make_phantom_cxr`
 )->None:
-    "Write all films and the table"
+    "Write all films and the table."
     seed, rows = settings['seed'], []
     (folder/'images').mkdir(parents=True)
     for p in range(settings['patients']):

@@ -14,7 +14,7 @@ def bumps(
     t:np.ndarray, # (m,) places in [0, 1]
     n:int         # bumps, equally spaced a little beyond both ends
 )->np.ndarray:    # (m, n) float32; the squares of a row sum to 1
-    "Gaussian basis whose random combinations have unit variance everywhere"
+    "Compute a Gaussian basis whose random combinations have unit variance everywhere."
     step = 1/max(n - 3, 1)
     b = np.exp(-0.5*((t[:, None] + step - step*np.arange(n))/(0.7*step))**2)
     return np.asarray(b/np.linalg.norm(b, axis=1, keepdims=True), np.float32)
@@ -26,7 +26,7 @@ def random_surface(
     x:np.ndarray,  # (w,) columns
     n:int          # more is rougher
 )->np.ndarray:     # (s, w) of zero mean and unit variance
-    "Smooth random surface over the en-face plane"
+    "Draw a smooth random surface over the en-face plane."
     return bumps(y, n) @ rng.standard_normal((n, n), np.float32) @ bumps(x, n).T
 
 # %% ../../nbs/phantoms/10_drawing.ipynb #f461e7dd
@@ -36,7 +36,7 @@ def random_path(
     heading:np.ndarray, # (n,) radians, 0 is to the right, growing downwards
     length:float        # as a part of the field
 )->np.ndarray:          # (n, 3) y, x, heading
-    "Tortuous path"
+    "Draw a tortuous path."
     n = len(heading)
     angle = heading + 0.22*bumps(np.linspace(0, 4*length, n) % 1, 9) @ rng.standard_normal(9)
     step = length/n*np.stack([np.sin(angle), np.cos(angle)], 1)
@@ -47,6 +47,6 @@ def smooth_step(
     d:np.ndarray, # signed distance, positive inside
     width:float   # of the edge
 )->np.ndarray:    # in [0, 1]
-    "Smooth step"
+    "Step smoothly from 0 to 1 across an edge."
     d = np.clip(0.5 + d*np.float32(0.4/width), 0, 1)
     return np.asarray(d*d*(3 - 2*d), np.float32)

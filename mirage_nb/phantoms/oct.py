@@ -49,7 +49,7 @@ _COUNTS = {'normal': {}, 'AMD': {'drusen': (12, 24), 'ped': (1, 2), 'srf': (0, 1
 def _label_of(
     present:Iterable[str] # names of the lesions, from LESIONS
 )->str:                   # one of DISEASES
-    "Disease that follows from the lesions"
+    "Derive the disease from the lesions."
     seen = set(present)
     if unfit := seen - set(_LESIONS): raise ValueError(unknown('lesion', sorted(unfit)[0], _LESIONS))
     if seen & {'PED', 'Drusen'}: return 'AMD'
@@ -64,7 +64,7 @@ def _lesion_heights(
     x:np.ndarray,             # (w,) columns
     fovea:tuple[float, float] # (y, x)
 )->dict[str, np.ndarray]:     # kind -> (s, w) height in rows of 256, zero where there is none
-    "Domes of random place, size and outline; of overlapping ones of a kind the higher counts"
+    "Draw domes of random place, size and outline; of overlapping ones of a kind the higher counts."
     rough = 1 + 0.16*random_surface(rng, y, x, 14)
     out = {kind: np.zeros((len(y), len(x)), np.float32) for kind in _SHAPES}
     for kind, (fewest, most) in _COUNTS[disease].items():
@@ -92,7 +92,7 @@ def _healthy_layers(
     x:np.ndarray,              # (w,) columns, the disc beyond 1
     fovea:tuple[float, float]  # (y, x)
 )->np.ndarray:                 # (11, s, w) float32, rows of 256
-    "Thickness of the eleven layers of an eye without disease"
+    "Draw the thickness of the eleven layers of an eye without disease."
     size, width = person.uniform(0.72, 1.12), person.uniform(0.075, 0.125)
     own = size*_THICKNESS*np.exp(person.normal(0, [.1]*10 + [.3])) * np.exp(rng.normal(0, 0.03, 11))
     depth, far = person.uniform(0.75, 1), np.hypot(y[:, None] - fovea[0], x - fovea[1])
@@ -111,7 +111,7 @@ def _swollen(
     layers:np.ndarray,               # (11, s, w), changed in place
     lesions:Mapping[str, np.ndarray] # of `_lesion_heights`
 )->np.ndarray:                       # `layers`
-    "Make room for the lesions"
+    "Make room for the lesions."
     blur = layers.shape[-1]/256
     rpe = np.maximum(lesions['ped'], lesions['drusen'])
     lift = rpe + lesions['srf']
@@ -128,14 +128,14 @@ def _disease_of(
     seed:int,
     patient:int # counted from 0
 )->str:         # one of DISEASES
-    "Disease of a patient; each four in a row have one each"
+    "Draw the disease of a patient; each four in a row have one each."
     order = np.random.default_rng(sample_key('phantom group', seed, patient//4)).permutation(4)
     return _DISEASES[int(order[patient % 4])]
 
 
 @dataclass(frozen=True)
 class _Eye:
-    "Anatomy of a volume over the en-face plane, in rows of 256"
+    "Hold the anatomy of a volume over the en-face plane, in rows of 256."
     fovea: tuple[float, float]     # (y, x)
     lines: np.ndarray              # (12, s, w) boundaries, Bruch's membrane about 0
     lesions: dict[str, np.ndarray] # kind -> (s, w) height
@@ -150,7 +150,7 @@ def _anatomy(
     y:np.ndarray, # (s,) rows of the en-face plane
     x:np.ndarray  # (w,) columns
 )->_Eye:
-    "Eye of a patient as this volume finds it"
+    "Draw the eye of a patient for one volume."
     person, rng = (np.random.default_rng(sample_key('phantom', seed, patient, *v)) for v in ((), (volume,)))
     fovea = (float(rng.uniform(0.44, 0.56)), float(rng.uniform(0.4, 0.56)))
     tilt, tilt_y, bow, u = rng.normal(0, 16), rng.normal(0, 8), rng.uniform(-8, 26), 2*x - 1
@@ -170,7 +170,7 @@ def _placing(
     lines:np.ndarray, # (12, s, w) boundaries all over the plane
     rng:Generator
 )->tuple[float, float]: # factor and shift that bring them into a picture of 256 rows
-    "Depth at which the device holds the retina, anywhere that keeps it in the picture"
+    "Draw the depth of the retina, anywhere that keeps it in the image."
     top, low = float(lines[0].min()), float(lines[10].max())
     fit = min(1, 222/(low - top))
     first = rng.uniform(8, max(9, 238 - fit*(low - top)))
@@ -181,7 +181,7 @@ def _vessel_tree(
     rng:Generator,
     fovea:tuple[float, float] # (y, x)
 )->list[list[np.ndarray]]:    # arcades, branches, twigs: paths of (y, x, heading)
-    "Centre lines of the retinal vessels"
+    "Draw the centre lines of the retinal vessels."
     t, disc = np.linspace(0, 1, 700), np.array([fovea[0] - 0.02, 1.1])
     tree: list[list[np.ndarray]] = [[], [], []]
     for i in range(5):
@@ -202,7 +202,7 @@ def _vessels(
     fovea:tuple[float, float], # (y, x)
     size:tuple[int, int]       # (h, w) of the en-face picture, the disc beyond its right edge
 )->np.ndarray:                 # (h, w) float32 in [0, 1], 1 in the middle of a wide vessel
-    "En-face map of the retinal vessels"
+    "Draw the en-face map of the retinal vessels."
     h, w = size
     out = np.zeros(size, np.float32)
     for paths, radius, dark in zip(_vessel_tree(rng, fovea), (2.1, 1.4, 1.0), (1., 0.75, 0.5), strict=True):
@@ -227,7 +227,7 @@ def _reflect(
     person:Generator,           # what a patient's eyes share
     rng:Generator
 )->np.ndarray:                  # (s, h, w) float32, dB
-    "Light that comes back from each place, before speckle and noise"
+    "Compute the light reflected from each place, before speckle and noise."
     s, h, w = layermap.shape
     x, rows = np.linspace(0, 1, w), np.arange(h, dtype=np.float32)[:, None]
     ilm, membrane = z[0][:, None], z[10][:, None]
@@ -254,7 +254,7 @@ def _with_texture(
     person:Generator,
     rng:Generator
 )->np.ndarray:           # `db`
-    "Grain of the tissue and dark lumina of the choroid"
+    "Add the texture of the tissue and dark lumina of the choroid."
     s, h, w = db.shape
     y, x = np.linspace(0, 1, h), np.linspace(0, 1, w)
     fine, coarse = (bumps(y, n) @ rng.standard_normal((s, n, m), np.float32) @ bumps(x, m).T
@@ -269,7 +269,7 @@ def _with_foci(
     semseg:np.ndarray, # (s, h, w) class indices
     rng:Generator
 )->np.ndarray:         # `db`
-    "Small bright deposits between the inner plexiform layer and the photoreceptors of slices that have lesions"
+    "Add small bright deposits between the inner plexiform layer and the photoreceptors of slices that have lesions."
     h, w = db.shape[1:]
     sick = (semseg >= _CLASSES.index('Cyst')).any((1, 2))
     for k in np.flatnonzero(sick):
@@ -285,7 +285,7 @@ def _display(
     person:Generator, # one device a patient
     rng:Generator
 )->np.ndarray:        # (s, h, w) uint8
-    "Picture of the light on the device's grey scale"
+    "Map the light to the device's grey scale."
     s, h, w = db.shape
     x = np.linspace(0, 1, w)
     looks, floor = person.uniform(0.9, 6), person.uniform(-18, -13.5)
@@ -310,7 +310,7 @@ def _en_face(
     fovea:tuple[float, float],    # (y, x)
     rng:Generator
 )->np.ndarray:                    # (h, w) uint8
-    "Scanning laser picture of the retina, in which vessels are dark"
+    "Draw the scanning laser image of the retina, in which vessels are dark."
     h, w = shade.shape
     y, x = np.linspace(0, 1, h), np.linspace(0, 1, w)
     far = np.hypot(y[:, None] - fovea[0], x - fovea[1])
@@ -331,7 +331,7 @@ def _lesion_masks(
     eye:_Eye,
     scale:float          # rows of the picture to one of the eye's
 )->np.ndarray:           # (s, h, w) uint8 class indices
-    "Classes of the benchmark: layers grouped, lesions on top"
+    "Group layers to the classes of the benchmark, with lesions on top."
     kinds, rows = eye.lesions, np.arange(layermap.shape[1], dtype=np.float32)[:, None]
     semseg = _CLASS_OF_LAYER[layermap]
     for kind, k in (('inl', 3), ('onl', 5)):
@@ -350,7 +350,7 @@ def _lesion_masks(
 def _findings(
     semseg:np.ndarray # (s, h, w) class indices
 )->dict[str, Any]:    # lesions: pixels of each kind a slice; labels: disease a slice; label: of the volume
-    "What the masks of a volume show"
+    "Count what the masks of a volume show."
     found = [{name: int((m == _CLASSES.index(name)).sum()) for name in _LESIONS} for m in semseg]
     labels = [_label_of(name for name, n in seen.items() if n) for seen in found]
     label = _label_of(name for name in _LESIONS if any(seen[name] for seen in found))
@@ -364,7 +364,7 @@ def _phantom_volume(
     slices:int=4,                   # B-scans, equally spaced over the middle half of the field
     size:tuple[int, int]=(256, 256) # (h, w) of B-scan and en-face picture
 )->dict[str, Any]:                  # pictures by name, and eye, rows, labels
-    "One volume, the same everywhere: B-scans, layer map, classes (s, h, w), en-face picture, vessels (h, w), labels"
+    "Draw one volume, the same on every machine: B-scans, layer map, classes (s, h, w), en-face image, vessels (h, w), labels."
     key = ('phantom light', seed, patient)
     device, rng, place = (np.random.default_rng(sample_key(*key, *v)) for v in ((), (volume,), (volume, 'place')))
     (h, w), y = size, np.linspace(0.25, 0.75, slices) if slices > 1 else np.array([0.5])
@@ -387,7 +387,7 @@ def _phantom_volume(
 def _split_of(
     patient:int # counted from 0
 )->str:         # 'train', 'val' or 'test'
-    "Split of a patient, with every disease in each split and 57, 14 and 29 % of the patients"
+    "Assign a patient to a split, with every disease in each split and 57, 14 and 29 % of the patients."
     return _SPLITS[patient//4 % len(_SPLITS)]
 
 
@@ -397,7 +397,7 @@ def _save_volume(
     volume:int,
     v:Mapping[str, Any]        # of `_phantom_volume`
 )->list[dict[str, object]]:    # rows of labels.csv
-    "Write the four pictures of each slice"
+    "Write the four images of each slice."
     name, split = f'P{patient:03d}{string.ascii_lowercase[volume]}', _split_of(patient)
     rows: list[dict[str, object]] = []
     greys = np.array(_GREYS, np.uint8)[v['semseg']]
@@ -421,7 +421,7 @@ def make_phantom_oct(
     slices:int=4,                    # B-scans a volume
     size:tuple[int, int]=(256, 256), # (h, w)
 )->Path:                             # `folder`
-    "Write Phantom_OCT unless it is there already; it appears wholly or not at all"
+    "Write Phantom_OCT unless it exists already; it appears wholly or not at all."
     if patients < 12: raise ValueError(f'patients={patients} leaves a split without some disease; use 12 or more')
     if not 1 <= volumes <= 26 or slices < 1: raise ValueError(f'{volumes=}, {slices=}: 1 to 26 and 1 or more')
     folder = Path(folder).expanduser().resolve()
@@ -433,7 +433,7 @@ def _write_set(
     folder:Path,                  # new
     settings:Mapping[str, Any]    # of `make_phantom_oct`
 )->Path:                          # `folder`
-    "Write all pictures and tables"
+    "Write all images and tables."
     seed, rows = settings['seed'], []
     for p in range(settings['patients']):
         n = 1 + int(np.random.default_rng(sample_key('phantom volumes', seed, p)).integers(settings['volumes']))

@@ -30,7 +30,7 @@ _VERSION = 1  # of the pictures: raise it when they change
 # %% ../../nbs/phantoms/50_uwf.ipynb #619978db
 @dataclass(frozen=True)
 class _Fundus:
-    "Maps of a healthy retina, each (h, w)"
+    "Hold the maps of a healthy retina, each (h, w)."
     x: np.ndarray       # from the middle of the picture, to the right
     y: np.ndarray       # downwards
     disc: tuple[float, float]   # x, y
@@ -43,7 +43,7 @@ def _disease_of_eye(
     seed:int,
     patient:int # counted from 0
 )->str:         # one of CLASSES
-    "Class of a patient; each five in a row have one each"
+    "Draw the class of a patient; each five in a row have one each."
     order = np.random.default_rng(sample_key('uwf group', seed, patient//5)).permutation(5)
     return _CLASSES[int(order[patient % 5])]
 
@@ -52,7 +52,7 @@ def _arcades(
     rng:Generator,
     disc:tuple[float, float] # x, y
 )->tuple[list[np.ndarray], list[np.ndarray]]: # wide and thin paths (m, 2) of x, y
-    "Vessels that leave the disc, sweep around the macula and run on into the periphery"
+    "Draw the vessels that leave the disc, sweep around the macula and run on into the periphery."
     t, start = np.linspace(0, 1, 220), np.array([disc[1], disc[0]])
     wide, thin = [], []
     for up in (-1, 1):
@@ -72,7 +72,7 @@ def _near(
     paths:list[np.ndarray], # (m, 2) of x, y
     shape:tuple[int, int]   # (h, w)
 )->np.ndarray:              # (h, w) distance to the nearest path
-    "Distance map of paths"
+    "Compute the distance of each pixel to some paths."
     (h, w), (x, y) = shape, np.concatenate(paths).T
     row, col = ((y + 1)/2*h).astype(int), ((x*h + w)/2).astype(int)
     seen = (row >= 0) & (row < h) & (col >= 0) & (col < w)
@@ -86,7 +86,7 @@ def _fundus(
     rng:Generator,
     shape:tuple[int, int] # (h, w)
 )->_Fundus:
-    "Retina of a right eye, as this picture finds it"
+    "Draw the retina of a right eye for one image."
     h, w = shape
     shift = (float(rng.normal(0, 0.06)), float(rng.normal(0, 0.05)))
     disc = (0.24 + float(person.normal(0, 0.02)) + shift[0], float(person.normal(0, 0.03)) + shift[1])
@@ -107,7 +107,7 @@ def _spots(
     places:np.ndarray,         # (m, 2) of x, y
     radius:tuple[float, float] # range
 )->np.ndarray:                 # (h, w) in [0, 1]
-    "Round patches with a soft edge, a little uneven"
+    "Draw round patches with a soft edge, a little uneven."
     out, half = np.zeros(f.x.shape, np.float32), f.x.shape[0]/2
     for x, y in places:
         r, squash, turn = rng.uniform(*radius), rng.uniform(0.7, 1.4), rng.uniform(0, math.pi)
@@ -125,7 +125,7 @@ def _flames(
     n:int,       # number
     sector:float # middle of the sector, radians about the disc
 )->np.ndarray:   # (h, w) in [0, 1]
-    "Haemorrhages drawn out along the nerve fibres of one sector"
+    "Draw haemorrhages along the nerve fibres of one sector."
     angle, far = np.arctan2(f.y - f.disc[1], f.x - f.disc[0]), np.hypot(f.x - f.disc[0], f.y - f.disc[1])
     out = np.zeros(f.x.shape, np.float32)
     for _ in range(n):
@@ -142,7 +142,7 @@ def _around(
     spread:float,               # standard deviation
     n:int                       # number
 )->np.ndarray:                  # (n, 2) of x, y
-    "Places about a centre"
+    "Draw places about a centre."
     return np.asarray(rng.normal(centre, spread, (n, 2)), np.float32)
 
 # %% ../../nbs/phantoms/50_uwf.ipynb #714070e9
@@ -151,7 +151,7 @@ def _lesions_of(
     f:_Fundus,
     rng:Generator
 )->dict[str, np.ndarray]: # kind ('blood', 'pale', 'yellow', 'pigment', 'lifted') -> (h, w) in [0, 1]
-    "Lesions of a class, and what healthy eyes have too"
+    "Draw the lesions of a class, and what healthy eyes have too."
     if label not in _CLASSES: raise ValueError(unknown('class', label, _CLASSES))
     some = {'pale': _spots(f, rng, _around(rng, f.macula, 0.3, int(rng.integers(0, 3))), (0.012, 0.022)),
             'pigment': _spots(f, rng, _around(rng, (-0.1, 0), 0.6, int(rng.integers(0, 6))), (0.012, 0.04)),
@@ -175,7 +175,7 @@ def _detachment(
     f:_Fundus,
     rng:Generator
 )->np.ndarray:    # (h, w) in [0, 1]
-    "Retina lifted off from one side, its edge a curve"
+    "Draw a retina lifted off from one side, its edge a curve."
     turn, h = rng.uniform(0, 2*math.pi), f.x.shape[0]
     at, across = np.linspace(0, 1, h), np.linspace(0, 1, f.x.shape[1])
     away = f.x*math.cos(turn) + f.y*math.sin(turn)
@@ -189,7 +189,7 @@ def _paint(
     person:Generator,
     rng:Generator
 )->np.ndarray:                      # (h, w, 2) red and green, about 0 to 1
-    "Retina in two colours"
+    "Colour the retina as a two-laser camera does."
     h, w = f.x.shape
     at, across = np.linspace(0, 1, h), np.linspace(0, 1, w)
     red, green = person.uniform(0.58, 0.82), person.uniform(0.28, 0.44)
@@ -215,7 +215,7 @@ def _with_marks(
     marks:Mapping[str, np.ndarray], # kind -> (h, w) in [0, 1]
     rng:Generator
 )->np.ndarray:                      # (h, w, 2)
-    "Lesions in their colours; a detached retina is grey, wrinkled and out of focus"
+    "Draw lesions in their colours; a detached retina is grey, wrinkled and out of focus."
     for kind, (red, green) in _TINT.items():
         if kind not in marks: continue
         strength = marks[kind][..., None]*np.float32(rng.uniform(0.5, 0.85))
@@ -237,7 +237,7 @@ def _lids(
     f:_Fundus,
     rng:Generator
 )->np.ndarray:          # (h, w, 2)
-    "Lids from above and below, lashes that hang from them, the rim of the optics"
+    "Draw lids from above and below, lashes that hang from them, the rim of the optics."
     lid = np.zeros(f.x.shape, np.float32)
     for up in (-1, 1):
         edge = rng.uniform(0.72, 0.98) - rng.uniform(0.05, 0.22)*f.x**2 + rng.normal(0, 0.05)*f.x
@@ -261,7 +261,7 @@ def _phantom_uwf(
     picture:int=0,                   # 0 and 1 are the two eyes, 2 the first eye again
     size:tuple[int, int]=(128, 160)  # (h, w)
 )->dict[str, Any]:                   # image (h, w, 3) uint8; label; eye; marks: kind -> (h, w) in [0, 1]
-    "One picture, the same everywhere"
+    "Draw one image, the same on every machine."
     key = [np.random.default_rng(sample_key('uwf', what, seed, patient, *k)) for what, k in
            (('eye', ()), ('place', (picture,)), ('lesions', (picture,)), ('light', (picture,)))]
     person, place, sick, rng = key
@@ -287,7 +287,7 @@ def make_phantom_uwf(
     pictures:int=3,                 # most pictures a patient; the fewest is 1
     size:tuple[int, int]=(128, 160) # (h, w)
 )->Path:                            # `folder`
-    "Write Phantom_UWF unless it is there already; it appears wholly or not at all"
+    "Write Phantom_UWF unless it exists already; it appears wholly or not at all."
     if patients < 25: raise ValueError(f'patients={patients} leaves a split without some class; use 25 or more')
     if not 1 <= pictures <= 9 or min(size) < 32:
         raise ValueError(f'{pictures=}, {size=}: 1 to 9 pictures of 32 or more pixels')
@@ -298,7 +298,7 @@ def make_phantom_uwf(
 def _split_of_group(
     patient:int # counted from 0
 )->str:         # 'train', 'val' or 'test'
-    "Split of a patient: of five groups of five patients, three train, one validates, one tests"
+    "Assign a patient to a split: of five groups of five patients, three train, one validates, one tests."
     return ('train', 'test', 'train', 'val', 'train')[patient//5 % 5]
 
 
@@ -306,7 +306,7 @@ def _write_uwf(
     folder:Path,                # new
     settings:Mapping[str, Any]  # of `make_phantom_uwf`
 )->None:
-    "Write all pictures and the table"
+    "Write all images and the table."
     seed, rows = settings['seed'], []
     for p in range(settings['patients']):
         n = 1 + int(np.random.default_rng(sample_key('uwf pictures', seed, p)).integers(settings['pictures']))

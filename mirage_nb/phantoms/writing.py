@@ -20,7 +20,7 @@ def _is_written(
     folder:Path,                  # of the dataset
     settings:Mapping[str, object] # what it should have been made with
 )->bool:                          # False when there is nothing yet
-    "Whether the folder holds just this dataset; another content is an error"
+    "Tell whether the folder holds just this dataset; another content is an error."
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())): return False
     note = folder/'phantom.json'
     found = read_json(note) if note.is_file() else 'something that is not a phantom'
@@ -34,7 +34,7 @@ def write_once(
     settings:Mapping[str, Any],                          # what it is made with
     write:Callable[[Path, Mapping[str, Any]], object]    # makes the folder it is given, phantom.json last
 )->Path:                                                 # `folder`
-    "Make a dataset beside its place and rename it there, unless it is finished"
+    "Make a dataset beside its place and rename it there, unless it is finished."
     if _is_written(folder, settings): return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def write_csv(
     path:Path,                  # of a CSV file
     rows:list[dict[str, Any]]   # all with the same columns
 )->None:
-    "Write rows as CSV, with one kind of line end everywhere"
+    "Write rows as CSV, with the same line ends on every machine."
     with open(path, 'w', newline='', encoding='utf-8') as f:
         table = csv.DictWriter(f, list(rows[0]), lineterminator='\n')
         table.writeheader()

@@ -363,8 +363,8 @@ def test_interrupted_packing_goes_on(tmp_path, how):
     source, whole = write_triplets(tmp_path/'set', ids), tmp_path/'whole'
     pack(folder_pairs(source), whole, quiet=True)
     code = ('import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler);'
-            'from mirage_nb.data import packed, paired; plain = packed.fit_plane;'
-            'packed.fit_plane = lambda *a: (time.sleep(0.01), plain(*a))[1];'
+            'from mirage_nb.data import packed, paired; plain = packed._resize_plane;'
+            'packed._resize_plane = lambda *a: (time.sleep(0.01), plain(*a))[1];'
             'packed.pack(paired.folder_pairs(sys.argv[1]), sys.argv[2], every=5)')
     job = subprocess.Popen([sys.executable, '-c', code, str(source), str(tmp_path/'out')], stderr=subprocess.DEVNULL)
     done = tmp_path/'out.part'/'done.json'

@@ -22,7 +22,7 @@ from typing import Any
 # %% ../../../nbs/data/augment/10_affine.ipynb #919b9704
 @dataclass(frozen=True)
 class PairAugment:
-    "Random changes of a sample in pre-training; the defaults are MIRAGE's (Morano et al. 2025, arXiv 2506.08900)"
+    "Hold the random changes of a sample in pre-training; the defaults are MIRAGE's (Morano et al. 2025, npj Digital Medicine 8:576)."
     flip: float = 0.5                       # probability of a left-right flip
     degrees: float = 10.                    # largest rotation, either way
     translate: float = 0.1                  # largest translation, as a part of the width and of the height
@@ -43,7 +43,7 @@ class PairAugment:
 def check_chance(
     flip:float # probability
 )->None:
-    "Refuse what is no probability"
+    "Refuse a flip that is not a probability."
     if not 0 <= flip <= 1: raise ValueError(f'flip is a probability, from 0 to 1, not {flip}')
 
 # %% ../../../nbs/data/augment/10_affine.ipynb #8b8f655d
@@ -52,7 +52,7 @@ CROPS = 0x63726f70
 
 
 class _PairDraw(NamedTuple):
-    "What happens to each sample of a batch, (b,) each, on the CPU"
+    "Hold what was drawn for each sample of a batch, (b,) each, on the CPU."
     flip:Tensor   # True where left and right change sides
     angle:Tensor  # clockwise, radians
     right:Tensor  # translation, as a part of the width
@@ -66,7 +66,7 @@ def draw_pairs(
     keys:Iterable[int],  # one a sample, from `sample_key`
     settings:PairAugment
 )->_PairDraw:
-    "Draw what happens to each sample"
+    "Draw the affine map and the shift of grey values of each sample."
     u = keyed_rand(keys, 8, salt=_DRAWS).double()
     both, (low, high) = 2*u - 1, settings.scale
     normal = (-2*torch.log1p(-u[:, 6])).sqrt()*torch.cos(2*math.pi*u[:, 7])
@@ -80,7 +80,7 @@ def source_matrix(
     aspect:float=1.,    # width over height of the picture
     en_face:bool=False  # only the flip, the horizontal translation, the scale
 )->Tensor:              # (b, 2, 3) float32: from places (x, y, 1) of the result to places in the source
-    "Inverse of the affine map: flip, then shear, rotate and zoom about the centre, then translate"
+    "Compute the inverse of the affine map: flip, then shear, rotate and zoom about the centre, then translate."
     angle, shear, down = ((torch.zeros_like(v) if en_face else v) for v in (d.angle, d.shear, d.down))
     cos, sin = angle.cos(), angle.sin()
     # result = zoom * rotation @ [[1, -tan(shear)], [0, 1]] @ source + translation; this is the inverse
@@ -94,7 +94,7 @@ def source_matrix(
 def _pixel_centres(
     n:int # pixels
 )->Tensor: # (n,) float32
-    "Middles of pixels in a row from -1 to 1"
+    "Compute the centres of pixels in a row from -1 to 1."
     return torch.arange(n)*(2/n) + (1/n - 1)
 
 
@@ -102,7 +102,7 @@ def sampling_lines(
     matrix:Tensor,  # (b, 2, 3) of `source_matrix`, on any device
     size:Size       # of the result
 )->tuple[Tensor, Tensor]: # (2, b, 1, w) and (2, b, h, 1) float32, whose sum says where to read: x, then y
-    "Places in the source, as one part for the columns and one for the rows"
+    "Compute where to read in the source, as one part for the columns and one for the rows."
     (h, w), m = size, matrix.transpose(0, 1)[..., None, :]
     x, y = _pixel_centres(w).to(matrix), _pixel_centres(h).to(matrix)[:, None]
     return m[..., 0, None]*x, m[..., 1, None]*y + m[..., 2, None]
@@ -115,7 +115,7 @@ def _resize_images(
     x:Tensor,  # (b, c, h0, w0) float32
     size:Size
 )->Tensor:     # (b, c, h, w)
-    "Images at another size, bilinear; what shrinks is smoothed"
+    "Resize images bilinearly, with antialiasing where they shrink."
     if tuple(x.shape[-2:]) == tuple(size): return x
     shrinks = x.shape[-2] > size[0] or x.shape[-1] > size[1]
     return F.interpolate(x, size=tuple(size), mode='bilinear', antialias=shrinks, align_corners=False)
@@ -127,7 +127,7 @@ def _warp_images(
     matrix:Tensor|None, # (b, 2, 3) of `source_matrix`, on the device of `x`; None: left in place
     shift:Tensor|None   # (b,) added to the grey values; None: left as they are
 )->Tensor:              # (b, c, h, w) float32 in [0, 1]
-    "Images moved and brightened, each by its own numbers"
+    "Move and brighten images, each by its own numbers."
     out = torch.empty(*x.shape[:2], *size, device=x.device)
     step, band = (1, _BAND) if x.device.type == 'cpu' else (max(len(x), 1), size[0])
     with torch.autocast(x.device.type, enabled=False):
@@ -148,7 +148,7 @@ def _warp_maps(
     size:Size,         # of the result
     matrix:Tensor|None # (b, 2, 3) of `source_matrix`, on the device of `y`; None: left in place
 )->Tensor:             # (b, h, w) uint8
-    "Class maps moved, each by its own numbers; no id appears that was not there, 0 excepted"
+    "Move class maps, each by its own numbers; no id appears that the map did not have, 0 excepted."
     h, w = y.shape[-2:]
     if matrix is None:
         if (h, w) == tuple(size): return y
@@ -164,7 +164,7 @@ def _warp_maps(
 def image_parts(
     batch:Mapping[str, Any] # of a loader
 )->dict[str, Tensor]:       # (b, c, h, w) images and (b, h, w) maps, by name
-    "Those parts of a batch that are pictures, checked"
+    "Select the images and maps of a batch, and check their type."
     found = {k: v for k, v in batch.items() if isinstance(v, Tensor) and v.dim() in (3, 4)}
     for k, v in found.items():
         kind = str(v.dtype).removeprefix('torch.')
@@ -179,7 +179,7 @@ def image_parts(
 def keys_of(
     batch:Mapping[str, Any] # with 'key', (b,) int64
 )->list[int]:
-    "Keys of a batch's samples"
+    "Return the keys of a batch's samples."
     if 'key' not in batch:
         raise KeyError(f"no 'key' in a batch of {', '.join(batch)}; each sample brings one, of `sample_key`")
     return [int(k) for k in (batch['key'].tolist() if isinstance(batch['key'], Tensor) else batch['key'])]
@@ -190,7 +190,7 @@ def augment_pairs(
     settings:PairAugment|None=PairAugment(), # None: the evaluation view, nothing at random
     sizes:Mapping[str, Size]|None=None       # by modality: rows and columns of the model's input; else as they come
 )->dict[str, Any]:                           # images float32 in [0, 1], maps uint8; the rest as it was
-    "Turn 8-bit modalities into a model's input, changed at random by each sample's own key"
+    "Turn 8-bit modalities into a model's input, changed at random by each sample's own key."
     found, want = image_parts(batch), sizes or {}
     size = {k: want.get(k) or (v.shape[-2], v.shape[-1]) for k, v in found.items()}
     if settings is None:

@@ -26,7 +26,7 @@ from .affine import keys_of
 # %% ../../../nbs/data/augment/20_crops.ipynb #0a538920
 @dataclass(frozen=True)
 class CropAugment:
-    "Random resized crop and flip; the defaults are those of the masked autoencoder (He et al. 2022, arXiv 2111.06377)"
+    "Hold the ranges of a random resized crop and flip; the defaults are those of the masked autoencoder (He et al. 2022)."
     scale: tuple[float, float] = (0.2, 1.)      # range of the crop's area, as a part of the image's
     ratio: tuple[float, float] = (3/4, 4/3)     # range of its width over its height
     flip: float = 0.5                           # probability of a left-right flip
@@ -40,7 +40,7 @@ class CropAugment:
 
 
 class _CropDraw(NamedTuple):
-    "Rectangle of each sample of a batch, on the CPU"
+    "Hold the rectangle of each sample of a batch, on the CPU."
     box:Tensor  # (b, 4) int64: top, left, height, width
     flip:Tensor # (b,) True where left and right change sides
 
@@ -51,7 +51,7 @@ def _draw_crops(
     settings:CropAugment,
     attempts:int=10            # rectangles tried before the central one
 )->_CropDraw:
-    "Draw a rectangle of each image"
+    "Draw a rectangle of each image."
     u = keyed_rand(keys, 3 + 2*attempts, salt=CROPS).double()
     full = torch.tensor([tuple(s) for s in sizes], dtype=torch.float64)  # (b, 2) rows, columns
     (low, high), (narrow, wide) = settings.scale, (math.log(r) for r in settings.ratio)
@@ -72,7 +72,7 @@ def _draw_crops(
 def _bicubic_filter(
     t:Tensor # distance from the filter's middle
 )->Tensor:
-    "Bicubic filter of Keys (1981) with a = -1/2, the one antialiasing uses"
+    "Evaluate the bicubic filter of Keys (1981) with a = -1/2, the one that antialiasing uses."
     t = t.abs()
     return torch.where(t < 1, (1.5*t - 2.5)*t*t + 1, torch.where(t < 2, ((-0.5*t + 2.5)*t - 4)*t + 2, 0.))
 
@@ -83,7 +83,7 @@ def _filter_taps(
     n:int,         # pixels of the result
     back:Tensor    # (b,) True: the other way round
 )->tuple[Tensor, Tensor]: # (b, n, k) int64 pixels of the source, (b, n, k) float32 weights that sum to 1
-    "What each pixel of a bicubically resized stretch is made of"
+    "Compute the source pixels and weights of each pixel of a bicubically resized stretch."
     place = torch.arange(n, dtype=torch.float64).expand(len(start), n)
     place = torch.where(back[:, None], n - 1 - place, place)
     step = (length/n).double()[:, None]
@@ -101,7 +101,7 @@ def _weigh_rows(
     x:Tensor,                     # (b, c, h, w) float32
     recipe:tuple[Tensor, Tensor]  # (b, n, k) rows and weights, of `_filter_taps`
 )->Tensor:                        # (b, c, n, w)
-    "Rows that are weighted sums of rows"
+    "Compute rows that are weighted sums of rows."
     (pixel, weight), (b, c, h, w) = recipe, x.shape
     table = torch.arange(b*c, device=x.device).view(b, c, 1, 1)*h
     index, weight = pixel.to(x.device)[:, None] + table, weight.to(x.device)[:, None].expand(b, c, -1, -1)
@@ -114,7 +114,7 @@ def _crop_together(
     d:_CropDraw,
     size:Size    # of the result
 )->Tensor:       # (b, c, h, w) float32, whole numbers from 0 to 255
-    "Crops of a batch, resized at once"
+    "Resize the crops of a batch at once."
     top, left, h, w = d.box.T
     rows, cols = _filter_taps(top, h, size[0], torch.zeros_like(d.flip)), _filter_taps(left, w, size[1], d.flip)
     with torch.autocast(x.device.type, enabled=False):
@@ -127,7 +127,7 @@ def _crop_each(
     d:_CropDraw,
     size:Size    # of the result
 )->Tensor:       # (b, c, h, w) uint8
-    "Crops of a batch, resized one after the other"
+    "Resize the crops of a batch one after the other."
     out = torch.empty(*x.shape[:2], *size, dtype=torch.uint8)
     for v, (top, left, h, w), flip, to in zip(x, d.box.tolist(), d.flip.tolist(), out, strict=True):
         crop = v[None, :, top:top + h, left:left + w]
@@ -141,14 +141,14 @@ def _crop_resize(
     d:_CropDraw,
     size:Size    # of the result
 )->Tensor:       # (b, c, h, w) float32 in [0, 1]
-    "Cut a rectangle of each image and resize it bicubically with antialiasing"
+    "Cut a rectangle out of each image and resize it bicubically with antialiasing."
     return (_crop_each if x.device.type == 'cpu' else _crop_together)(x, d, size)/255
 
 # %% ../../../nbs/data/augment/20_crops.ipynb #832b3853
 def _stack_corner(
     images:Sequence[Tensor] # (c, h, w) uint8 each, one number of channels
 )->Tensor:                  # (b, c, h, w), each image in the upper left corner, 0 elsewhere
-    "Lay images of several sizes into one tensor"
+    "Lay images of several sizes into one tensor."
     if len({(t.shape[0], t.dtype) for t in images}) > 1:
         raise ValueError(f'images of {sorted({t.shape[0] for t in images})} channels in one batch; it takes one kind')
     h, w = (max(t.shape[k] for t in images) for k in (1, 2))
@@ -161,7 +161,7 @@ def crop_views(
     size:Size,                             # of the model's input
     name:str='image'                       # of the pictures in the batch
 )->dict[str, Any]:                         # `name` float32 in [0, 1], the rest as it was
-    "Cut a random rectangle of each image, by its own key"
+    "Cut a random rectangle out of each image, by its own key."
     x = batch[name]
     sizes = [(t.shape[-2], t.shape[-1]) for t in x]
     x = image_parts({name: x if isinstance(x, Tensor) else _stack_corner(x)})[name]

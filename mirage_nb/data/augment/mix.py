@@ -16,7 +16,7 @@ from collections.abc import Sequence
 # %% ../../../nbs/data/augment/40_mix.ipynb #43a44a8f
 @dataclass(frozen=True)
 class Mix:
-    "How samples of a batch are mixed"
+    "Hold how the samples of a batch are mixed."
     mixup: float = 0.8   # shape of the Beta distribution; 0: no mixup
     cutmix: float = 1.   # the same for CutMix
     chance: float = 1.   # part of the samples that are mixed
@@ -34,7 +34,7 @@ def _mix_weights(
     size:tuple[int, int],   # (h, w)
     settings:Mix
 )->Tensor:                  # (b, 1, h, w) part of each pixel that stays the sample's own
-    "Draw what stays of each sample"
+    "Draw how much of each pixel stays the sample's own."
     (h, w), out = size, []
     for key in keys:
         own, rng = torch.ones(1, h, w), np.random.default_rng((int(key), 0x6d6978))
@@ -56,7 +56,7 @@ def _mix_weights(
 def batch_partners(
     b:int # samples of a batch
 )->Tensor: # (b,) the other of each pair; the last of an odd number takes the one before it
-    "Partners within pairs, which stay together when processes share a batch out evenly"
+    "Pair neighbours, which stay together when processes share a batch evenly."
     other = torch.arange(b) ^ 1
     if b % 2: other[-1] = max(b - 2, 0)
     return other
@@ -68,7 +68,7 @@ def mix_batch(
     keys:Sequence[int],  # (b,) of `sample_key`
     settings:Mix
 )->tuple[Tensor, Tensor]: # of the same shapes
-    "Mix each sample of a batch with its neighbour"
+    "Mix each sample of a batch with its neighbour, images and targets in the same proportion."
     if targets.ndim != 2: raise ValueError(
         f'targets are (batch, classes), not {tuple(targets.shape)}: make class indices soft first, with soft_targets')
     w = _mix_weights(keys, (x.shape[2], x.shape[3]), settings).to(x)

@@ -24,7 +24,7 @@ from ..normalization import normalise_images
 def _seeded_generators(
     key:int # of `sample_key`
 )->Iterator[None]:
-    "Seed the generators of random, NumPy and torch (CPU), and put them back at the end"
+    "Seed the generators of random, NumPy and torch (CPU), and restore them at the end."
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(key)
     np.random.seed(key % 2**32)
@@ -39,14 +39,14 @@ def _seeded_generators(
 def _to_pil(
     image:np.ndarray # (h, w, 1 or 3) uint8
 )->Image.Image:      # RGB
-    "Picture of three channels; a grey one three times"
+    "Convert bytes to an image of three channels, a grey one three times."
     if image.ndim != 3 or image.shape[2] not in (1, 3) or image.dtype != np.uint8:
         raise ValueError(f'a picture is (h, w, 1 or 3) of uint8, not {image.shape} of {image.dtype}')
     return Image.fromarray(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image)
 
 
 class PhotoTrain:
-    "Augmentation of timm by a sample's key: crop, flip, RandAugment, normalisation, erasing"
+    "Augment with timm by a sample's key: crop, flip, RandAugment, normalisation, erasing."
     def __init__(
         self,
         size:int,                                   # pixels of a side of the result
@@ -71,12 +71,12 @@ class PhotoTrain:
         image:np.ndarray, # (h, w, 1 or 3) uint8
         key:int           # of `sample_key`
     )->Tensor:            # (3, size, size) float32, normalised
-        "View of a picture that depends on it and the key alone"
+        "Make a view that depends on the image and the key alone."
         with _seeded_generators(key): return self.steps(_to_pil(image))
 
 # %% ../../../nbs/data/augment/30_photo.ipynb #a0bf7b60
 class PhotoEval:
-    "Evaluation view: resize, cut out the middle, normalise"
+    "Make the evaluation view: resize, cut out the centre, normalise."
     def __init__(
         self,
         size:int,                 # pixels of a side of the result
@@ -92,7 +92,7 @@ class PhotoEval:
         image:np.ndarray, # (h, w, 1 or 3) uint8
         key:int=0         # not used: the view is always the same
     )->Tensor:            # (3, size, size) float32, normalised
-        "The one view of a picture"
+        "Make the one view of an image."
         picture = _to_pil(image)
         w, h = picture.size
         short, n = self.short, self.size

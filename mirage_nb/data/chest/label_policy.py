@@ -26,7 +26,7 @@ def _apply_policy(
     policy:str='published',     # one of POLICIES
     unmentioned:str='zero'      # or 'ignore'
 )->np.ndarray:                  # (n,) 1, 0 or NaN
-    "Labels after a policy for those that are not sure or not mentioned"
+    "Apply a policy to labels that are uncertain or not mentioned."
     if policy not in _POLICIES: raise ValueError(unknown('policy', policy, _POLICIES))
     if unmentioned not in CHOICES['unmentioned']:
         raise ValueError(unknown('unmentioned', unmentioned, CHOICES['unmentioned']))
@@ -42,7 +42,7 @@ def apply_policies(
     policy:str='published',   # one of POLICIES
     unmentioned:str='zero'    # or 'ignore'
 )->pd.DataFrame:              # columns label:NAME, 1, 0 or NaN
-    "Labels of a table that says 1, 0, -1 or nothing"
+    "Read the labels of a table of 1, 0, -1 or nothing, and apply the policies."
     out = {}
     for name in names:
         values = rows[name].str.strip().map(_values)

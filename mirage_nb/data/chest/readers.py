@@ -40,7 +40,7 @@ def _nih_lists(
     images:Mapping[str, Path],      # id -> path, of `list_images`
     **checks:Any                    # of `chest_table`
 )->pd.DataFrame:
-    "Table of lists with a name and fourteen zeros or ones a line"
+    "Read lists with a name and fourteen zeros or ones a line."
     rows: list[dict[str, Any]] = []
     form = f"NAME.png and {len(_NIH)} zeros or ones"
     for split, path in lists.items():
@@ -61,7 +61,7 @@ def _nih_patient(
     path:str|Path, # file that names it
     line:int       # its line
 )->str:            # eight digits
-    "Patient of a NIH image"
+    "Read the patient in the name of an NIH image."
     found = re.fullmatch(r'(\d{8})_\d+\.\w+', Path(name).name)
     if not found: raise ValueError(f"{path}, line {line}: '{name}' is no name of NIH ChestX-ray14, as 00000001_000.png")
     return found[1]
@@ -73,7 +73,7 @@ def _pipe_labels(
     none:str,            # the text for no label, as 'No Finding'
     path:str|Path        # named in an error
 )->pd.DataFrame:         # columns label:NAME, 1 or 0
-    "Labels that stand in one cell with bars between them"
+    "Divide labels that stand in one cell with bars between them."
     cells = [[w.strip() for w in v.split('|')] for v in column]
     known = {*names, none}
     for line, cell in zip(column.index, cells, strict=True):
@@ -90,7 +90,7 @@ def _nih_entries(
     lists:Mapping[str, str|Path]|None=None,  # split -> file with a name a line; images in none are left out
     **checks:Any                             # of `chest_table`
 )->pd.DataFrame:
-    "Table of the institute's own form"
+    "Read the table that the institute publishes."
     rows = read_text_table(table, ('Image Index', 'Finding Labels', 'Patient ID', 'View Position'))
     split = pd.Series('train', rows.index)
     if lists is not None:
@@ -116,7 +116,7 @@ def _nih_table(
     seed:int=0,           # of that draw
     absent:str='error'    # or 'drop': leave out images that are not there
 )->pd.DataFrame:
-    "NIH ChestX-ray14 by whichever of its forms the folder holds"
+    "Read NIH ChestX-ray14 in whichever of its forms the folder holds."
     folder, images = Path(folder), list_images(folder, below=True)
     checks = dict(absent=absent, split={'val': val, 'test': test}, seed=seed)
     official = {s: folder/f'{s}_official.txt' for s in SPLITS if (folder/f'{s}_official.txt').is_file()}
@@ -141,7 +141,7 @@ def _chexpert_table(
     seed:int=0,
     absent:str='error'                      # or 'drop': leave out images that are not there
 )->pd.DataFrame:
-    "CheXpert (Irvin et al. 2019), frontal views"
+    "Read the frontal views of CheXpert (Irvin et al. 2019)."
     folder = next((f for f in sorted(Path(folder).glob('CheXpert-v1.0*')) if f.is_dir()), Path(folder))
     out = []
     for split, name in (tables or {'train': 'train.csv', 'test': 'valid.csv'}).items():
@@ -172,7 +172,7 @@ def _mimic_table(
     absent:str='error',            # or 'drop': leave out images that are not there
     version:str='2.0.0'            # in the tables' names
 )->pd.DataFrame:
-    "MIMIC-CXR-JPG, frontal views, with its own splits"
+    "Read the frontal views of MIMIC-CXR-JPG, with its own splits."
     folder, key = Path(folder), ['subject_id', 'study_id']
     path = {k: folder/f'mimic-cxr-{version}-{k}.csv.gz' for k in ('split', 'metadata', 'chexpert')}
     split = read_text_table(path['split'], ('dicom_id', *key, 'split'))
@@ -204,7 +204,7 @@ def _one_of(
     classes:Sequence[str],           # in the order of the model's outputs
     index:Any=None                   # of the rows
 )->pd.DataFrame:                     # label:NAME, 1 or 0, and label
-    "Columns of a set whose images have one class each"
+    "Make the label columns of a dataset whose images have one class each."
     columns: dict[str, Any] = {f'label:{k}': [float(n == k) for n in names] for k in classes}
     return pd.DataFrame(columns | {'label': list(names)}, index=index)
 
@@ -217,7 +217,7 @@ def _covidx_table(
     seed:int=0,
     absent:str='error'                        # or 'drop': leave out images that are not there
 )->pd.DataFrame:
-    "COVIDx (Wang et al. 2020, arXiv 2003.09871)"
+    "Read COVIDx (Wang et al. 2020, arXiv 2003.09871)."
     folder, rows, form = Path(folder), [], 'patient file label source'
     lists = lists or {'train': 'train_COVIDx9A.txt', 'test': 'test_COVIDx9A.txt'}
     for split, name in lists.items():
@@ -240,7 +240,7 @@ def _node21_table(
     seed:int=0,
     absent:str='error'                  # or 'drop': leave out images that are not there
 )->pd.DataFrame:
-    "NODE21 (Sogancioglu et al. 2024), nodule or none"
+    "Read NODE21 (Sogancioglu et al. 2024): nodule or none."
     folder, rows = Path(folder), []
     if lists is None:
         found = read_text_table(folder/'metadata.csv', ('img_name', 'label'))
@@ -269,7 +269,7 @@ def read_chest(
     folder:str|Path,  # the dataset's
     **options:Any     # of its reader
 )->pd.DataFrame:      # id, image, patient, split, view, label:NAME, and label where there is one an image
-    "Table of a chest X-ray set"
+    "Read the table of a chest X-ray dataset."
     if name == 'Phantom_CXR': return read_labelled_table(Path(folder)/'table.csv', **options)
     if name not in _READERS: raise KeyError(unknown('chest X-ray set', name, [*_READERS, 'Phantom_CXR']))
     return _READERS[name](folder, **options)
@@ -279,7 +279,7 @@ def reader_options(
     facts:LabelFacts, # with a reader
     where:str|Path    # the manifest, named in an error
 )->dict[str, Any]:    # of its reader
-    "Options of a reader, as a manifest states them"
+    "Collect the options of a reader that a manifest states."
     takes = inspect.signature(_READERS[facts.reader]).parameters
     given: dict[str, Any] = {k: getattr(facts, k) for k in ('policy', 'unmentioned', 'absent') if getattr(facts, k)}
     for k in given:

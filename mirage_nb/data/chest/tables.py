@@ -30,7 +30,7 @@ def chest_table(
     split:Mapping[str, float]|None=None, # shares of splits to draw where they are missing
     seed:int=0
 )->pd.DataFrame:        # id, image, patient, split, view, label:NAME, and label where there is one an image
-    "Checked table: images are there, ids are unique, splits are drawn, patients in two splits are named"
+    "Check a table: images exist, ids are unique; draw missing splits, and name patients in two of them."
     if absent not in CHOICES['absent']: raise ValueError(unknown('absent', absent, CHOICES['absent']))
     there = np.array([p is not None and os.path.exists(p) for p in rows.image], bool)
     if not there.all():
@@ -56,7 +56,7 @@ def read_labelled_table(
     val:float=0.1,           # share of the training patients for validation where no row is
     seed:int=0
 )->pd.DataFrame:
-    "Table of this kind from a file, as Phantom_CXR has it"
+    "Read a table of images and findings from a file, as Phantom_CXR has it."
     path = Path(path)
     rows = read_text_table(path, ('image', 'patient', 'split', *labels))
     names = list(labels) or [c for c in map(str, rows) if c not in ('id', 'image', 'patient', 'split', 'view', 'eye')]

@@ -13,7 +13,6 @@ from PIL import Image
 from mirage_nb.core import log
 from mirage_nb.data import image_index as module
 from mirage_nb.data.image_index import _inspect_file, _read_journal, index_images
-from mirage_nb.data.image_sets import ImageDataset
 
 
 def tree(root, n, a_folder=50):
@@ -111,13 +110,6 @@ def test_a_listing_of_before_is_renewed(tmp_path):
     module._save_index(replace(listing, folders={}), index)
     again = index_images(root, index)
     assert again.digest() == listing.digest() and again.folders == listing.folders
-
-
-def test_a_file_that_is_gone_is_named(tmp_path):
-    listing = index_images(tree(tmp_path/'t', 3), tmp_path/'i.safetensors')
-    data = ImageDataset(listing, name='uwf')
-    listing.path(1).unlink()
-    with pytest.raises(FileNotFoundError, match=r'p00001\.png of uwf is gone .* Put it back, or start again'): data[1]
 
 
 @pytest.mark.parametrize('kind', ['png', 'jpg', 'tif', 'bmp'])

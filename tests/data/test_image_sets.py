@@ -1,20 +1,14 @@
 "Pictures as samples: golden evaluation view, random numbers by key, several sets, several processes"
-import random
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from safetensors.numpy import load_file
 from torch.utils.data import DataLoader
 
-from mirage_nb.data.augment.mix import Mix, mix_batch
-from mirage_nb.data.augment.photo import PhotoEval, PhotoTrain, _seeded_generators
-from mirage_nb.data.files import read_image
+from mirage_nb.data.image_index import index_images
 from mirage_nb.data.image_sets import ImageDataset, MixedDataset, collate_images
-from mirage_nb.randomness import sample_key
-from mirage_nb.train.losses import _bce_loss, soft_targets
 
 
 @pytest.fixture(scope='module')
@@ -31,48 +25,6 @@ def sets(tmp_path_factory):
         table = pd.DataFrame({'id': [f.stem for f in files], 'image': files})
         out[name] = ImageDataset(table, name=name, norm=norm, load_size=32)
     return out
-
-
-def test_golden_ultra_widefield_view(golden, tmp_path):
-    recorded = load_file(golden/'preprocessing.safetensors')
-    [name] = [k for k in recorded if k.startswith('uwf.eval_')]
-    Image.fromarray(recorded['uwf.raw_rgb']).save(tmp_path/'x.png')
-    view = PhotoEval(int(name.rpartition('_')[2]), 'uwf')(read_image(tmp_path/'x.png', 3))
-    np.testing.assert_allclose(view, recorded[name].astype(np.float32), atol=2e-3)  # recorded in half precision
-
-
-def test_evaluation_draws_nothing():
-    "defects.md 1: the view of an evaluation is the same whatever the state of any generator, and moves none"
-    image = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
-    views = []
-    for seed in (1, 2):
-        random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
-        before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
-        views.append(PhotoEval(32)(image, key=seed))
-        assert random.getstate() == before[0] and (np.random.get_state()[1] == before[1]).all()
-        assert torch.equal(torch.get_rng_state(), before[2])
-    assert torch.equal(*views)
-
-
-def test_training_views_follow_the_key_alone():
-    image = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
-    views = PhotoTrain(32, 'uwf', erase=0.5)
-    keys = [sample_key(0, 0, i) for i in range(24)]
-    there = [views(image, k) for k in keys]
-    back = [views(image, k) for k in reversed(keys)][::-1]
-    assert all(torch.equal(a, b) for a, b in zip(there, back, strict=True))
-    assert len({v.sum().item() for v in there}) == 24
-    torch.manual_seed(5)
-    free = torch.rand(3)
-    torch.manual_seed(5)
-    views(image, 1)
-    assert torch.equal(torch.rand(3), free)
-
-
-def test_an_error_inside_leaves_the_generators_alone():
-    state = torch.get_rng_state()
-    with pytest.raises(ZeroDivisionError), _seeded_generators(3): torch.rand(1//0)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def epoch(data, e, loaders):
@@ -126,15 +78,23 @@ def test_unreadable_picture_is_named(tmp_path):
     with pytest.raises(ValueError, match=r'x\.png \(10 bytes\) cannot be read as an image'): data[0]
 
 
-def test_mixed_soft_targets_with_missing_labels_train():
-    "Mixing, missing labels and scores of 50 together: the loss and its gradient are finite"
-    x, keys = torch.rand(6, 3, 16, 16), [sample_key(0, 0, i) for i in range(6)]
-    y = torch.tensor([[1., 0], [0, float('nan')], [1, 1], [float('nan')]*2, [0, 1], [1, 0]])
-    mixed, t = mix_batch(x, y, keys, Mix())
-    assert mixed.isfinite().all() and t.isnan().any() and not t.isnan().all() and t[~t.isnan()].max() <= 1
-    scores = torch.full((6, 2), 50., requires_grad=True)
-    loss = _bce_loss(scores, t)
-    loss.backward()
-    assert loss.isfinite() and scores.grad.isfinite().all() and (scores.grad[t.isnan()] == 0).all()
-    blend = mix_batch(x, soft_targets(torch.tensor([0, 1, 2, 0, 1, 2]), 3, 0.1), keys, Mix())[1]
-    torch.testing.assert_close(blend.sum(1), torch.ones(6))
+def tree(root, n, a_folder=50):
+    "n pictures under nested folders, 16 different ones under many names"
+    root.mkdir(parents=True)
+    kinds = []
+    for i in range(16):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (6, 5 + i, 3), dtype=np.uint8)).save(root/f'm{i}.png')
+        kinds.append((root/f'm{i}.png').read_bytes())
+        (root/f'm{i}.png').unlink()
+    for i in range(n):
+        folder = root/f's{i//a_folder//4}'/f'{i//a_folder % 4}'
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder/f'p{i:05d}.png').write_bytes(kinds[i % 16])
+    return root
+
+
+def test_a_file_that_is_gone_is_named(tmp_path):
+    listing = index_images(tree(tmp_path/'t', 3), tmp_path/'i.safetensors')
+    data = ImageDataset(listing, name='uwf')
+    listing.path(1).unlink()
+    with pytest.raises(FileNotFoundError, match=r'p00001\.png of uwf is gone .* Put it back, or start again'): data[1]

@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 
 from mirage_nb.models.checkpoints import load_weights, read_checkpoint
 from mirage_nb.models.cnn_mae import CnnMAE, _hide_patches
-from mirage_nb.models.positions import token_grid
 from mirage_nb.models.mae import MAE, count_visible, order_patches, patchify, unpatchify
+from mirage_nb.models.positions import token_grid
 from mirage_nb.train.losses import _masked_mse, patch_mse
 
 

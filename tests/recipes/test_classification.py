@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 
+from mirage_nb.core import IMAGENET_NORM
 from mirage_nb.data.manifest import LabelFacts, read_manifest
 from mirage_nb.data.normalization import NORMS
-from mirage_nb.core import IMAGENET_NORM
 from mirage_nb.recipes.classification import cls_recipe
 from mirage_nb.tasks import classification as tasks_classification
 
@@ -27,7 +27,7 @@ def test_manifest_then_recipe_then_encoder():
 def test_repeats_reach_the_loop():
     cfg = replace(cls_recipe('medical_mae_finetune_vit_s'), repeated_augmentation=3)
     assert tasks_classification._cls_fit_settings(cfg, 4000).repeated_augmentation == 3
-    with pytest.raises(ValueError, match='mixup 0.8 with repeated_augmentation 3 would mix a picture with another view of itself'):
+    with pytest.raises(ValueError, match='mixup 0.8 with repeated_augmentation 3 would mix an image with another view of itself'):
         replace(cfg, mixup=0.8)
     with pytest.raises(ValueError, match='repeated_augmentation is 1 or more, not 0'): replace(cfg, repeated_augmentation=0)
 

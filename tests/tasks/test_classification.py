@@ -12,30 +12,19 @@ import torch
 
 from mirage_nb.data import classification as data_classification
 from mirage_nb.data.manifest import read_manifest
-from mirage_nb.eval import features as eval_features
 from mirage_nb.eval.classification import predict as classification_predict
 from mirage_nb.eval.classification.predictions import read_predictions
 from mirage_nb.launch import local as launch_local
 from mirage_nb.models.classification import cls_model, load_cls_model, save_cls_model
 from mirage_nb.models.heads import classification as heads_classification
 from mirage_nb.models.tuning import choose_training
-from mirage_nb.recipes.classification import _CLS_RECIPES, cls_recipe
-from mirage_nb.tasks import baselines as tasks_baselines
+from mirage_nb.recipes.classification import cls_recipe
 from mirage_nb.tasks import classification as tasks_classification
 from mirage_nb.tasks import cross_dataset as tasks_cross_dataset
 from mirage_nb.train import selection as train_selection
 from mirage_nb.train.loop import _TIMES
 from mirage_nb.train.state import load_training_state
-
-
-def settings(**changed):
-    "Full tuning of a small model on small phantoms, fast enough for a test"
-    plain = dict(dataset='Phantom_OCT', tune='full', size=48, epochs=3, lr=1e-3, precision='fp32', batch_size=6,
-                 weights=None, probes=False, baselines=False)
-    return replace(cls_recipe('cls_small'), **plain | changed)
-
-
-def data(): return tasks_classification.load_cls_data(read_manifest('Phantom_OCT'))
+from tests.tasks.samples import data, settings
 
 
 def close(a, b, rel=0.):
@@ -113,30 +102,6 @@ def test_it_stops_when_nothing_gains(home):
     assert len(history) < 200
     gained = train_selection._follow_history(history.to_dict('records'), cfg.min_delta)[1] + 1
     assert len(history) - max(gained, 2) == 3
-
-
-def ends(scores, losses, **changed):
-    "Epoch after which a training with this validation ends, and the epoch that is kept, from 1"
-    cfg, rows, kept = replace(cls_recipe('cls_probe_mirage'), **changed), [], 0
-    for n, (score, loss) in enumerate(zip(scores, losses, strict=True), 1):
-        new = {'score': score, 'valid_loss': loss}
-        if not rows or train_selection.is_better(new, rows, cfg.min_delta): kept = n
-        rows.append(new)
-        assert kept == train_selection.best_epoch(rows, cfg.min_delta) + 1, 'what is kept is what the report calls best'
-        if train_selection.has_stalled(rows, cfg): return n, kept
-    return None, kept
-
-
-def test_ties_neither_sink_nor_go_on_for_ever():
-    n = np.arange(200)
-    assert ends(.9 - .00099*n, 1 - .001*n) == (40, 2), 'falls by less than min_delta an epoch, with falling loss'
-    assert ends(.9 + 0*n, 1 - .001*n) == (40, 40), 'ties go to the lower loss, and are no gains'
-    assert ends(.9 + .0011*n, 1 + .001*n) == (None, 200), 'gains'
-    assert ends(.9 + .0004*n, 1 + .001*n)[0] is None, 'small steps up add to gains'
-    assert ends(.9 - .01*(n > 30), 1 - .001*n) == (40, 31), 'worse than a tie is not kept, whatever its loss'
-    assert ends(.9 + .1*(n == 25), 1 + 0*n) == (46, 26)
-    assert ends(.9 + 0*n, 1 + 0*n, patience_from=0) == (21, 1)
-    assert ends(.9 + 0*n, 1 + 0*n, patience=0) == (None, 1)
 
 
 def test_the_last_epoch_when_asked(home):
@@ -232,17 +197,6 @@ def test_a_frozen_encoder_sees_each_image_once(home, monkeypatch):
     assert sum(seen) == 2*(2*n['train'] + n['val']), 'another size is another question'
 
 
-def test_kept_features_give_the_model_that_is_kept(home):
-    cfg = settings(tune='probe', cached_views=0, epochs=4)
-    tasks_classification.train_cls(cfg, home/'run')
-    sets = tasks_classification.cls_datasets(data(), read_manifest('Phantom_OCT'), cfg)
-    model = load_cls_model(home/'run'/'best.safetensors')[0]
-    kept = eval_features.encode_dataset(model, sets['val'], [-1], 'fp32')[0]
-    with torch.no_grad():
-        direct = model({'bscan': torch.stack([sets['val'][i]['bscan'] for i in range(8)])})
-        torch.testing.assert_close(model.head(model.vector(kept))[:8], direct, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize('how', [{'pool': 'token_mix'}, {'tune': 'probe', 'cached_views': 0, 'monitor': 'auroc'}])
 def test_a_tuned_file_is_tested_as_it_is(home, how):
     "With its last layer and no epochs: nothing is trained, and it says what it said"
@@ -298,40 +252,7 @@ def test_a_file_is_tested_on_a_set_that_has_only_a_test(home, execute, monkeypat
                                err_msg='the folders sort the classes otherwise than the file')
 
 
-def test_random_encoder_beside_a_file_that_is_only_tested():
-    asked = tasks_baselines._random_probe_settings(settings(tune='probe', weights='x.pth', keep_head=True, epochs=0))
-    assert (asked.weights, asked.keep_head, asked.epochs) == (None, False, cls_recipe('cls_small').epochs)
-
-
-def test_features_of_an_older_version_are_not_read(home, monkeypatch):
-    model = cls_model('mirage_tiny', 2, size=(48, 48))
-    look = tasks_classification._input_spec(settings(), read_manifest('Phantom_OCT'))
-    one = eval_features._feature_store(model, look, 'fp32').folder
-    assert eval_features._feature_store(model, look, 'fp32').folder == one
-    monkeypatch.setattr(eval_features, '_FEATURES', eval_features._FEATURES + 1)
-    assert eval_features._feature_store(model, look, 'fp32').folder != one
-
-
 # ------------------------------------------------------------------ beside it
-
-@pytest.mark.parametrize('name', list(_CLS_RECIPES))
-def test_random_encoder_is_probed_as_a_probe(name):
-    "Whatever the tuning mixes or averages, and whatever rate it takes for the encoder"
-    cfg = replace(cls_recipe(name), tune='full', mixup=.8, ema=.9, lr=1e-5)
-    found, own = tasks_baselines._random_probe_settings(cfg), cls_recipe('cls_small' if name.startswith('cls_small') else 'cls_probe_mirage')
-    for k in ('lr', 'lr_reference_batch', 'weight_decay', 'layer_decay', 'epochs', 'warmup_epochs', 'cached_views', 'final_lr'):
-        assert getattr(found, k) == getattr(own, k), k
-    assert (found.tune, found.weights, found.mixup, found.ema, found.model) == ('probe', None, 0, 0, cfg.model)
-    probe = replace(cls_recipe(name), tune='probe', lr=.3, weights=None)
-    assert (tasks_baselines._random_probe_settings(probe).lr, tasks_baselines._random_probe_settings(probe).seed) == (.3, 1), 'as this probe, and another encoder'
-
-
-def test_what_stands_beside_a_tuning_with_mixup(home):
-    cfg = settings(epochs=1, mixup=.8, ema=.9, baselines=True, probes=True)
-    found = tasks_baselines.run_cls_baselines(cfg, home/'run', data())
-    assert 'probe of a random encoder' in found and len(found) == 4
-    assert len(pd.read_csv(home/'run'/'random_encoder'/'history.csv')) > 1
-
 
 def test_report_says_first_weights(home, caplog):
     with caplog.at_level('WARNING'):

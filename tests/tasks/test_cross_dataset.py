@@ -15,7 +15,7 @@ from mirage_nb.recipes.classification import ClsEval
 from mirage_nb.tasks import classification as tasks_classification
 from mirage_nb.tasks import cross_dataset as tasks_cross_dataset
 from mirage_nb.tasks.evaluate import load_eval_tables
-from tests.tasks.test_classification import data, settings
+from tests.tasks.samples import data, settings
 
 CLASSES = ['normal', 'DME', 'AMD', 'CSC']
 

@@ -441,13 +441,6 @@ def test_classes_of_the_data(home, phantoms):
     assert task.model.output_adapters['bscanlayermap'].modality.classes == 20
 
 
-def test_visible_or_mask_ratio():
-    assert (settings(visible_tokens=5).visible_tokens, settings(visible_tokens=5).mask_ratio) == (5, None)
-    plain = pretrain_recipe('pre_mirage', MultiMAERecipe)
-    assert (override(plain, mask_ratio=0.5).visible_tokens, override(plain, mask_ratio=0.5).mask_ratio) == (0, 0.5)
-    with pytest.raises(ValueError, match='give one of them'): settings(visible_tokens=5, mask_ratio=0.5)
-
-
 def test_reconstruction_of_a_real_eye(shared_data):
     folder = next(p for p in (shared_data/'mirage_example').iterdir() if p.is_dir())
     eye = {k: np.load(folder/f'{k}.npy')[::2, ::2] for k in ('bscan', 'slo', 'bscanlayermap')}

@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import time
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +18,6 @@ from mirage_nb.eval.segmentation import predict
 from mirage_nb.models import checkpoints
 from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.recipes.settings import override
-from mirage_nb.records import _MACHINERY, start_run
 from mirage_nb.tasks import segmentation as tasks_segmentation
 from mirage_nb.train import loop as train_loop
 from mirage_nb.train import state as train_state
@@ -278,22 +277,3 @@ def test_finished_training_is_not_repeated(home, monkeypatch):
     monkeypatch.setattr(predict, 'write_mask', never)
     tune(home/'run')
     assert {p: p.read_bytes() for p in Path(home/'run').rglob('*') if p.is_file()} == before
-
-
-OTHER = {'dataset': 'Duke_DME', 'recipe': 'seg_200e_convnext', 'model': 'mirage_base', 'weights': 'w.pth',
-         'head': 'dpt', 'size': 128, 'patch': 8, 'tune': 'embeddings', 'loss': 'CE', 'clip': 1., 'precision': 'bf16',
-         'drop_path': 0.5, 'baselines': True}
-
-
-def test_any_changed_option_is_another_run(home):
-    cfg = settings()
-    own = start_run('seg_tune', asdict(cfg), {'data': 'x'}).folder
-    assert start_run('seg_tune', asdict(settings()), {'data': 'x'}).folder == own
-    folders = [start_run('seg_tune', asdict(cfg), {'data': 'y'}).folder]
-    for f in fields(cfg):
-        value = OTHER[f.name] if f.name in OTHER else getattr(cfg, f.name) + 1
-        changed = replace(cfg, **{f.name: value})
-        folder = start_run('seg_tune', asdict(changed), {'data': 'x'}).folder
-        assert (folder == own) == (f.name in _MACHINERY), f.name
-        if f.name not in _MACHINERY: folders.append(folder)
-    assert own not in folders and len(set(folders)) == len(folders) == len(fields(cfg)) - 1  # processes and workers

@@ -1,0 +1,1 @@
+"Tests lie as the modules that they test: tests/data/test_splits.py tests data/splits.py"

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..data.normalization import Norm
-from ..models.checkpoints import LoadReport
-from ..models.segmentation import start_segmenter
+from ..models.checkpoints import LoadReport, encoder_part, load_weights, read_checkpoint
 from ..models.zoo import pretrain_model, weights_file
 from ..randomness import sample_key
 from ..recipes.pretraining import PretrainRecipe
@@ -60,7 +59,8 @@ def build_pretrain(
     "Model of a recipe, ready to pre-train"
     torch.manual_seed(sample_key(cfg.seed, 'first weights'))
     model = pretrain_model(**keywords)
-    return model, start_segmenter(model, weights_file(cfg.weights))
+    file = weights_file(cfg.weights)
+    return model, None if file is None else load_weights(model, encoder_part(read_checkpoint(file)))
 
 # %% ../../nbs/tasks/05_protocol.ipynb #2d0815cf
 def spread_evenly(

@@ -44,7 +44,7 @@ class _FileFacts(NamedTuple):
     head: int    # hash of the first bytes and the size
     width: int
     height: int
-    fault: str   # '' when the picture can be read
+    fault: str   # '' when the image can be read
 
 
 def _jpeg_size(
@@ -245,7 +245,7 @@ def _save_index(
 
 def _open_index(
     path:str|Path, # a file of `_save_index`
-    root:str|Path  # folder of the pictures
+    root:str|Path  # folder of the images
 )->ImageIndex:
     "Read an index; its files are not checked again."
     try:
@@ -259,7 +259,7 @@ def _open_index(
                    folders=json.loads(words.get('folders', '{}')))  # an older listing has none, and is renewed
 
 
-def _changed_folder(
+def _find_changed_folder(
     listing:ImageIndex,
     threads:int=16   # that ask at once
 )->str|None:         # path of the first; None: all are as they were
@@ -286,7 +286,7 @@ def _known_facts(
 
 # %% ../../nbs/data/94_image_index.ipynb #c73572b7
 def index_images(
-    root:str|Path,              # folder of pictures, with folders in it
+    root:str|Path,              # folder of images, with folders in it
     index:str|Path|None=None,   # file of the listing; None: in listings/ of MIRAGE_RUNS
     refresh:bool=False,         # look at the size and time of each file, and at new and deleted ones
     renew:bool=True,            # the same where a folder has changed; False: take the listing as it is
@@ -299,7 +299,7 @@ def index_images(
     if threads < 1: raise ValueError(f'threads is {threads}; it takes 1 or more')
     index = Path(index) if index else runs_dir()/'listings'/f'{root.name}-{hash_value(str(root))[:8]}.safetensors'
     old = _open_index(index, root) if index.exists() else None
-    changed = _changed_folder(old, threads) if old and renew and not refresh else None
+    changed = _find_changed_folder(old, threads) if old and renew and not refresh else None
     if old and not refresh and not changed: return old
     if changed: log.info('%s has changed: its listing is renewed', changed)
     before = _known_facts(old) if old else {}
@@ -313,7 +313,7 @@ def index_images(
             for p, facts in _inspect_files(root, todo, journal, pool):
                 kept[p] = facts
                 bar.update()
-    if not kept: raise FileNotFoundError(f"no picture in {root} or below it; pictures end in {', '.join(suffixes)}")
+    if not kept: raise FileNotFoundError(f"no image in {root} or below it; images end in {', '.join(suffixes)}")
     listing = _build_index(root, kept, times)
     _save_index(listing, index)
     journal.unlink(missing_ok=True)
@@ -330,7 +330,7 @@ def _log_changes(
     new, gone = len(after.keys() - before.keys()), len(before.keys() - after.keys())
     changed = sum(before[k][:3] != after[k][:3] for k in before.keys() & after.keys())
     counts = dict(new=new, changed=changed, gone=gone, damaged=len(listing.faults))
-    log.info('%s: %d pictures, %s', listing.root.name, len(listing), ', '.join(f'{v} {k}' for k, v in counts.items()))
+    log.info('%s: %d images, %s', listing.root.name, len(listing), ', '.join(f'{v} {k}' for k, v in counts.items()))
     if listing.faults:
         few = '; '.join(f'{k} ({v})' for k, v in list(listing.faults.items())[:3])
         log.warning('%d damaged files of %s are left out: %s', len(listing.faults), listing.root.name, few)

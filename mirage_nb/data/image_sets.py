@@ -32,18 +32,18 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self,
         source:pd.DataFrame|ImageIndex,   # a table with id and image (path), or a listing
         *,
-        name:str='pictures',           # of the set, kept in each sample
+        name:str='images',           # of the set, kept in each sample
         norm:str|Norm='imagenet',      # of data.photo.NORMS, or mean and standard deviation
         load_size:int=256,             # shrink so that the shorter side has at most so many pixels; 0: leave the size
         channels:int=3,                # that are read: 3, or 1 for radiographs
         targets:np.ndarray|None=None,  # (n,) class indices or (n, labels) of 1, 0, NaN
         view:Callable[[np.ndarray, int], Tensor]|None=None, # PhotoTrain or PhotoEval of data.photo; None: bytes
         seed:int=0,
-        keep_mb:float=512              # memory for shrunk pictures, in each loading process
+        keep_mb:float=512              # memory for shrunk images, in each loading process
     ):
-        if len(source) == 0: raise ValueError(f'{name} has no pictures')
+        if len(source) == 0: raise ValueError(f'{name} has no images')
         if targets is not None and len(targets) != len(source):
-            raise ValueError(f'{name} has {len(source)} pictures and {len(targets)} targets; it takes one each')
+            raise ValueError(f'{name} has {len(source)} images and {len(targets)} targets; it takes one each')
         if channels not in (1, 3) or load_size < 0: raise ValueError(f'{channels=}, {load_size=}: 1 or 3, 0 or more')
         self.source, self.name, self.load_size, self.channels = source, name, load_size, channels
         self.ids = None if isinstance(source, ImageIndex) else list(source.id)
@@ -68,7 +68,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         file = self.source.path(i) if isinstance(self.source, ImageIndex) else self.files[i]  # type: ignore[index]
         try: return read_image(file, self.channels, self.load_size)
         except FileNotFoundError as e: raise FileNotFoundError(
-            f'{file} of {self.name} is gone since its pictures were listed. Put it back, or start again: a folder that '
+            f'{file} of {self.name} is gone since its images were listed. Put it back, or start again: a folder that '
             'has changed is listed anew') from e
 
     def sample(self, i:int, id:str, key:int)->dict[str, Any]:
@@ -95,10 +95,10 @@ def collate_images(
 
 # %% ../../nbs/data/95_image_sets.ipynb #a6f87c9e
 def _split_counts(
-    sizes:Mapping[str, int],              # pictures of each set
+    sizes:Mapping[str, int],              # images of each set
     weights:Mapping[str, float]|None,     # share of each set; None: as many as it has
-    n:int                                 # pictures drawn in an epoch
-)->dict[str, int]:                        # pictures of each set in an epoch, which sum to n
+    n:int                                 # images drawn in an epoch
+)->dict[str, int]:                        # images of each set in an epoch, which sum to n
     "Share an epoch between datasets by largest remainder."
     given = dict(weights) if weights is not None else {k: float(v) for k, v in sizes.items()}
     for k, v in given.items():
@@ -115,11 +115,11 @@ def _split_counts(
 
 
 def _permutation_slice(
-    n:int,       # pictures of the set
+    n:int,       # images of the set
     start:int,   # place in the endless sequence
     count:int,   # length of the stretch
     *key:object  # of the permutations
-)->np.ndarray:   # (2, count) index of the picture, number of the permutation
+)->np.ndarray:   # (2, count) index of the image, number of the permutation
     "Return a part of an endless sequence of keyed permutations."
     out, at = [], start
     while at < start + count:
@@ -135,10 +135,10 @@ class MixedDataset(Dataset[dict[str, Any]]):
     def __init__(
         self,
         parts:Mapping[str, ImageDataset],          # by name
-        weights:Mapping[str, float]|None=None,       # share of each in an epoch; None: every picture once
+        weights:Mapping[str, float]|None=None,       # share of each in an epoch; None: every image once
         *,
-        samples:int|None=None,                       # of an epoch; None: as many as there are pictures
-        views:int=1,                                 # times that each drawn picture appears
+        samples:int|None=None,                       # of an epoch; None: as many as there are images
+        views:int=1,                                 # times that each drawn image appears
         repeats:int=1,                               # the loop's: samples are asked for as (epoch*repeats + view, i)
         seed:int=0
     ):

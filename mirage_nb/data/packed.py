@@ -93,9 +93,9 @@ def _conversion_hash(
 # %% ../../nbs/data/93_packed.ipynb #7e51c3a1
 def _make_plan(
     pairs:FilePairs,
-    size:tuple[int, int]|None, # of every picture; None: the commonest of each modality
+    size:tuple[int, int]|None, # of every image; None: the commonest of each modality
     quiet:bool=False           # no progress bar
-)->dict[str, Any]:             # format, version, samples, modalities: size, classes, resized (number of pictures)
+)->dict[str, Any]:             # format, version, samples, modalities: size, classes, resized (number of images)
     "Plan a conversion from the headers of all files, and name all that cannot be read in one error."
     wrong: list[str] = []
     plan: dict[str, Any] = {'format': _FORMAT, 'version': _VERSION, 'samples': len(pairs.ids), 'modalities': {}}
@@ -272,7 +272,7 @@ def _begin_packing(
 def pack(
     pairs:FilePairs,                # of `folder_pairs` or `table_pairs`
     out:str|Path,                   # folder to make
-    size:tuple[int, int]|None=None, # of every picture; None: the commonest of each modality
+    size:tuple[int, int]|None=None, # of every image; None: the commonest of each modality
     every:int=256,                  # samples between two notes of what is safe
     quiet:bool=False                # no progress bar
 )->Path:                            # `out`
@@ -390,7 +390,7 @@ def verify_packed(
     for i in tqdm(range(len(pairs.ids)), desc='verifying', unit='sample', delay=3, disable=quiet):
         for j, k in enumerate(pairs.modalities):
             if hash_pixels(pairs.plane(k, i)) != int(pairs.digests[i, j]): changed.append(f'{k} of {pairs.ids[i]}')
-    if changed: raise ValueError(f'{pairs.folder}: {len(changed)} pictures are not what was packed: '
+    if changed: raise ValueError(f'{pairs.folder}: {len(changed)} images are not what was packed: '
                                  f'{", ".join(changed[:5])}. Copy the set again, or pack it again')
     return len(pairs.ids)
 
@@ -422,7 +422,7 @@ def _command_parser()->argparse.ArgumentParser:
     p.add_argument('out', metavar='OUT', help='folder to make')
     p.add_argument('--modalities', nargs='+', default=[], metavar='NAME', help='which to pack; default: those of '
                    'MIRAGE that are there')
-    p.add_argument('--size', type=_parse_size, metavar='N or ROWSxCOLS', help='size of every picture; default: the '
+    p.add_argument('--size', type=_parse_size, metavar='N or ROWSxCOLS', help='size of every image; default: the '
                    'commonest of each modality, and nothing is touched where all agree')
     p.add_argument('--classes', nargs='+', default=[*CLASS_COUNTS.items()], type=_parse_classes,
                    metavar='NAME=N', help='modalities that hold class ids, and how many; default: bscanlayermap=13')

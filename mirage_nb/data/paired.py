@@ -158,7 +158,7 @@ def table_pairs(
 # %% ../../nbs/data/92_paired.ipynb #bcc07976
 def _sizes_differ_message(
     this:str,               # file
-    size:Sequence[int],     # of its picture: rows, columns
+    size:Sequence[int],     # of its image: rows, columns
     first:str,              # file that others are compared with
     size_first:Sequence[int]
 )->str:
@@ -192,7 +192,7 @@ class PairedDataset(Dataset[dict[str, Any]]):
 
     def __len__(self)->int: return len(self.ids)
 
-    def picture(self, modality:str, i:int)->Tensor:
+    def image(self, modality:str, i:int)->Tensor:
         "Return an image of a sample as a tensor."
         x = self.pairs.plane(modality, self.index[i])
         if x.shape != self.sizes[modality]:
@@ -204,7 +204,7 @@ class PairedDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index:int|tuple[int, int])->dict[str, Any]:
         epoch, i = index if isinstance(index, tuple) else (0, index)
         key = sample_key(self.seed, int(epoch), self.ids[i])
-        return {'id': self.ids[i], 'key': key} | {k: self.picture(k, i) for k in self.modalities}
+        return {'id': self.ids[i], 'key': key} | {k: self.image(k, i) for k in self.modalities}
 
 # %% ../../nbs/data/92_paired.ipynb #65467671
 def first_of_many(
@@ -232,7 +232,7 @@ def _read_all(
                 digests[i, j], name = hash_pixels(x), pairs.name(k, i)
                 if x.shape != first.setdefault(k, (name, x.shape))[1]:
                     wrong.append(_sizes_differ_message(name, x.shape, *first[k]))
-    if wrong: raise ValueError(first_of_many(f'{len(wrong)} of {digests.size} pictures cannot be used:', wrong))
+    if wrong: raise ValueError(first_of_many(f'{len(wrong)} of {digests.size} images cannot be used:', wrong))
     return digests
 
 
@@ -245,10 +245,10 @@ def _check_pairs(
     least, most = dict.fromkeys(ds.modalities, 255), dict.fromkeys(ds.modalities, 0)
     for i in tqdm(range(len(ds)), desc='checking samples', unit='sample', delay=3, disable=quiet):
         for k in ds.modalities:
-            try: x = ds.picture(k, i)
+            try: x = ds.image(k, i)
             except (ValueError, OSError) as e: wrong.append(str(e))
             else: least[k], most[k] = min(least[k], int(x.min())), max(most[k], int(x.max()))
-    if wrong: raise ValueError(first_of_many(f'{len(wrong)} of {len(ds)*len(ds.modalities)} pictures cannot be used:', wrong))
+    if wrong: raise ValueError(first_of_many(f'{len(wrong)} of {len(ds)*len(ds.modalities)} images cannot be used:', wrong))
     rows, cols = ([ds.sizes[k][j] for k in ds.modalities] for j in (0, 1))
     return pd.DataFrame({'modality': ds.modalities, 'samples': len(ds), 'rows': rows, 'cols': cols,
                          'least': [least[k] for k in ds.modalities], 'most': [most[k] for k in ds.modalities]})

@@ -24,7 +24,7 @@ from ..storage import write_json
 
 # %% ../../nbs/phantoms/40_cxr.ipynb #25705304
 _LABELS = ('Cardiomegaly', 'Consolidation', 'Effusion', 'Nodule', 'Pneumothorax')
-_VERSION = 1       # of the pictures: raise it when they change
+_VERSION = 1       # of the images: raise it when they change
 _BASE, _APEX = 0.52, -0.74  # of the lungs, at full breath
 
 # %% ../../nbs/phantoms/40_cxr.ipynb #efba88a7
@@ -41,7 +41,7 @@ class _Film:
     place: tuple[float, float, float, float] # shift right, shift down, rotation (radians), scale
 
 
-def _film_of(
+def _draw_film(
     seed:int,
     patient:int, # counted from 0
     film:int     # of the patient, counted from 0
@@ -86,7 +86,7 @@ def _pixel_grid(
     return px*cos + py[:, None]*sin, py[:, None]*cos - px*sin
 
 
-def _chest_of(
+def _draw_chest(
     film:_Film,
     n:int # pixels of a side
 )->_Chest:
@@ -104,10 +104,10 @@ def _chest_of(
         air = np.clip(1 - u**2, 0, None)**0.45*(t > 0)*smooth_step(floor - y, 0.016)
         lungs.append(air); us.append(u); dome.append(np.where(side*x > 0, smooth_step(y - floor, 0.016), 0))
     return _Chest(x, y, np.stack([t, t]), np.stack(us), np.stack(lungs).astype(np.float32),
-                 _heart_of(film, x, y, base), np.maximum(*dome))
+                 _draw_heart(film, x, y, base), np.maximum(*dome))
 
 # %% ../../nbs/phantoms/40_cxr.ipynb #670cfa1f
-def _heart_of(
+def _draw_heart(
     film:_Film,
     x:np.ndarray, # (n, n)
     y:np.ndarray, # (n, n)
@@ -125,7 +125,7 @@ def _heart_of(
     return np.asarray(np.maximum.reduce([heart, 0.6*knob, 0.75*column]), np.float32)
 
 # %% ../../nbs/phantoms/40_cxr.ipynb #db1cd907
-def _rib_bands(
+def _draw_bones(
     film:_Film,
     c:_Chest,
     person:Generator
@@ -146,10 +146,10 @@ def _rib_bands(
             np.maximum(out, fade*band, out=out)
     collar = np.abs(c.y - (_APEX + 0.12 - 0.2*(side - 0.08) + 0.05*np.sin(6*side)))
     out = np.maximum(out, 0.6*np.clip(1 - (collar/0.032)**2, 0, None)**0.5*(side > 0.08)*(side < 0.8))
-    return np.asarray(out + _spine(c, person), np.float32)
+    return np.asarray(out + _draw_spine(c, person), np.float32)
 
 
-def _spine(
+def _draw_spine(
     c:_Chest,
     person:Generator
 )->np.ndarray:       # (n, n) thickness of bone
@@ -161,7 +161,7 @@ def _spine(
     return np.asarray(0.55*body - 0.35*wind, np.float32)
 
 # %% ../../nbs/phantoms/40_cxr.ipynb #99becf4b
-def _markings(
+def _draw_vessels(
     c:_Chest,
     rng:Generator
 )->np.ndarray:    # (n, n) at most 1
@@ -213,7 +213,7 @@ def _place_in_lung(
     return float(c.x.flat[k]), float(c.y.flat[k])
 
 
-def _nodules(
+def _add_nodules(
     c:_Chest,
     air:np.ndarray,   # (2, n, n), left as it is
     rng:Generator
@@ -230,7 +230,7 @@ def _nodules(
     return np.asarray(add, np.float32), where
 
 # %% ../../nbs/phantoms/40_cxr.ipynb #4caec3b1
-def _consolidation(
+def _add_consolidation(
     c:_Chest,
     air:np.ndarray,   # (2, n, n), changed in place
     rng:Generator
@@ -246,7 +246,7 @@ def _consolidation(
     return np.asarray((fill > 0.3) & (c.lung[side] > 0.05))
 
 
-def _effusion(
+def _add_effusion(
     c:_Chest,
     air:np.ndarray,   # (2, n, n), changed in place
     rng:Generator
@@ -263,7 +263,7 @@ def _effusion(
     return where
 
 
-def _pneumothorax(
+def _add_pneumothorax(
     c:_Chest,
     air:np.ndarray,   # (2, n, n), changed in place
     rng:Generator
@@ -280,7 +280,7 @@ def _pneumothorax(
     return np.asarray(line, np.float32), np.asarray((gone > 0.5) & (c.lung[side] > 0.05))
 
 # %% ../../nbs/phantoms/40_cxr.ipynb #df7e24e6
-def _devices(
+def _draw_devices(
     film:_Film,
     c:_Chest,
     rng:Generator
@@ -304,7 +304,7 @@ def _devices(
     return np.asarray(out, np.float32)
 
 
-def _body(
+def _draw_body(
     film:_Film,
     c:_Chest
 )->np.ndarray:    # (n, n) soft tissue along the ray
@@ -315,7 +315,7 @@ def _body(
     return np.asarray(film.stout*(1.25*trunk + 0.55*c.below*trunk), np.float32)
 
 # %% ../../nbs/phantoms/40_cxr.ipynb #3af5c2a1
-def _develop(
+def _expose_film(
     depth:np.ndarray, # (n, n) attenuation along each ray
     rng:Generator
 )->np.ndarray:        # (n, n) uint8
@@ -338,29 +338,29 @@ def _phantom_cxr(
     size:int=128   # pixels of a side
 )->dict[str, Any]: # image (size, size) uint8; labels: name -> 1 or 0; view; masks: name -> (size, size) bool
     "Draw one radiograph, the same on every machine."
-    f = _film_of(seed, patient, film)
+    f = _draw_film(seed, patient, film)
     key = [np.random.default_rng(sample_key('cxr', what, seed, patient, *k)) for what, k in
            (('bones', ()), ('nodules', ()), ('air', (film,)), ('light', (film,)))]
     bones, lasting, rng, light = key
-    c = _chest_of(f, size)
+    c = _draw_chest(f, size)
     air, masks, add = c.lung*(1 - 0.95*c.heart), {}, np.zeros_like(c.x)
-    vessels = _markings(c, bones)
+    vessels = _draw_vessels(c, bones)
     if f.labels['Pneumothorax']:
-        line, masks['Pneumothorax'] = _pneumothorax(c, air, rng)
+        line, masks['Pneumothorax'] = _add_pneumothorax(c, air, rng)
         add, vessels = add + line, vessels*~masks['Pneumothorax']
-    if f.labels['Consolidation']: masks['Consolidation'] = _consolidation(c, air, rng)
-    if f.labels['Effusion']: masks['Effusion'] = _effusion(c, air, rng)
+    if f.labels['Consolidation']: masks['Consolidation'] = _add_consolidation(c, air, rng)
+    if f.labels['Effusion']: masks['Effusion'] = _add_effusion(c, air, rng)
     if f.labels['Nodule']:
-        more, masks['Nodule'] = _nodules(c, air, lasting)
+        more, masks['Nodule'] = _add_nodules(c, air, lasting)
         add = add + more
     if f.labels['Cardiomegaly']: masks['Cardiomegaly'] = c.heart > 0.3
     lung = air.sum(0)
-    depth = _body(f, c) - 0.82*f.stout**0.5*lung + add + 0.16*vessels*lung**0.5 + 0.3*c.heart + _devices(f, c, rng)
-    image = _develop(np.clip(depth + 0.36*_rib_bands(f, c, bones)*(depth > 0.05), 0, None), light)
+    depth = _draw_body(f, c) - 0.82*f.stout**0.5*lung + add + 0.16*vessels*lung**0.5 + 0.3*c.heart + _draw_devices(f, c, rng)
+    image = _expose_film(np.clip(depth + 0.36*_draw_bones(f, c, bones)*(depth > 0.05), 0, None), light)
     return dict(image=image, labels=f.labels, view=f.view, masks=masks)
 
 # %% ../../nbs/phantoms/40_cxr.ipynb #4d846d01
-def _split_of_patient(
+def _assign_split(
     seed:int,
     patient:int # counted from 0
 )->str:         # 'train', 'val' or 'test'
@@ -401,7 +401,7 @@ def _write_cxr(
             chance = np.random.default_rng(sample_key('cxr missing', seed, p, k)).random(len(_LABELS))
             labels = {name: '' if u < settings['missing'] else v
                       for (name, v), u in zip(film['labels'].items(), chance, strict=True)}
-            rows.append(dict(id=id, image=f'images/{id}.png', patient=f'P{p:03d}', split=_split_of_patient(seed, p),
+            rows.append(dict(id=id, image=f'images/{id}.png', patient=f'P{p:03d}', split=_assign_split(seed, p),
                              view=film['view'], **labels))
     write_csv(folder/'table.csv', rows)
     write_json(folder/'phantom.json', dict(settings))

@@ -34,7 +34,7 @@ _GREYS = tuple(range(0, 21*len(_CLASSES), 21))                        # value of
 _CLASS_OF_LAYER = np.array([0, 1, 2, 2, 3, 4, 5, 6, 6, 6, 7, 8, 0], np.uint8)
 _DISEASES = ('normal', 'AMD', 'DME', 'CSC')
 _SPLITS = ('train', 'val', 'test', 'train', 'train', 'test', 'train') # of each seven groups of four patients
-_VERSION = 1                                                         # of the pictures: raise it when they change
+_VERSION = 1                                                         # of the images: raise it when they change
 
 # %% ../../nbs/phantoms/30_oct.ipynb #714ebf59
 # radius range as a part of the field, height range in rows of 256, distance from the fovea
@@ -46,7 +46,7 @@ _COUNTS = {'normal': {}, 'AMD': {'drusen': (12, 24), 'ped': (1, 2), 'srf': (0, 1
           'DME': {'inl': (10, 22), 'onl': (7, 15), 'edema': (1, 2), 'srf': (-1, 1)}}
 
 
-def _label_of(
+def _disease_from_lesions(
     present:Iterable[str] # names of the lesions, from LESIONS
 )->str:                   # one of DISEASES
     "Derive the disease from the lesions."
@@ -107,7 +107,7 @@ def _healthy_layers(
     return np.asarray(t, np.float32)
 
 # %% ../../nbs/phantoms/30_oct.ipynb #1a7d2487
-def _swollen(
+def _swell_layers(
     layers:np.ndarray,               # (11, s, w), changed in place
     lesions:Mapping[str, np.ndarray] # of `_lesion_heights`
 )->np.ndarray:                       # `layers`
@@ -124,7 +124,7 @@ def _swollen(
     return layers
 
 # %% ../../nbs/phantoms/30_oct.ipynb #72c53672
-def _disease_of(
+def _draw_disease(
     seed:int,
     patient:int # counted from 0
 )->str:         # one of DISEASES
@@ -143,7 +143,7 @@ class _Eye:
     lift: np.ndarray               # (s, w) where in its layer a cyst lies
 
 
-def _anatomy(
+def _draw_eye(
     seed:int,
     patient:int,  # counted from 0
     volume:int,
@@ -159,17 +159,17 @@ def _anatomy(
     lift = random_surface(rng, y, x, 12)
     layers = _healthy_layers(person, rng, y, x, fovea)
     tissue = layers[8:10].copy()
-    lesions = _lesion_heights(rng, _disease_of(seed, patient), y, x, fovea)
-    _swollen(layers, lesions)
+    lesions = _lesion_heights(rng, _draw_disease(seed, patient), y, x, fovea)
+    _swell_layers(layers, lesions)
     above = np.cumsum(layers[9::-1], axis=0)[::-1]
     lines = np.concatenate([membrane - above, membrane[None], (membrane + layers[10])[None]])
     return _Eye(fovea, np.asarray(lines, np.float32), lesions, tissue, lift)
 
 
-def _placing(
+def _place_retina(
     lines:np.ndarray, # (12, s, w) boundaries all over the plane
     rng:Generator
-)->tuple[float, float]: # factor and shift that bring them into a picture of 256 rows
+)->tuple[float, float]: # factor and shift that bring them into an image of 256 rows
     "Draw the depth of the retina, anywhere that keeps it in the image."
     top, low = float(lines[0].min()), float(lines[10].max())
     fit = min(1, 222/(low - top))
@@ -197,10 +197,10 @@ def _vessel_tree(
     return tree
 
 
-def _vessels(
+def _draw_vessel_map(
     rng:Generator,
     fovea:tuple[float, float], # (y, x)
-    size:tuple[int, int]       # (h, w) of the en-face picture, the disc beyond its right edge
+    size:tuple[int, int]       # (h, w) of the en-face image, the disc beyond its right edge
 )->np.ndarray:                 # (h, w) float32 in [0, 1], 1 in the middle of a wide vessel
     "Draw the en-face map of the retinal vessels."
     h, w = size
@@ -219,7 +219,7 @@ def _vessels(
 _REFLECTIVITY = np.array([-30, -4., -9.5, -8, -12.5, -9, -14, -12, -1.5, -6, 0., -7, -11], np.float32)
 
 
-def _reflect(
+def _reflected_light(
     layermap:np.ndarray,        # (s, h, w) layer ids
     semseg:np.ndarray,          # (s, h, w) class indices
     z:np.ndarray,               # (12, s, w) boundaries
@@ -236,7 +236,7 @@ def _reflect(
         db[np.abs(rows - z[line][:, None]) < width*h/256] += gain
     inside = {'Cyst': -24., 'SRF': -22., 'PED': person.choice([-19., -11.]), 'Drusen': person.uniform(-8, -5)}
     for name, value in inside.items(): db[semseg == _CLASSES.index(name)] = value
-    db = _with_foci(_with_texture(db, layermap, person, rng), semseg, rng)
+    db = _add_foci(_add_texture(db, layermap, person, rng), semseg, rng)
     if person.random() < 0.4:  # the back of the vitreous, come off the retina
         far = (9 + 9*bumps(x, 5) @ rng.standard_normal((5, s), np.float32)).T[:, None]*h/256
         far = gaussian_filter1d(ilm, 0.13*w, axis=-1) - far
@@ -248,7 +248,7 @@ def _reflect(
     return db
 
 
-def _with_texture(
+def _add_texture(
     db:np.ndarray,       # (s, h, w), changed in place
     layermap:np.ndarray, # (s, h, w) layer ids
     person:Generator,
@@ -264,7 +264,7 @@ def _with_texture(
     return db
 
 
-def _with_foci(
+def _add_foci(
     db:np.ndarray,     # (s, h, w), changed in place
     semseg:np.ndarray, # (s, h, w) class indices
     rng:Generator
@@ -280,8 +280,8 @@ def _with_foci(
     return db
 
 # %% ../../nbs/phantoms/30_oct.ipynb #99615554
-def _display(
-    db:np.ndarray,    # (s, h, w) of `_reflect`
+def _to_grey_scale(
+    db:np.ndarray,    # (s, h, w) of `_reflected_light`
     person:Generator, # one device a patient
     rng:Generator
 )->np.ndarray:        # (s, h, w) uint8
@@ -304,8 +304,8 @@ def _display(
     return np.asarray(255*shown, np.uint8)
 
 # %% ../../nbs/phantoms/30_oct.ipynb #9db7b0a7
-def _en_face(
-    shade:np.ndarray,             # (h, w) of `_vessels`
+def _draw_en_face(
+    shade:np.ndarray,             # (h, w) of `_draw_vessel_map`
     lesions:dict[str, np.ndarray],# heights over the whole plane
     fovea:tuple[float, float],    # (y, x)
     rng:Generator
@@ -327,9 +327,9 @@ def _en_face(
 # %% ../../nbs/phantoms/30_oct.ipynb #3353ffc3
 def _lesion_masks(
     layermap:np.ndarray, # (s, h, w) layer ids
-    z:np.ndarray,        # (12, s, w) boundaries in the picture
+    z:np.ndarray,        # (12, s, w) boundaries in the image
     eye:_Eye,
-    scale:float          # rows of the picture to one of the eye's
+    scale:float          # rows of the image to one of the eye's
 )->np.ndarray:           # (s, h, w) uint8 class indices
     "Group layers to the classes of the benchmark, with lesions on top."
     kinds, rows = eye.lesions, np.arange(layermap.shape[1], dtype=np.float32)[:, None]
@@ -347,13 +347,13 @@ def _lesion_masks(
     return semseg
 
 # %% ../../nbs/phantoms/30_oct.ipynb #8261eaf2
-def _findings(
+def _count_findings(
     semseg:np.ndarray # (s, h, w) class indices
 )->dict[str, Any]:    # lesions: pixels of each kind a slice; labels: disease a slice; label: of the volume
     "Count what the masks of a volume show."
     found = [{name: int((m == _CLASSES.index(name)).sum()) for name in _LESIONS} for m in semseg]
-    labels = [_label_of(name for name, n in seen.items() if n) for seen in found]
-    label = _label_of(name for name in _LESIONS if any(seen[name] for seen in found))
+    labels = [_disease_from_lesions(name for name, n in seen.items() if n) for seen in found]
+    label = _disease_from_lesions(name for name in _LESIONS if any(seen[name] for seen in found))
     return dict(lesions=found, labels=labels, label=label)
 
 # %% ../../nbs/phantoms/30_oct.ipynb #e5bd5ce0
@@ -362,29 +362,29 @@ def _phantom_volume(
     patient:int=0,                  # counted from 0; decides the disease
     volume:int=0,                   # 0 and 1 are the two eyes, 2 the first eye again
     slices:int=4,                   # B-scans, equally spaced over the middle half of the field
-    size:tuple[int, int]=(256, 256) # (h, w) of B-scan and en-face picture
-)->dict[str, Any]:                  # pictures by name, and eye, rows, labels
+    size:tuple[int, int]=(256, 256) # (h, w) of B-scan and en-face image
+)->dict[str, Any]:                  # images by name, and eye, rows, labels
     "Draw one volume, the same on every machine: B-scans, layer map, classes (s, h, w), en-face image, vessels (h, w), labels."
     key = ('phantom light', seed, patient)
     device, rng, place = (np.random.default_rng(sample_key(*key, *v)) for v in ((), (volume,), (volume, 'place')))
     (h, w), y = size, np.linspace(0.25, 0.75, slices) if slices > 1 else np.array([0.5])
-    x, plane = np.linspace(0, 1, w), _anatomy(seed, patient, volume, np.linspace(0, 1, h), np.linspace(0, 1, w))
-    eye, rows = _anatomy(seed, patient, volume, y, x), np.minimum((y*h).astype(int), h - 1)
-    fit, shift = _placing(plane.lines[:, h//4:h*3//4 + 1], place)
+    x, plane = np.linspace(0, 1, w), _draw_eye(seed, patient, volume, np.linspace(0, 1, h), np.linspace(0, 1, w))
+    eye, rows = _draw_eye(seed, patient, volume, y, x), np.minimum((y*h).astype(int), h - 1)
+    fit, shift = _place_retina(plane.lines[:, h//4:h*3//4 + 1], place)
     z = (np.float32(shift) + np.float32(fit)*eye.lines)*np.float32(h/256)
     layermap = np.zeros((slices, h, w), np.uint8)
     for line in z: layermap += np.arange(h)[:, None] >= line[:, None]
     semseg = _lesion_masks(layermap, z, eye, fit*h/256)
-    shade = _vessels(place, eye.fovea, size)
-    slo = _en_face(shade, plane.lesions, eye.fovea, place)
-    bscan = _display(_reflect(layermap, semseg, z, shade[rows], device, rng), device, rng)
+    shade = _draw_vessel_map(place, eye.fovea, size)
+    slo = _draw_en_face(shade, plane.lesions, eye.fovea, place)
+    bscan = _to_grey_scale(_reflected_light(layermap, semseg, z, shade[rows], device, rng), device, rng)
     right = bool((sample_key('phantom side', seed, patient) + volume) % 2)
     pictures = dict(bscan=bscan, layermap=layermap, semseg=semseg, slo=slo, vessels=shade)
     if not right: pictures = {k: v[..., ::-1].copy() for k, v in pictures.items()}
-    return pictures | dict(rows=rows, eye='OD' if right else 'OS') | _findings(semseg)
+    return pictures | dict(rows=rows, eye='OD' if right else 'OS') | _count_findings(semseg)
 
 # %% ../../nbs/phantoms/30_oct.ipynb #3fc2becf
-def _split_of(
+def _assign_split(
     patient:int # counted from 0
 )->str:         # 'train', 'val' or 'test'
     "Assign a patient to a split, with every disease in each split and 57, 14 and 29 % of the patients."
@@ -398,7 +398,7 @@ def _save_volume(
     v:Mapping[str, Any]        # of `_phantom_volume`
 )->list[dict[str, object]]:    # rows of labels.csv
     "Write the four images of each slice."
-    name, split = f'P{patient:03d}{string.ascii_lowercase[volume]}', _split_of(patient)
+    name, split = f'P{patient:03d}{string.ascii_lowercase[volume]}', _assign_split(patient)
     rows: list[dict[str, object]] = []
     greys = np.array(_GREYS, np.uint8)[v['semseg']]
     for k in range(len(v['bscan'])):
@@ -426,10 +426,10 @@ def make_phantom_oct(
     if not 1 <= volumes <= 26 or slices < 1: raise ValueError(f'{volumes=}, {slices=}: 1 to 26 and 1 or more')
     folder = Path(folder).expanduser().resolve()
     settings = dict(seed=seed, patients=patients, volumes=volumes, slices=slices, size=list(size), version=_VERSION)
-    return write_once(folder, settings, _write_set)
+    return write_once(folder, settings, _write_oct)
 
 # %% ../../nbs/phantoms/30_oct.ipynb #f50e99a2
-def _write_set(
+def _write_oct(
     folder:Path,                  # new
     settings:Mapping[str, Any]    # of `make_phantom_oct`
 )->Path:                          # `folder`

@@ -25,13 +25,13 @@ from ..storage import write_json
 
 # %% ../../nbs/phantoms/50_uwf.ipynb #76da31c5
 _CLASSES = ('normal', 'AMD', 'DR', 'RD', 'RVO')
-_VERSION = 1  # of the pictures: raise it when they change
+_VERSION = 1  # of the images: raise it when they change
 
 # %% ../../nbs/phantoms/50_uwf.ipynb #619978db
 @dataclass(frozen=True)
 class _Fundus:
     "Hold the maps of a healthy retina, each (h, w)."
-    x: np.ndarray       # from the middle of the picture, to the right
+    x: np.ndarray       # from the middle of the image, to the right
     y: np.ndarray       # downwards
     disc: tuple[float, float]   # x, y
     macula: tuple[float, float] # x, y
@@ -39,7 +39,7 @@ class _Fundus:
     veins: tuple[np.ndarray, ...] # paths (m, 2) of x, y
 
 
-def _disease_of_eye(
+def _draw_class(
     seed:int,
     patient:int # counted from 0
 )->str:         # one of CLASSES
@@ -48,7 +48,7 @@ def _disease_of_eye(
     return _CLASSES[int(order[patient % 5])]
 
 
-def _arcades(
+def _draw_arcades(
     rng:Generator,
     disc:tuple[float, float] # x, y
 )->tuple[list[np.ndarray], list[np.ndarray]]: # wide and thin paths (m, 2) of x, y
@@ -68,7 +68,7 @@ def _arcades(
     return [p[:, 1::-1] for p in wide], [p[:, 1::-1] for p in thin]
 
 
-def _near(
+def _distance_to_paths(
     paths:list[np.ndarray], # (m, 2) of x, y
     shape:tuple[int, int]   # (h, w)
 )->np.ndarray:              # (h, w) distance to the nearest path
@@ -81,7 +81,7 @@ def _near(
     return np.asarray(distance_transform_edt(free, 2/h), np.float32)
 
 # %% ../../nbs/phantoms/50_uwf.ipynb #a1231214
-def _fundus(
+def _draw_fundus(
     person:Generator,
     rng:Generator,
     shape:tuple[int, int] # (h, w)
@@ -91,17 +91,17 @@ def _fundus(
     shift = (float(rng.normal(0, 0.06)), float(rng.normal(0, 0.05)))
     disc = (0.24 + float(person.normal(0, 0.02)) + shift[0], float(person.normal(0, 0.03)) + shift[1])
     macula = (disc[0] - float(person.uniform(0.3, 0.36)), disc[1] + 0.05)
-    wide, thin = _arcades(rng, disc)
+    wide, thin = _draw_arcades(rng, disc)
     x = np.broadcast_to((2*np.arange(w, dtype=np.float32) + 1 - w)/h, shape)
     y = np.broadcast_to(((2*np.arange(h, dtype=np.float32) + 1)/h - 1)[:, None], shape)
     away = np.hypot(x - disc[0], y - disc[1])
-    vessels = np.exp(-(_near(wide, shape)/(0.021 - 0.007*np.clip(away, 0, 1)))**2)
-    vessels = np.maximum(vessels, 0.65*np.exp(-(_near(thin, shape)/0.011)**2))
+    vessels = np.exp(-(_distance_to_paths(wide, shape)/(0.021 - 0.007*np.clip(away, 0, 1)))**2)
+    vessels = np.maximum(vessels, 0.65*np.exp(-(_distance_to_paths(thin, shape)/0.011)**2))
     vessels = vessels*smooth_step(np.hypot(x - macula[0], y - macula[1]) - 0.12, 0.06)
     return _Fundus(x, y, disc, macula, np.asarray(vessels, np.float32), tuple(wide[::2]))
 
 # %% ../../nbs/phantoms/50_uwf.ipynb #d077a4f4
-def _spots(
+def _draw_spots(
     f:_Fundus,
     rng:Generator,
     places:np.ndarray,         # (m, 2) of x, y
@@ -119,7 +119,7 @@ def _spots(
     return out
 
 
-def _flames(
+def _draw_flames(
     f:_Fundus,
     rng:Generator,
     n:int,       # number
@@ -136,7 +136,7 @@ def _flames(
     return np.asarray(np.clip(1.6*out, 0, 1), np.float32)
 
 
-def _around(
+def _scatter_around(
     rng:Generator,
     centre:tuple[float, float], # x, y
     spread:float,               # standard deviation
@@ -146,32 +146,32 @@ def _around(
     return np.asarray(rng.normal(centre, spread, (n, 2)), np.float32)
 
 # %% ../../nbs/phantoms/50_uwf.ipynb #714070e9
-def _lesions_of(
+def _lesions_of_class(
     label:str,   # one of CLASSES
     f:_Fundus,
     rng:Generator
 )->dict[str, np.ndarray]: # kind ('blood', 'pale', 'yellow', 'pigment', 'lifted') -> (h, w) in [0, 1]
     "Draw the lesions of a class, and what healthy eyes have too."
     if label not in _CLASSES: raise ValueError(unknown('class', label, _CLASSES))
-    some = {'pale': _spots(f, rng, _around(rng, f.macula, 0.3, int(rng.integers(0, 3))), (0.012, 0.022)),
-            'pigment': _spots(f, rng, _around(rng, (-0.1, 0), 0.6, int(rng.integers(0, 6))), (0.012, 0.04)),
-            'yellow': _spots(f, rng, _around(rng, (0, 0), 0.6, int(rng.integers(0, 2))), (0.02, 0.04))}
+    some = {'pale': _draw_spots(f, rng, _scatter_around(rng, f.macula, 0.3, int(rng.integers(0, 3))), (0.012, 0.022)),
+            'pigment': _draw_spots(f, rng, _scatter_around(rng, (-0.1, 0), 0.6, int(rng.integers(0, 6))), (0.012, 0.04)),
+            'yellow': _draw_spots(f, rng, _scatter_around(rng, (0, 0), 0.6, int(rng.integers(0, 2))), (0.02, 0.04))}
     if label == 'AMD':
-        pale = _spots(f, rng, _around(rng, f.macula, rng.uniform(0.09, 0.17), int(rng.integers(18, 45))), (0.011, 0.03))
+        pale = _draw_spots(f, rng, _scatter_around(rng, f.macula, rng.uniform(0.09, 0.17), int(rng.integers(18, 45))), (0.011, 0.03))
         some['pale'] = np.maximum(some['pale'], pale)
     if label == 'DR':
-        places = [_around(rng, (-0.05, 0), 0.45, int(rng.integers(18, 60)))]
-        some['blood'] = _spots(f, rng, np.concatenate(places), (0.01, 0.032))
-        clusters = [_around(rng, c, 0.05, 7) for c in _around(rng, f.macula, 0.22, int(rng.integers(1, 5)))]
-        some['yellow'] = np.maximum(some['yellow'], _spots(f, rng, np.concatenate(clusters), (0.008, 0.018)))
+        places = [_scatter_around(rng, (-0.05, 0), 0.45, int(rng.integers(18, 60)))]
+        some['blood'] = _draw_spots(f, rng, np.concatenate(places), (0.01, 0.032))
+        clusters = [_scatter_around(rng, c, 0.05, 7) for c in _scatter_around(rng, f.macula, 0.22, int(rng.integers(1, 5)))]
+        some['yellow'] = np.maximum(some['yellow'], _draw_spots(f, rng, np.concatenate(clusters), (0.008, 0.018)))
     if label == 'RVO':
         sector = float(rng.choice([-1, 1])*rng.uniform(1.9, 2.9))
-        some['blood'] = _flames(f, rng, int(rng.integers(25, 60)), sector)
-    if label == 'RD': some['lifted'] = _detachment(f, rng)
+        some['blood'] = _draw_flames(f, rng, int(rng.integers(25, 60)), sector)
+    if label == 'RD': some['lifted'] = _draw_detachment(f, rng)
     return some
 
 
-def _detachment(
+def _draw_detachment(
     f:_Fundus,
     rng:Generator
 )->np.ndarray:    # (h, w) in [0, 1]
@@ -183,9 +183,9 @@ def _detachment(
     return smooth_step(away - rng.uniform(0.1, 0.42) + bulge, 0.07)
 
 # %% ../../nbs/phantoms/50_uwf.ipynb #efbf665a
-def _paint(
+def _colour_retina(
     f:_Fundus,
-    marks:Mapping[str, np.ndarray], # of `_lesions_of`
+    marks:Mapping[str, np.ndarray], # of `_lesions_of_class`
     person:Generator,
     rng:Generator
 )->np.ndarray:                      # (h, w, 2) red and green, about 0 to 1
@@ -203,13 +203,13 @@ def _paint(
     head, cup = smooth_step(0.085 - far, 0.018), smooth_step(person.uniform(0.03, 0.055) - far, 0.015)
     r, g = r + 0.3*head + 0.05*cup, g + 0.28*head + 0.14*cup
     r, g = r*(1 - 0.2*f.vessels), g*(1 - 0.55*f.vessels)
-    return _with_marks(np.stack([r, g], -1).astype(np.float32), f, marks, rng)
+    return _draw_lesions(np.stack([r, g], -1).astype(np.float32), f, marks, rng)
 
 
 _TINT = {'blood': (0.28, 0.05), 'pale': (0.85, 0.6), 'yellow': (0.95, 0.75), 'pigment': (0.25, 0.2)}
 
 
-def _with_marks(
+def _draw_lesions(
     picture:np.ndarray,             # (h, w, 2), red and green
     f:_Fundus,
     marks:Mapping[str, np.ndarray], # kind -> (h, w) in [0, 1]
@@ -232,7 +232,7 @@ def _with_marks(
     return np.asarray(picture, np.float32)
 
 # %% ../../nbs/phantoms/50_uwf.ipynb #c8aa01be
-def _lids(
+def _draw_lids(
     picture:np.ndarray, # (h, w, 2)
     f:_Fundus,
     rng:Generator
@@ -265,10 +265,10 @@ def _phantom_uwf(
     key = [np.random.default_rng(sample_key('uwf', what, seed, patient, *k)) for what, k in
            (('eye', ()), ('place', (picture,)), ('lesions', (picture,)), ('light', (picture,)))]
     person, place, sick, rng = key
-    label = _disease_of_eye(seed, patient)
-    f = _fundus(person, place, size)
-    marks = _lesions_of(label, f, sick)
-    two = _lids(_paint(f, marks, person, rng), f, rng)
+    label = _draw_class(seed, patient)
+    f = _draw_fundus(person, place, size)
+    marks = _lesions_of_class(label, f, sick)
+    two = _draw_lids(_colour_retina(f, marks, person, rng), f, rng)
     two = gaussian_filter(two, (rng.uniform(0.002, 0.006)*size[0],)*2 + (0,))
     haze = np.float32(rng.uniform(0, 0.12))
     two = (two*(1 - haze) + 0.5*haze)*np.array([rng.uniform(0.85, 1.15), rng.uniform(0.8, 1.2)], np.float32)
@@ -284,7 +284,7 @@ def make_phantom_uwf(
     folder:str|Path,                # the dataset's own folder, as data/Phantom_UWF
     seed:int=0,
     patients:int=200,               # at least 25, so that each split has each class
-    pictures:int=3,                 # most pictures a patient; the fewest is 1
+    pictures:int=3,                 # most images a patient; the fewest is 1
     size:tuple[int, int]=(128, 160) # (h, w)
 )->Path:                            # `folder`
     "Write Phantom_UWF unless it exists already; it appears wholly or not at all."
@@ -295,7 +295,7 @@ def make_phantom_uwf(
     return write_once(Path(folder).expanduser().resolve(), settings, _write_uwf)
 
 
-def _split_of_group(
+def _assign_split(
     patient:int # counted from 0
 )->str:         # 'train', 'val' or 'test'
     "Assign a patient to a split: of five groups of five patients, three train, one validates, one tests."
@@ -312,7 +312,7 @@ def _write_uwf(
         n = 1 + int(np.random.default_rng(sample_key('uwf pictures', seed, p)).integers(settings['pictures']))
         for k in range(n):
             made = _phantom_uwf(seed, p, k, tuple(settings['size']))
-            id, split = f"P{p:03d}_{made['eye']}_{k}", _split_of_group(p)
+            id, split = f"P{p:03d}_{made['eye']}_{k}", _assign_split(p)
             file = folder/split/made['label']/f'{id}.png'
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(made['image']).save(file, compress_level=6)

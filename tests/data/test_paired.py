@@ -113,7 +113,7 @@ def test_fault_is_named(triplets, what):
 def test_hash_names_all_that_cannot_be_learnt_from(triplets):
     "Also a picture of another size, before a training starts"
     for what in ('size', 'class outside', 'cut image'): FAULTS[what][0](triplets)
-    with pytest.raises(ValueError, match=r'(?s)3 of 18 pictures cannot be used:.*S1.npy is 32 x 64, .*S0.npy 64 x 64.*'
+    with pytest.raises(ValueError, match=r'(?s)3 of 18 images cannot be used:.*S1.npy is 32 x 64, .*S0.npy 64 x 64.*'
                        'S1.npy holds class 13.*S2.png'):
         folder_pairs(triplets).content()
 

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from mirage_nb.data.chest.readers import read_chest
 from mirage_nb.phantoms import cxr
-from mirage_nb.phantoms.cxr import _LABELS, _film_of, _phantom_cxr, make_phantom_cxr
+from mirage_nb.phantoms.cxr import _LABELS, _draw_film, _phantom_cxr, make_phantom_cxr
 from mirage_nb.phantoms.uwf import _phantom_uwf, make_phantom_uwf
 from mirage_nb.storage import hash_file
 
@@ -52,7 +52,7 @@ def test_more_patients_leave_the_earlier_ones(tmp_path):
 
 
 def test_films_of_a_patient_share_the_chest_and_not_the_light():
-    one, two = (_film_of(0, 3, k) for k in (0, 1))
+    one, two = (_draw_film(0, 3, k) for k in (0, 1))
     assert one.width == two.width and one.stout == two.stout and one.place != two.place
     assert not np.array_equal(_phantom_cxr(0, 3, 0)['image'], _phantom_cxr(0, 3, 1)['image'])
 

@@ -20,10 +20,10 @@ from mirage_nb.phantoms.oct import (
     _GREYS,
     _LAYERS,
     _LESIONS,
-    _disease_of,
-    _label_of,
+    _draw_disease,
+    _disease_from_lesions,
     _phantom_volume,
-    _split_of,
+    _assign_split,
     make_phantom_oct,
 )
 from mirage_nb.storage import hash_file
@@ -87,10 +87,10 @@ def test_labels_follow_from_the_lesions(made, rows):
         counts = {name: int((mask == _GREYS[_CLASSES.index(name)]).sum()) for name in _LESIONS}
         assert counts == {name: int(r[name]) for name in _LESIONS}
         seen = {name for name, n in counts.items() if n}
-        assert r['label_slice'] == _label_of(seen)
+        assert r['label_slice'] == _disease_from_lesions(seen)
         by_volume[r['volume'], r['label']] |= seen
-    assert all(label == _label_of(seen) for (_, label), seen in by_volume.items())
-    assert all(label == _disease_of(0, int(v[1:4])) for v, label in by_volume)  # no lesion of the plan went unseen
+    assert all(label == _disease_from_lesions(seen) for (_, label), seen in by_volume.items())
+    assert all(label == _draw_disease(0, int(v[1:4])) for v, label in by_volume)  # no lesion of the plan went unseen
 
 
 def test_published_layout(made, rows):
@@ -109,7 +109,7 @@ def test_published_layout(made, rows):
 
 def test_splits_keep_patients_apart_and_hold_every_lesion(rows):
     split = {r['patient']: r['split'] for r in rows}
-    assert all(split[r['patient']] == r['split'] == _split_of(int(r['patient'][1:])) for r in rows)
+    assert all(split[r['patient']] == r['split'] == _assign_split(int(r['patient'][1:])) for r in rows)
     share = {s: sum(v == s for v in split.values())/len(split) for s in SPLITS}
     assert 0.5 < share['train'] < 0.7 and 0.1 < share['val'] < 0.2 and 0.2 < share['test'] < 0.3
     for s in SPLITS:

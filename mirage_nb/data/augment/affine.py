@@ -77,7 +77,7 @@ def draw_pairs(
 # %% ../../../nbs/data/augment/10_affine.ipynb #f1cd99a2
 def source_matrix(
     d:_PairDraw,
-    aspect:float=1.,    # width over height of the picture
+    aspect:float=1.,    # width over height of the image
     en_face:bool=False  # only the flip, the horizontal translation, the scale
 )->Tensor:              # (b, 2, 3) float32: from places (x, y, 1) of the result to places in the source
     "Compute the inverse of the affine map: flip, then shear, rotate and zoom about the centre, then translate."
@@ -172,7 +172,7 @@ def image_parts(
             raise TypeError(f"'{k}' is {kind}; augmentation takes uint8 as on disk, and makes [0, 1] of it")
     if not found:
         names = ', '.join(batch) or 'nothing'
-        raise ValueError(f'no picture in a batch of {names}: none is (b, c, h, w) or (b, h, w)')
+        raise ValueError(f'no image in a batch of {names}: none is (b, c, h, w) or (b, h, w)')
     return found
 
 

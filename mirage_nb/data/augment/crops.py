@@ -97,7 +97,7 @@ def _filter_taps(
     return pixel.long(), (weight/weight.sum(-1, keepdim=True)).float()
 
 
-def _weigh_rows(
+def _weighted_rows(
     x:Tensor,                     # (b, c, h, w) float32
     recipe:tuple[Tensor, Tensor]  # (b, n, k) rows and weights, of `_filter_taps`
 )->Tensor:                        # (b, c, n, w)
@@ -118,8 +118,8 @@ def _crop_together(
     top, left, h, w = d.box.T
     rows, cols = _filter_taps(top, h, size[0], torch.zeros_like(d.flip)), _filter_taps(left, w, size[1], d.flip)
     with torch.autocast(x.device.type, enabled=False):
-        v = _weigh_rows(x.mT.float(), cols).round_().clamp_(0, 255)
-        return _weigh_rows(v.mT.contiguous(), rows).round_().clamp_(0, 255)
+        v = _weighted_rows(x.mT.float(), cols).round_().clamp_(0, 255)
+        return _weighted_rows(v.mT.contiguous(), rows).round_().clamp_(0, 255)
 
 
 def _crop_each(
@@ -156,10 +156,10 @@ def _stack_corner(
 
 
 def crop_views(
-    batch:Mapping[str, Any],               # with 'key', and pictures (b, c, h, w) uint8 or lists of (c, h, w)
+    batch:Mapping[str, Any],               # with 'key', and images (b, c, h, w) uint8 or lists of (c, h, w)
     settings:CropAugment|None,             # None: the evaluation view, the whole image at the model's size
     size:Size,                             # of the model's input
-    name:str='image'                       # of the pictures in the batch
+    name:str='image'                       # of the images in the batch
 )->dict[str, Any]:                         # `name` float32 in [0, 1], the rest as it was
     "Cut a random rectangle out of each image, by its own key."
     x = batch[name]

@@ -41,7 +41,7 @@ def _to_pil(
 )->Image.Image:      # RGB
     "Convert bytes to an image of three channels, a grey one three times."
     if image.ndim != 3 or image.shape[2] not in (1, 3) or image.dtype != np.uint8:
-        raise ValueError(f'a picture is (h, w, 1 or 3) of uint8, not {image.shape} of {image.dtype}')
+        raise ValueError(f'an image is (h, w, 1 or 3) of uint8, not {image.shape} of {image.dtype}')
     return Image.fromarray(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image)
 
 
@@ -53,7 +53,7 @@ class PhotoTrain:
         norm:str|Norm='imagenet',                   # one of NORMS, or mean and standard deviation
         augment:str='rand-m9-mstd0.5-inc1',         # RandAugment as timm spells it; '' for none
         erase:float=0.25,                           # probability that a rectangle becomes noise
-        scale:tuple[float, float]=(0.08, 1.),       # area of the crop, as a part of the picture
+        scale:tuple[float, float]=(0.08, 1.),       # area of the crop, as a part of the image
         flip:float=0.5                              # probability of a left-right flip
     ):
         if augment and not re.fullmatch(r'rand(-[a-z]+[\d.]+)+', augment):
@@ -93,11 +93,11 @@ class PhotoEval:
         key:int=0         # not used: the view is always the same
     )->Tensor:            # (3, size, size) float32, normalised
         "Make the one view of an image."
-        picture = _to_pil(image)
-        w, h = picture.size
+        pil = _to_pil(image)
+        w, h = pil.size
         short, n = self.short, self.size
         size = (short, int(short*h/w)) if w <= h else (int(short*w/h), short)
         left, top = (round((side - n)/2) for side in size)
-        picture = picture.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + n, top + n))
-        x = torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy()).float()/255
+        pil = pil.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + n, top + n))
+        x = torch.from_numpy(np.asarray(pil).transpose(2, 0, 1).copy()).float()/255
         return normalise_images(x[None], self.mean, self.std)[0]

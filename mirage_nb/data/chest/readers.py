@@ -199,7 +199,7 @@ def _mimic_table(
     return chest_table(rows, path['split'], absent)
 
 # %% ../../../nbs/data/chest/30_readers.ipynb #1d8cd098
-def _one_of(
+def _class_columns(
     names:Sequence[str],             # a class a row
     classes:Sequence[str],           # in the order of the model's outputs
     index:Any=None                   # of the rows
@@ -228,7 +228,7 @@ def _covidx_table(
             rows.append((f"{split}/{Path(' '.join(file)).stem}", root/' '.join(file), patient, split, label))
     facts = pd.DataFrame(rows, columns=['id', 'image', 'patient', 'split', 'label'])
     known = classes or sorted(set(facts.label))
-    table = facts.drop(columns='label').join(_one_of(list(facts.label), known))
+    table = facts.drop(columns='label').join(_class_columns(list(facts.label), known))
     return chest_table(table, folder/lists['train'], absent, {'val': val}, seed)
 
 
@@ -255,7 +255,7 @@ def _node21_table(
     facts = facts.groupby('id', as_index=False).agg(value=('value', 'max'), split=('split', 'first'))
     facts['image'] = pd.Series([folder/'images'/f'{k}.mha' for k in facts.id], dtype=object)
     names = np.where(facts.value == '1', 'nodule', 'none')
-    table = facts.assign(patient=facts.id).join(_one_of(list(names), ('none', 'nodule')))
+    table = facts.assign(patient=facts.id).join(_class_columns(list(names), ('none', 'nodule')))
     return chest_table(table, rows[0][0], absent, {'val': val, 'test': test}, seed)
 
 # %% ../../../nbs/data/chest/30_readers.ipynb #4e2bfa89

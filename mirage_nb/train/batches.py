@@ -15,9 +15,9 @@ from ..data.segmentation import collate
 
 # %% ../../nbs/train/62_batches.ipynb #6605e57b
 def as_batch(
-    samples:list[dict[str, Any]] # of a data set of images, or one batch of kept features
+    samples:list[dict[str, Any]] # of a dataset of images, or one batch of cached features
 )->dict[str, Any]:
-    "Batch of samples, with keys as a tensor"
+    "Collate samples to a batch, with their keys as a tensor."
     out = samples[0] if isinstance(samples[0]['id'], list) else collate(samples)
     return out | {'key': torch.as_tensor(out['key'])}
 
@@ -25,7 +25,7 @@ def as_batch(
 def model_inputs(
     batch:Mapping[str, Any],
     device:torch.device
-)->Any: # images by modality, or kept features
-    "What the model reads of a batch"
+)->Any: # images by modality, or cached features
+    "Select what the model reads of a batch, on the device."
     if 'features' in batch: return batch['features'].to(device)
     return {k: v.to(device) for k, v in batch.items() if k not in ('id', 'key', 'label')}

@@ -27,7 +27,7 @@ from .settings import PRECISIONS, pick_precision
 def make_accelerator(
     precision:str='fp32' # 'fp32', 'bf16' or 'fp16'
 )->Accelerator:
-    "Accelerator for this process; a notebook may make one after another"
+    "Make an Accelerator for this process; a notebook may make one after another."
     AcceleratorState._reset_state(reset_partial_state=False)
     a = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=PRECISIONS[pick_precision(precision)])
     started = int(os.environ.get('WORLD_SIZE', 1))
@@ -35,14 +35,14 @@ def make_accelerator(
         raise RuntimeError(f'{started} processes were started, and they do not find each other on {a.device}')
     return a
 
-# %% ../../nbs/train/30_devices.ipynb #1226542f
+# %% ../../nbs/train/30_devices.ipynb #b9738d6f
 Batch = dict[str, Any]
 
-# %% ../../nbs/train/30_devices.ipynb #b9738d6f
+
 def unshard(
     value:Any # a state, of one process or in shards
 )->Any:       # the same, whole
-    "State with its shards put together, on the CPU; all processes call it together"
+    "Put the shards of a state together on the CPU; all processes call it together."
     if isinstance(value, DTensor): return value.full_tensor().cpu()
     if isinstance(value, Mapping): return {k: unshard(v) for k, v in value.items()}
     return value
@@ -52,7 +52,7 @@ def shard(
     value:Tensor, # whole
     like:Tensor   # in shards, or whole
 )->Tensor:
-    "Tensor shared out as another is"
+    "Shard a tensor as another one is."
     if not isinstance(like, DTensor) or value.shape != like.shape: return value
     return distribute_tensor(value.to(like.device_mesh.device_type), like.device_mesh, like.placements)
 
@@ -60,7 +60,7 @@ def shard(
 def _transformer_blocks(
     model:nn.Module
 )->list[nn.Module]: # of a network without such blocks, itself
-    "Transformer blocks of a model, the parts that are compiled and sharded"
+    "List the transformer blocks of a model, the parts that are compiled and sharded."
     return [m for m in model.modules() if isinstance(m, Block)] or [model]
 
 
@@ -70,7 +70,7 @@ def distribute(
     strategy:str='ddp',        # 'ddp' or 'fsdp'
     compiled:bool=False        # by torch.compile
 )->nn.Module:                  # ready for this process
-    "Bring a model to its device, and give this process its part in it"
+    "Bring a model to its device, and give this process its part of it."
     if compiled:
         for m in _transformer_blocks(model): m.compile()
     if strategy == 'ddp' or accelerator.num_processes == 1: return accelerator.prepare_model(model)
@@ -86,9 +86,9 @@ _Item = TypeVar('_Item')
 
 def prefetch(
     items:Iterable[_Item],
-    n:int=2 # items made ready while one is in use; 0: none
+    n:int=2 # items prepared while one is in use; 0: none
 )->Iterator[_Item]:
-    "The items, made ready by a thread; its errors are raised here"
+    "Prepare items in a thread; its errors are raised in the caller."
     if not n:
         yield from items
         return
@@ -122,5 +122,5 @@ def to_device(
     batch:Batch,
     device:torch.device
 )->Batch: # tensors on the device, all else as it is
-    "Bring a batch to a device"
+    "Bring a batch to a device."
     return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}

@@ -6,6 +6,7 @@
 __all__ = ['AveragedModel', 'model_to_keep']
 
 # %% ../../nbs/train/70_ema.ipynb #d5ee8e9b
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -15,13 +16,12 @@ from ..models.heads.classification import ClsModel
 
 # %% ../../nbs/train/70_ema.ipynb #bd370f9f
 class AveragedModel(nn.Module):
-    "A model that trains, and the running average of its weights"
+    "A model in training, and the running average of its weights"
     def __init__(self,
         model:ClsModel,
-        decay:float # of the average, a step
-    ):
+        decay:float # of the average in each step, in [0, 1)
+    )->None:
         super().__init__()
-        from copy import deepcopy
         self.model, self.decay, self.depth = model, decay, model.depth
         self.average = deepcopy(model).requires_grad_(False)
 
@@ -31,7 +31,7 @@ class AveragedModel(nn.Module):
 
     @torch.no_grad()
     def follow(self)->None:
-        "Move the average towards the weights that the last step left"
+        "Move the average towards the weights that the last step left."
         for a, b in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
             if a.is_floating_point(): a.lerp_(b, 1 - self.decay)
             else: a.copy_(b)
@@ -44,5 +44,5 @@ class AveragedModel(nn.Module):
 def model_to_keep(
     bare:nn.Module # a model, or one with its average
 )->ClsModel:
-    "The model to keep"
+    "Return the averaged model if there is one, otherwise the model itself."
     return bare.average if isinstance(bare, AveragedModel) else bare  # type: ignore[return-value]

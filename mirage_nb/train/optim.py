@@ -14,20 +14,20 @@ from torch import nn
 
 # %% ../../nbs/train/10_optim.ipynb #48015a26
 def _layer_of(
-    model:nn.Module, # asked, if it has `_layer_of` and `depth`, as every encoder and what carries one
+    model:nn.Module, # asked, if it has `layer_of` and `depth`, as every encoder does
     name:str         # of a parameter
 )->int:              # 0: before the first block; i + 1: block i; depth + 1: the head
-    "Layer that a parameter belongs to; a model that knows no layers is one"
+    "Find the layer of a parameter; a model that knows no layers is one layer."
     ask = getattr(model, 'layer_of', None)
     return ask(name) if ask else int(getattr(model, 'depth', 0)) + 1
 
 
 def _decays(
-    model:nn.Module, # asked, if it has `no_decay`, as every encoder and what carries one
+    model:nn.Module, # asked, if it has `no_decay`, as every encoder does
     name:str,        # of a parameter
     p:nn.Parameter   # itself
 )->bool:             # False for 1-D parameters and biases, and for what the model names
-    "Whether weight decay applies to a parameter"
+    "Tell whether weight decay applies to a parameter."
     ask = getattr(model, 'no_decay', None)
     return not ask(name, p) if ask else p.ndim > 1
 
@@ -37,7 +37,7 @@ def param_groups(
     weight_decay:float,     # of the parameters that have it, 0 or more
     layer_decay:float=1.    # factor of the learning rate from each layer to the one below it, above 0 to 1
 )->list[dict[str, Any]]:    # for an optimizer: params, weight_decay, lr_scale, names
-    "Parameter groups with layer-wise learning rates; frozen parameters are left out"
+    "Group trainable parameters by weight decay and layer-wise learning rate (Clark et al. 2020)."
     if not 0 < layer_decay <= 1: raise ValueError(f'layer_decay is a factor above 0 and up to 1, not {layer_decay}')
     depth = int(getattr(model, 'depth', 0))
     groups:dict[tuple[int, bool], dict[str, Any]] = {}
@@ -60,7 +60,7 @@ def warmup_cosine(
     final:float=0.,    # last learning rate
     start:float=0.     # first learning rate
 )->float:
-    "Learning rate of a step: even steps from start to base, both included, then a half cosine (MIRAGE's recipes)"
+    "Compute the learning rate of a step: even steps from start to base, then a half cosine (MIRAGE's recipes)."
     if step < warmup: return start + (base - start)*step/max(1, warmup - 1)
     rest = total - warmup
     return final + 0.5*(base - final)*(1 + math.cos(math.pi*(step - warmup)/rest))
@@ -73,7 +73,7 @@ def half_cycle(
     base:float,    # highest learning rate
     final:float=0. # lowest learning rate
 )->float:
-    "Learning rate at a fraction of an epoch (He et al. 2022, appendix A.1)"
+    "Compute the learning rate at a fraction of an epoch (He et al. 2022, appendix A.1)."
     if epoch < warmup: return base*epoch/warmup
     return final + (base - final)*0.5*(1 + math.cos(math.pi*(epoch - warmup)/(epochs - warmup)))
 
@@ -82,5 +82,5 @@ def set_lr(
     optimizer:torch.optim.Optimizer, # of `param_groups`
     lr:float                         # before the groups' own factors
 )->None:
-    "Set the learning rate of a step in every group"
+    "Set the learning rate of a step in every group."
     for group in optimizer.param_groups: group['lr'] = lr*group.get('lr_scale', 1.)

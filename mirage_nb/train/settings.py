@@ -16,9 +16,9 @@ from .optim import half_cycle, warmup_cosine
 # %% ../../nbs/train/20_settings.ipynb #f7e50fff
 @dataclass(frozen=True)
 class FitSettings:
-    "How to train; what to train is passed beside it"
+    "Settings of the training loop"
     epochs: int                         # passes over the data
-    batch_size: int                     # views a step, all processes and micro-batches together
+    batch_size: int                     # views in a step, all processes and micro-batches together
     lr: float                           # highest learning rate
     final_lr: float = 0.            # last learning rate
     warmup_epochs: float = 0.       # of linear warm-up from 0
@@ -26,18 +26,18 @@ class FitSettings:
     weight_decay: float = 0.05
     layer_decay: float = 1.        # factor of the learning rate from a layer to the one below
     betas: tuple[float, float] = (0.9, 0.999) # of AdamW
-    clip: float|None = None        # largest norm of the gradient; None: as it comes
-    accumulate: int = 1            # micro-batches a step, to save memory; the mean of their losses counts
+    clip: float|None = None        # largest norm of the gradient; None: no clipping
+    accumulate: int = 1            # micro-batches in a step, to save memory; the mean of their losses counts
     repeated_augmentation: int = 1 # views of each sample in a batch (Hoffer et al. 2020)
     precision: str = 'fp32'        # 'fp32', 'bf16' or 'fp16'
-    strategy: str = 'ddp'          # several processes: 'ddp' copies the model, 'fsdp' shares it out
-    compile: bool = False          # blocks as compiled by torch.compile
+    strategy: str = 'ddp'          # several processes: 'ddp' copies the model, 'fsdp' shards it
+    compile: bool = False          # compile the blocks by torch.compile
     seed: int = 0                  # of order and augmentation
     workers: int = 0               # processes that read data
-    ahead: int = 2                 # steps made ready by a thread while one trains; 0: none
+    ahead: int = 2                 # steps that a thread prepares while one trains; 0: none
     validate_every: int = 1        # epochs between validations; the last epoch always has one
     checkpoint_every: int = 0      # epochs between kept checkpoints; 0: none
-    keep_last: int = 3             # of these, the newest that stay
+    keep_last: int = 3             # newest kept checkpoints that stay
     save_every: float = 60.        # seconds between saved states
 
     def __post_init__(self)->None:
@@ -64,7 +64,7 @@ PRECISIONS = {'fp32': 'no', 'bf16': 'bf16', 'fp16': 'fp16'}
 def pick_precision(
     wanted:str # 'auto', 'fp32', 'bf16' or 'fp16'
 )->str:        # 'fp32', 'bf16' or 'fp16'
-    "Precision for this machine: bf16 where the device computes in it, then fp16 on a GPU, else fp32"
+    "Choose the precision of this machine: bf16 where the device computes in it, then fp16 on a GPU, else fp32."
     known = ['auto', *PRECISIONS]
     if wanted not in known: raise ValueError(unknown('precision', wanted, known))
     gpu = torch.cuda.is_available()

@@ -20,13 +20,13 @@ from .devices import shard
 # %% ../../nbs/train/35_state.ipynb #79f9b89e
 @dataclass
 class Progress:
-    "Where a training stands"
+    "How far a training has come"
     epoch: int = 0            # epochs done
     step: int = 0             # steps done of the next one
     sums: dict[str, float] = field(default_factory=dict) # of the losses of those steps
-    seconds: float = 0.       # spent so far, over all starts
-    in_epoch: float = 0.      # of these, in the steps of the next epoch
-    waited: float = 0.        # of these, for batches
+    seconds: float = 0.       # so far, over all starts
+    in_epoch: float = 0.      # of these, spent in the steps of the next epoch
+    waited: float = 0.        # of these, spent waiting for batches
     best: float = float('-inf')  # best score of the validations
     best_epoch: int = 0       # its epoch, from 1
 
@@ -39,7 +39,7 @@ def save_training_state(
     history:Sequence[dict[str, float]], # a row an epoch
     scaler:Any=None                  # of the gradients, in fp16
 )->None:
-    "Write the state of a training, atomically"
+    "Write the state of a training, wholly or not at all."
     state = {'model': model, 'optimizer': optimizer, 'progress': vars(progress),
              'history': list(history), 'scaler': scaler.state_dict() if scaler else None}
     write_atomic(path, lambda p: torch.save(state, p))
@@ -48,7 +48,7 @@ def save_training_state(
 def load_training_state(
     path:Path # of `save_training_state`
 )->dict[str, Any]:
-    "Read the state of a training; tensors on the CPU"
+    "Read the state of a training; tensors are on the CPU."
     try: return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: raise ValueError(
         f'{path} cannot be read ({e}). It was written whole, so the disk is at fault: '
@@ -60,7 +60,7 @@ def restore_state(
     optimizer:torch.optim.Optimizer,
     state:Mapping[str, Any]          # of `load_training_state`
 )->None:
-    "Give a model and its optimizer the tensors of a state"
+    "Give a model and its optimizer the tensors of a state."
     own, opt = model.state_dict(), state['optimizer']
     model.load_state_dict({k: shard(v, own[k]) for k, v in state['model'].items()})
     like = [p for g in optimizer.param_groups for p in g['params']]

@@ -455,5 +455,5 @@ def test_notebook_says_what_it_looked_at(execute, home, phantoms):
     folder = own_folder(phantoms, home/'pairs', 'train')
     space = execute('pretrain_multimae', dataset=str(folder), size=32, epochs=1, warmup_epochs=0., batch_size=4,
                     val_fraction=0., norm_pix=True, outputs=['bscan', 'slo'])
-    assert 'losses, images it learnt from' in space['card'] and 'validation' not in space['card']
-    assert read_json(space['run'].folder/'result.json')['summary'][1].startswith('loss (images it learnt from)')
+    assert 'losses, training images' in space['card'] and 'validation' not in space['card']
+    assert read_json(space['run'].folder/'result.json')['summary'][1].startswith('loss (training images)')

@@ -4,29 +4,36 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'CHOICES', 'ClassInfo', 'LabelFacts', 'Manifest', 'read_manifest', 'dataset_dir', 'classes_of', 'patient_of',
-           'label_facts']
+           'label_facts', 'manifest_schema']
 
 # %% ../../nbs/data/05_manifest.ipynb #ff2bc207
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-from ..core import unknown
-from ..storage import read_json
-import tomllib
+import json
 import re
-from ..storage import hash_file
-from ..storage import hash_value
-from ..core import data_dir
-from ..core import resource_dir
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError, WithJsonSchema
+
+from ..core import data_dir, resource_dir, unknown
+from ..recipes.settings import Count, Options, list_faults, option_comments, options
+from ..storage import hash_file, hash_value, read_json
 
 # %% ../../nbs/data/05_manifest.ipynb #f57dbe66
-_GROUPS = ('background', 'layer', 'lesion', 'invalid')
 SPLITS = ('train', 'val', 'test')
-_LAYOUTS = ('splits', 'flat', 'classes', 'table')
-_TASKS = ('segmentation', 'classification')
+_Task = Literal['segmentation', 'classification']
+_Layout = Literal['splits', 'flat', 'classes', 'table']
+_Group = Literal['background', 'layer', 'lesion', 'invalid']
+_Reader = Literal['NIH_ChestXray14', 'CheXpert', 'MIMIC_CXR', 'COVIDx', 'NODE21']
+_Policy = Literal['published', 'ones', 'zeros', 'ignore']
 CHOICES = {  # values that fields of [labels] take
-    'reader': ('NIH_ChestXray14', 'CheXpert', 'MIMIC_CXR', 'COVIDx', 'NODE21'),
-    'policy': ('published', 'ones', 'zeros', 'ignore'), 'unmentioned': ('zero', 'ignore'), 'absent': ('error', 'drop')}
+    'reader': get_args(_Reader), 'policy': get_args(_Policy), 'unmentioned': ('zero', 'ignore'),
+    'absent': ('error', 'drop')}
+_Filled = Annotated[str, Field(pattern=r'\S')]
+_Grey = Annotated[int, Field(ge=0, le=255)]
 
 
 @dataclass(frozen=True)
@@ -35,321 +42,307 @@ class ClassInfo:
     index: int  # in the model's output, from 0
     value: int  # grey value in the mask file, 0 to 255
     label: str
-    group: str  # one of GROUPS
+    group: str  # background, layer, lesion or invalid
 
 # %% ../../nbs/data/05_manifest.ipynb #2a7f6761
-@dataclass(frozen=True, kw_only=True)
-class LabelFacts:
-    "What images of a set are labelled with, and where that is said"
-    recipe: str = 'cls_probe_mirage'
-    classes: tuple[str, ...] = ()       # empty: the names found, sorted
-    multi: bool = False                 # several may hold for one image
-    table: str = ''                     # CSV file below the dataset's folder; '': folders SPLIT/CLASS, or CLASS
-    image: str = ''                     # path below that folder, columns in braces
-    id: str = ''                        # columns from here on
-    label: str = ''
-    joined: str = ''                    # between the labels of one cell
-    patient: str = ''
-    eye: str = ''
-    split: str = ''
-    shares: tuple[float, ...] = ()      # parts drawn by patient: train, val, test
-    where: dict[str, str]               # column -> value of the rows that count
-    values: dict[str, str]              # value -> class
-    fill: float = 0.                    # grey value beside an image that is turned
-    mean: tuple[float, ...] = ()        # of each channel; empty: the encoder's
-    std: tuple[float, ...] = ()
-    reader: str = ''                    # of a public chest X-ray set's tables, one of CHOICES; '': none
-    policy: str = ''                    # how a reader takes labels that are not sure; '' here and below: as it does
-    unmentioned: str = ''               # and those that are not mentioned
-    absent: str = ''                    # and images that are not there
-    class_maps: dict[str, dict[str, str]] # source dataset -> {its class: ours}
+_Text = Annotated[str, BeforeValidator(lambda v: v if isinstance(v, (dict, list)) else str(v)),  # numbers count as text
+                  WithJsonSchema({'type': ['string', 'number', 'boolean']})]
+
+
+@options
+class LabelFacts(Options):
+    "Where the labels of a dataset's images are, and what they mean."
+    recipe: str = 'cls_probe_mirage' # recipe that fine-tuning for classification starts from
+    classes: tuple[str, ...] = ()    # names in the order of the model's outputs; left out: names in the data, sorted
+    multi: bool = False              # true where several labels may hold for one image
+    table: str = ''                  # CSV file below the dataset's folder; left out: folders SPLIT/CLASS, or CLASS
+    image: str = ''                  # path of an image below that folder, with columns of the table in braces
+    id: str = ''                     # column with the id of an image; left out: its file name without suffix
+    label: str = ''                  # column with the label; left out where each class has a column of its own
+    joined: str = ''                 # text between the labels of one cell, as '|'
+    patient: str = ''                # column with the patient; left out: every image is a patient of its own
+    eye: str = ''                    # column with the eye
+    split: str = ''                  # column with the split, whose values [splits] names
+    shares: tuple[float, ...] = ()   # parts of train, val and test, drawn by patient; they sum to 1
+    where: dict[str, _Text] = field(default_factory=dict)  # columns and the values of rows that count
+    values: dict[str, _Text] = field(default_factory=dict) # values of the label column, and the class that each means
+    fill: float = 0.                 # grey value in [0, 1] of what a rotated image leaves empty
+    mean: tuple[float, ...] = ()     # mean of each channel; left out: the encoder's
+    std: tuple[float, ...] = ()      # standard deviation of each channel; left out: the encoder's
+    reader: Literal['', _Reader] = '' # public chest X-ray dataset whose own tables are read
+    policy: Literal['', _Policy] = '' # how a reader takes uncertain labels
+    unmentioned: Literal['', 'zero', 'ignore'] = '' # how a reader takes labels that are not mentioned
+    absent: Literal['', 'error', 'drop'] = '' # what a reader does where an image is missing
+    # for each dataset that a model was trained on, its class names and the names of this dataset that they become
+    class_maps: dict[str, dict[str, _Text]] = field(default_factory=dict)
+
+    def _conflicts(self)->Iterator[str]:
+        "Yield what is wrong with values that are right alone."
+        if self.classes and (len(set(self.classes)) != len(self.classes) or len(self.classes) < 2):
+            yield f'labels.classes takes two or more different names, got {list(self.classes)}'
+        s = self.shares
+        if s and (len(s) != 3 or min(s) < 0 or abs(sum(s) - 1) > 1e-6 or not s[0]):
+            yield f'labels.shares takes the parts of train, val and test, which sum to 1, got {list(s)}'
+
+# %% ../../nbs/data/05_manifest.ipynb #98a068f5
+_COLUMNS = ('table', 'image', 'id', 'label', 'joined', 'patient', 'eye', 'split')
+
+
+def _label_faults(
+    labels:LabelFacts,
+    layout:str         # of the dataset
+)->Iterator[str]:
+    "Yield what is wrong with labels in a dataset of this layout."
+    if labels.reader:
+        if layout != 'table': yield "labels: a 'reader' reads tables; use layout = 'table'"
+        if dead := [k for k in (*_COLUMNS, 'multi', 'where', 'values') if getattr(labels, k)]:
+            yield (f'labels: the reader {labels.reader} knows the tables of its dataset; '
+                   f"leave out {', '.join(dead)}, or the reader")
+        return
+    for k in CHOICES:
+        if getattr(labels, k): yield f"labels.{k} goes with a 'reader', one of {', '.join(CHOICES['reader'])}"
+    if layout != 'classes': yield from _column_faults(labels)
+    else: yield from (f"labels: class folders have no '{k}'; leave it out, or use layout = 'table'"
+                      for k in ('table', 'multi') if getattr(labels, k))
+
+
+def _column_faults(
+    labels:LabelFacts # of a dataset with one table
+)->Iterator[str]:
+    "Yield which columns of a table of labels are missing."
+    if not (labels.table and labels.image):
+        yield "labels: a table takes the fields 'table' and 'image'; class folders are layout = 'classes'"
+    elif labels.multi and labels.label and not labels.joined:
+        yield (f"labels: several labels in the column {labels.label!r} take 'joined', the text between them, as "
+               "'|'; leave 'label' out where each class has a column of its own")
+    elif labels.multi and not labels.label and not labels.classes:
+        yield ("labels: 'multi' takes 'classes', the names of their columns; or 'label' and 'joined' where they are in "
+               'one column')
+    elif not labels.multi and not labels.label:
+        yield "labels: 'label' is missing, the column of the class; where each class has one, use multi = true"
 
 # %% ../../nbs/data/05_manifest.ipynb #f58a1f0c
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    "Facts of one dataset"
+def _check_patient(text:str)->str:
+    "Return a regular expression for the patient as it is; an error if it finds none."
+    try: groups = re.compile(text).groups
+    except re.error as e: raise ValueError(f'patient is not a regular expression: {e}, in {text!r}') from e
+    if text and not groups:
+        raise ValueError(f"patient {text!r} has no group; bracket the patient's part, as '^(P\\d+)'")
+    return text
+
+
+_Pair = Annotated[tuple[Count, Count], WithJsonSchema(
+    {'type': 'array', 'items': {'type': 'integer', 'minimum': 1}, 'minItems': 2, 'maxItems': 2})]
+
+
+@options
+class _Facts(Options):
+    "Facts of a dataset that its file states as they are used."
+    title: _Filled                  # the dataset in one line
+    task: _Task                     # what the dataset is for
+    modality: _Filled               # kind of image, as bscan, slo, cxr or uwf
+    recipe: str = 'seg_200e_convnext' # recipe that fine-tuning for segmentation starts from
+    # splits (train/bscan, ...), flat (bscan/ and semseg/ at the top), classes (folders SPLIT/CLASS or CLASS) or table
+    layout: _Layout
+    size: _Pair|None = None         # rows and columns of the model's input; left out: those of the recipe
+    # regular expression whose first group is the patient in the id of a volume; left out: a volume is a patient
+    patient: Annotated[str, AfterValidator(_check_patient)] = ''
+    test_masks: bool = True         # false where the masks of the test split are kept by a challenge
+    source: _Filled                 # address where the dataset comes from
+    licence: _Filled                # terms of use
+    citation: _Filled               # what to cite
+    get: _Filled                    # how to obtain the files, in one sentence
+    quirks: tuple[str, ...] = ()    # what may surprise a user
+    lesions: tuple[str, ...] = ()   # labels that are lesions, where the classes are read from INFO.json
+    labels: LabelFacts|None = None  # labels of images, for classification
+
+
+@options
+class Manifest(_Facts):
+    "Facts of one dataset."
     name: str
-    title: str
-    task: str = 'segmentation'
-    modality: str = 'bscan'
-    recipe: str = 'seg_200e_convnext'
-    layout: str = 'splits'              # or 'flat'
-    classes: tuple[ClassInfo, ...] = () # empty: read from INFO.json
-    lesions: tuple[str, ...] = ()       # labels of the group 'lesion' where classes are read from INFO.json
-    splits: dict[str, str]              # split -> folder
-    test_masks: bool = True
-    labels: LabelFacts|None = None      # for classification
-    patient: str = ''                   # regular expression, group 1 is the patient; '' = the volume
-    class_maps: dict[str, dict[int, int]] # source dataset -> {its grey value: ours}
-    source: str = ''
-    licence: str = ''
-    citation: str = ''
-    get: str = ''                       # how to obtain it
-    quirks: tuple[str, ...] = ()
-    size: tuple[int, int] | None = None # rows, columns
-    path: Path                          # file this was read from
-    sha256: str
+    classes: tuple[ClassInfo, ...] = ()    # classes of the masks; empty: read from INFO.json
+    splits: dict[str, str]                 # split -> folder
+    class_maps: dict[str, dict[int, int]] = field(default_factory=dict) # source dataset -> {its grey value: ours}
+    path: Path                             # file this was read from
+    sha256: str                            # hash of that file
 
 # %% ../../nbs/data/05_manifest.ipynb #f3ce2936
 def _group_of(
     label:str,                  # name of the class
     lesions:tuple[str, ...]=()  # labels that are lesions
-)->str:                         # one of GROUPS
-    "Group of a class whose manifest does not say it"
+)->str:                         # background, layer, lesion or invalid
+    "Return the group of a class from its label, where the manifest does not state it."
     low = label.casefold().strip()
     if low == 'invalid': return 'invalid'
     if low in {s.casefold() for s in lesions}: return 'lesion'
     return 'background' if 'background' in low or 'bg' in low or 'above ilm' in low else 'layer'
 
 # %% ../../nbs/data/05_manifest.ipynb #92c0e061
+@options
+class _ClassRow(Options):
+    "One class of a mask."
+    value: _Grey                    # grey value in the mask files, 0 to 255
+    label: _Filled                  # name of the class
+    group: Literal['', _Group] = '' # what it counts as; left out: follows from the label
+
+
+def _class_faults(
+    rows:Sequence[_ClassRow] # in the order of class indices
+)->Iterator[str]:
+    "Yield what is wrong with classes that are right alone."
+    seen: dict[Any, _ClassRow] = {}
+    for r in rows:
+        if r.value in seen: yield f'classes: grey value {r.value} is both {seen[r.value].label!r} and {r.label!r}'
+        if r.label in seen: yield f'classes: {r.label!r} is both grey value {seen[r.label].value} and {r.value}'
+        seen |= {r.value: r, r.label: r}
+    if not 2 <= len(rows) <= 255: yield f'classes has {len(rows)} entries; a segmentation has 2 to 255 classes'
+
+
 def _class_table(
-    rows:list[dict[str, Any]],   # value, label and perhaps group, in the order of indices
-    where:str|Path,              # file named in an error
+    rows:Sequence[_ClassRow],    # in the order of class indices
     lesions:tuple[str, ...]=()   # labels that are lesions
 )->tuple[ClassInfo, ...]:
-    "Checked classes of a mask, indexed by position"
-    out: list[ClassInfo] = []
-    for i, row in enumerate(rows):
-        for k in set(row) - {'value', 'label', 'group'}:
-            raise ValueError(f"{where}: class {i}: {unknown('field', k, ('value', 'label', 'group'))}")
-        value, label = row.get('value'), row.get('label')
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 255:
-            raise ValueError(f'{where}: class {i} has the grey value {value!r}; it takes a whole number from 0 to 255')
-        if not isinstance(label, str) or not label.strip():
-            raise ValueError(f'{where}: class {i} has the label {label!r}; it takes a text')
-        for c in out:
-            if c.value == value: raise ValueError(f'{where}: grey value {value} is both {c.label!r} and {label!r}')
-            if c.label == label: raise ValueError(f'{where}: {label!r} is both grey value {c.value} and {value}')
-        group = row.get('group', _group_of(label, lesions))
-        if group not in _GROUPS: raise ValueError(f"{where}: class {label!r}: {unknown('group', group, _GROUPS)}")
-        out.append(ClassInfo(i, value, label, group))
-    if not 2 <= len(out) <= 255: raise ValueError(f'{where} names {len(out)} classes; a segmentation has 2 to 255')
-    return tuple(out)
+    "Number the classes of a mask, and give each its group."
+    return tuple(ClassInfo(i, r.value, r.label, r.group or _group_of(r.label, lesions)) for i, r in enumerate(rows))
+
+# %% ../../nbs/data/05_manifest.ipynb #56b1649b
+@options
+class _Splits(Options):
+    "Folders of the splits."
+    train: _Filled = 'train' # folder of the training split
+    val: _Filled = 'val'     # folder of the validation split
+    test: _Filled = 'test'   # folder of the test split
+
+
+def _check_grey(text:str)->str:
+    "Return the key of a class map as it is; an error if it is no grey value."
+    if re.fullmatch(r'\d+', text) and int(text) <= 255: return text
+    raise ValueError(f'the grey value {text!r} is no whole number from 0 to 255')
+
+
+_GreyMap = Annotated[dict[Annotated[str, AfterValidator(_check_grey)], _Grey], WithJsonSchema({
+    'type': 'object', 'additionalProperties': False,
+    'patternProperties': {r'^\d+$': {'type': 'integer', 'minimum': 0, 'maximum': 255}}})]
+
+
+@options
+class _ManifestFile(_Facts):
+    "Facts of one dataset, for mirage_nb."
+    name: str = ''                  # name of the dataset, which is that of its file or folder; may be left out
+    splits: _Splits|None = None     # folders of the splits; left out: train, val and test
+    classes: tuple[_ClassRow, ...] = () # classes of the masks, in order of their indices; left out: read from INFO.json
+    # for each dataset that a model was trained on, its grey values and those of this dataset that they become
+    class_maps: dict[str, _GreyMap] = field(default_factory=dict)
+
+    def _conflicts(self)->Iterator[str]:
+        "Yield what is wrong with values that are right alone."
+        if self.classes: yield from _class_faults(self.classes)
+        known = sorted({c.value for c in self.classes}) or range(256)
+        for source, grey in self.class_maps.items():
+            yield from (f"class_maps.{source} maps {k} to {v}; it takes {', '.join(map(str, known))}"
+                        for k, v in grey.items() if v not in known)
+        if self.layout == 'flat' and self.splits:
+            yield "splits: a flat dataset has no [splits]; leave them out, or use layout = 'splits'"
+        if self.labels or self.task == 'classification':
+            yield from _label_faults(self.labels or LabelFacts(), self.layout)
+
+# %% ../../nbs/data/05_manifest.ipynb #90e1fb8e
+_TOML = {'str': 'a text', 'bool': 'true or false', 'int': 'a whole number', 'float': 'a number',
+         'tuple[str]': 'a list of texts', 'tuple[float]': 'a list of numbers',
+         'tuple[int]': 'two numbers, as [512, 512]', 'table': 'a table',
+         'tuple[table]': 'tables [[classes]]', 'dict[str]': 'a table of texts'}
+
+
+def _read_file(
+    path:Path, # a TOML file
+    name:str   # of the dataset
+)->_ManifestFile:
+    "Read and check a manifest; one error lists all faults."
+    try: raw = tomllib.loads(path.read_text(encoding='utf-8'))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e: raise ValueError(f'{path} is not TOML: {e}') from e
+    faults = [f"'name' is {raw['name']!r}; its file is named {name!r}"] if raw.get('name', name) != name else []
+    try: file = TypeAdapter(_ManifestFile).validate_json(json.dumps(raw, default=str))
+    except ValidationError as e: faults += list_faults(e, _ManifestFile, 'field', _TOML)
+    if faults: raise ValueError('\n'.join(f'{path}: {k}' for k in faults))
+    return file
+
+
+def _parse_manifest(
+    path:Path, # a TOML file
+    name:str   # of the dataset
+)->Manifest:
+    "Return the facts that a file states, completed by what follows from them."
+    file = _read_file(path, name)
+    shared = {k: getattr(file, k) for k in (f.name for f in fields(_Facts))}
+    if file.task == 'classification' and not file.labels: shared['labels'] = LabelFacts()
+    return Manifest(**shared, name=name, path=path, sha256=hash_file(path),
+                    classes=_class_table(file.classes, file.lesions),
+                    splits={'test': '.'} if file.layout == 'flat' else asdict(file.splits or _Splits()),
+                    class_maps={s: {int(k): v for k, v in grey.items()} for s, grey in file.class_maps.items()})
 
 # %% ../../nbs/data/05_manifest.ipynb #33136d41
+@options
+class _ClassTable(Options):
+    "Classes of the masks of one dataset."
+    classes: tuple[_ClassRow, ...]
+
+    def _conflicts(self)->Iterator[str]: yield from _class_faults(self.classes)
+
+
 def _info_classes(
     path:Path,                  # INFO.json: {"index": {"value": grey value, "label": name}}
     lesions:tuple[str, ...]=()  # labels that are lesions
 )->tuple[ClassInfo, ...]:
-    "Classes of an INFO.json"
+    "Read the classes of an INFO.json."
     info = read_json(path)
     if not isinstance(info, dict) or not all(isinstance(v, dict) for v in info.values()):
         raise ValueError(f'{path} takes the form {{"0": {{"value": 0, "label": "Background"}}, ...}}')
     if sorted(info) != sorted(str(i) for i in range(len(info))):
         raise ValueError(f"{path} has the indices {', '.join(info)}; they count from 0 without a gap")
     rows = [{k: v for k, v in info[str(i)].items() if k in ('value', 'label')} for i in range(len(info))]
-    return _class_table(rows, path, lesions)
-
-# %% ../../nbs/data/05_manifest.ipynb #ba9df388
-_text, _truth, _texts, _map = 'a text', 'true or false', 'a list of texts', 'a table'
-_tables, _pair = 'tables [[classes]]', 'two numbers, as [512, 512]'
-_number, _numbers = 'a number', 'a list of numbers'
-_required = {k: _text for k in ('title', 'task', 'modality', 'layout', 'source', 'licence', 'citation', 'get')}
-_optional = {'name': _text, 'recipe': _text, 'size': _pair, 'patient': _text, 'test_masks': _truth, 
-             'quirks': _texts, 'lesions': _texts, 'splits': _map, 'classes': _tables, 'class_maps': _map,
-             'labels': _map}
-_columns = ('table', 'image', 'id', 'label', 'joined', 'patient', 'eye', 'split')
-_of_labels = ({k: _text for k in ('recipe', *_columns, *CHOICES)}
-              | {k: _numbers for k in ('shares', 'mean', 'std')} | {k: _map for k in ('where', 'values', 'class_maps')}
-              | {'classes': _texts, 'multi': _truth, 'fill': _number})
-
-
-def _fits(value:Any, kind:str)->bool:
-    "Whether a TOML value is of a field's kind"
-    if kind == _text: return isinstance(value, str)
-    if kind == _truth: return isinstance(value, bool)
-    if kind == _map: return isinstance(value, dict)
-    if kind == _number: return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not isinstance(value, list): return False
-    if kind == _numbers: return all(_fits(v, _number) for v in value)
-    if kind == _pair: return len(value) == 2 and all(type(v) is int and v > 0 for v in value)
-    return all(isinstance(v, dict if kind == _tables else str) for v in value)
-
-# %% ../../nbs/data/05_manifest.ipynb #f9dd7a50
-def _read_fields(
-    path:Path # a TOML file
-)->dict[str, Any]:
-    "Fields of a manifest, names and types checked"
-    try: raw = tomllib.loads(path.read_text(encoding='utf-8'))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e: raise ValueError(f'{path} is not TOML: {e}') from e
-    known = _required | _optional
-    for k, v in raw.items():
-        if k not in known: raise ValueError(f"{path}: {unknown('field', k, known)}")
-        if not _fits(v, known[k]): raise ValueError(f"{path}: '{k}' takes {known[k]}, got {v!r}")
-    for k in _required:
-        if not str(raw.get(k, '')).strip():
-            raise ValueError(f"{path}: the field '{k}' is missing or empty; it takes a text")
-    if raw['task'] not in _TASKS: raise ValueError(f"{path}: {unknown('task', raw['task'], _TASKS)}")
-    if raw['layout'] not in _LAYOUTS: raise ValueError(f"{path}: {unknown('layout', raw['layout'], _LAYOUTS)}")
-    return raw
-
-# %% ../../nbs/data/05_manifest.ipynb #eceada59
-def _read_splits(
-    raw:dict[str, Any], # fields of a manifest
-    path:Path           # named in an error
-)->dict[str, str]:      # split -> folder below the dataset's
-    "Splits of a set; a flat one is its own test split"
-    splits = raw.get('splits', {})
-    if raw['layout'] == 'flat':
-        if splits: raise ValueError(f"{path}: a flat set has no [splits]; leave them out, or say layout = 'splits'")
-        return {'test': '.'}
-    for k, v in splits.items():
-        if k not in SPLITS: raise ValueError(f"{path}: {unknown('split', k, SPLITS)}")
-        if not isinstance(v, str) or not v:
-            raise ValueError(f"{path}: split '{k}' takes the name of a folder, got {v!r}")
-    return {s: s for s in SPLITS} | splits
-
-
-def _read_patient(
-    raw:dict[str, Any], # fields of a manifest
-    path:Path           # named in an error
-)->str:                 # '' = the volume
-    "Regular expression that finds the patient in a volume id"
-    text = raw.get('patient', '')
-    try: groups = re.compile(text).groups
-    except re.error as e: raise ValueError(f"{path}: 'patient' is not a regular expression: {e}, in {text!r}") from e
-    if text and not groups:
-        raise ValueError(f"{path}: 'patient' {text!r} has no group; bracket the patient's part, as '^(P\\d+)'")
-    return text
-
-# %% ../../nbs/data/05_manifest.ipynb #c2df5df6
-def _read_class_maps(
-    raw:dict[str, Any],          # fields of a manifest
-    classes:tuple[ClassInfo, ...], # of this set; empty where INFO.json holds them
-    path:Path                    # named in an error
-)->dict[str, dict[int, int]]:    # source dataset -> {its grey value: ours}
-    "What the classes of other sets become in this one"
-    known, out = sorted(c.value for c in classes) or range(256), {}
-    takes = 'it takes ' + (', '.join(map(str, known)) if classes else '0 to 255')
-    for source, table in raw.get('class_maps', {}).items():
-        where = f'{path}: class_maps.{source}'
-        if not isinstance(table, dict): raise ValueError(f'{where} takes a table of grey values, got {table!r}')
-        for k, v in table.items():
-            if not re.fullmatch(r'\d+', k) or int(k) > 255:
-                raise ValueError(f'{where} has the grey value {k!r}; it takes 0 to 255')
-            if type(v) is not int or v not in known: raise ValueError(f"{where} maps {k} to {v!r}; {takes}")
-        out[source] = {int(k): v for k, v in table.items()}
-    return out
-
-# %% ../../nbs/data/05_manifest.ipynb #57164b40
-def _texts_of(table:Any, where:str)->dict[str, str]:
-    "Checked table of texts to texts; numbers count as their text"
-    if not isinstance(table, dict) or any(isinstance(v, (dict, list)) for v in table.values()):
-        raise ValueError(f'{where} takes a table of texts, got {table!r}')
-    return {str(k): str(v) for k, v in table.items()}
-
-
-def _check_labels(given:dict[str, Any], layout:str, where:str)->None:
-    "Raise what is wrong with the fields of [labels]"
-    for k, v in given.items():
-        if k not in _of_labels: raise ValueError(f"{where}: {unknown('field', k, _of_labels)}")
-        if not _fits(v, _of_labels[k]): raise ValueError(f"{where}: '{k}' takes {_of_labels[k]}, got {v!r}")
-        if v and k in CHOICES and v not in CHOICES[k]: raise ValueError(f"{where}: {unknown(k, v, CHOICES[k])}")
-    if given.get('reader'): _check_reader(given, layout, where)
-    else: _check_columns(given, layout, where)
-    classes, shares = given.get('classes', []), given.get('shares', [])
-    if classes and (len(set(classes)) != len(classes) or len(classes) < 2):
-        raise ValueError(f"{where}: 'classes' takes two or more different names, got {classes}")
-    if shares and (len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6 or not shares[0]):
-        raise ValueError(f"{where}: 'shares' takes the parts of train, val and test, which sum to 1, got {shares}")
-
-
-def _check_columns(given:dict[str, Any], layout:str, where:str)->None:
-    "Raise what is wrong with the fields of one table, or of class folders"
-    for k in CHOICES:
-        if given.get(k): raise ValueError(f"{where}: '{k}' goes with a 'reader', one of {', '.join(CHOICES['reader'])}")
-    table, label, multi = (given.get(k) for k in ('table', 'label', 'multi'))
-    if layout == 'classes':
-        for k in ('table', 'multi'):
-            if given.get(k):
-                raise ValueError(f"{where}: class folders have no '{k}'; leave it out, or say layout = 'table'")
-        return
-    if not (table and given.get('image')):
-        raise ValueError(f"{where}: a table takes the fields 'table' and 'image'; class folders are layout = 'classes'")
-    if multi and label and not given.get('joined'):
-        raise ValueError(f"{where}: several labels in the column {label!r} take 'joined', the text between them, as "
-                         "'|'; leave 'label' out where each class has a column of its own")
-    if multi and not label and not given.get('classes'):
-        raise ValueError(f"{where}: 'multi' takes 'classes', the names of their columns; or 'label' and 'joined' where "
-                         'they stand in one column')
-    if not multi and not label:
-        raise ValueError(f"{where}: 'label' is missing, the column of the class; where each class has one, say "
-                         'multi = true')
-
-
-def _check_reader(given:dict[str, Any], layout:str, where:str)->None:
-    "Raise what is wrong with the fields beside a reader"
-    if layout != 'table': raise ValueError(f"{where}: a 'reader' reads tables; say layout = 'table'")
-    if dead := [k for k in (*_columns, 'multi', 'where', 'values') if k in given]: raise ValueError(
-        f"{where}: the reader {given['reader']} knows the set's own tables; leave out {', '.join(dead)}, or the reader")
-
-
-def _read_labels(
-    raw:dict[str, Any], # fields of a manifest
-    path:Path           # named in an error
-)->LabelFacts|None:     # None: not for classification
-    "What a set is labelled with"
-    given, where = raw.get('labels'), f'{path}: labels'
-    if given is None and raw['task'] == 'segmentation': return None
-    given = dict(given or {})
-    _check_labels(given, raw['layout'], where)
-    maps = {k: _texts_of(v, f'{where}.class_maps.{k}') for k, v in given.pop('class_maps', {}).items()}
-    tables = {k: _texts_of(given.pop(k, {}), f'{where}.{k}') for k in ('where', 'values')}
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    return LabelFacts(**fields, where=tables['where'], values=tables['values'], class_maps=maps)
-
-# %% ../../nbs/data/05_manifest.ipynb #90e1fb8e
-def _parse_manifest(
-    path:Path, # a TOML file
-    name:str   # of the dataset
-)->Manifest:
-    "Manifest in a file"
-    raw = _read_fields(path)
-    if raw.get('name', name) != name: raise ValueError(f"{path}: 'name' is {raw['name']!r}; its file says {name!r}")
-    lesions = tuple(raw.get('lesions', ()))
-    classes = _class_table(raw['classes'], path, lesions) if raw.get('classes') else ()
-    given = {k: raw[k] for k in (*_required, 'recipe', 'test_masks') if k in raw}
-    return Manifest(name=name, classes=classes, lesions=lesions, splits=_read_splits(raw, path),
-                    patient=_read_patient(raw, path), class_maps=_read_class_maps(raw, classes, path),
-                    labels=_read_labels(raw, path),
-                    quirks=tuple(raw.get('quirks', ())), size=tuple(raw['size']) if 'size' in raw else None, path=path,
-                    sha256=hash_file(path), **given)
+    try: table = TypeAdapter(_ClassTable).validate_json(json.dumps({'classes': rows}))
+    except ValidationError as e:
+        raise ValueError('\n'.join(f'{path}: {k}' for k in list_faults(e, _ClassTable, 'field', _TOML))) from None
+    return _class_table(table.classes, lesions)
 
 # %% ../../nbs/data/05_manifest.ipynb #24f87d76
+def _own_facts(folder:Path)->dict[str, Any]:
+    "Return what is stated of a folder that has no manifest."
+    return {'name': folder.name, 'title': folder.name, 'modality': 'bscan', 'source': f'folder {folder.name}',
+            'licence': 'not stated', 'citation': 'not stated', 'get': 'your own folder'}
+
+
 def _derive_manifest(
     folder:Path # in the published layout, with INFO.json
 )->Manifest:
-    "Manifest of a dataset that has none, from its folders and its INFO.json"
+    "Derive the manifest of a dataset that has none from its folders and its INFO.json."
     found = {s: s for s in SPLITS if (folder/s).is_dir()}
     top = folder/found['test'] if 'test' in found else folder
-    return Manifest(name=folder.name, title=folder.name, layout='splits' if found else 'flat',
-                    splits=found or {'test': '.'}, test_masks=(top/'semseg').is_dir(), class_maps={},
-                    source=f'folder {folder.name}', licence='not stated', citation='not stated', get='your own folder',
-                    path=folder/'INFO.json', sha256=hash_file(folder/'INFO.json'))
+    return Manifest(**_own_facts(folder), task='segmentation', layout='splits' if found else 'flat',
+                    splits=found or {'test': '.'}, test_masks=(top/'semseg').is_dir(), path=folder/'INFO.json',
+                    sha256=hash_file(folder/'INFO.json'))
 
 
 def _derive_classes(
     folder:Path # with SPLIT/CLASS/ID.png
 )->Manifest|None: # None: it is not of that form
-    "Manifest of class folders that have none"
+    "Derive the manifest of class folders that have none."
     inside = {s: [p for p in sorted((folder/s).iterdir()) if p.is_dir()] for s in SPLITS if (folder/s).is_dir()}
     names = {p.name for found in inside.values() for p in found}
     if not names or names & {'bscan', 'semseg'}: return None
-    labels = LabelFacts(where={}, values={}, class_maps={})
-    return Manifest(name=folder.name, title=folder.name, task='classification', layout='classes', labels=labels,
-                    splits={s: s for s in inside}, class_maps={}, source=f'folder {folder.name}',
-                    licence='not stated', citation='not stated', get='your own folder', path=folder/'train',
-                    sha256=hash_value(sorted(inside)))
+    return Manifest(**_own_facts(folder), task='classification', layout='classes', labels=LabelFacts(),
+                    splits={s: s for s in inside}, path=folder/'train', sha256=hash_value(sorted(inside)))
 
 
 def _list_manifests()->list[str]:
-    "Names of datasets a user can type: those of the kit, and her own folders"
+    "List the names of datasets that a user can type: shipped ones, and folders in MIRAGE_DATA."
     own = [p.parent.name for f in ('manifest.toml', 'INFO.json', 'train') for p in data_dir().glob(f'*/{f}')]
     return sorted({p.stem for p in resource_dir('data_manifests').glob('*.toml')} | set(own))
 
 # %% ../../nbs/data/05_manifest.ipynb #b57970b7
 def _read_folder(folder:Path)->Manifest|None:
-    "Manifest of a dataset's own folder, if it says anything"
+    "Read the manifest of a dataset's folder, if the folder states anything."
     if (folder/'manifest.toml').is_file(): return _parse_manifest(folder/'manifest.toml', folder.name)
     if (folder/'INFO.json').is_file(): return _derive_manifest(folder)
     return _derive_classes(folder) if folder.is_dir() else None
@@ -358,7 +351,7 @@ def _read_folder(folder:Path)->Manifest|None:
 def read_manifest(
     name:str|Path # of a dataset, or the path of a TOML file or of a dataset's folder
 )->Manifest:
-    "Manifest of a dataset"
+    "Read the manifest of a dataset."
     if not isinstance(name, (str, Path)): raise TypeError(f'dataset takes a name, got {name!r} ({type(name).__name__})')
     path = Path(name).expanduser()
     if path.suffix == '.toml':
@@ -372,8 +365,8 @@ def read_manifest(
     if folder.is_dir() and str(name).strip('.'):
         raise FileNotFoundError(
             f'{folder} holds neither manifest.toml nor INFO.json, nor folders SPLIT/CLASS; one has to name the '
-            'classes. Of folders CLASS without splits a manifest.toml says layout = "classes" and, below [labels], '
-            'shares = [0.7, 0.1, 0.2]')
+            'classes. For folders CLASS without splits write a manifest.toml with layout = "classes" and, below '
+            '[labels], shares = [0.7, 0.1, 0.2]')
     own_set = f'Your own: a folder with INFO.json, or with SPLIT/CLASS, in MIRAGE_DATA={data_dir()}'
     raise KeyError(f'{unknown("dataset", name, _list_manifests())}. {own_set}')
 
@@ -381,7 +374,7 @@ def read_manifest(
 def dataset_dir(
     manifest:Manifest
 )->Path: # an existing folder
-    "Folder of a dataset's files"
+    "Return the folder of a dataset's files."
     own = manifest.path.name == 'manifest.toml' or manifest.path.suffix != '.toml'  # else a shipped one
     folder = manifest.path.resolve().parent if own else data_dir()/manifest.name
     if not folder.is_dir():
@@ -393,7 +386,7 @@ def classes_of(
     manifest:Manifest,
     root:Path   # the dataset's folder
 )->tuple[ClassInfo, ...]:
-    "Classes of a set's masks"
+    "Return the classes of a dataset's masks."
     path = root/'INFO.json'
     if not path.is_file():
         if manifest.classes: return manifest.classes
@@ -414,7 +407,7 @@ def patient_of(
     manifest:Manifest,
     volume:str # volume id
 )->str:
-    "Patient a volume belongs to"
+    "Return the patient that a volume belongs to."
     if not manifest.patient: return volume
     found = re.search(manifest.patient, volume)
     if not found:
@@ -425,7 +418,52 @@ def patient_of(
 def label_facts(
     manifest:Manifest
 )->LabelFacts:
-    "What a manifest says of labels; an error if it says nothing"
+    "Return what a manifest states about labels; an error if it states nothing."
     if manifest.labels: return manifest.labels
-    raise ValueError(f'{manifest.name} is a set for {manifest.task}, and {manifest.path.name} has no [labels]: nothing '
-                     'can be classified. Say there what its images are labelled with')
+    raise ValueError(f'{manifest.name} is a set for {manifest.task}, and {manifest.path.name} has no [labels]: '
+                     'nothing can be classified. State there where the labels of its images are')
+
+# %% ../../nbs/data/05_manifest.ipynb #cc584cb6
+def _describe(
+    schema:dict[str, Any], # of an object; changed in place
+    kind:type              # class of its fields
+)->None:
+    "Add the meaning of each field; leave out titles, which repeat its name, and null, which TOML does not have."
+    schema.pop('title', None)
+    for name, meaning in option_comments(kind).items():
+        fact = {k: v for k, v in schema['properties'][name].items() if k != 'title' and v is not None}
+        if 'anyOf' in fact: fact = {'allOf': [k for k in fact['anyOf'] if k != {'type': 'null'}]}
+        schema['properties'][name] = {'description': meaning, **fact}
+
+
+def manifest_schema()->dict[str, Any]:  # of draft 7, which editors of TOML read
+    "Return the JSON Schema of a manifest file."
+    schema = TypeAdapter(_ManifestFile).json_schema(ref_template='#/definitions/{model}')
+    definitions = schema.pop('$defs')
+    for kind in (LabelFacts, _ClassRow, _Splits): _describe(definitions[kind.__name__], kind)
+    _describe(schema, _ManifestFile)
+    return {'$schema': 'http://json-schema.org/draft-07/schema#', 'title': 'Manifest of a dataset', **schema,
+            'definitions': definitions}
+
+
+def _main(
+    words:list[str]|None=None # of the command line; None: of this process
+)->int:                       # exit code
+    "Write the schema of manifests, or check the manifests that are named."
+    words = sys.argv[1:] if words is None else words
+    if words == ['--schema']:
+        sys.stdout.write(json.dumps(manifest_schema(), indent=2, ensure_ascii=False) + '\n')
+        return 0
+    if not words or words[0].startswith('-'):
+        sys.stderr.write('usage: python -m mirage_nb.data.manifest --schema | NAME or FILE ...\n')
+        return 2
+    faults = 0
+    for word in words:
+        try: sys.stdout.write(f'{word}: {read_manifest(word).title}\n')
+        except (ValueError, KeyError, OSError) as e:
+            sys.stderr.write(f'{e.args[0] if isinstance(e, KeyError) else e}\n')
+            faults += 1
+    return int(faults > 0)
+
+# %% ../../nbs/data/05_manifest.ipynb #83e3fe2a
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(_main())

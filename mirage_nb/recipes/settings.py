@@ -87,7 +87,8 @@ def _follow(
     if is_dataclass(kind):
         hints = get_type_hints(kind, include_extras=True)
         return _follow(hints.get(part, Any), rest, f'{path}.{part}' if path else str(part))
-    inner = get_args(kind) or (Any,)
+    inner = [k for k in get_args(kind) if k is not Ellipsis] or [Any]
+    if rest == ('[key]',): return f'{path}.{part}', inner[0]  # the key itself is wrong
     if isinstance(part, int): return _follow(inner[min(part, len(inner) - 1)], rest, f'{path}[{part}]')
     return _follow(inner[-1], rest, f'{path}.{part}')
 
@@ -152,8 +153,12 @@ def _fault(
     if kind == 'value_error':
         texts = error['ctx']['error'].args
         return [text if text.startswith(place) else f'{place}: {text}' for text in texts]
+    many = get_args(_plain(note)) if get_origin(_plain(note)) is tuple else ()
+    if kind in ('missing', 'too_long') and many: return [f'{place} takes {len(many)} values, not {value!r}']
     if kind == 'missing': return [f"{head}'{name}' is missing; it takes {takes}"]
-    if kind == 'literal_error' and isinstance(value, str): return [head + unknown(name, value, get_args(_plain(note)))]
+    if kind.startswith('string_') and not str(value).strip(): return [f'{place} is empty; it takes {takes}']
+    if kind == 'literal_error' and isinstance(value, str):
+        return [head + unknown(name, value, [k for k in get_args(_plain(note)) if k])]
     if kind == 'finite_number': return [f'{place} is a finite number, not {value!r}']
     if kind in ('too_short', 'too_long'): return [f'{place} takes {_length_text(limits)}, not {value!r}']
     if kind.startswith(('greater_than', 'less_than')): return [f'{place} is {_range_text(limits)}, not {value!r}']
@@ -169,7 +174,10 @@ def list_faults(
 )->list[str]:                        # one text a fault, in the order of the fields
     "List all faults that a validation has found, in words for the user."
     found: dict[str, list[str]] = {}
-    for e in sorted(error.errors(include_url=False), key=lambda e: len(e['loc'])):  # of alternatives the shortest place
+    errors: list[Any] = [dict(e) for e in error.errors(include_url=False)]
+    for e in errors:
+        if e['type'] == 'missing' and isinstance(e['loc'][-1], int): e['loc'] = e['loc'][:-1]  # a short tuple
+    for e in sorted(errors, key=lambda e: len(e['loc'])):  # of alternatives the shortest place
         place, note = _follow(kind, e['loc'])
         if place in found: continue
         if e['type'] != 'unexpected_keyword_argument': found[place] = _fault(e, place, note, words or {})
@@ -177,8 +185,7 @@ def list_faults(
             table, _, name = place.rpartition('.')
             known = fields(_plain(_follow(kind, e['loc'][:-1])[1]))
             found[place] = [(f'{table}: ' if table else '') + unknown(noun, name, [f.name for f in known])]
-    order = list(dict.fromkeys(_follow(kind, e['loc'])[0] for e in error.errors(include_url=False)))
-    return [text for place in order for text in found[place]]
+    return [text for place in dict.fromkeys(_follow(kind, e['loc'])[0] for e in errors) for text in found[place]]
 
 # %% ../../nbs/recipes/10_settings.ipynb #7e313fe0
 _T = TypeVar('_T')
@@ -194,7 +201,7 @@ def options(
     check: Callable[..., None] = made.__init__
 
     @wraps(check)
-    def init(self:Any, **given:Any)->None:
+    def init(self:Any, /, **given:Any)->None:
         try: check(self, **given)
         except ValidationError as e: raise ValueError('\n'.join(list_faults(e, made))) from None
 

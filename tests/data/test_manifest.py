@@ -1,13 +1,19 @@
-"What is wrong with a manifest or a class list is said with its file, its place and the remedy"
+"What is wrong with a manifest or a class list is said with its file, its place and the remedy, and a JSON Schema says it too"
 import json
+import subprocess
+import sys
+import tomllib
 
+import jsonschema
 import pytest
 
 from mirage_nb.core import resource_dir
-from mirage_nb.data.manifest import _list_manifests, classes_of, dataset_dir, read_manifest
+from mirage_nb.data.manifest import _list_manifests, _main, classes_of, dataset_dir, manifest_schema, read_manifest
 from mirage_nb.data.segmentation import seg_table
 from mirage_nb.recipes.classification import cls_recipe
 
+FOLDER = resource_dir('data_manifests')
+FILES = sorted(FOLDER.glob('*.toml'))
 MANIFEST = '''
 title = "Tiny"
 task = "segmentation"
@@ -48,7 +54,7 @@ def test_broken_info(tiny):
     (tiny/'INFO.json').write_text('{"0": ')
     with pytest.raises(ValueError, match='INFO.json is not JSON'): classes_of(read_manifest('Tiny'), tiny)
     (tiny/'INFO.json').write_text('{"0": {"value": 0, "label": "bg"}, "1": {"value": "80", "label": "RNFL"}}')
-    with pytest.raises(ValueError, match="INFO.json: class 1 has the grey value '80'"):
+    with pytest.raises(ValueError, match=r"INFO.json: classes\[1\].value takes a whole number, got '80'"):
         classes_of(read_manifest('Tiny'), tiny)
 
 
@@ -68,7 +74,7 @@ def test_own_dataset_in_any_way(tiny, tmp_path):
     assert dataset_dir(read_manifest(tmp_path/'Tiny.toml')) == tiny
 
 
-@pytest.mark.parametrize('path', sorted(resource_dir('data_manifests').glob('*.toml')), ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
 def test_shipped_manifests(path):
     m = read_manifest(path)
     values = {c.value for c in m.classes}
@@ -95,3 +101,133 @@ def test_manifests_take_recorded_info(golden):
     for info in infos:
         classes = classes_of(read_manifest(info.parent.name), info.parent)
         assert [c.value for c in classes] == [c['value'] for c in json.loads(info.read_text()).values()]
+
+
+# ------------------------------------------------------------------ all faults of a file, and its schema
+
+GOOD = {'title': 'Two layers', 'task': 'segmentation', 'modality': 'bscan', 'layout': 'splits', 'source': 'example.org',
+        'licence': 'CC BY 4.0', 'citation': 'A paper', 'get': 'ask for it'}
+
+
+def written(path, facts, more=''):
+    lines = [f'{k} = {json.dumps(v)}' for k, v in facts.items()]
+    path.write_text('\n'.join([*lines, more]))
+    return path
+
+
+def refused(path, *args):
+    with pytest.raises(ValueError) as e: read_manifest(written(path, *args))
+    return str(e.value).replace(f'{path}: ', '').splitlines()
+
+
+def test_all_faults_of_a_file(tmp_path):
+    facts = GOOD | {'name': 'Three', 'licence': ' ', 'layout': 'split', 'size': [512], 'test_masks': 'no',
+                    'patient': '(P', 'quirks': ['odd', 3]}
+    del facts['get']
+    found = refused(tmp_path/'Two.toml', facts, '''
+test_mask = false
+[splits]
+valid = "validation"
+[[classes]]
+value = 300
+lable = "Background"
+group = "backgrond"
+[class_maps.AROI]
+zero = 0
+0 = "1"
+[labels]
+multi = "yes"
+reader = "ChexPert"
+shares = [0.5, "rest"]
+values = {1 = [2]}
+''')
+    assert sorted(found) == sorted([
+        "'name' is 'Three'; its file is named 'Two'", 'licence is empty; it takes a text',
+        "'get' is missing; it takes a text",
+        "no layout 'split'. Did you mean 'splits'? Known: splits, flat, classes, table",
+        'size takes 2 values, not [512]',
+        "test_masks takes true or false, got 'no'", 'quirks[1] takes a text, got 3',
+        "patient is not a regular expression: missing ), unterminated subpattern at position 0, in '(P'",
+        next(k for k in found if k.startswith("no field 'test_mask'. Did you mean 'test_masks'? Known: title, ")),
+        "splits: no field 'valid'. Did you mean 'val'? Known: train, val, test",
+        'classes[0].value is from 0 to 255, not 300',
+        "classes[0]: no field 'lable'. Did you mean 'label'? Known: value, label, group",
+        "classes[0]: 'label' is missing; it takes a text",
+        "classes[0]: no group 'backgrond'. Did you mean 'background'? Known: background, layer, lesion, invalid",
+        "class_maps.AROI.zero: the grey value 'zero' is no whole number from 0 to 255",
+        "class_maps.AROI.0 takes a whole number, got '1'", "labels.multi takes true or false, got 'yes'",
+        next(k for k in found if k.startswith("labels: no reader 'ChexPert'. Did you mean 'CheXpert'? Known: ")),
+        "labels.shares[1] takes a number, got 'rest'", 'labels.values.1 takes a text, got [2]'])
+
+
+def test_all_conflicts_of_a_file(tmp_path):
+    found = refused(tmp_path/'Two.toml', GOOD | {'layout': 'flat'}, '''
+[splits]
+val = "validation"
+[[classes]]
+value = 7
+label = "a"
+[[classes]]
+value = 7
+label = "b"
+[class_maps.AROI]
+0 = 8
+[labels]
+table = "t.csv"
+image = "{id}.png"
+policy = "ones"
+''')
+    assert found == [
+        "classes: grey value 7 is both 'a' and 'b'", 'class_maps.AROI maps 0 to 8; it takes 7',
+        "splits: a flat dataset has no [splits]; leave them out, or use layout = 'splits'",
+        "labels.policy goes with a 'reader', one of NIH_ChestXray14, CheXpert, MIMIC_CXR, COVIDx, NODE21",
+        "labels: 'label' is missing, the column of the class; where each class has one, use multi = true"]
+
+
+def test_schema_is_current(capsys):
+    assert _main(['--schema']) == 0
+    text = capsys.readouterr().out
+    assert text == (FOLDER/'manifest.schema.json').read_text(encoding='utf-8'), \
+        'python -m mirage_nb.data.manifest --schema > data_manifests/manifest.schema.json'
+    jsonschema.Draft7Validator.check_schema(json.loads(text))
+
+
+@pytest.fixture(scope='module')
+def validator(): return jsonschema.Draft7Validator(manifest_schema())
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
+def test_shipped_manifest_fits_the_schema(path, validator):
+    text = path.read_text(encoding='utf-8')
+    assert text.splitlines()[0] == '#:schema manifest.schema.json'
+    assert not [e.message for e in validator.iter_errors(tomllib.loads(text))]
+
+
+@pytest.mark.parametrize('more', [
+    'test_mask = false', 'test_masks = "no"', 'size = [512]', 'size = [0, 5]', 'quirks = ["a", 1]',
+    '[splits]\nvalid = "v"', '[splits]\nval = ""', '[[classes]]\nvalue = 256\nlabel = "x"', '[[classes]]\nvalue = 1',
+    '[class_maps.AROI]\nx = 1', '[class_maps.AROI]\n1 = "1"', '[labels]\nreader = "chexpert"',
+    '[labels]\nshares = ["a"]', '[labels.values]\n1 = [2]', '[labels]\nfill = "0"', '[labels]\ntables = "t.csv"'])
+def test_schema_refuses_what_the_reader_refuses(more, validator, tmp_path):
+    path = written(tmp_path/'Two.toml', GOOD, more)
+    assert list(validator.iter_errors(tomllib.loads(path.read_text())))
+    with pytest.raises(ValueError, match='Two.toml: '): read_manifest(path)
+    assert not list(validator.iter_errors(tomllib.loads(written(path, GOOD).read_text()))) and read_manifest(path)
+
+
+def test_every_field_of_the_schema_has_a_meaning(validator):
+    schema = validator.schema
+    objects = [schema, *schema['definitions'].values()]
+    assert len(objects) == 4
+    assert all(v.get('description', '').strip() for o in objects for v in o['properties'].values())
+
+
+def test_command_checks_files(tmp_path):
+    wrong = written(tmp_path/'Two.toml', GOOD | {'task': 'classifying', 'quirks': 'odd'})
+    command = [sys.executable, '-m', 'mirage_nb.data.manifest', str(wrong), 'AROI']
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout.startswith('AROI: AROI: layers')
+    assert done.stderr.splitlines() == [
+        f"{wrong}: no task 'classifying'. Did you mean 'classification'? Known: segmentation, classification",
+        f"{wrong}: quirks takes a list of texts, got 'odd'"]
+    assert _main([]) == 2

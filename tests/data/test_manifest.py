@@ -1,4 +1,4 @@
-"What is wrong with a manifest or a class list is said with its file, its place and the remedy, and a JSON Schema says it too"
+"What is wrong with a manifest or a class list is said with file, place and remedy, and a JSON Schema says it too"
 import json
 import subprocess
 import sys

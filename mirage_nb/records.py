@@ -4,25 +4,27 @@
 
 # %% auto #0
 __all__ = ['HANDOFF', 'dataset_name', 'Run', 'run_identity', 'start_run', 'finish_run', 'provenance', 'open_run', 'finished_runs',
-           'run_command', 'pipeline_notebook']
+           'run_command', 'pipeline_notebook', 'hold_folder']
 
 # %% ../nbs/10_records.ipynb #7d2dc930
 import importlib.metadata
 import os
 import platform
 import shlex
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from . import __version__
-from .core import project_dir, resource_dir, runs_dir, unknown
+from .core import log, project_dir, resource_dir, runs_dir, unknown
 from .storage import hash_value, read_json, write_json
 
 # %% ../nbs/10_records.ipynb #bd13a63c
@@ -188,3 +190,43 @@ def pipeline_notebook(
     pipelines = {p.stem[3:]: p for p in sorted(resource_dir('nbs').glob('[3-9]?_*.ipynb'))}
     if stage not in pipelines: raise KeyError(unknown('stage', stage, pipelines))
     return pipelines[stage]
+
+# %% ../nbs/10_records.ipynb #7e51c3c1
+_PATIENCE = 5.                # seconds to wait for a lock
+
+
+def _lock(
+    file:IO[str],  # open for reading and writing, until the lock is not needed any more
+    folder:Path    # of the run, named in an error
+)->None:
+    "Lock a file for this process, or raise an error that names the process that has it."
+    if sys.platform == 'win32': return
+    import fcntl  # Windows has no such module
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() < until: time.sleep(0.2)
+            else:
+                file.seek(0)
+                who = file.read() or 'another process'
+                raise RuntimeError(f'{folder} is in use by {who}, and a run is trained once at a time. Wait until that '
+                                   'ends, or end it') from None
+        except OSError as e:
+            return log.warning('%s is on a disk without locks (%s): see that one command alone trains there', folder, e)
+        else: break
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    file.flush()
+
+
+@contextmanager
+def hold_folder(
+    folder:Path, # of the run
+    what:str     # 'command': of who starts a training; 'training': of who writes its files
+)->Iterator[None]:
+    "Keep a second training out of a run's folder."
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder/f'.{what}.lock', 'a+') as file:
+        _lock(file, folder)
+        yield

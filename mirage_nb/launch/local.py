@@ -18,20 +18,22 @@ import pandas as pd
 
 from .slurm import submit
 from .watch import first_error, follow_progress
-from .worker import JOBS, PARENT, TrainingJob, hold_folder, stage_of
+from .worker import PARENT, TrainingJob, stage_of, task_of
 from ..recipes.pretraining import PretrainRecipe
+from ..records import hold_folder
 from ..storage import write_json
+from ..tasks.protocol import Task, train
 
 # %% ../../nbs/launch/40_local.ipynb #c3ad56c7
 def launch_training(
-    cfg:TrainingJob,            # settings of a training, as SegRecipe
-    folder:Path         # the run's, or one below it
-)->pd.DataFrame:        # a row an epoch
-    "Train in this process, in several, or on other machines, as the settings say"
+    cfg:TrainingJob,     # settings of a training, as SegRecipe
+    folder:Path,         # the run's, or one below it
+    task:Task|None=None  # built from the settings, for a training in this process; None: it is built here
+)->pd.DataFrame:         # a row an epoch
+    "Train in this process, in several, or on other machines, as the settings say."
     stage, nodes, slurm = stage_of(cfg), getattr(cfg, 'nodes', 1), getattr(cfg, 'slurm', '')
-    if (folder/'history.csv').exists(): return JOBS[stage][1](cfg, folder)
-    if cfg.processes*nodes == 1 and not slurm:
-        with hold_folder(folder, 'training'): return JOBS[stage][1](cfg, folder)
+    if (folder/'history.csv').exists(): return pd.read_csv(folder/'history.csv')
+    if cfg.processes*nodes == 1 and not slurm: return train(task or task_of(cfg), folder)
     with hold_folder(folder, 'command'):
         write_json(folder/'settings.json', {'stage': stage, 'settings': asdict(cast(Any, cfg))})
         if slurm: submit(folder, cast(PretrainRecipe, cfg))
@@ -47,10 +49,10 @@ def _launch_command(
     processes:int, # on each machine
     nodes:int=1    # machines
 )->list[str]:      # words
-    "What a machine runs, one of several"
+    "Write the command that each machine runs."
     place = f'--nnodes {nodes} --node_rank N --master_addr HOST --master_port 29500' if nodes > 1 else '--standalone'
     return ['python', '-m', 'torch.distributed.run', *place.split(), '--nproc_per_node', str(processes),
-            '-m', 'mirage_nb.launch', str(folder)]
+            '-m', 'mirage_nb.launch.worker', str(folder)]
 
 
 def _start_processes(
@@ -58,7 +60,7 @@ def _start_processes(
     processes:int, # to start
     epochs:int     # of the whole training
 )->None:
-    "Train in several processes of this machine, to the end"
+    "Train in several processes of this machine, to the end."
     words = [sys.executable, *_launch_command(folder, processes)[1:]]
     env = os.environ | {PARENT: str(os.getpid())}
     with open(folder/'launch.log', 'w') as out:

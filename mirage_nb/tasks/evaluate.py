@@ -21,7 +21,7 @@ from ..recipes.classification import ClsEval
 from ..recipes.segmentation import SegEval
 from ..records import dataset_name, open_run
 from ..storage import hash_file, hash_value
-from .segmentation import SegData
+from .datasets import SegData
 
 # %% ../../nbs/tasks/70_evaluate.ipynb #458f92d1
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from ..data.classification import LabelledImages
-from ..data.manifest import read_manifest
 from ..data.splits import few_label_subset, patient_ids
 from ..eval.classification.intervals import image_units
 from ..eval.classification.metrics import compute_metrics, count_table
@@ -23,8 +22,8 @@ from ..eval.stats import draw_counts, percentile_interval
 from ..recipes.classification import ClsRecipe, FewShot, cls_recipe
 from ..recipes.settings import override
 from ..storage import save_table
-from .classification import train_cls
-from .cross_dataset import predict_split
+from .classification import ClassificationTask
+from .protocol import train
 from ..train.settings import pick_precision
 
 # %% ../../nbs/tasks/60_few_shot.ipynb #5ac50547
@@ -66,18 +65,18 @@ def _all_subsets(
 
 def run_subsets(
     cfg:FewShot,
-    data:LabelledImages,
-    folder:Path    # of the run
+    task:ClassificationTask, # of `few_shot_recipe`
+    folder:Path              # of the run
 )->Iterator[tuple[float, int, Predictions]]: # shots, seed, predictions for the test
-    "Tune and test on every subset"
-    base, manifest = few_shot_recipe(cfg), read_manifest(cfg.dataset)
+    "Train and test on every subset; one whose predictions are kept is read."
     for shots, seed in _all_subsets(cfg):
         at = folder/f'shots-{shots:g}'/f'seed-{seed}'
         file = at/'predictions_test.csv'
         if not file.exists():
-            own = _make_subset(data, cfg.protocol, shots, seed)
-            train_cls(replace(base, seed=seed), at, own)
-            save_table(predict_split(at/'best.safetensors', manifest, own, 'test'), file)
+            subset = _make_subset(task.data, cfg.protocol, shots, seed)
+            own = task.with_settings(replace(task.settings, seed=seed), subset)
+            train(own, at)
+            save_table(own.predict(at, 'test'), file)
         yield shots, seed, read_predictions(file)
 
 

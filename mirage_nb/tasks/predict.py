@@ -19,7 +19,7 @@ from ..models.checkpoints import read_checkpoint, read_metadata
 from ..recipes.segmentation import SegPredict
 from ..records import open_run
 from ..storage import hash_file, write_atomic
-from .segmentation import load_seg_data
+from .datasets import load_seg_data
 
 # %% ../../nbs/tasks/75_predict.ipynb #f8441f2b
 @dataclass(frozen=True)
@@ -48,4 +48,5 @@ def plan_prediction(
     else: table = load_seg_data(read_manifest('Phantom_OCT')).tables['test'].assign(semseg=None)
     model = open_run(cfg.run).folder/'best.safetensors'
     classes = tuple(ClassInfo(**c) for c in read_metadata(read_checkpoint(model))['classes'])
-    return _PredictionPlan(table, model, classes, {'data': hash_table(table), 'model': hash_file(model)}, cfg.batch_size)
+    sources = {'data': hash_table(table), 'model': hash_file(model)}
+    return _PredictionPlan(table, model, classes, sources, cfg.batch_size)

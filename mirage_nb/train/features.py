@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..models.checkpoints import read_checkpoint
 from ..randomness import sample_key
 from ..storage import hash_value, write_atomic
 
@@ -23,36 +24,46 @@ from ..storage import hash_value, write_atomic
 _BLOCK = 512  # images in a file
 
 
+def _read_features(
+    path:Path          # file of a store
+)->dict[str, Tensor]:  # by key
+    "Read one file of features; the names of the images are in its metadata."
+    with safe_open(path, 'pt') as f: return dict(zip(f.metadata()['keys'].split(' '), f.get_tensor('features'), strict=True))
+
+
 @dataclass
 class FeatureStore:
-    "Features of images, by key, in a folder"
-    folder: Path                                     # of one encoder and one way to look
+    "Features of images, by key, in a folder; read once, when the store is opened."
+    folder: Path                                     # of one encoder and one way to prepare images
     rows: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self)->None:
-        for path in sorted(self.folder.glob('*.safetensors')):
-            ckpt = read_checkpoint(path)
-            keys = ckpt.meta['keys'].split(' ')
-            self.rows.update(zip(keys, ckpt.state['features'], strict=True))
+        self.known = set[Path]()  # files that have been read or written
+        self.refresh()
+
+    def refresh(self)->None:
+        "Read the files that another process has added"
+        for path in sorted(set(self.folder.glob('*.safetensors')) - self.known):
+            self.rows.update(_read_features(path))
+            self.known.add(path)
 
     def missing(self, keys:Iterable[str])->list[str]:
-        "Keys that are not kept yet, each once"
+        "List the keys that are not kept yet, each once."
         return [k for k in dict.fromkeys(keys) if k not in self.rows]
 
     def add(self,
         keys:Sequence[str],
         features:Tensor     # (n, ...) float32 or float16
     )->None:
-        "Keep features, in memory and on disk"
-        from safetensors.torch import save_file
+        "Keep features, in memory and on disk."
         found = features.detach().cpu().contiguous()
         name = hash_value(list(keys))[:16]
         about = {'keys': ' '.join(keys)}
-        write_atomic(self.folder/f'{name}.safetensors', lambda p: save_file({'features': found}, p, about))
+        self.known.add(write_atomic(self.folder/f'{name}.safetensors', lambda p: save_file({'features': found}, p, about)))
         self.rows.update(zip(keys, found, strict=True))
 
     def get(self, keys:Sequence[str])->Tensor:
-        "Features of keys that are kept, (n, ...)"
+        "Return the features of keys that are kept, (n, ...)."
         return torch.stack([self.rows[k] for k in keys])
 
 
@@ -63,7 +74,7 @@ def fill_store(
     batch:int=32,                               # images at a time
     tick:Callable[[int], object]=lambda n: None # told how many are done
 )->Tensor:                                      # (n, ...) in the order of `keys`
-    "Features of images: those that are kept, and the others made and kept"
+    "Return features of images; those that are not kept yet are made and kept."
     todo, made = store.missing(keys), []
     for start in range(0, len(todo), batch):
         made.append(encode(todo[start:start + batch]))
@@ -88,7 +99,7 @@ class KeptFeatures(Dataset[dict[str, Any]]):
     def __len__(self)->int: return len(self.ids)
 
     def __getitems__(self, asked:Sequence[int|tuple[int, int]])->list[dict[str, Any]]:
-        "A batch at once: it is one look-up"
+        "Return a whole batch by one look-up."
         keys = [k if isinstance(k, tuple) else (0, k) for k in asked]
         views, rows = torch.tensor([e % len(self.features) for e, _ in keys]), torch.tensor([i for _, i in keys])
         ids = [self.ids[i] for _, i in keys]

@@ -14,8 +14,7 @@ from mirage_nb.data.packed import open_pairs, pack
 from mirage_nb.data.paired import _MODALITIES, FilePairs, PairedDataset, _check_pairs, folder_pairs, table_pairs
 from mirage_nb.data.segmentation import collate
 from mirage_nb.recipes.pretraining import MultiMAERecipe, pretrain_recipe
-from mirage_nb.tasks.pretrain import pretrain_task
-from mirage_nb.tasks.pretrain_mirage import _load_paired_data
+from mirage_nb.tasks.pretrain_mirage import MirageTask, _load_paired_data
 from tests.data.samples import IDS, batch_of, same, write_triplets
 
 SIZES = {'bscan': (64, 64), 'slo': (64, 64), 'bscanlayermap': (16, 16)}
@@ -121,8 +120,8 @@ def test_hash_names_all_that_cannot_be_learnt_from(triplets):
 def test_training_processes_do_not_read_all_data_first(triplets, monkeypatch):
     read = []
     monkeypatch.setattr(FilePairs, 'content', lambda self: read.append(1) or 'hash')
-    task = pretrain_task(replace(pretrain_recipe('pre_mirage_small', MultiMAERecipe), dataset=str(triplets)))
-    assert not read and task.sources['data train'] == 'hash' == task.sources['data train'] and read == [1]
+    task = MirageTask.from_settings(replace(pretrain_recipe('pre_mirage_small', MultiMAERecipe), dataset=str(triplets)))
+    assert task.train and not read and task.sources()['data train'] == 'hash' == task.sources()['data train'] and read == [1]
 
 
 def test_no_folder(tmp_path, triplets):

@@ -2,19 +2,18 @@
 
 import torch
 
-from mirage_nb.data.manifest import read_manifest
 from mirage_nb.eval import features as eval_features
 from mirage_nb.models.classification import cls_model, load_cls_model
-from mirage_nb.tasks import classification as tasks_classification
-from tests.tasks.samples import data, settings
+from mirage_nb.tasks.classification import ClassificationTask
+from tests.tasks.samples import settings, train_cls
 
 
 def test_kept_features_give_the_model_that_is_kept(home):
     cfg = settings(tune='probe', cached_views=0, epochs=4)
-    tasks_classification.train_cls(cfg, home/'run')
-    sets = tasks_classification.cls_datasets(data(), read_manifest('Phantom_OCT'), cfg)
+    train_cls(cfg, home/'run')
+    sets = ClassificationTask.from_settings(cfg).sets
     model = load_cls_model(home/'run'/'best.safetensors')[0]
-    kept = eval_features.encode_dataset(model, sets['val'], [-1], 'fp32')[0]
+    kept = eval_features.EncoderFeatures(model, sets['val'].look, 'fp32').encode(sets['val'], [-1])[0]
     with torch.no_grad():
         direct = model({'bscan': torch.stack([sets['val'][i]['bscan'] for i in range(8)])})
         torch.testing.assert_close(model.head(model.vector(kept))[:8], direct, rtol=1e-4, atol=1e-5)
@@ -22,8 +21,9 @@ def test_kept_features_give_the_model_that_is_kept(home):
 
 def test_features_of_an_older_version_are_not_read(home, monkeypatch):
     model = cls_model('mirage_tiny', 2, size=(48, 48))
-    look = tasks_classification._input_spec(settings(), read_manifest('Phantom_OCT'))
-    one = eval_features._feature_store(model, look, 'fp32').folder
-    assert eval_features._feature_store(model, look, 'fp32').folder == one
+    look = ClassificationTask.from_settings(settings()).input_spec
+    def folder(): return eval_features.EncoderFeatures(model, look, 'fp32').store.folder
+    one = folder()
+    assert folder() == one
     monkeypatch.setattr(eval_features, '_FEATURES', eval_features._FEATURES + 1)
-    assert eval_features._feature_store(model, look, 'fp32').folder != one
+    assert folder() != one

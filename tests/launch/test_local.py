@@ -13,8 +13,9 @@ from mirage_nb.data.manifest import read_manifest
 from mirage_nb.launch import local as launch_local
 from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.recipes.settings import override
-from mirage_nb.tasks import segmentation as tasks_segmentation
+from mirage_nb.tasks.datasets import load_seg_data
 from mirage_nb.train.loop import _TIMES
+from tests.tasks.samples import train_seg
 
 pytestmark = pytest.mark.slow
 OPTIONS = {'dataset': 'Phantom_OCT', 'head': 'convnext', 'size': 64, 'epochs': 3, 'batch_size': 4, 'drop_path': 0.2,
@@ -26,7 +27,7 @@ def settings(**changed): return override(seg_recipe(read_manifest('Phantom_OCT')
 
 
 @pytest.fixture
-def plain(home): return tasks_segmentation.train_seg(settings(), home/'plain')
+def plain(home): return train_seg(settings(), home/'plain')
 
 
 def close(a, b, rel=1e-4, numbers=NUMBERS):
@@ -53,12 +54,12 @@ def test_two_processes_with_kept_views(home):
 
 @pytest.mark.parametrize('changed', [{'accumulate': 2}, {'accumulate': 4}, {'workers': 2}])
 def test_micro_batches_and_workers_change_nothing(plain, home, changed):
-    other = tasks_segmentation.train_seg(settings(**changed), home/'other')
+    other = train_seg(settings(**changed), home/'other')
     close(other, plain, rel=1e-4 if 'accumulate' in changed else 1e-12)
 
 
 def test_bf16_is_near_fp32(plain, home):
-    half = tasks_segmentation.train_seg(settings(precision='bf16'), home/'half')
+    half = train_seg(settings(precision='bf16'), home/'half')
     close(half, plain, rel=0.05, numbers=['loss', 'valid_loss'])
     assert half.loss.tolist() != plain.loss.tolist(), 'it was not bf16'
 
@@ -75,16 +76,15 @@ import sys, os
 from pathlib import Path
 from mirage_nb.recipes.segmentation import SegRecipe
 from mirage_nb.storage import read_json
-from mirage_nb.tasks import segmentation as seg
+from mirage_nb.tasks.protocol import train
+from mirage_nb.tasks.segmentation import SegmentationTask
 
-def seg_step(*a, f=seg._seg_step):
-    step = f(*a)
-    return lambda model, batch: step(model, batch)*(float('nan') if BAD_ID in batch['id'] else 1.)
+class BadTask(SegmentationTask):
+    def step(self, model, batch):
+        return super().step(model, batch)*(float('nan') if sys.argv[2] in batch['id'] else 1.)
 
-BAD_ID = sys.argv[2]
-seg._seg_step = seg_step
 folder = Path(sys.argv[1])
-seg.train_seg(SegRecipe(**read_json(folder/'settings.json')), folder)
+train(BadTask.from_settings(SegRecipe(**read_json(folder/'settings.json'))), folder)
 '''
 
 
@@ -94,7 +94,7 @@ def test_bad_loss_in_one_of_two_processes(home):
     folder.mkdir()
     (folder/'settings.json').write_text(json.dumps(asdict(cfg)))
     (home/'bad.py').write_text(BAD)
-    ids = tasks_segmentation.load_seg_data(read_manifest('Phantom_OCT')).tables['train'].id
+    ids = load_seg_data(read_manifest('Phantom_OCT')).tables['train'].id
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
     done = subprocess.run([*torchrun, str(home/'bad.py'), str(folder), ids[0]], capture_output=True, text=True,
                           timeout=120)
@@ -110,9 +110,10 @@ import sys
 from pathlib import Path
 from mirage_nb.recipes.segmentation import SegRecipe
 from mirage_nb.storage import read_json
-from mirage_nb.tasks import segmentation as seg
+from mirage_nb.tasks.protocol import train
+from mirage_nb.tasks.segmentation import SegmentationTask
 folder = Path(sys.argv[1])
-seg.train_seg(SegRecipe(**read_json(folder/'settings.json')), folder)
+train(SegmentationTask.from_settings(SegRecipe(**read_json(folder/'settings.json'))), folder)
 '''
 
 

@@ -7,12 +7,14 @@ from dataclasses import asdict
 
 import pytest
 
+from mirage_nb import records
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.launch import local as launch_local
 from mirage_nb.launch import worker as launch_worker
-from mirage_nb.recipes.segmentation import SegRecipe, seg_recipe
+from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.recipes.settings import override
 from mirage_nb.storage import write_json
+from mirage_nb.tasks import protocol as tasks_protocol
 
 OPTIONS = {'dataset': 'Phantom_OCT', 'head': 'convnext', 'size': 64, 'epochs': 3, 'batch_size': 4, 'drop_path': 0.2,
            'lr': 1e-4, 'precision': 'fp32', 'baselines': False}
@@ -46,8 +48,8 @@ def holder(home):
 def test_one_training_in_a_folder(home, holder, monkeypatch):
     "Another command is told who is there, and may train as soon as that process is gone, however it ended"
     trained = []
-    monkeypatch.setattr(launch_worker, '_PATIENCE', 0.)
-    monkeypatch.setitem(launch_worker.JOBS, 'seg_tune', (SegRecipe, lambda cfg, folder: trained.append(folder)))
+    monkeypatch.setattr(records, '_PATIENCE', 0.)
+    monkeypatch.setattr(tasks_protocol, '_fit', lambda task, folder: trained.append(folder))
     said = 'run is in use by process 7 on a node.*Wait until that ends, or end it'
     with pytest.raises(RuntimeError, match=said): launch_local.launch_training(settings(), home/'run')
     write_json(home/'run'/'settings.json', {'stage': 'seg_tune', 'settings': asdict(settings())})
@@ -65,7 +67,7 @@ def test_one_training_in_a_folder(home, holder, monkeypatch):
 def test_disk_without_locks(home, monkeypatch, caplog):
     def no_locks(*a): raise OSError(errno.ENOLCK, 'No locks available')
     monkeypatch.setattr(fcntl, 'lockf', no_locks)
-    with launch_worker.hold_folder(home/'run', 'training'): assert 'is on a disk without locks' in caplog.text
+    with records.hold_folder(home/'run', 'training'): assert 'is on a disk without locks' in caplog.text
 
 
 # ------------------------------------------------------------------ Slurm

@@ -8,9 +8,8 @@ from mirage_nb.data.manifest import read_manifest
 from mirage_nb.data.segmentation import collate
 from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.recipes.settings import override
-from mirage_nb.tasks.segmentation import _seg_fit_settings, _seg_step, build_seg, load_seg_data, seg_datasets
+from mirage_nb.tasks.segmentation import SegmentationTask
 from mirage_nb.train.loop import fit
-from mirage_nb.train.losses import seg_loss
 
 PARTS = {'encoder.encoder': 'blocks', 'encoder.input_adapters': 'entry', 'encoder.global_tokens': 'entry'}
 TRAINS = {'full': {'blocks', 'entry', 'head'}, 'embeddings': {'entry', 'head'}, 'probe': {'head'}}
@@ -30,17 +29,16 @@ def settings(**changed):
 @pytest.mark.parametrize('tune', TRAINS)
 @pytest.mark.parametrize('head', ['linear', 'convnext'])
 def test_what_changes(home, tune, head):
-    cfg, data = settings(tune=tune, head=head), load_seg_data(read_manifest('Phantom_OCT'))
-    model, _ = build_seg(cfg, len(data.classes))
+    task = SegmentationTask.from_settings(settings(tune=tune, head=head))
+    model = task.model
     before, modes = hashes(model), []
-    step = _seg_step(seg_loss(cfg.loss, [c.label for c in data.classes]), (64, 64))
 
     def watched(model, batch):
         modes.append(model.training)
-        return step(model, batch)
+        return task.step(model, batch)
 
-    fit(model, seg_datasets(data, cfg)['train'], watched, lambda *a: {'score': 0.}, lambda m: None, _seg_fit_settings(cfg),
-        home/'run', collate)
+    fit(model, task.sets['train'], watched, lambda *a: {'score': 0.}, lambda m: None, task.fit_settings, home/'run',
+        collate)
     after = hashes(model)
     changed = {k for k in before if before[k] != after[k]}
     assert {before[k][0] for k in changed} == TRAINS[tune]
@@ -52,11 +50,10 @@ def test_what_changes(home, tune, head):
 
 def test_frozen_encoder_is_the_same_every_time(home):
     "Drop path is off in a frozen encoder, though the model trains; blocks that are frozen as published still drop"
-    data = load_seg_data(read_manifest('Phantom_OCT'))
-    sample = seg_datasets(data, settings())['train'][0, 0]
+    sample = SegmentationTask.from_settings(settings()).sets['train'][0, 0]
     x = {'bscan': sample['bscan'][None]}
     for tune, same in (('probe', True), ('embeddings', False)):
-        model, _ = build_seg(settings(tune=tune), len(data.classes))
+        model = SegmentationTask.from_settings(settings(tune=tune)).model
         model.train()
         with torch.no_grad(): one, two = (model.encoder.encode(x, torch.tensor([key])) for key in (1, 12345))
         model.eval()

@@ -3,7 +3,8 @@ import pytest
 
 from mirage_nb.recipes.pretraining import MultiMAERecipe, pretrain_recipe
 from mirage_nb.recipes.settings import override
-from mirage_nb.tasks import pretrain as tasks_pretrain
+from mirage_nb.tasks.pretrain_mirage import MirageTask
+from mirage_nb.tasks.protocol import train
 
 OPTIONS = {'dataset': 'Phantom_OCT', 'size': 32, 'epochs': 2, 'batch_size': 4, 'precision': 'fp32', 'eval_every': 1,
            'checkpoint_every': 1, 'keep_last': 1}
@@ -13,7 +14,7 @@ def settings(**changed): return override(pretrain_recipe('pre_mirage_small', Mul
 
 
 @pytest.fixture
-def plain(home): return tasks_pretrain.train_pretrain(settings(), home/'plain')
+def plain(home): return train(MirageTask.from_settings(settings()), home/'plain')
 
 
 def test_visible_or_mask_ratio():

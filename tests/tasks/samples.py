@@ -1,9 +1,13 @@
-"A classification that is fast enough for a test"
+"A classification that is fast enough for a test, and what tests do with tasks"
 from dataclasses import replace
 
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.recipes.classification import cls_recipe
-from mirage_nb.tasks import classification as tasks_classification
+from mirage_nb.tasks.classification import ClassificationTask
+from mirage_nb.tasks.datasets import load_cls_data
+from mirage_nb.tasks.protocol import train
+from mirage_nb.tasks.segmentation import SegmentationTask
+from mirage_nb.train.devices import make_accelerator
 
 
 def settings(**changed):
@@ -13,4 +17,21 @@ def settings(**changed):
     return replace(cls_recipe('cls_small'), **plain | changed)
 
 
-def data(): return tasks_classification.load_cls_data(read_manifest('Phantom_OCT'))
+def data(): return load_cls_data(read_manifest('Phantom_OCT'))
+
+
+def train_cls(cfg, folder): return train(ClassificationTask.from_settings(cfg), folder)
+
+
+def train_seg(cfg, folder): return train(SegmentationTask.from_settings(cfg), folder)
+
+
+def score(cfg, folder, data=None):
+    "Scores of a trained model, read from its file"
+    return ClassificationTask.from_settings(cfg, data=data).test(folder)
+
+
+def validation_of(cfg, folder):
+    "Validation numbers of the kept model, read from its file"
+    task = ClassificationTask.from_settings(cfg)
+    return task.validate(task.classifier(folder).model, make_accelerator('fp32'))

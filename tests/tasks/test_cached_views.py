@@ -4,7 +4,7 @@ import pytest
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.recipes.settings import override
-from mirage_nb.tasks import segmentation as tasks_segmentation
+from tests.tasks.samples import train_seg
 
 
 def settings(**changed):
@@ -15,6 +15,6 @@ def settings(**changed):
 def test_kept_views_are_the_tokens_of_a_frozen_encoder(home, monkeypatch):
     "With as many views as epochs, keeping tokens changes nothing but the time"
     options = {'tune': 'probe', 'head': 'linear', 'precision': 'fp32'}
-    plain = tasks_segmentation.train_seg(settings(**options), home/'plain')
-    kept = tasks_segmentation.train_seg(settings(**options, cached_views=1), home/'kept')
+    plain = train_seg(settings(**options), home/'plain')
+    kept = train_seg(settings(**options, cached_views=1), home/'kept')
     for k in ('loss', 'valid_loss', 'mIoU'): assert kept[k].tolist() == pytest.approx(plain[k].tolist(), rel=1e-4)

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from mirage_nb.data import classification as data_classification
-from mirage_nb.data.manifest import read_manifest
 from mirage_nb.eval.classification import predict as classification_predict
 from mirage_nb.eval.classification.predictions import read_predictions
 from mirage_nb.launch import local as launch_local
@@ -20,11 +19,11 @@ from mirage_nb.models.heads import classification as heads_classification
 from mirage_nb.models.tuning import choose_training
 from mirage_nb.recipes.classification import cls_recipe
 from mirage_nb.tasks import classification as tasks_classification
-from mirage_nb.tasks import cross_dataset as tasks_cross_dataset
+from mirage_nb.tasks.classification import ClassificationTask
 from mirage_nb.train import selection as train_selection
 from mirage_nb.train.loop import _TIMES
 from mirage_nb.train.state import load_training_state
-from tests.tasks.samples import data, settings
+from tests.tasks.samples import data, score, settings, train_cls, validation_of
 
 
 def close(a, b, rel=0.):
@@ -80,17 +79,17 @@ def test_test_images_are_read_after_training(home, monkeypatch):
         return reading(self, i)
     monkeypatch.setattr(data_classification.ClsDataset, 'read', read)
     for changed in ({}, {'tune': 'probe', 'cached_views': 2}):
-        tasks_classification.train_cls(settings(epochs=1, **changed), home/f'{len(seen)}')
+        train_cls(settings(epochs=1, **changed), home/f'{len(seen)}')
     assert {s for s, _ in seen} == {'train', 'val'} and ('val', True) not in seen and ('train', True) in seen
     seen.clear()
-    tasks_cross_dataset.test_cls(settings(epochs=1), home/'0', data())
+    score(settings(epochs=1), home/'0', data())
     assert {s for s, _ in seen} == {'val', 'test'} and {a for _, a in seen} == {False}
 
 
 def test_kept_epoch_is_the_best_by_the_rule(home):
     cfg, folder = settings(epochs=6, min_delta=0.05), home/'run'
-    history = tasks_classification.train_cls(cfg, folder)
-    found = tasks_classification._validation_of(folder, data())
+    history = train_cls(cfg, folder)
+    found = validation_of(cfg, folder)
     best = tasks_classification.kept_row(history, cfg)
     assert found['bacc'] == pytest.approx(history.score[best])
     assert found['valid_loss'] == pytest.approx(history.valid_loss[best], rel=1e-4)
@@ -98,7 +97,7 @@ def test_kept_epoch_is_the_best_by_the_rule(home):
 
 def test_it_stops_when_nothing_gains(home):
     cfg = settings(tune='probe', cached_views=0, epochs=200, patience=3, patience_from=2, min_delta=0.5)
-    history = tasks_classification.train_cls(cfg, home/'run')
+    history = train_cls(cfg, home/'run')
     assert len(history) < 200
     gained = train_selection._follow_history(history.to_dict('records'), cfg.min_delta)[1] + 1
     assert len(history) - max(gained, 2) == 3
@@ -106,13 +105,13 @@ def test_it_stops_when_nothing_gains(home):
 
 def test_the_last_epoch_when_asked(home):
     cfg = settings(monitor='last', epochs=3)
-    history = tasks_classification.train_cls(cfg, home/'run')
-    assert tasks_classification._validation_of(home/'run', data())['valid_loss'] == pytest.approx(history.valid_loss[2], rel=1e-4)
+    history = train_cls(cfg, home/'run')
+    assert validation_of(cfg, home/'run')['valid_loss'] == pytest.approx(history.valid_loss[2], rel=1e-4)
 
 
 def test_shots_are_a_subset(home):
-    few = tasks_classification._cls_job(settings(shots=1, batch_size=None), home/'x')
-    assert few.data.splits['train'].label.nunique() == len(few.sets['train']) == 4 and few.settings.batch_size == 1
+    few = ClassificationTask.from_settings(settings(shots=1, batch_size=None))
+    assert few.data.splits['train'].label.nunique() == len(few.sets['train']) == 4 and few.fit_settings.batch_size == 1
     assert len(few.sets['val']) == 8
 
 
@@ -121,20 +120,17 @@ def test_shots_are_a_subset(home):
 @pytest.mark.parametrize('changed', [{}, {'tune': 'probe', 'cached_views': 2}, {'tune': 'lora'}, {'ema': 0.9}], ids=str)
 def test_interrupted_at_any_step(home, monkeypatch, changed):
     cfg = settings(**changed)
-    whole = tasks_classification.train_cls(cfg, home/'whole')
-    make, calls = tasks_classification._cls_step, []
-    def cut(*a):
-        step = make(*a)
-        def counted(model, batch):
-            calls.append(1)
-            if len(calls) in (2, 4): raise KeyboardInterrupt
-            return step(model, batch)
-        return counted
-    monkeypatch.setattr(tasks_classification, '_cls_step', cut)
+    whole = train_cls(cfg, home/'whole')
+    step, calls = ClassificationTask.step, []
+    def cut(self, model, batch):
+        calls.append(1)
+        if len(calls) in (2, 4): raise KeyboardInterrupt
+        return step(self, model, batch)
+    monkeypatch.setattr(ClassificationTask, 'step', cut)
     for _ in range(2):
-        with pytest.raises(KeyboardInterrupt): tasks_classification.train_cls(cfg, home/'cut')
+        with pytest.raises(KeyboardInterrupt): train_cls(cfg, home/'cut')
     assert load_training_state(home/'cut'/'state.pt')['progress']['step'] >= 0
-    close(tasks_classification.train_cls(cfg, home/'cut'), whole)
+    close(train_cls(cfg, home/'cut'), whole)
     same = [load_cls_model(home/k/'best.safetensors')[0].state_dict() for k in ('whole', 'cut')]
     assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in same), strict=True))
 
@@ -144,9 +140,10 @@ import sys
 from pathlib import Path
 from mirage_nb.recipes.classification import ClsRecipe
 from mirage_nb.storage import read_json
-from mirage_nb.tasks.classification import train_cls
+from mirage_nb.tasks.classification import ClassificationTask
+from mirage_nb.tasks.protocol import train
 folder = Path(sys.argv[1])
-train_cls(ClsRecipe(**read_json(folder/'settings.json')), folder)
+train(ClassificationTask.from_settings(ClsRecipe(**read_json(folder/'settings.json'))), folder)
 '''
 
 
@@ -162,13 +159,13 @@ def test_killed_process_goes_on(home):
         if (folder/'head.safetensors').exists() or child.poll() is not None: break
     child.send_signal(signal.SIGKILL)
     child.wait()
-    close(tasks_classification.train_cls(cfg, folder), tasks_classification.train_cls(cfg, home/'whole'))
+    close(train_cls(cfg, folder), train_cls(cfg, home/'whole'))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('changed', [{}, {'tune': 'probe', 'cached_views': 1}, {'mixup': 0.8, 'batch_size': 4}], ids=str)
 def test_two_processes_equal_one(home, changed):
-    one = tasks_classification.train_cls(settings(epochs=2, **changed), home/'one')
+    one = train_cls(settings(epochs=2, **changed), home/'one')
     (home/'two').mkdir()
     two = launch_local.launch_training(settings(epochs=2, processes=2, **changed), home/'two')
     close(two, one, rel=1e-4)
@@ -187,13 +184,13 @@ def test_a_frozen_encoder_sees_each_image_once(home, monkeypatch):
     keywords = {'name': 'mirage_tiny', 'n_classes': 2, 'size': [48, 48]}
     file = save_cls_model(cls_model(**keywords), home/'start.safetensors', keywords)
     cfg = replace(cfg, weights=str(file))
-    tasks_classification.train_cls(cfg, home/'a')
+    train_cls(cfg, home/'a')
     assert sum(seen) == 2*n['train'] + n['val']
     others = {'lr': 1e-2}, {'seed': 3}, {'pool': 'token_mix'}, {'label_smoothing': 0.}, {'epochs': 9}
     for i, changed in enumerate(others):
-        tasks_classification.train_cls(replace(cfg, **changed), home/f'b{i}')
+        train_cls(replace(cfg, **changed), home/f'b{i}')
     assert sum(seen) == 2*n['train'] + n['val'], 'it was asked again'
-    tasks_classification.train_cls(replace(cfg, size=32), home/'c')
+    train_cls(replace(cfg, size=32), home/'c')
     assert sum(seen) == 2*(2*n['train'] + n['val']), 'another size is another question'
 
 
@@ -201,15 +198,15 @@ def test_a_frozen_encoder_sees_each_image_once(home, monkeypatch):
 def test_a_tuned_file_is_tested_as_it_is(home, how):
     "With its last layer and no epochs: nothing is trained, and it says what it said"
     cfg = settings(epochs=2, **how)
-    rows = tasks_classification.train_cls(cfg, home/'run')
+    rows = train_cls(cfg, home/'run')
     file = home/'run'/'best.safetensors'
     again = replace(cfg, weights=str(file), keep_head=True, epochs=0, seed=5)
-    row = tasks_classification.train_cls(again, home/'again').iloc[0]
+    row = train_cls(again, home/'again').iloc[0]
     assert tasks_classification.kept_row(pd.DataFrame([row]), again) == 0 and row.epoch == 0
     assert row.score == pytest.approx(rows.score[tasks_classification.kept_row(rows, cfg)], abs=1e-6)
     one, two = (classification_predict.predict_cls(f, data().splits['test']) for f in (file, home/'again'/'best.safetensors'))
     pd.testing.assert_frame_equal(one, two)
-    assert tasks_classification.train_cls(replace(again, epochs=1), home/'on').loss.notna().all(), 'it can be trained on'
+    assert train_cls(replace(again, epochs=1), home/'on').loss.notna().all(), 'it can be trained on'
 
 
 @pytest.mark.parametrize(('changed', 'words'), [
@@ -225,16 +222,16 @@ def test_a_tuned_file_of_another_task_is_refused(home):
     keywords = {'name': 'mirage_tiny', 'n_classes': 2, 'size': [48, 48]}
     file = save_cls_model(model, home/'a.safetensors', keywords, classes=['AMD', 'CNV'])
     cfg = settings(weights=str(file), keep_head=True, epochs=0)
-    with pytest.raises(ValueError, match='was tuned for AMD, CNV; the classes here are '): tasks_classification.train_cls(cfg, home/'x')
+    with pytest.raises(ValueError, match='was tuned for AMD, CNV; the classes here are '): train_cls(cfg, home/'x')
     own = save_cls_model(model, home/'b.safetensors', {**keywords, 'pool': 'cls'}, classes=list(data().classes))
     with pytest.raises(ValueError, match="was tuned with pool 'cls', not 'global': take that"):
-        tasks_classification.train_cls(replace(cfg, weights=str(own)), home/'x')
+        train_cls(replace(cfg, weights=str(own)), home/'x')
 
 
 @pytest.mark.slow
 def test_a_file_is_tested_on_a_set_that_has_only_a_test(home, execute, monkeypatch):
     "31_cls_tune itself, without training and validation splits"
-    rows = tasks_classification.train_cls(settings(epochs=1), home/'run')
+    rows = train_cls(settings(epochs=1), home/'run')
     assert len(rows) == 1
     first = data()
     for p in first.splits['test'].itertuples():
@@ -256,10 +253,10 @@ def test_a_file_is_tested_on_a_set_that_has_only_a_test(home, execute, monkeypat
 
 def test_report_says_first_weights(home, caplog):
     with caplog.at_level('WARNING'):
-        assert tasks_classification.starting_weights(settings(tune='probe', cached_views=0, weights='random')) == 'first weights'
-        assert 'mirage_tiny has first weights, drawn at random, and tune=probe trains none' in caplog.text
+        assert tasks_classification.starting_weights(settings(tune='probe', cached_views=0, weights='random')) == 'random initialisation'
+        assert 'mirage_tiny has random weights, and tune=probe trains none' in caplog.text
         caplog.clear()
-        assert tasks_classification.starting_weights(settings()) == 'first weights'
+        assert tasks_classification.starting_weights(settings()) == 'random initialisation'
         assert tasks_classification.starting_weights(settings(weights='mirage_tiny', tune='probe', cached_views=0)) == 'mirage_tiny'
         assert not caplog.text
 
@@ -268,8 +265,8 @@ def test_report_says_first_weights(home, caplog):
 
 def test_predictions_follow_the_contract(home):
     cfg = settings(epochs=1)
-    tasks_classification.train_cls(cfg, home/'run')
-    scores = tasks_cross_dataset.test_cls(cfg, home/'run', data())
+    train_cls(cfg, home/'run')
+    scores = score(cfg, home/'run', data())
     pred = read_predictions(home/'run'/'predictions_test.csv')
     assert pred.classes == ('normal', 'DME', 'AMD', 'CSC')
     assert set(pred.table.patient) == set(data().splits['test'].patient)
@@ -287,18 +284,18 @@ def test_tested_on_another_set(home, phantoms):
         'test = "x"', '[labels]', 'table = "t.csv"', 'image = "{image}"', 'id = "id"', 'label = "dx"', 'split = "part"',
         'classes = ["NORMAL", "sick"]\n']))
     cfg = settings(epochs=1, test_dataset=str(other))
-    tasks_classification.train_cls(cfg, home/'run')
+    train_cls(cfg, home/'run')
     with pytest.raises(ValueError, match='nothing that the model says .* means sick'):
-        tasks_cross_dataset.test_cls(cfg, home/'run', data())
+        score(cfg, home/'run', data())
     with open(other/'manifest.toml', 'a') as f:
         f.write('[labels.class_maps.Phantom_OCT]\nnormal = "NORMAL"\nDME = "sick"\nAMD = "sick"\nCSC = "sick"\n')
-    scores = tasks_cross_dataset.test_cls(cfg, home/'run', data())
+    scores = score(cfg, home/'run', data())
     assert scores.pred.classes == ('NORMAL', 'sick') and len(scores.pred) == len(table)
-    own = tasks_cross_dataset.predict_split(home/'run'/'best.safetensors', read_manifest('Phantom_OCT'), data(), 'test')
+    own = ClassificationTask.from_settings(cfg).predict(home/'run', 'test')
     assert scores.pred.table['score:sick'].to_numpy() == pytest.approx(1 - own['score:normal'].to_numpy())
 
 
 def test_same_seed_same_numbers_another_seed_others(home):
-    a, b, c = (tasks_classification.train_cls(settings(epochs=2, seed=s), home/f'{k}') for k, s in enumerate((1, 1, 2)))
+    a, b, c = (train_cls(settings(epochs=2, seed=s), home/f'{k}') for k, s in enumerate((1, 1, 2)))
     close(a, b)
     assert a.loss.tolist() != c.loss.tolist()

@@ -12,12 +12,18 @@ from mirage_nb.eval.classification import predict as classification_predict
 from mirage_nb.eval.classification.predictions import check_predictions, read_predictions
 from mirage_nb.eval.classification.report import cls_reliability
 from mirage_nb.recipes.classification import ClsEval
-from mirage_nb.tasks import classification as tasks_classification
 from mirage_nb.tasks import cross_dataset as tasks_cross_dataset
+from mirage_nb.tasks.classification import ClassificationTask
+from mirage_nb.tasks.datasets import load_cls_data
 from mirage_nb.tasks.evaluate import load_eval_tables
-from tests.tasks.samples import data, settings
+from tests.tasks.samples import data, score, settings, train_cls
 
 CLASSES = ['normal', 'DME', 'AMD', 'CSC']
+
+
+def tested_on(cfg, data):
+    "Dataset that a model of some settings is tested on"
+    return ClassificationTask.from_settings(cfg, data=data).test_home[1]
 
 
 def write_set(folder, table, classes, more='', multi=False):
@@ -52,7 +58,7 @@ def other(folder, classes, ids=None, more=''):
 @pytest.fixture
 def tuned(home):
     "A finished training: its settings and folder"
-    tasks_classification.train_cls(settings(epochs=1), home/'run')
+    train_cls(settings(epochs=1), home/'run')
     return settings(epochs=1), home/'run'
 
 
@@ -65,12 +71,12 @@ def test_training_images_in_the_other_test(home, tuned):
                           'dx': rows.label})
     cfg = replace(tuned[0], test_dataset=write_set(home/'Copy', table, CLASSES))
     with pytest.raises(ValueError, match='3 test images are learnt from or chosen by: new0 of Copy is .*allow_leaks=T'):
-        tasks_cross_dataset.load_test_data(cfg, data())
+        tested_on(cfg, data())
     cfg = replace(cfg, allow_leaks=True)
-    with pytest.warns(UserWarning, match='3 test images are learnt from'): there = tasks_cross_dataset.load_test_data(cfg, data())
+    with pytest.warns(UserWarning, match='3 test images are learnt from'): there = tested_on(cfg, data())
     answers = tasks_cross_dataset.leak_table(data(), there).answer
     assert answers['images of training or validation in the test of Copy'].count('Phantom_OCT') == 3
-    scores = tasks_cross_dataset.test_cls(cfg, tuned[1], data(), there=there)
+    scores = score(cfg, tuned[1], data())
     assert (scores.left_out, len(scores.valid)) == (1, 7)
     assert cls_reliability(scores).answer['validation images left out, as they are tested'] == '1'
 
@@ -78,7 +84,7 @@ def test_training_images_in_the_other_test(home, tuned):
 def test_names_that_happen_to_be_equal(home, tuned):
     "Two sets that number their images alike share none"
     cfg = replace(tuned[0], test_dataset=other(home/'Else', CLASSES, list(data().splits['val'].id)))
-    scores = tasks_cross_dataset.test_cls(cfg, tuned[1], data())
+    scores = score(cfg, tuned[1], data())
     assert len(scores.valid) == 8 and not scores.left_out and scores.temperature
     tables = load_eval_tables(ClsEval(predictions=str(tuned[1]/'predictions_test.csv'), run='',
                                  valid_predictions=str(tuned[1]/'predictions_val.csv')))
@@ -94,9 +100,9 @@ def test_class_folders_that_count_anew(home):
             (home/'Anew'/split/c).mkdir(parents=True)
             for i in range(4): (home/'new'/f'{100*s + 10*k + i}.png').rename(home/'Anew'/split/c/f'{c}{i}.png')
     cfg = settings(dataset=str(home/'Anew'), epochs=1, allow_leaks=True)
-    own = tasks_classification.load_cls_data(read_manifest(cfg.dataset), cfg.allow_leaks)
-    tasks_classification.train_cls(cfg, home/'run')
-    scores = tasks_cross_dataset.test_cls(cfg, home/'run', own)
+    own = load_cls_data(read_manifest(cfg.dataset), cfg.allow_leaks)
+    train_cls(cfg, home/'run')
+    scores = score(cfg, home/'run', own)
     assert len(scores.valid) == 8 and not scores.left_out
 
 
@@ -104,10 +110,10 @@ def test_class_folders_that_count_anew(home):
 
 def test_order_and_case_change_nothing(home, tuned):
     cfg = replace(tuned[0], test_dataset=other(home/'Else', ['csc', 'AMD', 'dme', 'NORMAL']))
-    scores = tasks_cross_dataset.test_cls(cfg, tuned[1], data())
+    scores = score(cfg, tuned[1], data())
     assert set(scores.pred.classes) == set(scores.valid.classes) == {'csc', 'AMD', 'dme', 'NORMAL'}
     assert scores.temperature and len(scores.thresholds)
-    own = tasks_cross_dataset.predict_split(tuned[1]/'best.safetensors', read_manifest('Phantom_OCT'), data(), 'val')
+    own = ClassificationTask.from_settings(tuned[0]).predict(tuned[1], 'val')
     assert scores.valid.p[:, scores.pred.classes.index('csc')] == pytest.approx(own['score:CSC'].to_numpy())
     assert read_predictions(tuned[1]/'predictions_val.csv').classes == scores.valid.classes, '51 can read it'
 
@@ -115,7 +121,7 @@ def test_order_and_case_change_nothing(home, tuned):
 def test_classes_that_are_joined(home, tuned):
     maps = '[labels.class_maps.Phantom_OCT]\nnormal = "well"\nDME = "ill"\nAMD = "ill"'
     cfg = replace(tuned[0], test_dataset=other(home/'Else', ['ill', 'well'], more=maps))
-    scores = tasks_cross_dataset.test_cls(cfg, tuned[1], data())
+    scores = score(cfg, tuned[1], data())
     assert scores.temperature and set(scores.valid.table.label) == {'ill', 'well'}
     assert len(scores.valid) == (data().splits['val'].label != 'CSC').sum(), 'CSC means nothing there'
 
@@ -124,19 +130,19 @@ def test_a_name_with_another_meaning(home, tuned):
     "The set calls AMD what the model calls CSC: its labels stay its own"
     maps = '[labels.class_maps.Phantom_OCT]\nnormal = "normal"\nCSC = "AMD"\nAMD = "normal"'
     cfg = replace(tuned[0], test_dataset=other(home/'Else', ['normal', 'AMD'], more=maps))
-    scores = tasks_cross_dataset.test_cls(cfg, tuned[1], data())
+    scores = score(cfg, tuned[1], data())
     assert scores.pred.table.label.tolist() == ['normal', 'AMD']*4
 
 
 def test_why_there_is_no_calibration(home, tuned):
     cfg, table = tuned[0], data().table
     bare = replace(data(), table=table[table.split != 'val'])
-    scores = tasks_cross_dataset.test_cls(replace(cfg, monitor='last'), tuned[1], bare)
+    scores = score(replace(cfg, monitor='last'), tuned[1], bare)
     assert cls_reliability(scores).answer['temperature and thresholds'] == 'none: Phantom_OCT has no validation split'
     maps = '[labels.class_maps.Phantom_OCT]\nnormal = "well"\nDME = "ill"'
     cfg = replace(cfg, test_dataset=other(home/'Else', ['ill', 'well'], more=maps))
     short = replace(data(), table=table[(table.split != 'val') | table.label.isin(['normal', 'CSC'])])
-    scores = tasks_cross_dataset.test_cls(cfg, tuned[1], short)
+    scores = score(cfg, tuned[1], short)
     assert scores.valid is None and 'the truth of all 2 rows is well' in scores.no_valid
     assert not (tuned[1]/'predictions_val.csv').exists()
 
@@ -166,12 +172,12 @@ def test_several_labels_in_another_set(home, caplog):
     b = write_set(home/'B', pd.DataFrame(rows | labels_of(8, 'Edema', 'Effusion', 'Mass')),
                   ['Edema', 'Effusion', 'Mass'], maps, multi=True)
     cfg = settings(dataset=a, epochs=1, batch_size=4, test_dataset=b)
-    ours = tasks_classification.load_cls_data(read_manifest(a))
-    with caplog.at_level(logging.WARNING): there = tasks_cross_dataset.load_test_data(cfg, ours)
+    ours = load_cls_data(read_manifest(a))
+    with caplog.at_level(logging.WARNING): there = tested_on(cfg, ours)
     assert 'B: the model does not say Edema' in caplog.text
     assert tasks_cross_dataset.leak_table(ours, there).answer.iloc[-1] == 'Edema'
-    tasks_classification.train_cls(cfg, home/'run')
-    scores = tasks_cross_dataset.test_cls(cfg, home/'run', ours, there=there)
+    train_cls(cfg, home/'run')
+    scores = score(cfg, home/'run', ours)
     assert scores.pred.classes == ('Mass', 'Effusion', 'Hernia') and scores.undefined == {'Hernia': 'no label is known'}
     assert scores.pred.y[:, 1].tolist() == labels_of(8, 'x', 'y', 'z')['y'] and scores.temperature
     own = classification_predict.predict_cls(home/'run'/'best.safetensors', there.splits['test'])
@@ -193,7 +199,7 @@ def test_one_label_is_not_several(home):
     rows = {'id': ['a', 'b'], 'image': noise(home/'M', 2), 'part': 'test'}
     b = write_set(home/'M', pd.DataFrame(rows | labels_of(2, 'DME', 'AMD')), ['DME', 'AMD'], multi=True)
     with pytest.raises(ValueError, match='M has several labels an image and Phantom_OCT one'):
-        tasks_cross_dataset.load_test_data(settings(test_dataset=b), data())
+        tested_on(settings(test_dataset=b), data())
 
 
 # ------------------------------------------------------------------ no labels at all
@@ -201,7 +207,7 @@ def test_one_label_is_not_several(home):
 @pytest.mark.parametrize('changed', [{}, {'tune': 'probe', 'cached_views': 0}], ids=str)
 def test_images_without_labels(home, changed):
     "A table of id and image is enough for a prediction"
-    tasks_classification.train_cls(settings(epochs=1, **changed), home/'run')
+    train_cls(settings(epochs=1, **changed), home/'run')
     table = data().splits['test']
     said = classification_predict.predict_cls(home/'run'/'best.safetensors', table[['id', 'image']])
     labelled = classification_predict.predict_cls(home/'run'/'best.safetensors', table)

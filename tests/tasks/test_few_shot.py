@@ -10,8 +10,9 @@ from mirage_nb.data.audit import find_leaks
 from mirage_nb.data.classification import LabelledImages
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.recipes.classification import FewShot, cls_recipe
-from mirage_nb.tasks import classification as tasks_classification
-from mirage_nb.tasks.few_shot import _make_subset, learning_curve, run_subsets, subset_table
+from mirage_nb.tasks.classification import ClassificationTask
+from mirage_nb.tasks.few_shot import _make_subset, few_shot_recipe, learning_curve, run_subsets, subset_table
+from tests.tasks.samples import train_cls
 
 LABELS = '''task = "classification"
 layout = "table"
@@ -54,7 +55,7 @@ def test_missing_labels(home, protocol):
     cfg = FewShot(dataset=str(home/'Films'), protocol=protocol, shots=[2.], seeds=2, size=32, epochs=1,
                   precision='fp32')
     for _ in range(2):
-        results = {(k, s): t for k, s, t in run_subsets(cfg, tasks_classification.load_cls_data(manifest), home/'run')}
+        results = {(k, s): t for k, s, t in run_subsets(cfg, ClassificationTask.from_settings(few_shot_recipe(cfg)), home/'run')}
         assert len(results) == 2 and all(np.isnan(t.y).any() for t in results.values())
     curve = learning_curve(results, 50)
     assert np.isfinite(curve[['mean', 'low', 'high']].to_numpy()).all()
@@ -64,7 +65,7 @@ def test_missing_labels(home, protocol):
 def test_micro_batches_with_missing_labels(home, mixup):
     "The mean over known labels is that of the whole batch, however it is cut"
     several(home/'Films')
-    rows = [tasks_classification.train_cls(replace(cls_recipe('cls_small'), dataset=str(home/'Films'), tune='full', size=32, epochs=2,
+    rows = [train_cls(replace(cls_recipe('cls_small'), dataset=str(home/'Films'), tune='full', size=32, epochs=2,
                                   weights=None, precision='fp32', batch_size=8, mixup=mixup, accumulate=k),
                           home/f'{k}') for k in (1, 2)]
     np.testing.assert_allclose(*[r[['loss', 'valid_loss']].to_numpy() for r in rows], rtol=1e-4)

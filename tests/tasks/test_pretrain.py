@@ -29,7 +29,10 @@ from mirage_nb.records import _MACHINERY, start_run
 from mirage_nb.storage import read_json, write_json
 from mirage_nb.tasks import pretrain as tasks_pretrain
 from mirage_nb.tasks import pretrain_mirage as tasks_pretrain_mirage
+from mirage_nb.tasks.pretrain_mirage import MirageTask
+from mirage_nb.tasks.protocol import train
 from mirage_nb.train import loop as train_loop
+from mirage_nb.train.devices import make_accelerator
 
 OPTIONS = {'dataset': 'Phantom_OCT', 'size': 32, 'epochs': 2, 'batch_size': 4, 'precision': 'fp32', 'eval_every': 1,
            'checkpoint_every': 1, 'keep_last': 1}
@@ -39,8 +42,11 @@ STEPS = 2  # an epoch: 8 samples
 def settings(**changed): return override(pretrain_recipe('pre_mirage_small', MultiMAERecipe), **{**OPTIONS, **changed})
 
 
+def train_pretrain(cfg, folder): return train(MirageTask.from_settings(cfg), folder)
+
+
 @pytest.fixture
-def plain(home): return tasks_pretrain.train_pretrain(settings(), home/'plain')
+def plain(home): return train_pretrain(settings(), home/'plain')
 
 
 def numbers(history): return history.drop(columns=list(train_loop._TIMES))
@@ -65,23 +71,23 @@ def equal_runs(folder, other):
 
 @pytest.mark.parametrize('changed', [{'accumulate': 2}, {'workers': 2}, {'checkpointing': True}])
 def test_options_that_change_nothing(plain, home, changed):
-    other = tasks_pretrain.train_pretrain(settings(**changed), home/'other')
+    other = train_pretrain(settings(**changed), home/'other')
     close(other, plain, rel=1e-12 if 'workers' in changed else 1e-4)
 
 
 def test_bf16_is_near_fp32(plain, home):
-    half = tasks_pretrain.train_pretrain(settings(precision='bf16'), home/'half')
+    half = train_pretrain(settings(precision='bf16'), home/'half')
     close(half, plain, rel=0.05)
     assert half.loss.tolist() != plain.loss.tolist(), 'it was not bf16'
 
 
 @pytest.mark.slow
 def test_compiled_is_near_plain(plain, home):
-    close(tasks_pretrain.train_pretrain(settings(compile=True), home/'other'), plain, rel=1e-3)
+    close(train_pretrain(settings(compile=True), home/'other'), plain, rel=1e-3)
 
 
 def test_repeats_are_views_of_their_own(home):
-    history = tasks_pretrain.train_pretrain(settings(repeated_augmentation=2, epochs=1, warmup_epochs=0.), home/'run')
+    history = train_pretrain(settings(repeated_augmentation=2, epochs=1, warmup_epochs=0.), home/'run')
     assert len(history) == 1 and history.loss.notna().all()
     steps = train_loop._epoch_batches(8, tasks_pretrain.pretrain_settings(settings(repeated_augmentation=2)), 1)
     assert len(steps) == 2*STEPS and len({pair for s in steps for pair in s[0]}) == 16
@@ -148,9 +154,9 @@ def at(n, owner, name, act):
 
 
 PLANS = {  # in the middle of what the process dies
-    'the first look': lambda: at(1, tasks_pretrain, '_save_epoch_snapshot', lambda f, *a: die()),
+    'the first look': lambda: at(1, tasks_pretrain.PretrainTask, 'save_snapshot', lambda f, *a: die()),
     'a step': lambda: at(2, train_loop._Trainer, 'train_step', lambda f, *a: (f(*a), die())),
-    'a look': lambda: at(2, tasks_pretrain, '_save_epoch_snapshot', lambda f, *a: (f(*a), die())),
+    'a look': lambda: at(2, tasks_pretrain.PretrainTask, 'save_snapshot', lambda f, *a: (f(*a), die())),
     'a checkpoint, the older one not yet gone': lambda: at(2, tasks_pretrain, 'save_pretrain_model',
                                                            lambda f, *a, **k: (f(*a, **k), die())),
     'the end': lambda: at(1, tasks_pretrain, 'export_encoder', lambda f, *a: die())}
@@ -162,7 +168,7 @@ def work(folder, data, plan='', **changed):
     fit = tasks_pretrain.pretrain_settings
     tasks_pretrain.pretrain_settings = lambda cfg: replace(fit(cfg), save_every=0.)
     if plan: PLANS[plan]()
-    tasks_pretrain.train_pretrain(settings(**changed), folder)
+    train_pretrain(settings(**changed), folder)
 
 
 @pytest.mark.slow
@@ -239,7 +245,7 @@ def test_same_seed_same_numbers_whatever_the_hash_seed(home):
 
 @pytest.mark.parametrize('names', [['bscan'], ['slo', 'bscanlayermap']])
 def test_any_modalities(home, names):
-    history = tasks_pretrain.train_pretrain(settings(epochs=1, warmup_epochs=0., modalities=names), home/'run')
+    history = train_pretrain(settings(epochs=1, warmup_epochs=0., modalities=names), home/'run')
     assert {k for k in history if k.startswith('loss_')} == {f'loss_{k}' for k in names}
 
 
@@ -296,8 +302,8 @@ def own_folder(phantoms, to, *splits):
 def looked_at(folder, **changed):
     "Task of a folder, and the numbers of a first look"
     cfg = settings(dataset=str(folder), **changed)
-    task = tasks_pretrain.pretrain_task(cfg)
-    return task, tasks_pretrain._save_epoch_snapshot(task, task.model.eval(), torch.device('cpu'), folder.parent/'look', 0)
+    task = MirageTask.from_settings(cfg)
+    return task, task.save_snapshot(task.model.eval(), make_accelerator('fp32'), folder.parent/'look', 0)
 
 
 def test_part_of_a_folder_is_held_out(home, phantoms):
@@ -305,7 +311,7 @@ def test_part_of_a_folder_is_held_out(home, phantoms):
     task, seen = looked_at(folder)
     assert len(task.shown) == 2 and len(task.train) == 6 and not set(task.shown.ids) & set(task.train.ids)
     assert len({i[:5] for i in task.shown.ids}) == 1, 'slices of one volume in both'
-    assert {'valid_loss', 'valid_slo'} <= set(seen) and 'held out' in task.sources
+    assert {'valid_loss', 'valid_slo'} <= set(seen) and 'held out' in task.hashes
     task, seen = looked_at(folder, val_fraction=0.)
     assert task.shown is task.train and 'seen_loss' in seen and not [k for k in seen if 'valid' in k]
     write_table(folder/'labels.csv', [(i, 'one', 'ill') for i in task.train.ids], 'id,patient,label')
@@ -320,7 +326,7 @@ def test_splits_of_a_folder(home, phantoms, packed):
         folder = home/'packed'
     shutil.copy(phantoms/'Phantom_OCT'/'labels.csv', folder)
     task, seen = looked_at(folder)
-    assert (len(task.train), len(task.shown)) == (8, 8) and set(task.sources) == {'data train', 'data val', 'labels'}
+    assert (len(task.train), len(task.shown)) == (8, 8) and set(task.hashes) == {'data train', 'data val', 'labels'}
     assert 'valid_loss' in seen and 0 <= seen['probe'] <= 1
     shutil.copytree(folder/'train', home/'both')
     shutil.copytree(folder/'val', home/'both'/'val')
@@ -349,7 +355,7 @@ def test_imperfect_labels_stop_nothing(home, phantoms, case, caplog):
     write_table(folder/'labels.csv', rows, 'id,label' if len(rows[0]) == 2 else 'id')
     task, seen = looked_at(folder)
     assert ('probe' in seen) == (not why) and why in caplog.text and task.shown.ids == before.shown.ids
-    assert (task.sources == before.sources) == (task.labels is None), 'other labels are another run'
+    assert (task.hashes == before.hashes) == (task.labels is None), 'other labels are another run'
 
 
 # ------------------------------------------------------------------ samples that are wholly visible
@@ -358,7 +364,7 @@ PARTLY = {'batch_size': 8, 'mask_ratio': 0.5, 'uniform_modalities': True}
 
 
 @pytest.fixture
-def partly(home): return tasks_pretrain.train_pretrain(settings(**PARTLY), home/'partly')
+def partly(home): return train_pretrain(settings(**PARTLY), home/'partly')
 
 
 def same_training(home, other, name):
@@ -369,10 +375,10 @@ def same_training(home, other, name):
 
 @pytest.mark.parametrize('accumulate', [2, 4])
 def test_micro_batches_with_visible_samples(partly, home, accumulate):
-    task = tasks_pretrain.pretrain_task(settings(**PARTLY))
+    task = MirageTask.from_settings(settings(**PARTLY))
     counts = [task.counts(task.views(task.collate([task.train[0, i] for i in range(k, k + 4)]))) for k in (0, 4)]
     assert counts[0] != counts[1], 'these micro-batches weigh the same'
-    same_training(home, tasks_pretrain.train_pretrain(settings(**PARTLY, accumulate=accumulate), home/'other'), 'other')
+    same_training(home, train_pretrain(settings(**PARTLY, accumulate=accumulate), home/'other'), 'other')
 
 
 @pytest.mark.slow
@@ -385,12 +391,12 @@ def test_two_processes_with_visible_samples(partly, home, strategy):
 # ------------------------------------------------------------------ what is predicted, and in which units
 
 def test_normalised_patches_do_not_show_the_truth(home):
-    tasks_pretrain.train_pretrain(settings(epochs=1, warmup_epochs=0., norm_pix=True), home/'run')
+    train_pretrain(settings(epochs=1, warmup_epochs=0., norm_pix=True), home/'run')
     seen = read_snapshot_images(home/'run')[1]
     assert 'normalised.slo' in seen and 'cross.slo' not in seen and 'cross.bscanlayermap' in seen
     ready = load_model(home/'run'/'model.safetensors')
     assert ready.norm_pix and 'slo' not in ready.reconstruct({'bscan': torch.rand(1, 32, 32)})
-    task = tasks_pretrain.pretrain_task(settings(norm_pix=True))
+    task = MirageTask.from_settings(settings(norm_pix=True))
     batch = task.plain(task.collate([task.shown[0, 0]]))
     x = {k: batch[k] for k in task.keywords['modalities']}
     drawn = [tasks_pretrain_mirage._mirage_snapshot(task.model.eval(), {**x, 'slo': s}, torch.tensor([1]), ['bscan', 'slo'])
@@ -402,7 +408,7 @@ def test_normalised_patches_do_not_show_the_truth(home):
                                      {'outputs': ['bscanlayermap'], 'loss_on': 'all'}])
 def test_outputs_are_chosen(home, changed):
     cfg = settings(epochs=1, warmup_epochs=0., **changed)
-    history = tasks_pretrain.train_pretrain(cfg, home/'run')
+    history = train_pretrain(cfg, home/'run')
     assert {k for k in history if k.startswith('loss_')} == {f'loss_{k}' for k in cfg.outputs}
     drawn = load_model(home/'run'/'model.safetensors').reconstruct({'bscan': torch.rand(1, 32, 32)})
     assert set(drawn) == set(cfg.outputs) and drawn['bscanlayermap'].shape == (1, 8, 8)
@@ -415,20 +421,20 @@ def test_outputs_are_chosen(home, changed):
 
 def test_loss_on_all_pixels(home):
     cfg = settings(**PARTLY)
-    some, every = (tasks_pretrain.pretrain_task(override(cfg, loss_on=k)) for k in ('hidden', 'all'))
+    some, every = (MirageTask.from_settings(override(cfg, loss_on=k)) for k in ('hidden', 'all'))
     batch = some.plain(some.collate([some.train[0, i] for i in range(4)]))
-    a, b = (t.losses(some.model.eval(), batch) for t in (some, every))
+    a, b = (t.step(some.model.eval(), batch) for t in (some, every))
     made, _ = some.model({k: batch[k] for k in a}, batch['key'])
     assert b['slo'].item() == pytest.approx((made['slo'] - batch['slo']).square().mean().item(), rel=1e-5)
     assert a['slo'].item() != b['slo'].item() and every.counts(batch)['slo'] == 4
     for wrong, words in (({'loss_on': 'some'}, "no loss_on 'some'"), ({'outputs': []}, 'outputs takes 1 value or more')):
         with pytest.raises(ValueError, match=words): settings(**wrong)
-    with pytest.raises(KeyError, match="no modality 'oct'"): tasks_pretrain.pretrain_task(settings(outputs=['oct']))
+    with pytest.raises(KeyError, match="no modality 'oct'"): MirageTask.from_settings(settings(outputs=['oct'])).keywords
 
 
 def test_three_modalities_from_an_encoder_of_one(home):
-    tasks_pretrain.train_pretrain(settings(epochs=1, warmup_epochs=0., modalities=['bscan']), home/'one')
-    task = tasks_pretrain.pretrain_task(settings(weights=str(home/'one'/'encoder.safetensors')))
+    train_pretrain(settings(epochs=1, warmup_epochs=0., modalities=['bscan']), home/'one')
+    task = MirageTask.from_settings(settings(weights=str(home/'one'/'encoder.safetensors')))
     new = {'.'.join(k.split('.')[:2]) for k in task.loaded.new}
     assert {k for k in new if k.startswith('input')} == {'input_adapters.slo', 'input_adapters.bscanlayermap'}
     assert not [k for k in task.loaded.new if k.startswith('encoder.')]
@@ -436,7 +442,7 @@ def test_three_modalities_from_an_encoder_of_one(home):
 
 def test_classes_of_the_data(home, phantoms):
     pack(folder_pairs(phantoms/'Phantom_OCT'/'train', classes={'bscanlayermap': 20}), home/'packed', quiet=True)
-    task = tasks_pretrain.pretrain_task(settings(dataset=str(home/'packed')))
+    task = MirageTask.from_settings(settings(dataset=str(home/'packed')))
     assert task.keywords['classes'] == task.encoder['classes'] == 20
     assert task.model.output_adapters['bscanlayermap'].modality.classes == 20
 

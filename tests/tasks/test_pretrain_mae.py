@@ -14,6 +14,8 @@ from mirage_nb.recipes.settings import override
 from mirage_nb.storage import write_json
 from mirage_nb.tasks import pretrain as tasks_pretrain
 from mirage_nb.tasks import pretrain_mae as tasks_pretrain_mae
+from mirage_nb.tasks.pretrain_mae import MAETask
+from mirage_nb.tasks.protocol import train
 from mirage_nb.train.loop import _epoch_batches
 
 
@@ -37,7 +39,7 @@ def settings(folder, **changed):
 def test_repeats_are_views_of_one_picture(home, repeats):
     "A batch of b views holds b/repeats pictures, and an epoch each picture `repeats` times, under keys of their own"
     cfg = settings(pictures(home/'films'), repeated_augmentation=repeats, batch_size=8)
-    task, seen = tasks_pretrain_mae.mae_task(cfg), []
+    task, seen = MAETask.from_settings(cfg), []
     for step in _epoch_batches(len(task.train), tasks_pretrain.pretrain_settings(cfg), 3):
         batch = task.collate([task.train[k] for k in step[0]])
         assert len(batch['id']) == 8 and len(set(batch['id'])) == 8//repeats
@@ -56,11 +58,11 @@ def test_part_of_the_hidden_patches_is_predicted(home):
         with pytest.raises(ValueError, match=words): tasks_pretrain_mae._mae_keywords(override(cfg, **wrong))
     for other in ('mirage_tiny', 'mae_vit_smal_patch16'):
         with pytest.raises(KeyError, match=f"no model for this pre-training '{other}'"):
-            tasks_pretrain.pretrain_task(override(cfg, model=other))
+            MAETask.from_settings(override(cfg, model=other))
 
 
 def test_an_epoch_is_drawn_once(home, monkeypatch):
-    task, drawn = tasks_pretrain_mae.mae_task(settings(pictures(home/'films'), repeated_augmentation=4)), []
+    task, drawn = MAETask.from_settings(settings(pictures(home/'films'), repeated_augmentation=4)), []
     real = data_image_sets._permutation_slice
     monkeypatch.setattr(data_image_sets, '_permutation_slice', lambda *a: drawn.append(a) or real(*a))
     for view in range(4): task.collate([task.train[4 + view, i] for i in range(8)])
@@ -157,14 +159,14 @@ def test_new_pictures_are_seen(data):
 def test_a_model_knows_its_numbers(data):
     "What reads the model later shifts and scales as the training did"
     write_json(pictures(data/'scans', 4)/'INFO.json', {'mean': [.5, .4, .3], 'std': [.2, .2, .1]})
-    tasks_pretrain.train_pretrain(settings('scans', epochs=1, batch_size=4), data/'run')
+    train(MAETask.from_settings(settings('scans', epochs=1, batch_size=4)), data/'run')
     for file in ('model', 'encoder'):
         ready = load_model(data/'run'/f'{file}.safetensors')
         assert ready.mean.flatten().tolist() == pytest.approx([.5, .4, .3])
         assert ready.std.flatten().tolist() == pytest.approx([.2, .2, .1])
     pictures(data/'others', 2, seed=1)
     mixture = settings('scans,others')
-    assert 'mean' not in tasks_pretrain._model_metadata(mixture, tasks_pretrain_mae.mae_task(mixture), 1)
+    assert 'mean' not in MAETask.from_settings(mixture).metadata(1)
 
 
 @pytest.mark.parametrize(('epochs', 'warmup'), [(1, .5), (40, 20.), (800, 40.)])

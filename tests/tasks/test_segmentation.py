@@ -18,7 +18,10 @@ from mirage_nb.eval.segmentation import predict
 from mirage_nb.models import checkpoints
 from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.recipes.settings import override
+from mirage_nb.tasks import protocol as tasks_protocol
 from mirage_nb.tasks import segmentation as tasks_segmentation
+from mirage_nb.tasks.protocol import train
+from mirage_nb.tasks.segmentation import SegmentationTask
 from mirage_nb.train import loop as train_loop
 from mirage_nb.train import state as train_state
 
@@ -32,8 +35,9 @@ def settings(**changed): return override(seg_recipe(read_manifest('Phantom_OCT')
 
 def tune(folder, **changed):
     "What the notebook does: train, then predict and score the test split"
-    tasks_segmentation.train_seg(settings(**changed), folder)
-    tasks_segmentation.test_seg(folder, tasks_segmentation.load_seg_data(read_manifest('Phantom_OCT')))
+    task = SegmentationTask.from_settings(settings(**changed))
+    train(task, folder)
+    task.test(folder)
 
 
 def save_each_step(): tasks_segmentation._seg_fit_settings = lambda cfg, f=tasks_segmentation._seg_fit_settings: replace(f(cfg), save_every=0.)
@@ -76,7 +80,7 @@ PLANS = {  # in the middle of what the process dies
     'a validation': lambda: at(2, tasks_segmentation, 'validate_seg', lambda f, *a, **k: die()),
     'the best model': lambda: at(1, checkpoints, 'save_file', lambda f, s, p, m: half(p, lambda q: f(s, q, m))),
     'an epoch after the best model': lambda: at(1, tasks_segmentation, 'save_seg_model', lambda f, *a, **k: (f(*a, **k), die())),
-    'an end, the history written': lambda: at(1, tasks_segmentation, 'write_atomic', lambda f, *a: (f(*a), die())),
+    'an end, the history written': lambda: at(1, tasks_protocol, 'save_table', lambda f, *a: (f(*a), die())),
     'a prediction': lambda: at(3, predict, 'write_mask', lambda f, *a: die()),
     'a prediction, written but not noted': lambda: at(6, predict, 'write_mask', lambda f, *a: (f(*a), die()))}
 
@@ -217,17 +221,12 @@ def test_interrupt_keeps_the_last_step(home):
 def test_loss_that_is_no_number(whole, home, monkeypatch):
     folder, bad = home/'run', []
 
-    def step(f, model, batch):
+    def step(f, task, model, batch):
         bad.extend(batch['id'])
-        return f(model, batch)*float('nan')
-
-    def seg_step(*a, f=tasks_segmentation._seg_step):
-        fake = type('Fake', (), {'step': staticmethod(f(*a))})
-        at(7, fake, 'step', step)
-        return lambda model, batch: fake.step(model, batch)
+        return f(task, model, batch)*float('nan')
 
     with monkeypatch.context() as m, pytest.raises(FloatingPointError) as e:
-        m.setattr(tasks_segmentation, '_seg_step', seg_step)
+        at_in(m, 7, SegmentationTask, 'step', step)
         tune(folder)
     assert 'loss is nan at epoch 2, step 3' in str(e.value) and all(k in str(e.value) for k in bad) and bad
     assert str(folder/'state.pt') in str(e.value)

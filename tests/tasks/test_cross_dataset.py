@@ -21,7 +21,7 @@ from tests.tasks.samples import data, score, settings, train_cls
 CLASSES = ['normal', 'DME', 'AMD', 'CSC']
 
 
-def tested_on(cfg, data):
+def other_images(cfg, data):
     "Dataset that a model of some settings is tested on"
     return ClassificationTask.from_settings(cfg, data=data).test_home[1]
 
@@ -71,9 +71,9 @@ def test_training_images_in_the_other_test(home, tuned):
                           'dx': rows.label})
     cfg = replace(tuned[0], test_dataset=write_set(home/'Copy', table, CLASSES))
     with pytest.raises(ValueError, match='3 test images are learnt from or chosen by: new0 of Copy is .*allow_leaks=T'):
-        tested_on(cfg, data())
+        other_images(cfg, data())
     cfg = replace(cfg, allow_leaks=True)
-    with pytest.warns(UserWarning, match='3 test images are learnt from'): there = tested_on(cfg, data())
+    with pytest.warns(UserWarning, match='3 test images are learnt from'): there = other_images(cfg, data())
     answers = tasks_cross_dataset.leak_table(data(), there).answer
     assert answers['images of training or validation in the test of Copy'].count('Phantom_OCT') == 3
     scores = score(cfg, tuned[1], data())
@@ -173,7 +173,7 @@ def test_several_labels_in_another_set(home, caplog):
                   ['Edema', 'Effusion', 'Mass'], maps, multi=True)
     cfg = settings(dataset=a, epochs=1, batch_size=4, test_dataset=b)
     ours = load_cls_data(read_manifest(a))
-    with caplog.at_level(logging.WARNING): there = tested_on(cfg, ours)
+    with caplog.at_level(logging.WARNING): there = other_images(cfg, ours)
     assert 'B: the model does not say Edema' in caplog.text
     assert tasks_cross_dataset.leak_table(ours, there).answer.iloc[-1] == 'Edema'
     train_cls(cfg, home/'run')
@@ -199,7 +199,7 @@ def test_one_label_is_not_several(home):
     rows = {'id': ['a', 'b'], 'image': noise(home/'M', 2), 'part': 'test'}
     b = write_set(home/'M', pd.DataFrame(rows | labels_of(2, 'DME', 'AMD')), ['DME', 'AMD'], multi=True)
     with pytest.raises(ValueError, match='M has several labels an image and Phantom_OCT one'):
-        tested_on(settings(test_dataset=b), data())
+        other_images(settings(test_dataset=b), data())
 
 
 # ------------------------------------------------------------------ no labels at all

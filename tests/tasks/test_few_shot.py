@@ -51,7 +51,7 @@ def plain_set():
 @pytest.mark.parametrize('protocol', ['splits', 'pool'])
 def test_missing_labels(home, protocol):
     "An empty label is left out of the scores, it does not end the experiment; a second call reads what is there"
-    manifest = several(home/'Films')
+    several(home/'Films')
     cfg = FewShot(dataset=str(home/'Films'), protocol=protocol, shots=[2.], seeds=2, size=32, epochs=1,
                   precision='fp32')
     for _ in range(2):

@@ -1,5 +1,8 @@
 "The pages of the documentation as data: their blocks, their commands, and how to run them"
 import ast
+import contextlib
+import importlib
+import io
 import re
 import shlex
 from dataclasses import dataclass
@@ -99,6 +102,15 @@ def execute(notebook, parameters, monkeypatch, folder, until=None):
         if 'parameters' in c.metadata.get('tags', []): space |= parameters
         if until and until in c.source: break
     return space
+
+
+def run_module(command, root):
+    "Run another command of the package in this process, as python -m would: the exit code is 0"
+    _, _, module, *words = shlex.split(command)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        code = importlib.import_module(module)._main(placed(words, root))
+    assert code == 0, out.getvalue()
 
 
 def assigned(notebook):

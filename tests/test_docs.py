@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -14,10 +13,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from modules_page import modules_page
-from pages import PAGES, ROOT, RUNNER, assigned, block, blocks_of, commands_of, execute, name_of, placed, words_of
+from pages import (
+    PAGES,
+    ROOT,
+    RUNNER,
+    assigned,
+    block,
+    blocks_of,
+    commands_of,
+    execute,
+    name_of,
+    placed,
+    run_module,
+    words_of,
+)
 from PIL import Image
 
-from mirage_nb.data import packed
 from mirage_nb.phantoms.cxr import make_phantom_cxr
 from mirage_nb.phantoms.oct import make_phantom_oct
 from mirage_nb.phantoms.uwf import make_phantom_uwf
@@ -126,11 +137,10 @@ def run_command(command, root, monkeypatch):
     "Run one command in this process"
     if m := re.fullmatch(r'export (\w+)=(\S+)', command):
         monkeypatch.setenv(m[1], m[2].replace('/data', str(root), 1))
-    elif command.startswith('python -m mirage_nb.data.packed '):
-        with contextlib.redirect_stdout(io.StringIO()):
-            assert packed._main(placed(shlex.split(command)[3:], root)) == 0
+    elif not command.startswith(RUNNER):
+        assert command.startswith('python -m mirage_nb.'), 'a command that this test does not know: see NOT_RUN'
+        run_module(command, root)
     else:
-        assert command.startswith(RUNNER), 'a command that this test does not know: see NOT_RUN'
         notebook, parameters = words_of(command)
         stage = notebook.stem[3:]
         given = {k: encoder_of(parameters) if v == 'ENCODER' else placed(v, root) for k, v in parameters.items()}

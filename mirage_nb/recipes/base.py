@@ -20,9 +20,9 @@ class Training(Options):
     _last: ClassVar[tuple[str, ...]] = ('clip', 'accumulate', 'precision', 'seed', 'workers', 'processes')
 
     dataset: str = ''              # a manifest's name, a folder in MIRAGE_DATA, or the path of a manifest or folder
-    recipe: str = ''               # name of the published settings that the other options start from
+    recipe: str = ''               # published settings to start from
     model: str = ''                # name of an encoder, as models.zoo lists them
-    weights: str|None = None      # checkpoint file, or a shipped encoder; None or 'random': random initialisation
+    weights: str|None = None      # checkpoint file, or a shipped encoder; 'random': random initialisation
     epochs: Whole = 200            # passes over the training data
     final_lr: NotNegative = 0.     # last learning rate
     warmup_epochs: NotNegative = 1. # epochs of linear warm-up from 0
@@ -38,8 +38,12 @@ class Training(Options):
 @options
 class FineTuning(Training):
     "Options that segmentation and classification have."
+    recipe: str = ''               # published settings to start from; not given: those that the manifest names
     size: Size = 512               # rows and columns of the model's input, pixels; one number for a square
     patch: Count|None = None       # side of a patch, pixels; None: the model's
+    tune: str = 'full'             # which weights train
+    last_blocks: Count = 1         # with tune 'last', how many blocks train
+    lora_rank: Count = 8           # with tune 'lora', rank of the added matrices
     lr: Positive = 1e-4            # highest learning rate
     layer_decay: NotNegative = 1.  # factor of the learning rate from a layer to the one below
     drop_path: BelowOne = 0.       # rate of stochastic depth in the encoder's last block

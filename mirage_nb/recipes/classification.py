@@ -56,9 +56,7 @@ class ClsRecipe(FineTuning):
     pool: str = 'global'                # 'global' (mean of patches), 'cls' (global or class token), 'token_mix' (both)
     # 'probe' (only the linear layer), 'full', 'last' (some blocks) or 'lora'
     tune: Literal['probe', 'full', 'last', 'lora'] = 'probe'
-    last_blocks: Count = 1              # with tune 'last', how many blocks train
-    lora_rank: Count = 8                # with tune 'lora', rank of the added matrices
-    # with tune 'probe', cached augmented views; 0: the image as it is; -1: a new view each epoch
+    # with tune 'probe', cached augmented views; 0: the image as it is; -1: always new
     cached_views: Annotated[int, Field(ge=-1)] = 8
     shots: NotNegative = 0.             # training images of each class, or, below 1, their fraction; 0: all
     epochs: Whole = 1000                # passes over the training split, at most; 0, with keep_head: only test
@@ -136,7 +134,7 @@ class FewShot(Options):
     "Options of 32_few_shot; what is None is as in the recipe."
     dataset: str = 'Phantom_OCT'    # a manifest's name, a folder in MIRAGE_DATA, or the path of a manifest or folder
     recipe: str = 'cls_small'       # name of a classification recipe: what is trained on each subset
-    # what is tested: the test split ('splits'), all other patients ('pool') or all other images ('published')
+    # tested: the test split ('splits'), all other patients ('pool') or all other images ('published')
     protocol: Literal['splits', 'pool', 'published'] = 'splits'
     # a list of sizes: images of each class, or, below 1, their fraction
     shots: _Shots = field(default_factory=lambda: [1., 4.])

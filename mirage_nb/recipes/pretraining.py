@@ -58,12 +58,12 @@ class MultiMAERecipe(PretrainRecipe):
     _either: ClassVar[Mapping[str, tuple[str, Any]]] = {
         'visible_tokens': ('mask_ratio', None), 'mask_ratio': ('visible_tokens', 0)}
 
-    recipe: str = 'pre_mirage'
+    recipe: str = 'pre_mirage'        # 'pre_mirage' (published) or 'pre_mirage_small' (for a laptop)
     model: str = 'mirage_base'
     modalities: _Names|None = None    # modalities to learn from, as ['bscan', 'slo']; None: all there are
     outputs: _Names|None = None       # modalities to predict; None: those it learns from
     visible_tokens: Whole = 98        # tokens of a sample that are shown; 0: as mask_ratio says
-    alpha: float = 1.                 # of the Dirichlet distribution of each modality's share of the visible tokens
+    alpha: float = 1.                 # of the Dirichlet distribution that shares visible tokens among modalities
     uniform_modalities: bool = False  # draw first which modalities are shown
     loss_on: Literal['hidden', 'all'] = 'hidden' # tokens that the loss counts, 'hidden' or 'all'
     val_fraction: BelowOne = 0.05     # fraction held out where the dataset has no validation split; 0: none
@@ -78,7 +78,7 @@ class MultiMAERecipe(PretrainRecipe):
 @options
 class MAERecipe(PretrainRecipe):
     "Options of a pre-training on images of one kind; the defaults are those of He et al. (2022, arXiv 2111.06377)."
-    recipe: str = 'pre_mae_small'
+    recipe: str = 'pre_mae_small'       # 'medical_mae_vit_s', 'medical_mae_vit_b', 'medical_mae_cnn' or 'uspec_vit_l'
     model: str = 'mae_vit_base_patch16'
     dataset: str = ''                   # a dataset, or the path of a folder of images; several with commas between
     mask_ratio: _Share = 0.75           # share of the patches that is hidden

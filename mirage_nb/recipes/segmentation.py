@@ -19,10 +19,8 @@ class SegRecipe(FineTuning):
     model: str = 'mirage_base'
     head: str = 'convnext'          # network that turns tokens into a mask: 'linear', 'convnext', 'segmenter' or 'dpt'
     loss: str = 'CEGDice'           # 'CE', 'CE-ignore-bg' or 'CEGDice', cross-entropy with generalised Dice
-    # 'full', 'embeddings' (not the blocks, as published), 'probe' (only the head), 'last' (some blocks) or 'lora'
+    # 'full', 'embeddings' (no blocks), 'probe' (the head), 'last' (some blocks) or 'lora'
     tune: Literal['full', 'embeddings', 'probe', 'last', 'lora'] = 'full'
-    last_blocks: Count = 1          # with tune 'last', how many blocks train
-    lora_rank: Count = 8            # with tune 'lora', rank of the added matrices
     cached_views: Whole = 0         # with tune 'probe', augmented views of an image, kept as tokens; 0: none
     epochs: Count = 200
     batch_size: Count = 4           # images a step, of all processes together

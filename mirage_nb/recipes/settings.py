@@ -277,8 +277,10 @@ def list_options(
 )->list[str]:
     "List options in the order of a report: subject, those of this job alone, shared ones, machine."
     names = [f.name for f in fields(kind)]
-    own = [k for c in kind.__mro__ if is_dataclass(c) for k in inspect.get_annotations(c) if k in names]
-    inner = [k for k in dict.fromkeys(own) if k not in (*kind._first, *kind._last)]
+    home: dict[str, int] = {}
+    for i, c in enumerate(kind.__mro__):
+        home |= dict.fromkeys(inspect.get_annotations(c), i)  # at last the class that declares it first
+    inner = sorted((k for k in names if k not in (*kind._first, *kind._last)), key=home.__getitem__)
     return [k for k in (*kind._first, *inner, *kind._last) if k in names]
 
 

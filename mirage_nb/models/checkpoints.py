@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .encoder import Encoder
 from .positions import resize_positions, resize_row
 from .tensors import infer_architecture, rename_tensors
 from ..storage import hash_file, write_atomic
@@ -146,7 +147,7 @@ class LoadReport:
 
 # %% ../../nbs/models/70_checkpoints.ipynb #bef67481
 _HEADS_AND_DECODERS = ('output_adapters.', 'head.', 'norm.', 'fc_norm.', 'decoder_', 'mask_token', 'model.decoder.',
-                      'model.segmentation_head.')
+                      'model.segmentation_head.', 'net.norm.', 'net.fc_norm.')
 
 
 def _usually_new(
@@ -169,7 +170,7 @@ def load_weights(
     "Load what fits; refuse a checkpoint of another model"
     ckpt = checkpoint if isinstance(checkpoint, Checkpoint) else read_checkpoint(checkpoint)
     own = model.state_dict()
-    state = rename_tensors(ckpt.state, own)
+    state = model.own_names(ckpt.state) if isinstance(model, Encoder) else rename_tensors(ckpt.state, own)
     allowed = tuple(_usually_new(state, own) if may_be_new is None else may_be_new)
     fit, resized = {}, []
     for k, v in own.items():
@@ -181,11 +182,19 @@ def load_weights(
     done = {own[k].data_ptr() for k in fit}  # a module may stand under two names
     new = [k for k, v in own.items() if k not in fit and v.data_ptr() not in done]
     unused = [k for k in state if k not in own]
-    more = [k for k in unused if re.match(r'(blocks|encoder)\.\d+\.|register_tokens$', k)]
+    more = [k for k in unused if re.match(r'(blocks|encoder)\.\d+\.|register_tokens$', k) or _in_blocks(model, k)]
     wrong = [k for k in new if not k.startswith(allowed)] + more
     if wrong or not fit: raise ValueError(_misfit_message(own, state, ckpt, wrong, unused))
     model.load_state_dict(fit, strict=False)
     return LoadReport(list(fit), resized, new, [k for k in new if k in state], unused, ckpt.path, ckpt.sha256)
+
+
+def _in_blocks(
+    model:nn.Module,
+    name:str         # of a tensor
+)->bool:
+    "Whether a weight belongs into the blocks of an encoder"
+    return isinstance(model, Encoder) and name.endswith(('.weight', '.bias')) and 0 < model.layer_of(name) <= model.depth
 
 
 def _misfit_message(

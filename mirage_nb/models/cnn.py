@@ -56,21 +56,9 @@ class CnnEncoder(Encoder):
         stage = re.match(r'(?:features\.)?(?:layer|denseblock|transition)(\d)\.', name)
         return int(stage[1]) if stage else self.depth + (not name.startswith('features.norm5.'))
 
-    def train(self, mode:bool=True)->'CnnEncoder':
-        "Training mode, but for what is frozen"
-        super().train(mode)
-        for layer in self.modules():
-            if isinstance(layer, nn.BatchNorm2d) and not layer.weight.requires_grad: layer.eval()
-        return self
-
     def encoder_state(self)->dict[str, Tensor]: # by name
         "Tensors of the encoder"
         return self.state_dict()
-
-    def freeze(self, how:str)->None:
-        "Choose which weights of the encoder train"
-        super().freeze(how)
-        self.train(self.training)
 
     def maps(self,
         x:Mapping[str, Tensor],   # {'image': (b, 3, h, w)}, normalised as for the weights

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..core import unknown
 from .layers import drop_path_scale, linear_rates, run_blocks
+from .tensors import rename_tensors
 
 # %% ../../nbs/models/12_encoder.ipynb #f94f5840
 class Encoded(NamedTuple):
@@ -76,6 +77,14 @@ class Encoder(nn.Module):
             inside = 0 < self.layer_of(name) <= self.depth
             if inside or name.startswith((*self.entry, *self.tail)):
                 p.requires_grad_(how == 'full' or how == 'embeddings' and not inside)
+        self.train(self.training)
+
+    def train(self, mode:bool=True)->'Encoder':
+        "Set training mode, but for batch norms that are frozen: their running statistics must not change"
+        super().train(mode)
+        for layer in self.modules():
+            if isinstance(layer, nn.BatchNorm2d) and not layer.weight.requires_grad: layer.eval()
+        return self
 
     def limit_drop_path(self,
         first:int # layer, as `layer_of` counts
@@ -87,6 +96,12 @@ class Encoder(nn.Module):
         "Collect the tensors of the encoder, without what a model carries besides"
         own = (*self.entry, *self.tail, self.tower + '.')
         return {k: v for k, v in self.state_dict().items() if k.startswith(own)}
+
+    def own_names(self,
+        state:Mapping[str, Tensor] # of a file, under published names or ours
+    )->dict[str, Tensor]:          # under the encoder's names, where it has such tensors
+        "Give the tensors of a checkpoint the names that this encoder has for them"
+        return rename_tensors(state, self.state_dict())
 
     def gradient(self)->torch.set_grad_enabled: # a context: gradients as outside of it, none if the encoder is frozen
         "Decide whether gradients are kept inside the encoder"

@@ -26,6 +26,7 @@ from .mirage import Modality, MultiViT
 from .mirage_mae import MultiMAE
 from .positions import token_grid
 from .tensors import infer_architecture
+from .timm_encoder import PREFIX, timm_record, timm_weights
 from .vit import ViT
 
 # %% ../../nbs/models/85_zoo.ipynb #70fd681f
@@ -115,9 +116,10 @@ ENCODERS = {record.name: record for record in (
 
 
 def encoder_record(
-    name:str # as 'mirage_base'
+    name:str # as 'mirage_base', or any network of timm, as 'timm:convnext_tiny.fb_in22k'
 )->EncoderRecord:
     "Find the record of a named encoder"
+    if name.startswith(PREFIX): return timm_record(name)
     if name not in ENCODERS: raise KeyError(unknown('model', name, ENCODERS))
     return ENCODERS[name]
 
@@ -271,8 +273,12 @@ def load_model(
 
 # %% ../../nbs/models/85_zoo.ipynb #5d81c302
 def weights_file(
-    weights:str|Path|None # a checkpoint file, the name of an encoder, or 'random'
+    weights:str|Path|None, # a checkpoint file, the name of an encoder, 'random', or 'timm' for those of timm's hub
+    model:str=''           # name of the encoder that they are for, which 'timm' needs
 )->Path|None:             # None: random initialisation
     "File of weights to start from, if there is one"
     if weights is None or weights == 'random': return None
+    if weights == 'timm':
+        if not model.startswith(PREFIX): raise ValueError(f"weights=timm is for a model of timm, as 'timm:NAME', not for {model!r}")
+        return timm_weights(model)
     return _shipped_weights(str(weights)) if str(weights) in ENCODERS else Path(weights).expanduser()

@@ -101,13 +101,14 @@ def _class_positions(
 # %% ../../nbs/models/92_classification.ipynb #cc9c3e20
 def start_classifier(
     model:ClsModel,       # changed in place
-    weights:str|Path|None, # checkpoint file in any published form, or a shipped name; None: first weights
+    weights:str|Path|Checkpoint|None, # in any published form, or a shipped name; None: random initialisation
     keep_head:Sequence[str]=() # classes whose last layer the file has to have, and is taken too; empty: it is new
 )->LoadReport|None:       # what was loaded; None without weights
     "Start a classifier from pre-trained weights"
-    file = weights_file(weights, getattr(model.encoder, 'name', ''))
+    model_name = getattr(model.encoder, 'name', '')
+    file = weights if isinstance(weights, Checkpoint) else weights_file(weights, model_name)
     if file is None: return None
-    ckpt = read_checkpoint(file)
+    ckpt = file if isinstance(file, Checkpoint) else read_checkpoint(file)
     report = load_weights(model.encoder, encoder_part(ckpt))
     own = _published_norm(model)  # of the encoder, and the classifier's
     if f'{own}.weight' in report.loaded and model.where == 'pooled':

@@ -77,11 +77,13 @@ def seg_model(
     size:Sequence[int]|None=None, # rows and columns of the images, pixels; None: those of pre-training
     patch:int|None=None,      # side of a patch, pixels; None: that of pre-training
     drop_path:float=0.,       # rate of the encoder's last block in training, 0 to below 1
+    head_options:Mapping[str, Any]|None=None, # keywords of the head; None: those of the encoder's record
     **options:Any             # of the encoder: registers, layer_scale and what else its record names
 )->SegModel:                  # with random weights
     "Build a segmentation model by the name of its encoder"
     encoder = build_encoder(name, size=size and list(size), patch=patch, drop_path=drop_path, **options)
-    return SegModel(encoder, n_classes, head, encoder_record(name).head_options.get(head))
+    if head_options is None: head_options = encoder_record(name).head_options.get(head)
+    return SegModel(encoder, n_classes, head, head_options)
 
 # %% ../../nbs/models/90_segmentation.ipynb #02cccd63
 def save_seg_model(

@@ -87,6 +87,6 @@ def random_probe_settings(
     asked = replace(cfg, weights=None, keep_head=False, tune='probe', cached_views=max(cfg.cached_views, 0),
                     epochs=cfg.epochs or 1, mixup=0., ema=0., processes=1, accumulate=1, test_dataset='')
     if cfg.tune == 'probe' and cfg.epochs:
-        return replace(asked, seed=cfg.seed + 1) if weights_file(cfg.weights) is None else asked  # else it is the same
+        return replace(asked, seed=cfg.seed + 1) if weights_file(cfg.weights, cfg.model) is None else asked  # else it is the same
     own = cls_recipe('cls_small' if cfg.recipe.startswith('cls_small') else 'cls_probe_mirage')
     return replace(asked, **{k: getattr(own, k) for k in _OF_PROBES})

@@ -163,7 +163,7 @@ class _ClsParts:
     @cached_property
     def checkpoint(self)->Checkpoint|None:
         "Read the weights to start from."
-        file = weights_file(self.settings.weights)
+        file = weights_file(self.settings.weights, self.settings.model)
         return read_checkpoint(file) if file else None
 
     @cached_property
@@ -380,7 +380,7 @@ def starting_weights(
     cfg:ClsRecipe
 )->str: # as 'random initialisation' or 'MIRAGE-Base.pth'
     "Name what a training starts from; warn if an encoder that is not pre-trained is kept as it is."
-    if weights_file(cfg.weights): return Path(str(cfg.weights)).name
+    if weights_file(cfg.weights, cfg.model): return Path(str(cfg.weights)).name
     if cfg.tune == 'probe': log.warning(
         '%s has random weights, and tune=probe trains none of them: this measures a random encoder. '
         'weights=FILE starts from published weights; tune=full trains the encoder too', cfg.model)

@@ -88,7 +88,7 @@ class _SegParts:
     @cached_property
     def checkpoint(self)->Checkpoint|None:
         "Read the weights to start from."
-        file = weights_file(self.settings.weights)
+        file = weights_file(self.settings.weights, self.settings.model)
         return read_checkpoint(file) if file else None
 
     @cached_property

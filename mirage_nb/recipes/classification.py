@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from .base import FineTuning, find_recipe, name_recipes
+from .base import FineTuningRecipe, find_recipe, name_recipes
 from mirage_nb.recipes.settings import (
     BelowOne,
     Count,
+    Fraction,
     NotNegative,
     Options,
     Positive,
@@ -48,7 +49,7 @@ def _cls_conflicts(
 
 # %% ../../nbs/recipes/30_classification.ipynb #afa7e777
 @options
-class ClsRecipe(FineTuning):
+class ClsRecipe(FineTuningRecipe):
     "Options of fine-tuning for classification; the defaults are MIRAGE's linear probe (Morano et al. 2025)."
     recipe: str = 'cls_probe_mirage'
     model: str = 'mirage_base'
@@ -79,8 +80,8 @@ class ClsRecipe(FineTuning):
     patience_from: Whole = 20           # epoch from which these are counted
     norm: str = ''                      # 'imagenet', 'nih' or 'uwf', where the manifest states none; '': the encoder's
     augmentation: str = 'oct'           # augmentation of training images: 'oct', 'photo' or 'none'
-    eval_crop: float = 1.               # evaluation: central part of the image; 1: all of it, resized
-    crop_scale_min: float = 0.08        # augmentation 'photo': smallest part of the area that a crop takes
+    eval_crop: Fraction = 1.            # evaluation: central part of the image; 1: all of it, resized
+    crop_scale_min: Fraction = 0.08     # augmentation 'photo': smallest part of the area that a crop takes
     rand_augment: str = ''              # augmentation 'photo': RandAugment, as 'rand-m9-mstd0.5-inc1'; '': none
     random_erasing: BelowOne = 0.       # augmentation 'photo': probability to erase a box
     test_dataset: str = ''              # dataset to test on instead, by the class map of its manifest
@@ -142,12 +143,12 @@ class FewShot(Options):
     model: str|None = None          # name of an encoder, as models.zoo lists them
     weights: str|None = None        # checkpoint file or name of a shipped encoder; 'random': random initialisation
     pool: str|None = None           # 'global', 'cls' or 'token_mix'
-    tune: str|None = None           # 'probe', 'full', 'last' or 'lora'
+    tune: Literal['probe', 'full', 'last', 'lora']|None = None # 'probe', 'full', 'last' or 'lora'
     size: Size|None = None          # rows and columns of the model's input, pixels
     epochs: Count|None = None       # passes over the subset, at most
     lr: Positive|None = None        # highest learning rate
     precision: Precision = 'auto'   # 'fp32', 'bf16', 'fp16', or 'auto': what the device computes fast
-    resamples: int = 2000           # bootstrap resamples of the intervals
+    resamples: Count = 2000         # bootstrap resamples of the intervals
     seed: int = 0                   # seed of the first subset
 
 # %% ../../nbs/recipes/30_classification.ipynb #5c1e0a51

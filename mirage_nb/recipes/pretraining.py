@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import Field
 
 from ..core import unknown
-from .base import Training, find_recipe, name_recipes
+from .base import TrainingRecipe, find_recipe, name_recipes
 from .settings import BelowOne, Count, Fraction, NotNegative, Positive, Whole, options, tuples_too
 
 # %% ../../nbs/recipes/40_pretraining.ipynb #4b1d7e02
@@ -22,9 +22,9 @@ _Pair = Annotated[list[float], tuples_too, Field(min_length=2, max_length=2)]
 
 
 @options
-class PretrainRecipe(Training):
+class PretrainRecipe(TrainingRecipe):
     "Options that all pre-trainings have."
-    _last: ClassVar[tuple[str, ...]] = (*Training._last, 'checkpointing', 'compile', 'nodes', 'slurm', 'strategy')
+    _last: ClassVar[tuple[str, ...]] = (*TrainingRecipe._last, 'checkpointing', 'compile', 'nodes', 'slurm', 'strategy')
 
     dataset: str = ''               # a dataset, or the path of a folder, a packed set or a CSV file
     size: Count|None = None         # side of an image, pixels; None: the model's
@@ -46,7 +46,7 @@ class PretrainRecipe(Training):
     processes: Count = 1            # training processes on each machine, as many as GPUs
     nodes: Count = 1                # machines
     slurm: str = ''                 # partition of Slurm to train in; 'local': submitit on this machine; '': here
-    strategy: str = 'ddp'           # several processes: 'ddp' copies the model to each, 'fsdp' shards it
+    strategy: Literal['ddp', 'fsdp'] = 'ddp' # several processes: 'ddp' copies the model to each, 'fsdp' shards it
 
 # %% ../../nbs/recipes/40_pretraining.ipynb #4b1d7e0b
 _Names = Annotated[list[str], tuples_too, Field(min_length=1)]
@@ -63,7 +63,7 @@ class MultiMAERecipe(PretrainRecipe):
     modalities: _Names|None = None    # modalities to learn from, as ['bscan', 'slo']; None: all there are
     outputs: _Names|None = None       # modalities to predict; None: those it learns from
     visible_tokens: Whole = 98        # tokens of a sample that are shown; 0: as mask_ratio says
-    alpha: float = 1.                 # of the Dirichlet distribution that shares visible tokens among modalities
+    alpha: Positive = 1.              # of the Dirichlet distribution that shares visible tokens among modalities
     uniform_modalities: bool = False  # draw first which modalities are shown
     loss_on: Literal['hidden', 'all'] = 'hidden' # tokens that the loss counts, 'hidden' or 'all'
     val_fraction: BelowOne = 0.05     # fraction held out where the dataset has no validation split; 0: none

@@ -8,12 +8,12 @@ __all__ = ['SegRecipe', 'seg_recipe', 'SegEval', 'SegPredict']
 # %% ../../nbs/recipes/20_segmentation.ipynb #98d62cf7
 from typing import Literal
 
-from .base import FineTuning, find_recipe, name_recipes
+from .base import FineTuningRecipe, find_recipe, name_recipes
 from .settings import BelowOne, Count, NotNegative, Options, Positive, Size, Whole, options
 
 # %% ../../nbs/recipes/20_segmentation.ipynb #f6eb8b42
 @options
-class SegRecipe(FineTuning):
+class SegRecipe(FineTuningRecipe):
     "Options of fine-tuning for segmentation; the defaults are MIRAGE's (Morano et al. 2025, npj Digital Medicine 8)."
     recipe: str = 'seg_200e_convnext'
     model: str = 'mirage_base'
@@ -50,7 +50,7 @@ class SegEval(Options):
     tuned_on: str = 'Phantom_OCT' # dataset whose newest finished run is taken, unless run names one
     run: str = ''                 # folder of a finished 30_seg_tune
     dataset: str = ''             # dataset to evaluate on; '': the one that the model was fine-tuned on
-    split: str = 'test'           # 'train', 'val' or 'test'
+    split: Literal['train', 'val', 'test'] = 'test' # 'train', 'val' or 'test'
     predictions: str = ''         # folder of predictions to score, made by any program, instead of a model's
     seed: int = 0                 # seed of the bootstrap
 

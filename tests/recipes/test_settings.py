@@ -7,7 +7,7 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 
-from mirage_nb.recipes.base import Training
+from mirage_nb.recipes.base import TrainingRecipe
 from mirage_nb.recipes.classification import _CLS_RECIPES, _TUNED_BY, ClsEval, ClsRecipe, FewShot, cls_recipe
 from mirage_nb.recipes.pretraining import _PRETRAIN_RECIPES, MAERecipe, MultiMAERecipe, pretrain_recipe
 from mirage_nb.recipes.segmentation import _SEG_RECIPES, SegEval, SegPredict, SegRecipe
@@ -48,7 +48,7 @@ def test_every_option_has_a_meaning_and_a_place(kind):
 
 @pytest.mark.parametrize('kind', [SegRecipe, ClsRecipe, MultiMAERecipe, MAERecipe], ids=lambda k: k.__name__)
 def test_trainings_share_their_options(kind):
-    shared = [f.name for f in fields(Training)]
+    shared = [f.name for f in fields(TrainingRecipe)]
     assert [f.name for f in fields(kind)][:len(shared)] == shared
     for wrong, text in (({'seed': 1.5}, 'seed takes int, got 1.5 (float)'),
                         ({'workers': -1}, 'workers is 0 or more, not -1'),

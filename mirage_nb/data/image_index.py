@@ -6,32 +6,29 @@
 __all__ = ['ImageIndex', 'index_images']
 
 # %% ../../nbs/data/94_image_index.ipynb #3d136ec8
-from typing import NamedTuple
-import struct
-from .formats import read_mha_header
-from pathlib import Path
-from PIL import Image
-import os
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
-from tqdm import tqdm
 import json
-from collections.abc import Sequence
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
 import numpy as np
-from dataclasses import field
 import pandas as pd
-from ..storage import write_atomic
+from PIL import Image
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from safetensors import safe_open
-from safetensors import SafetensorError
+from tqdm import tqdm
+
+from ..core import log, runs_dir
 from .audit import hash_content
 from .files import IMAGE_SUFFIXES
 from .folders import scan_folder
-from ..core import runs_dir
-from ..storage import hash_value
-from ..core import log
+from .formats import read_mha_header
+from ..storage import hash_value, write_atomic
 
 # %% ../../nbs/data/94_image_index.ipynb #061a54f4
 _HEAD = 4096  # bytes that are read and hashed

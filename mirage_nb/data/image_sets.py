@@ -6,24 +6,22 @@
 __all__ = ['ImageDataset', 'collate_images', 'MixedDataset']
 
 # %% ../../nbs/data/95_image_sets.ipynb #a80c586b
-from torch.utils.data import Dataset
+from collections.abc import Callable, Mapping
 from typing import Any
-import pandas as pd
-from .image_index import ImageIndex
-from .normalization import Norm
+
 import numpy as np
-from collections.abc import Callable
-from torch import Tensor
-from .normalization import find_norm
+import pandas as pd
 import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..core import unknown
 from .cache import ImageCache
 from .files import read_image
-from ..randomness import sample_key
+from .image_index import ImageIndex
+from .normalization import Norm, find_norm
 from .segmentation import collate
-from collections.abc import Mapping
-from ..core import unknown
-from ..randomness import keyed_generator
-
+from ..randomness import keyed_generator, sample_key
 
 # %% ../../nbs/data/95_image_sets.ipynb #24e95aed
 class ImageDataset(Dataset[dict[str, Any]]):
@@ -84,7 +82,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         epoch, i = index if isinstance(index, tuple) else (0, index)
         return self.sample(i, self.id(i), sample_key(self.seed, int(epoch), self.id(i)))
 
-
+# %% ../../nbs/data/95_image_sets.ipynb #23eb6845
 def collate_images(
     samples:list[dict[str, Any]] # of `ImageDataset` or `MixedDataset`
 )->dict[str, Any]:               # image: (b, 3, h, w), or a list of (3, h, w) where sizes differ; the rest stacked

@@ -7,13 +7,14 @@ __all__ = ['read_mask', 'write_mask']
 
 # %% ../../nbs/data/20_masks.ipynb #743df4f9
 from collections.abc import Sequence
-from .manifest import ClassInfo
-import numpy as np
 from pathlib import Path
-from .files import MASK_SUFFIXES
-from .files import read_image
-from ..storage import write_atomic
+
+import numpy as np
 from PIL import Image
+
+from .files import MASK_SUFFIXES, read_image
+from .manifest import ClassInfo
+from ..storage import write_atomic
 
 # %% ../../nbs/data/20_masks.ipynb #59404dca
 _NO_CLASS = 255  # marks grey values that no class has; a mask can have 255 classes
@@ -21,7 +22,7 @@ _NO_CLASS = 255  # marks grey values that no class has; a mask can have 255 clas
 
 def _class_lut(
     classes:Sequence[ClassInfo]
-)->np.ndarray: # (256,) uint8, index of the class, or NO_CLASS
+)->np.ndarray: # (256,) uint8, index of the class, or _NO_CLASS
     "Make a look-up table from grey value to class index."
     lut = np.full(256, _NO_CLASS, np.uint8)
     for c in classes: lut[c.value] = c.index
@@ -45,7 +46,7 @@ def _to_classes(
 
 # %% ../../nbs/data/20_masks.ipynb #05911150
 def read_mask(
-    path:str|Path,               # an image file of MASKS
+    path:str|Path,               # a file that ends in one of MASK_SUFFIXES
     classes:Sequence[ClassInfo]  # as `classes_of` gives
 )->np.ndarray:                   # (h, w) uint8 class indices
     "Read the class indices of a mask file."

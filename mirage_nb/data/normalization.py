@@ -7,8 +7,10 @@ __all__ = ['NORMS', 'Norm', 'find_norm', 'normalise_images']
 
 # %% ../../nbs/data/60_normalization.ipynb #e7e81503
 from typing import NamedTuple
-from ..core import IMAGENET_NORM, unknown
+
 from torch import Tensor
+
+from ..core import IMAGENET_NORM, unknown
 
 # %% ../../nbs/data/60_normalization.ipynb #3091be7d
 class Norm(NamedTuple):

@@ -6,40 +6,28 @@
 __all__ = ['is_packed', 'is_partly_packed', 'pack', 'open_pairs', 'verify_packed']
 
 # %% ../../nbs/data/93_packed.ipynb #b88e1098
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from .files import ARRAY_SUFFIXES
-from .files import as_plane, read_image
+from typing import IO, Any
+
 import numpy as np
 from PIL import Image
-from .files import grey_values
-from .paired import FilePairs
-import os
-import hashlib
-from typing import Any
 from tqdm import tqdm
-from collections import Counter
-from .paired import first_of_many
-from typing import IO
-from collections.abc import Mapping
-from collections.abc import Callable
-from contextlib import ExitStack
-from collections.abc import Sequence
-from ..core import log
-from .paired import hash_pixels
-from ..storage import read_json
-from ..storage import write_json
-from ..storage import write_atomic
-import shutil
-from dataclasses import dataclass
+
+from ..core import log, unknown
 from .audit import hash_content
-from ..core import unknown
-from .paired import Pairs
-from .paired import table_pairs
-from .paired import folder_pairs
-import argparse
-from .paired import CLASS_COUNTS
-import sys
-import json
+from .files import ARRAY_SUFFIXES, as_plane, grey_values, read_image
+from .paired import CLASS_COUNTS, FilePairs, Pairs, first_of_many, folder_pairs, hash_pixels, table_pairs
+from ..storage import read_json, write_atomic, write_json
 
 # %% ../../nbs/data/93_packed.ipynb #eac1c57f
 _FORMAT, _VERSION = 'mirage_nb.packed', 1
@@ -217,7 +205,7 @@ def is_partly_packed(
     part = path.with_name(path.name + '.part') if path.name else path
     return (path/'plan.json').is_file() or part.is_dir() and not path.exists()
 
-
+# %% ../../nbs/data/93_packed.ipynb #39367d95
 def _resume_packing(
     pairs:FilePairs,
     part:Path,                 # that is being filled
@@ -412,7 +400,7 @@ def _parse_classes(
     name, _, n = text.partition('=')
     return name, int(n)
 
-
+# %% ../../nbs/data/93_packed.ipynb #84a561c8
 def _command_parser()->argparse.ArgumentParser:
     "Define the command line."
     p = argparse.ArgumentParser('python -m mirage_nb.data.packed', description='Pack paired images into one file for '

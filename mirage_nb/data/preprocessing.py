@@ -6,10 +6,10 @@
 __all__ = ['Size', 'eval_view', 'train_view']
 
 # %% ../../nbs/data/70_preprocessing.ipynb #27123e8a
-from torch import Tensor
-import torch.nn.functional as F
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 # %% ../../nbs/data/70_preprocessing.ipynb #b477a2b1
 Size = tuple[int, int]  # rows, columns

@@ -6,19 +6,17 @@
 __all__ = ['read_text_table', 'first_bad_line', 'read_list', 'table_rows', 'main_label']
 
 # %% ../../nbs/data/30_tables.ipynb #7bd992fc
-from pathlib import Path
-from collections.abc import Iterable
-import pandas as pd
-import zlib
-from ..core import unknown
-import numpy as np
-from collections.abc import Mapping
-from .manifest import LabelFacts
-from .manifest import Manifest
-from .manifest import label_facts
-from .manifest import dataset_dir
-from typing import Any
 import warnings
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..core import unknown
+from .manifest import LabelFacts, Manifest, dataset_dir, label_facts
 
 # %% ../../nbs/data/30_tables.ipynb #a04108ae
 def read_text_table(
@@ -44,7 +42,7 @@ def first_bad_line(
     "Return the line of the first row that is wrong."
     return int(np.asarray(wrong.index)[int(wrong.to_numpy().argmax())])
 
-
+# %% ../../nbs/data/30_tables.ipynb #e117b543
 def read_list(
     path:str|Path, # a text file
     least:int,     # fields a line has at least

@@ -7,17 +7,17 @@ __all__ = ['CROPS', 'PairAugment', 'check_chance', 'draw_pairs', 'source_matrix'
            'augment_pairs']
 
 # %% ../../../nbs/data/augment/10_affine.ipynb #942ae601
-from dataclasses import dataclass
-from typing import NamedTuple
-from torch import Tensor
-from collections.abc import Iterable
-from ...randomness import keyed_rand
-import torch
 import math
-from ..preprocessing import Size
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
 import torch.nn.functional as F
-from collections.abc import Mapping
-from typing import Any
+from torch import Tensor
+
+from ..preprocessing import Size
+from ...randomness import keyed_rand
 
 # %% ../../../nbs/data/augment/10_affine.ipynb #919b9704
 @dataclass(frozen=True)

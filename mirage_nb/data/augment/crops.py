@@ -6,22 +6,18 @@
 __all__ = ['CropAugment', 'crop_views']
 
 # %% ../../../nbs/data/augment/20_crops.ipynb #c69b1e7d
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from .affine import check_chance
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
-from collections.abc import Iterable
-from collections.abc import Sequence
+
+from .affine import CROPS, check_chance, image_parts, keys_of
 from ..preprocessing import Size
 from ...randomness import keyed_rand
-from .affine import CROPS
-import torch
-import math
-import torch.nn.functional as F
-from collections.abc import Mapping
-from typing import Any
-from .affine import image_parts
-from .affine import keys_of
 
 # %% ../../../nbs/data/augment/20_crops.ipynb #0a538920
 @dataclass(frozen=True)
@@ -38,7 +34,7 @@ class CropAugment:
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f'ratio of a crop goes from above 0 up, as (0.75, 1.33), not {self.ratio}')
 
-
+# %% ../../../nbs/data/augment/20_crops.ipynb #1e98ac66
 class _CropDraw(NamedTuple):
     "Hold the rectangle of each sample of a batch, on the CPU."
     box:Tensor  # (b, 4) int64: top, left, height, width

@@ -6,12 +6,12 @@
 __all__ = ['Mix', 'batch_partners', 'mix_batch']
 
 # %% ../../../nbs/data/augment/40_mix.ipynb #3d85cb8c
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from collections.abc import Iterable
-from torch import Tensor
-import torch
+
 import numpy as np
-from collections.abc import Sequence
+import torch
+from torch import Tensor
 
 # %% ../../../nbs/data/augment/40_mix.ipynb #43a44a8f
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Mix:
         for name in ('chance', 'switch'):
             if not 0 <= getattr(self, name) <= 1: raise ValueError(f'{name} is {getattr(self, name)}; it takes 0 to 1')
 
-
+# %% ../../../nbs/data/augment/40_mix.ipynb #85ade0db
 def _mix_weights(
     keys:Iterable[int],     # one a sample, of `sample_key`
     size:tuple[int, int],   # (h, w)
@@ -52,7 +52,7 @@ def _mix_weights(
         out.append(own)
     return torch.stack(out)
 
-
+# %% ../../../nbs/data/augment/40_mix.ipynb #5961a14a
 def batch_partners(
     b:int # samples of a batch
 )->Tensor: # (b,) the other of each pair; the last of an odd number takes the one before it

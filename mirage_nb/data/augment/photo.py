@@ -6,18 +6,18 @@
 __all__ = ['PhotoTrain', 'PhotoEval']
 
 # %% ../../../nbs/data/augment/30_photo.ipynb #ceb95000
-from contextlib import contextmanager
-from collections.abc import Iterator
 import random
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from PIL import Image
-from ..normalization import Norm
-import re
-from ..normalization import find_norm
 from timm.data import create_transform
 from torch import Tensor
-from ..normalization import normalise_images
+
+from ..normalization import Norm, find_norm, normalise_images
 
 # %% ../../../nbs/data/augment/30_photo.ipynb #d7971d6f
 @contextmanager

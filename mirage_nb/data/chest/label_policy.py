@@ -6,46 +6,48 @@
 __all__ = ['apply_policies']
 
 # %% ../../../nbs/data/chest/10_label_policy.ipynb #99e3081b
-from ..manifest import CHOICES
-import numpy as np
-from ...core import unknown
-import pandas as pd
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ...core import unknown
+from ..manifest import CHOICES
 from ..tables import first_bad_line
 
 # %% ../../../nbs/data/chest/10_label_policy.ipynb #3b7d23e9
 _POLICIES = CHOICES['policy']
-_SURE_ENOUGH = ('Edema', 'Atelectasis')  # where 'published' takes not sure for 1
-_values = {'': np.nan, '1': 1., '1.0': 1., '0': 0., '0.0': 0., '-1': -1., '-1.0': -1.}
+_UNCERTAIN_AS_ONE = ('Edema', 'Atelectasis')  # where 'published' takes uncertain for 1
+_VALUES = {'': np.nan, '1': 1., '1.0': 1., '0': 0., '0.0': 0., '-1': -1., '-1.0': -1.}
 
 
 def _apply_policy(
-    values:np.ndarray,          # (n,) 1, 0, -1 (not sure) or NaN (not mentioned)
+    values:np.ndarray,          # (n,) 1, 0, -1 (uncertain) or NaN (not mentioned)
     name:str,                   # of the label
-    policy:str='published',     # one of POLICIES
+    policy:str='published',     # one of _POLICIES
     unmentioned:str='zero'      # or 'ignore'
 )->np.ndarray:                  # (n,) 1, 0 or NaN
     "Apply a policy to labels that are uncertain or not mentioned."
     if policy not in _POLICIES: raise ValueError(unknown('policy', policy, _POLICIES))
     if unmentioned not in CHOICES['unmentioned']:
         raise ValueError(unknown('unmentioned', unmentioned, CHOICES['unmentioned']))
-    unsure = {'published': float(name in _SURE_ENOUGH), 'ones': 1., 'zeros': 0., 'ignore': np.nan}[policy]
+    unsure = {'published': float(name in _UNCERTAIN_AS_ONE), 'ones': 1., 'zeros': 0., 'ignore': np.nan}[policy]
     out = np.where(values == -1, unsure, values)
     return np.where(np.isnan(values), 0. if unmentioned == 'zero' else np.nan, out)
 
-
+# %% ../../../nbs/data/chest/10_label_policy.ipynb #e3c5307b
 def apply_policies(
     rows:pd.DataFrame,        # of `read_text_table`
     names:Sequence[str],      # of the labels, columns of the table
     path:str|Path,            # named in an error
-    policy:str='published',   # one of POLICIES
+    policy:str='published',   # one of _POLICIES
     unmentioned:str='zero'    # or 'ignore'
 )->pd.DataFrame:              # columns label:NAME, 1, 0 or NaN
     "Read the labels of a table of 1, 0, -1 or nothing, and apply the policies."
     out = {}
     for name in names:
-        values = rows[name].str.strip().map(_values)
+        values = rows[name].str.strip().map(_VALUES)
         strange = values.isna() & (rows[name].str.strip() != '')
         if strange.any():
             line = first_bad_line(strange)

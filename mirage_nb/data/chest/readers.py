@@ -6,25 +6,21 @@
 __all__ = ['read_chest', 'reader_options']
 
 # %% ../../../nbs/data/chest/30_readers.ipynb #b5a4e92e
-from collections.abc import Mapping
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-import pandas as pd
-from ..tables import read_list
-from .tables import chest_table
-import re
-from collections.abc import Sequence
-from ...core import unknown
-from ..tables import read_text_table
-from ..manifest import SPLITS
-from ..tables import first_bad_line
-from ..folders import list_images
-from .label_policy import apply_policies
+
 import numpy as np
-from collections.abc import Callable
-from .tables import read_labelled_table
-from ..manifest import LabelFacts
-import inspect
+import pandas as pd
+
+from ...core import unknown
+from .label_policy import apply_policies
+from .tables import chest_table, read_labelled_table
+from ..folders import list_images
+from ..manifest import SPLITS, LabelFacts
+from ..tables import first_bad_line, read_list, read_text_table
 
 # %% ../../../nbs/data/chest/30_readers.ipynb #4edb4ce9
 _NIH = ('Atelectasis', 'Cardiomegaly', 'Effusion', 'Infiltration', 'Mass', 'Nodule', 'Pneumonia', 'Pneumothorax',

@@ -6,21 +6,20 @@
 __all__ = ['chest_table', 'read_labelled_table']
 
 # %% ../../../nbs/data/chest/20_tables.ipynb #054a401f
-import pandas as pd
-from pathlib import Path
-from collections.abc import Mapping
-from ..manifest import CHOICES
-from ...core import unknown
-import numpy as np
 import os
 import warnings
-from ..splits import draw_splits
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ...core import unknown
 from ..audit import find_leaks
-from ..manifest import SPLITS
-from collections.abc import Sequence
-from ..tables import read_text_table
-from ..tables import first_bad_line
 from .label_policy import apply_policies
+from ..manifest import CHOICES, SPLITS
+from ..splits import draw_splits
+from ..tables import first_bad_line, read_text_table
 
 # %% ../../../nbs/data/chest/20_tables.ipynb #fbe18b6d
 def chest_table(

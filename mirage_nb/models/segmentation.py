@@ -97,12 +97,13 @@ def save_seg_model(
 
 
 def load_seg_model(
-    path:str|Path # file of `save_seg_model`
+    path:str|Path|Checkpoint # file of `save_seg_model`, or what `read_checkpoint` returned
 )->tuple[SegModel, dict[str, Any]]: # in evaluation mode, and its metadata
     "Rebuild a segmentation model from its file"
-    ckpt = read_checkpoint(path)
+    ckpt = path if isinstance(path, Checkpoint) else read_checkpoint(path)
     about = read_metadata(ckpt)
-    if 'seg_model' not in about: raise ValueError(f'{path} is not a segmentation model; it holds {", ".join(about)}')
+    if 'seg_model' not in about:
+        raise ValueError(f'{ckpt.path} is not a segmentation model; it holds {", ".join(about)}')
     model = seg_model(**about['seg_model'])
     load_weights(model, ckpt, may_be_new=())
     return model.eval(), about

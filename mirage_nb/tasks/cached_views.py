@@ -72,7 +72,7 @@ def cache_views(
                 for start in range(0, len(data), batch_size):
                     batch = collate([data[v, i] for i in range(start, min(start + batch_size, len(data)))])
                     found = model.features({'bscan': batch['bscan'].to(accelerator.device)})
-                    for m, f in zip(maps, found, strict=True): m[v, start:start + len(batch['id'])] = f.to('cpu', kind)
+                    for m, one in zip(maps, found, strict=True): m[v, start:start + len(batch['id'])] = one.to('cpu', kind)
                     bar.update(len(batch['id']))
 
     if accelerator.is_main_process and not file.exists(): write_atomic(file, write)

@@ -171,11 +171,6 @@ class _ClsParts:
         "Hash the file of the weights to start from; '' without one."
         return self.checkpoint.sha256 if self.checkpoint else ''
 
-    @cached_property
-    def features(self)->EncoderFeatures:
-        "Open the features of the encoder before its training."
-        return EncoderFeatures(self.model, self.input_spec, self.fit_settings.precision, self.stores)
-
     @property
     def fit_settings(self)->FitSettings:
         "Choose what the loop needs of the recipe."
@@ -209,6 +204,11 @@ class _ClsBuilt(_ClsParts):
         return {'name': cfg.model, 'n_classes': len(self.data.classes), 'pool': cfg.pool, 'size': rows_cols(cfg.size),
                 'patch': cfg.patch, 'drop_path': cfg.drop_path, 'modality': self.input_spec.modality,
                 'head_init_std': cfg.head_init_std}
+
+    @cached_property
+    def features(self)->EncoderFeatures:
+        "Open the features of the encoder before its training."
+        return EncoderFeatures(self.model, self.input_spec, self.fit_settings.precision, self.stores)
 
     @property
     def metadata(self)->dict[str, Any]:
@@ -264,7 +264,7 @@ class _ClsTrained(_ClsBuilt):
         cfg, last = self.settings, self.settings.monitor == 'last'
         hooks = {'counts': lambda b: _count_known_labels(b, cfg.mixup), 'stop': lambda rows: has_stalled(rows, cfg),
                  'better': lambda new, rows: last or is_better(new, rows, cfg.min_delta)}
-        common = {'settings': self.fit_settings, 'collate': as_batch, 'hooks': hooks,
+        common: dict[str, Any] = {'settings': self.fit_settings, 'collate': as_batch, 'hooks': hooks,
                   'validate': self.validate if 'val' in self.sets else None}
         if cfg.epochs and cfg.tune == 'probe' and cfg.cached_views >= 0: return self._train_head(folder, common)
         model:nn.Module = AveragedModel(self.model, cfg.ema) if cfg.ema and cfg.epochs else self.model

@@ -16,7 +16,7 @@ from ..eval.classification.intervals import compare
 from ..eval.classification.predictions import Predictions, parse_map, pool_predictions, read_predictions
 from ..eval.segmentation.predict import predict_images
 from ..eval.segmentation.report import SegScores, score_folder
-from ..models.checkpoints import read_checkpoint, read_metadata
+from ..models.checkpoints import Checkpoint, read_checkpoint, read_metadata
 from ..recipes.classification import ClsEval
 from ..recipes.segmentation import SegEval
 from ..records import dataset_name, open_run
@@ -26,24 +26,24 @@ from .datasets import SegData
 # %% ../../nbs/tasks/70_evaluate.ipynb #458f92d1
 @dataclass(frozen=True)
 class _SegEvaluation:
-    "Predictions that are to be scored"
+    "Predictions of a segmentation that are to be scored."
     data: SegData
     table: pd.DataFrame                  # of the split
     source: tuple[ClassInfo, ...]|None   # classes of the predictions; None: the dataset's own
     class_map: dict[int, int]|None       # predicted grey value -> the dataset's
     ready: Path|None                     # folder of predictions that are there; None: the model makes them
-    model: Path|None                     # file of the model
+    model: Checkpoint|None               # of the model
     sources: dict[str, str]              # hashes, for the run's identity
     seed: int
 
     def folder(self, run:Path)->Path:
-        "Where the predictions are, or will be"
+        "Name the folder where the predictions are, or will be."
         return self.ready or run/'predictions'
 
     def score(self,
         run:Path # folder of this evaluation
     )->SegScores:
-        "Predict what is not there yet, and score"
+        "Predict what is missing, and score."
         if self.ready is None and self.model: predict_images(self.model, self.table, run/'predictions')
         return score_folder(self.table, self.folder(run), self.data.classes, self.source, self.class_map, self.seed)
 
@@ -52,7 +52,7 @@ def plan_seg_evaluation(
     cfg:SegEval,  # with dataset, and run or predictions, filled in
     data:SegData
 )->_SegEvaluation:
-    "What an evaluation scores, checked before anything runs"
+    "Plan what an evaluation scores, checked before anything runs."
     name = data.manifest.name
     if cfg.run and cfg.predictions: raise ValueError(f'give run or predictions, not both: {cfg.run}, {cfg.predictions}')
     if cfg.split not in data.tables:
@@ -67,9 +67,9 @@ def plan_seg_evaluation(
         hashes['predictions'] = hash_value({k: hash_file(folder/f'{k}.png') for k in there})
         return _SegEvaluation(data, table, None, None, folder, None, hashes, cfg.seed)
     run = open_run(cfg.run)
-    model = run.folder/'best.safetensors'
-    hashes['model'] = hash_file(model)
-    source = tuple(ClassInfo(**c) for c in read_metadata(read_checkpoint(model))['classes'])
+    model = read_checkpoint(run.folder/'best.safetensors')
+    hashes['model'] = model.sha256
+    source = tuple(ClassInfo(**c) for c in read_metadata(model)['classes'])
     home = dataset_name(run.settings['dataset'])
     same = [(c.value, c.label) for c in source] == [(c.value, c.label) for c in data.classes]
     if not same and home not in data.manifest.class_maps: raise ValueError(
@@ -86,7 +86,7 @@ _TEST, _VALID = 'predictions_test.csv', 'predictions_val.csv'  # in the folder o
 
 @dataclass(frozen=True)
 class _ClsTables:
-    "Tables of an evaluation, at its level"
+    "Tables of a classification evaluation, at its level."
     pred: Predictions
     valid: Predictions|None
     other: Predictions|None
@@ -98,7 +98,7 @@ class _ClsTables:
 def _table_files(
     cfg:ClsEval # with run or predictions filled in
 )->dict[str, Path]: # 'predictions', and 'validation' and 'other' where there are any
-    "Files of an evaluation; an error names one that is not there"
+    "List the files of an evaluation; an error names one that is missing."
     files = {'predictions': cfg.predictions, 'validation': cfg.valid_predictions, 'other': cfg.other}
     if cfg.run:
         run = open_run(cfg.run).folder
@@ -114,7 +114,7 @@ def _table_files(
 def load_eval_tables(
     cfg:ClsEval # with run or predictions filled in
 )->_ClsTables:
-    "What an evaluation scores, checked before anything is computed"
+    "Read the tables that an evaluation scores, checked before anything is computed."
     files, names = _table_files(cfg), parse_map(cfg.class_map or [])
     pred, valid = read_predictions(files['predictions'], cfg.split, names), None
     if 'validation' in files: valid = read_predictions(files['validation'], names=names)
@@ -131,7 +131,7 @@ def compare_tables(
     tables:_ClsTables,
     cfg:ClsEval
 )->pd.DataFrame: # of `eval.cls_stats.compare`; empty without a second table
-    "Predictions beside the second table of the same images"
+    "Compare predictions with the second table of the same images."
     if tables.other is None:
         return pd.DataFrame({'difference': []}).rename_axis('no second table was given: parameter other')
     return compare(tables.pred, tables.other, n=cfg.resamples, seed=cfg.seed)

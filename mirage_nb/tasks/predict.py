@@ -13,20 +13,20 @@ import pandas as pd
 
 from ..data.audit import hash_table
 from ..data.manifest import ClassInfo, read_manifest
-from ..data.segmentation import folder_table
+from ..data.segmentation import folder_table, seg_table
 from ..eval.segmentation.predict import predict_images
-from ..models.checkpoints import read_checkpoint, read_metadata
+from ..models.checkpoints import Checkpoint, read_checkpoint, read_metadata
 from ..recipes.segmentation import SegPredict
 from ..records import open_run
-from ..storage import hash_file, write_atomic
-from .datasets import load_seg_data
+from ..storage import save_table
+from .datasets import make_missing_phantom
 
 # %% ../../nbs/tasks/75_predict.ipynb #f8441f2b
 @dataclass(frozen=True)
 class _PredictionPlan:
-    "Images that a tuned model is to segment"
+    "Images that a tuned model is to segment."
     table: pd.DataFrame              # id, bscan
-    model: Path
+    model: Checkpoint
     classes: tuple[ClassInfo, ...]   # of the model's output
     sources: dict[str, str]          # hashes, for the run's identity
     batch_size: int
@@ -34,19 +34,25 @@ class _PredictionPlan:
     def predict(self,
         run:Path # folder of this prediction
     )->pd.DataFrame:
-        "Predict what is not there yet; the table is written beside the PNG files"
+        "Predict what is missing; the table is written beside the PNG files."
         rows = predict_images(self.model, self.table, run/'predictions', self.batch_size)
-        write_atomic(run/'predictions.csv', lambda p: rows.to_csv(p, index=False))
-        return rows
+        return save_table(rows, run/'predictions.csv')
+
+
+def _phantom_images()->pd.DataFrame: # id, bscan
+    "List the test images of Phantom_OCT."
+    manifest = read_manifest('Phantom_OCT')
+    make_missing_phantom(manifest)
+    return seg_table(manifest, 'test').assign(semseg=None)
 
 
 def plan_prediction(
     cfg:SegPredict # with run filled in
 )->_PredictionPlan:
-    "What a prediction reads, checked before anything runs"
+    "Plan what a prediction reads, checked before anything runs."
     if cfg.images: table = folder_table(Path(cfg.images).expanduser())
-    else: table = load_seg_data(read_manifest('Phantom_OCT')).tables['test'].assign(semseg=None)
-    model = open_run(cfg.run).folder/'best.safetensors'
-    classes = tuple(ClassInfo(**c) for c in read_metadata(read_checkpoint(model))['classes'])
-    sources = {'data': hash_table(table), 'model': hash_file(model)}
+    else: table = _phantom_images()
+    model = read_checkpoint(open_run(cfg.run).folder/'best.safetensors')
+    classes = tuple(ClassInfo(**c) for c in read_metadata(model)['classes'])
+    sources = {'data': hash_table(table), 'model': model.sha256}
     return _PredictionPlan(table, model, classes, sources, cfg.batch_size)

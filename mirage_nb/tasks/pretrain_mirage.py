@@ -220,7 +220,8 @@ class _MirageParts(PretrainTask):
         return [k for k in MODALITIES if k in (*self.keywords['modalities'], *self.keywords['outputs'])]
 
     @cached_property
-    def modalities(self)->list[Modality]: return mirage_modalities(self.settings.model, self.names, self.settings.size)
+    def modalities(self)->Sequence[Modality]:
+        return mirage_modalities(self.settings.model, self.names, self.settings.size)
 
     @cached_property
     def train(self)->PairedDataset:

@@ -116,7 +116,8 @@ class TunedClassifier:
         "Predict a table of images."
         table, about = _complete_table(table), self.metadata
         kind = about['precision'] if about['precision'] != 'fp16' or torch.cuda.is_available() else 'fp32'
-        spec = InputSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in about['look'].items()})
+        stated: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about['look'].items()}
+        spec = InputSpec(**stated)
         data, accelerator = ClsDataset(table, (), spec), make_accelerator(kind)
         if about['kept']:  # the encoder may have read these images already
             kept = EncoderFeatures(self.model, spec, kind, self.stores).encode(data, [-1], batch_size)[0]

@@ -24,6 +24,7 @@ from ...data.input_spec import InputSpec
 from ...data.manifest import ClassInfo
 from ...data.masks import read_mask, write_mask
 from ...data.segmentation import SegDataset, collate
+from ...models.checkpoints import Checkpoint
 from ...models.segmentation import SegModel, load_seg_model
 from ...models.zoo import encoder_record
 from ...train.devices import make_accelerator
@@ -145,7 +146,7 @@ def validate_seg(
 
 # %% ../../../nbs/eval/segmentation/50_predict.ipynb #02df6de9
 def predict_images(
-    model_file:Path,    # of `save_seg_model`
+    model_file:Path|Checkpoint, # of `save_seg_model`, or what `read_checkpoint` returned
     table:pd.DataFrame, # images; masks are not looked at
     folder:Path,        # receives ID.png
     batch_size:int=4

@@ -1,0 +1,84 @@
+"One run of a pipeline reads each file once, and builds a model once for each purpose"
+import collections
+import hashlib
+import tomllib
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+
+from mirage_nb.models import checkpoints
+from mirage_nb.models.encoder import Encoder
+from mirage_nb.phantoms.oct import make_phantom_oct
+from mirage_nb.phantoms.uwf import make_phantom_uwf
+from mirage_nb.train import features
+
+CLS = dict(dataset='Phantom_OCT', recipe='cls_small', size=32, epochs=2, precision='fp32')
+
+
+@pytest.fixture
+def count(monkeypatch):
+    "Calls of the lowest readers, by what is read, and of the encoders' constructors"
+    counts = collections.Counter()
+
+    def watch(owner, name, key):
+        old = getattr(owner, name)
+        def counted(*a, **k):
+            counts[key(*a)] += 1
+            return old(*a, **k)
+        monkeypatch.setattr(owner, name, counted)
+    watch(tomllib, 'loads', lambda *a: ('manifest', ''))
+    watch(hashlib, 'file_digest', lambda f, *a: ('hashed', f.name))
+    for owner in (checkpoints, features): watch(owner, 'safe_open', lambda path, *a: ('read', str(path)))
+    watch(safetensors.torch, 'load_file', lambda path, *a: ('read', str(path)))
+    watch(Encoder, '__init__', lambda *a: ('models', ''))
+    return counts
+
+
+def check(count, models):
+    "Every file was read once and hashed once; so many models were built"
+    assert count['manifest', ''] == 1 and count['models', ''] == models
+    assert {k: n for k, n in count.items() if k[0] in ('hashed', 'read') and n > 1} == {}
+    assert sum(n for (what, name), n in count.items() if what == 'read' and Path(name).name == 'mirage_tiny.safetensors') <= 1
+
+
+@pytest.mark.parametrize(('tune', 'models'), [('probe', 2), ('full', 4)])
+def test_classification(execute, count, tune, models):
+    "A probe and its random baseline; full fine-tuning also reads its best file, and probes the encoder as it was"
+    execute('cls_tune', **CLS, tune=tune)
+    check(count, models)
+
+
+def test_finished_classification_is_shown(execute, count):
+    "Only the model that is described is built, and no image is encoded"
+    first = execute('cls_tune', **CLS)
+    count.clear()
+    again = execute('cls_tune', **CLS)
+    assert count['models', ''] == 1 and again['run'].finished
+    for k in first['results']: assert again['results'][k].means == first['results'][k].means, k
+    assert first['test'].table.equals(again['test'].table)
+
+
+def test_few_shot(execute, count):
+    "A model for each of four subsets, as each draws its own head"
+    execute('few_shot', dataset='Phantom_OCT', size=32, epochs=2, shots=[1., 2.], seeds=2, resamples=50)
+    check(count, 4)
+
+
+def test_segmentation(execute, count):
+    "Training and best file, of the model and of its random baseline; what evaluates or predicts reads the best file once"
+    run = execute('seg_tune', dataset='Phantom_OCT', size=32, epochs=1, precision='fp32', head='linear')['run']
+    check(count, 4)
+    for stage in ('seg_eval', 'predict'):
+        count.clear()
+        execute(stage, run=str(run.folder))
+        check(count, 0 if stage == 'seg_eval' else 1)
+
+
+@pytest.mark.parametrize(('stage', 'options'), [('pretrain_multimae', {}), ('pretrain_mae', {'dataset': 'Phantom_UWF'})])
+def test_pretraining(home, execute, count, stage, options, monkeypatch):
+    monkeypatch.setenv('MIRAGE_DATA', str(home/'data'))
+    if options: make_phantom_uwf(home/'data'/'Phantom_UWF', patients=25, pictures=1, size=(40, 40))
+    else: make_phantom_oct(home/'data'/'Phantom_OCT', patients=12, volumes=1, slices=2, size=(96, 80))
+    execute(stage, size=32, epochs=1, warmup_epochs=0., batch_size=4, precision='fp32', **options)
+    check(count, 1)

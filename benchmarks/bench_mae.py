@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import alternate, row
-from mirage_nb.models.zoo import encoder_record, pretrain_model
+from mirage_nb.models.pretraining import pretrain_model
+from mirage_nb.models.zoo import encoder_record
 from mirage_nb.train.losses import patch_mse
 from mirage_nb.train.optim import param_groups
 

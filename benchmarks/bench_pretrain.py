@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from benchmarks import alternate, row
 from benchmarks.bench_tune import PlainBlock
-from mirage_nb.models.positions import sincos_positions
 from mirage_nb.models.mirage_mae import MultiMAE
-from mirage_nb.models.zoo import pretrain_model
+from mirage_nb.models.positions import sincos_positions
+from mirage_nb.models.pretraining import pretrain_model
 from mirage_nb.randomness import sample_key
 from mirage_nb.train.losses import pretrain_losses
 from mirage_nb.train.optim import param_groups

@@ -7,22 +7,20 @@ __all__ = ['InputSpec', 'resize_smooth', 'normalise_view', 'eval_image', 'train_
 
 # %% ../../nbs/data/80_input_spec.ipynb #61aaa734
 from dataclasses import dataclass
-from .preprocessing import Size
-from ..core import unknown
+from functools import lru_cache
+
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-import torch
-from functools import lru_cache
-from .augment.photo import PhotoTrain
-from .augment.photo import PhotoEval
+
+from ..core import unknown
+from .augment.affine import PairAugment, draw_pairs, sampling_lines, source_matrix
+from .augment.photo import PhotoEval, PhotoTrain
 from .normalization import Norm
-from .augment.affine import draw_pairs
-from .augment.affine import PairAugment
+from .preprocessing import Size
 from ..randomness import keyed_rand
-from .augment.affine import sampling_lines
-from .augment.affine import source_matrix
-import torch.nn.functional as F
 
 # %% ../../nbs/data/80_input_spec.ipynb #1f6688dd
 _CHANGES = ('none', 'oct', 'photo')

@@ -133,7 +133,7 @@ def _as_given(
 
 
 def show_reconstruction(
-    model:InferenceModel,                    # of `models.zoo.load_model`
+    model:InferenceModel,                    # of `models.loading.load_model`
     images:Mapping[str, object],         # by modality, any subset; arrays or tensors in [0, 1] or uint8
     masks:Mapping[str, object]|None=None # by modality: (b, n), 0 visible, 1 hidden; None: all is shown
 )->Figure:                               # a row for each modality, three columns for each sample

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..core import unknown
 from .encoder import Encoded, single_image
-from .positions import token_grid
 from .mae import check_mask, count_visible, draw_noise, order_patches
+from .positions import token_grid
 
 # %% ../../nbs/models/65_cnn_mae.ipynb #9cfcdfe3
 def _hide_patches(

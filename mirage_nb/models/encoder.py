@@ -29,33 +29,19 @@ class Encoded(NamedTuple):
 _FREEZE = ('full', 'embeddings', 'probe')
 
 # %% ../../nbs/models/12_encoder.ipynb #9c4d8aff
-class Encoder(nn.Module):
-    "Base of every encoder: layers by name, freezing, the run through the blocks"
-    modality, channels = 'image', 3             # key of its images in a sample, and their channels
+class _Layers(nn.Module):
+    "Base of what has layers: layers by name, freezing, drop path."
     tower = 'blocks'                            # name of the blocks
     entry:tuple[str, ...] = ()                  # beginnings of the names of what stands before them
     tail:tuple[str, ...] = ()                   # and of what stands behind them and is no head
     tokens_of:tuple[str, ...] = ('mask_token',) # parameters that are tokens or positions: no weight decay
-    pyramid = False                             # its maps shrink with depth, as those of convolutional networks
 
     def __init__(self,
-        d:int,                   # width of a token
         depth:int,               # number of blocks
         drop_path:float=0.,      # rate of the last block, 0 to below 1; the first block's is 0
-        checkpointing:bool=False # compute blocks again in the backward pass, to save memory
     ):
         super().__init__()
-        self.d, self.depth, self.checkpointing, self.frozen = d, depth, checkpointing, 'full'
-        self.drop_path_rates = linear_rates(drop_path, depth)
-        self.widths:tuple[int, ...] = (d,)*depth # channels of the map after each block
-
-    def read(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Encoded:
-        "Encode a batch for a classifier"
-        raise NotImplementedError(f'{type(self).__name__} defines no read(x, keys), which gives Encoded')
-
-    def maps(self, x:Mapping[str, Tensor], keys:Tensor|None=None, taps:Sequence[int]=(-1,))->list[Tensor]:
-        "Encode a batch as maps (b, width, rows, columns), one for each chosen layer"
-        raise NotImplementedError(f'{type(self).__name__} defines no maps(x, keys, taps), which segmentation heads read')
+        self.depth, self.frozen, self.drop_path_rates = depth, 'full', linear_rates(drop_path, depth)
 
     def layer_of(self, name:str)->int:
         "Find the layer of a parameter: 0 before the first block, i + 1 in block i, depth + 1 behind them"
@@ -91,6 +77,30 @@ class Encoder(nn.Module):
     )->None:
         "Leave no block out before a layer: what is frozen runs as it is"
         self.drop_path_rates = [r if i + 1 >= first else 0. for i, r in enumerate(self.drop_path_rates)]
+
+# %% ../../nbs/models/12_encoder.ipynb #13c0eced
+class Encoder(_Layers):
+    "Base of every encoder: what heads and loaders ask, and the run through the blocks."
+    modality, channels = 'image', 3 # key of its images in a sample, and their channels
+    pyramid = False                 # its maps shrink with depth, as those of convolutional networks
+
+    def __init__(self,
+        d:int,                   # width of a token
+        depth:int,               # number of blocks
+        drop_path:float=0.,      # rate of the last block, 0 to below 1; the first block's is 0
+        checkpointing:bool=False # compute blocks again in the backward pass, to save memory
+    ):
+        super().__init__(depth, drop_path)
+        self.d, self.checkpointing = d, checkpointing
+        self.widths:tuple[int, ...] = (d,)*depth # channels of the map after each block
+
+    def read(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Encoded:
+        "Encode a batch for a classifier"
+        raise NotImplementedError(f'{type(self).__name__} defines no read(x, keys), which gives Encoded')
+
+    def maps(self, x:Mapping[str, Tensor], keys:Tensor|None=None, taps:Sequence[int]=(-1,))->list[Tensor]:
+        "Encode a batch as maps (b, width, rows, columns), one for each chosen layer"
+        raise NotImplementedError(f'{type(self).__name__} defines no maps(x, keys, taps), which segmentation heads read')
 
     def encoder_state(self)->dict[str, Tensor]: # by name
         "Collect the tensors of the encoder, without what a model carries besides"

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .encoder import in_order
 from .layers import Block, CrossAttention, Mlp, init_weights
-from .positions import resize_positions, sincos_positions, token_grid
 from .mirage import Modality, MultiViT, Visible, visible_tokens
+from .positions import resize_positions, sincos_positions, token_grid
 from ..randomness import keyed_generator
 
 # %% ../../nbs/models/50_mirage_mae.ipynb #f2c4d620

@@ -153,7 +153,34 @@ def _layers_of(
     return dict(group_parameters(net, matcher, reverse=True))
 
 
-class TimmEncoder(Encoder):
+class _TimmLayers(Encoder):
+    "Layers of a network of timm, as timm groups its parameters."
+    net:Any                          # of timm
+    layers:dict[str, int]            # of its parameters
+    drops:dict[str, _KeyedDropPath]  # its drop path, by name
+
+    def layer_of(self, name:str)->int:
+        "Find the layer of a parameter, or of a part of the network"
+        inner = name.removeprefix('net.')
+        while inner and inner not in self.layers:
+            inner = inner.rpartition('.')[0]
+            below = [i for k, i in self.layers.items() if k.startswith(f'{inner}.')] if inner else []
+            if below: return max(below)
+        return self.layers.get(inner, self.depth + 1)
+
+    def no_decay(self, name:str, p:Tensor)->bool:
+        "Whether weight decay leaves a parameter alone: 1-D ones, biases, and those that timm names"
+        named = self.net.no_weight_decay() if hasattr(self.net, 'no_weight_decay') else ()
+        inner = name.removeprefix('net.')
+        return p.ndim < 2 or inner.endswith('.bias') or any(fnmatch(inner, pattern) for pattern in named)
+
+    def limit_drop_path(self, first:int)->None:
+        "Leave no branch out before a layer: what is frozen runs as it is"
+        for name, drop in self.drops.items():
+            if self.layer_of(f'net.{name}') < first: drop.rate = 0.
+
+# %% ../../nbs/models/62_timm_encoder.ipynb #656a4a5f
+class TimmEncoder(_TimmLayers):
     "Network of timm without its classifier"
     entry = ('net.',)
 
@@ -176,26 +203,6 @@ class TimmEncoder(Encoder):
         self.pyramid = len({s[1:] for s in shapes}) > 1
         self.net, self.drops = net, _replace_drop_path(net)
         if checkpointing: net.set_grad_checkpointing()
-
-    def layer_of(self, name:str)->int:
-        "Find the layer of a parameter, or of a part of the network"
-        inner = name.removeprefix('net.')
-        while inner and inner not in self.layers:
-            inner = inner.rpartition('.')[0]
-            below = [i for k, i in self.layers.items() if k.startswith(f'{inner}.')] if inner else []
-            if below: return max(below)
-        return self.layers.get(inner, self.depth + 1)
-
-    def no_decay(self, name:str, p:Tensor)->bool:
-        "Whether weight decay leaves a parameter alone: 1-D ones, biases, and those that timm names"
-        named = self.net.no_weight_decay() if hasattr(self.net, 'no_weight_decay') else ()
-        inner = name.removeprefix('net.')
-        return p.ndim < 2 or inner.endswith('.bias') or any(fnmatch(inner, pattern) for pattern in named)
-
-    def limit_drop_path(self, first:int)->None:
-        "Leave no branch out before a layer: what is frozen runs as it is"
-        for name, drop in self.drops.items():
-            if self.layer_of(f'net.{name}') < first: drop.rate = 0.
 
     def encoder_state(self)->dict[str, Tensor]: # by name
         "Collect the tensors of the encoder"

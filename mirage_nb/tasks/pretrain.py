@@ -28,7 +28,8 @@ from mirage_nb.eval.pretraining import (
     snapshot_losses,
 )
 from ..models.checkpoints import LoadReport, encoder_part, export_encoder, load_weights, read_checkpoint
-from ..models.zoo import build_encoder, pretrain_model, save_pretrain_model, weights_file
+from ..models.pretraining import pretrain_model, save_pretrain_model
+from ..models.zoo import build_encoder, weights_file
 from ..randomness import sample_key
 from ..recipes.pretraining import PretrainRecipe
 from .protocol import Training, spread_evenly
@@ -67,7 +68,7 @@ class _PretrainParts(ABC):
     def licence(self)->str: ...                      # of the data
     @property
     @abstractmethod
-    def keywords(self)->dict[str, Any]: ...          # of `models.zoo.pretrain_model`
+    def keywords(self)->dict[str, Any]: ...          # of `models.pretraining.pretrain_model`
     @property
     @abstractmethod
     def encoder(self)->dict[str, Any]: ...           # of `models.zoo.build_encoder`, for what is kept in the end

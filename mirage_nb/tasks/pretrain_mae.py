@@ -25,7 +25,8 @@ from ..data.manifest import SPLITS, Manifest, read_manifest
 from ..data.normalization import NORMS, Norm, find_norm, normalise_images
 from ..eval.pretraining import as_bytes
 from ..models.cnn_mae import Reconstruction
-from ..models.zoo import CNN_MAES, MAES, encoder_record
+from ..models.pretraining import CNN_MAES, MAES
+from ..models.zoo import encoder_record
 from ..recipes.pretraining import MAERecipe
 from ..storage import hash_value, read_json
 from .datasets import load_cls_data

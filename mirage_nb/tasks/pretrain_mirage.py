@@ -26,9 +26,10 @@ from ..data.segmentation import collate
 from ..data.splits import draw_splits
 from ..eval.pretraining import as_bytes
 from ..models.inference import restore_range
-from ..models.mirage import Modality
+from ..models.mirage import MODALITIES, Modality
 from ..models.mirage_mae import MultiMAE
-from ..models.zoo import MIRAGES, MODALITIES, mirage_modalities
+from ..models.pretraining import MIRAGES
+from ..models.zoo import mirage_modalities
 from ..recipes.pretraining import MultiMAERecipe
 from ..storage import hash_value
 from .datasets import make_missing_phantom

@@ -10,19 +10,14 @@ from torch import nn
 from mirage_nb.models.checkpoints import load_weights, read_checkpoint
 from mirage_nb.models.classification import cls_model, start_classifier
 from mirage_nb.models.cnn import CnnEncoder
+from mirage_nb.models.loading import load_model
 from mirage_nb.models.mae import MAE
 from mirage_nb.models.mirage import Modality, MultiViT
 from mirage_nb.models.mirage_mae import MultiMAE
+from mirage_nb.models.pretraining import pretrain_model
 from mirage_nb.models.tensors import infer_architecture
 from mirage_nb.models.vit import ViT
-from mirage_nb.models.zoo import (
-    ENCODERS,
-    _vit_record,
-    build_encoder,
-    encoder_record,
-    load_model,
-    pretrain_model,
-)
+from mirage_nb.models.zoo import ENCODERS, _vit_record, build_encoder, encoder_record
 
 SMALL = {'d': 384, 'depth': 12, 'heads': 6}
 

@@ -5,7 +5,8 @@ import torch
 from mirage_nb.models.cnn import CnnEncoder
 from mirage_nb.models.encoder import Encoded
 from mirage_nb.models.mae import MAE
-from mirage_nb.models.zoo import build_encoder, pretrain_model
+from mirage_nb.models.pretraining import pretrain_model
+from mirage_nb.models.zoo import build_encoder
 from mirage_nb.randomness import sample_key
 
 KEYS = torch.tensor([sample_key(0, 0, i) for i in range(3)])

@@ -7,7 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from mirage_nb.models.checkpoints import export_encoder, load_weights
-from mirage_nb.models.zoo import ENCODERS, MODALITIES, build_encoder, load_model, pretrain_model, save_pretrain_model
+from mirage_nb.models.loading import load_model
+from mirage_nb.models.mirage import MODALITIES
+from mirage_nb.models.pretraining import pretrain_model, save_pretrain_model
+from mirage_nb.models.zoo import ENCODERS, build_encoder
 
 
 @pytest.fixture(scope='module')

@@ -20,10 +20,10 @@ from mirage_nb.phantoms.oct import (
     _GREYS,
     _LAYERS,
     _LESIONS,
-    _draw_disease,
-    _disease_from_lesions,
-    _phantom_volume,
     _assign_split,
+    _disease_from_lesions,
+    _draw_disease,
+    _phantom_volume,
     make_phantom_oct,
 )
 from mirage_nb.storage import hash_file

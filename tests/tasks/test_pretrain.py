@@ -21,8 +21,8 @@ from mirage_nb.figures.pretraining import show_reconstruction, show_snapshots
 from mirage_nb.launch import local as launch_local
 from mirage_nb.models.architecture import build_like
 from mirage_nb.models.checkpoints import read_checkpoint
+from mirage_nb.models.loading import load_model
 from mirage_nb.models.mirage_mae import _draw_masks
-from mirage_nb.models.zoo import load_model
 from mirage_nb.recipes.pretraining import MAERecipe, MultiMAERecipe, pretrain_recipe
 from mirage_nb.recipes.settings import override
 from mirage_nb.records import _MACHINERY, start_run

@@ -7,7 +7,7 @@ from PIL import Image
 
 from mirage_nb.data import image_sets as data_image_sets
 from mirage_nb.data.normalization import NORMS
-from mirage_nb.models.zoo import load_model
+from mirage_nb.models.loading import load_model
 from mirage_nb.phantoms.uwf import make_phantom_uwf
 from mirage_nb.recipes.pretraining import MAERecipe, pretrain_recipe
 from mirage_nb.recipes.settings import override

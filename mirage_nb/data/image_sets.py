@@ -23,7 +23,6 @@ from .normalization import Norm, find_norm
 from .segmentation import collate
 from ..randomness import keyed_generator, sample_key
 
-
 # %% ../../nbs/data/95_image_sets.ipynb #24e95aed
 class ImageDataset(Dataset[dict[str, Any]]):
     "Serve the images of a table or an index."
@@ -83,7 +82,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         epoch, i = index if isinstance(index, tuple) else (0, index)
         return self.sample(i, self.id(i), sample_key(self.seed, int(epoch), self.id(i)))
 
-
+# %% ../../nbs/data/95_image_sets.ipynb #23eb6845
 def collate_images(
     samples:list[dict[str, Any]] # of `ImageDataset` or `MixedDataset`
 )->dict[str, Any]:               # image: (b, 3, h, w), or a list of (3, h, w) where sizes differ; the rest stacked

@@ -7,20 +7,22 @@ __all__ = ['InputSpec', 'resize_smooth', 'normalise_view', 'eval_image', 'train_
 
 # %% ../../nbs/data/80_input_spec.ipynb #61aaa734
 from dataclasses import dataclass
-from functools import lru_cache
-
+from .preprocessing import Size
+from ..core import unknown
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-
-from ..core import unknown
-from .augment.affine import PairAugment, draw_pairs, sampling_lines, source_matrix
-from .augment.photo import PhotoEval, PhotoTrain
+import torch
+from functools import lru_cache
+from .augment.photo import PhotoTrain
+from .augment.photo import PhotoEval
 from .normalization import Norm
-from .preprocessing import Size
+from .augment.affine import draw_pairs
+from .augment.affine import PairAugment
 from ..randomness import keyed_rand
+from .augment.affine import sampling_lines
+from .augment.affine import source_matrix
+import torch.nn.functional as F
 
 # %% ../../nbs/data/80_input_spec.ipynb #1f6688dd
 _CHANGES = ('none', 'oct', 'photo')

@@ -6,25 +6,34 @@
 __all__ = ['seg_table', 'folder_table', 'SegDataset', 'collate', 'check_files']
 
 # %% ../../nbs/data/90_segmentation.ipynb #fd0f59fb
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pandas as pd
-import torch
-from torch.utils.data import Dataset
-
+from .manifest import Manifest
+from .manifest import SPLITS
 from ..core import unknown
+from .manifest import dataset_dir
+from .folders import list_images
+from .files import MASK_SUFFIXES
+import pandas as pd
+from .folders import split_id
+from .manifest import patient_of
+from typing import Any
+from .files import IMAGE_SUFFIXES
+from collections import Counter
+from torch.utils.data import Dataset
+from collections.abc import Sequence
+from .manifest import ClassInfo
+from .preprocessing import Size
+import numpy as np
 from .cache import ImageCache
-from .files import IMAGE_SUFFIXES, MASK_SUFFIXES, full_range, read_image, unit_range
-from .folders import list_images, split_id
-from .input_spec import InputSpec, normalise_view
-from .manifest import SPLITS, ClassInfo, Manifest, dataset_dir, patient_of
+from .files import read_image
 from .masks import read_mask
-from .preprocessing import Size, eval_view, train_view
-from ..randomness import keyed_generator, sample_key
+from .files import full_range, unit_range
+from .input_spec import InputSpec, normalise_view
+from .preprocessing import train_view
+from ..randomness import keyed_generator
+from .preprocessing import eval_view
+from ..randomness import sample_key
+import torch
 
 # %% ../../nbs/data/90_segmentation.ipynb #61ef4a02
 def _pair_masks(

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from ..core import unknown
-from .manifest import LabelFacts, Manifest, dataset_dir, label_facts
+from .labels import LabelFacts
+from .manifest import Manifest, dataset_dir, label_facts
 
 # %% ../../nbs/data/30_tables.ipynb #a04108ae
 def read_text_table(

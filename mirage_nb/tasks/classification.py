@@ -22,7 +22,8 @@ from ..core import log
 from ..data.augment.mix import Mix, batch_partners, mix_batch
 from ..data.classification import ClsDataset, LabelledImages
 from ..data.input_spec import InputSpec
-from ..data.manifest import LabelFacts, Manifest, read_manifest
+from ..data.labels import LabelFacts
+from ..data.manifest import Manifest, read_manifest
 from ..data.normalization import Norm, find_norm
 from ..data.splits import few_label_subset
 from ..eval.classification.predict import TunedClassifier, predict_logits, validation_numbers

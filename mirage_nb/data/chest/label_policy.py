@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ...core import unknown
-from ..manifest import CHOICES
+from ..labels import CHOICES
 from ..tables import first_bad_line
 
 # %% ../../../nbs/data/chest/10_label_policy.ipynb #3b7d23e9

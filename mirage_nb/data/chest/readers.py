@@ -19,7 +19,8 @@ from ...core import unknown
 from .label_policy import apply_policies
 from .tables import chest_table, read_labelled_table
 from ..folders import list_images
-from ..manifest import SPLITS, LabelFacts
+from ..labels import LabelFacts
+from ..manifest import SPLITS
 from ..tables import first_bad_line, read_list, read_text_table
 
 # %% ../../../nbs/data/chest/30_readers.ipynb #4edb4ce9

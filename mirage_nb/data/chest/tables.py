@@ -17,7 +17,8 @@ import pandas as pd
 from ...core import unknown
 from ..audit import find_leaks
 from .label_policy import apply_policies
-from ..manifest import CHOICES, SPLITS
+from ..labels import CHOICES
+from ..manifest import SPLITS
 from ..splits import draw_splits
 from ..tables import first_bad_line, read_text_table
 

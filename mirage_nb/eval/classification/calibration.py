@@ -33,7 +33,7 @@ def stated_answers(
     pred:Predictions,
     j:int|None=None   # number of a class against the rest; None: of all
 )->_Answers:
-    "What a table states, and how surely"
+    "List what a table states, and how confidently."
     if j is None and pred.single:
         top = pred.p.argmax(1)
         rows = np.arange(len(pred))
@@ -48,7 +48,7 @@ def _bin_index(
     bins:int,              # at most; fewer of equal mass where many values are the same
     how:str                # 'width' or 'mass'
 )->np.ndarray:             # (m,) number of the bin
-    "Bin of every confidence"
+    "Find the bin of every confidence."
     if how not in ('width', 'mass'): raise ValueError(unknown('kind of bins', how, ('width', 'mass')))
     inner = np.arange(1, bins)/bins
     edges = inner if how == 'width' else np.unique(np.quantile(confidence, inner))
@@ -60,7 +60,7 @@ def reliability_curve(
     bins:int=_BINS,    # at most
     how:str='width'   # 'width' or 'mass'
 )->pd.DataFrame:      # a row a bin that holds something: n, confidence, right
-    "Confidence beside the share of right answers"
+    "Compare confidence with the share of right answers, by bin."
     at = _bin_index(answers.confidence, bins, how)
     rows = pd.DataFrame({'bin': at, 'n': 1, 'confidence': answers.confidence, 'right': answers.right})
     return rows.groupby('bin').agg({'n': 'sum', 'confidence': 'mean', 'right': 'mean'}).reset_index(drop=True)
@@ -69,14 +69,14 @@ def reliability_curve(
 def _ece(
     curve:pd.DataFrame # of `reliability_curve`
 )->float:              # in [0, 1]
-    "Expected calibration error"
+    "Compute the expected calibration error."
     return float(((curve.confidence - curve.right).abs()*curve.n).sum() / curve.n.sum())
 
 # %% ../../../nbs/eval/classification/50_calibration.ipynb #ed09981a
 def _row_losses(
     pred:Predictions
 )->tuple[np.ndarray, np.ndarray, np.ndarray]: # (n,) Brier score, NLL and number of answers of each row
-    "Losses of the rows, summed over known labels"
+    "Compute Brier score and NLL of the rows, summed over known labels."
     known, y = ~np.isnan(pred.y), np.nan_to_num(pred.y)
     square = np.where(known, (pred.p - y)**2, 0.).sum(1)
     if pred.single:
@@ -92,7 +92,7 @@ def _unit_sums(
     g:int,           # units
     at:np.ndarray|None=None # (m,) column; None: one
 )->np.ndarray:       # (g, columns)
-    "Sums of each unit and column"
+    "Sum values by unit and column."
     at = np.zeros(len(x), int) if at is None else at
     k = int(at.max(initial=0)) + 1
     return np.bincount(unit*k + at, x, g*k).reshape(g, k)
@@ -118,7 +118,7 @@ class Calibration:
         bins:int,  # at most
         how:str    # 'width' or 'mass'
     )->tuple[np.ndarray, np.ndarray]: # (g, bins) sum of confidence minus right; (g,) answers
-        "Gaps of the bins and numbers of answers, by unit"
+        "Sum the gaps of the bins and the number of answers, by unit."
         at, unit = _bin_index(answers.confidence, bins, how), self.unit[answers.row]
         return (_unit_sums(answers.confidence - answers.right, unit, self.g, at),
                 _unit_sums(np.ones(len(unit)), unit, self.g)[:, 0])
@@ -126,7 +126,7 @@ class Calibration:
     def __call__(self,
         counts:np.ndarray|None=None # (r, g) how often each unit counts; None: each once
     )->dict[str, np.ndarray]:       # name -> (r, 1)
-        "Brier score, NLL and ECE in every resample"
+        "Compute Brier score, NLL and ECE in every resample."
         counts = np.ones((1, self.g)) if counts is None else counts
         brier, nll, n = (counts @ self.losses).T
         def gap(sums:tuple[np.ndarray, np.ndarray])->np.ndarray:
@@ -138,7 +138,7 @@ class Calibration:
 
 # %% ../../../nbs/eval/classification/50_calibration.ipynb #2f6cd7e0
 class Temperature(NamedTuple):
-    "A temperature and what it did where it was fitted"
+    "A temperature, and the NLL where it was fitted"
     value: float
     before: float  # NLL of the validation images
     after: float
@@ -152,7 +152,7 @@ def apply_temperature(
     pred:Predictions,
     temperature:float # above 0; 1 changes nothing
 )->Predictions:
-    "Predictions whose logits are divided by a temperature"
+    "Divide the logits of predictions by a temperature."
     if not temperature > 0: raise ValueError(f'a temperature is above 0, not {temperature}')
     z = pred.z/temperature
     return replace(pred, z=z, p=to_scores(z, pred.single))
@@ -161,7 +161,7 @@ def apply_temperature(
 def fit_temperature(
     valid:Predictions # not those that are tested
 )->Temperature:
-    "Temperature of least NLL"
+    "Fit the temperature of least NLL."
     def nll(log_t:float)->float:
         _, loss, n = _row_losses(replace(valid, z=valid.z/np.exp(log_t)))
         return float(loss.sum()/n.sum())
@@ -170,5 +170,5 @@ def fit_temperature(
                                  'temperature is 0, which is none; 1 is kept')
     found = minimize_scalar(nll, bounds=np.log(_BOUNDS), method='bounded', options={'xatol': 1e-6})
     value = float(np.exp(found.x))
-    note = '' if value < 0.99*_BOUNDS[1] else 'at its bound: the scores know nothing of the validation labels'
+    note = '' if value < 0.99*_BOUNDS[1] else 'at its bound: the scores carry no information on the validation labels'
     return Temperature(value, nll(0.), float(found.fun), note)

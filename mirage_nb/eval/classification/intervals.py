@@ -29,7 +29,7 @@ from ..stats import FEW_UNITS, ResamplingUnits, holm, percentile_interval, resam
 def image_units(
     pred:Predictions
 )->ResamplingUnits:
-    "Patients where two or more are known, else rows"
+    "Choose the units that are drawn again: patients where two or more are known, otherwise images."
     patient = pred.table.patient
     known = set(patient) - {''}
     rows = np.arange(len(pred))
@@ -51,7 +51,7 @@ def with_intervals(
     classes:Sequence[str],          # of numbers that are one a class and two means
     level:float=0.95                # of the intervals
 )->pd.DataFrame:                    # Class, metric, mean, low, high, lost (share of resamples without a value)
-    "Numbers with their intervals, a row a class or mean and metric"
+    "Add intervals to numbers: a row for each class or mean and metric."
     parts = []
     for metric, value in point.items():
         x = draws.get(metric, np.full((1, value.shape[1]), np.nan))
@@ -71,7 +71,7 @@ def interval_rows(
     seed:int=0,            # the same seed gives the same intervals
     level:float=0.95       # of the intervals
 )->pd.DataFrame:           # as of `with_intervals`
-    "What counts give, with intervals; none where there is one unit"
+    "Compute numbers and their intervals; none where there is one unit."
     return with_intervals(f(np.ones((1, g))), resample(f, g, n, seed) if g > 1 else {}, classes, level)
 
 # %% ../../../nbs/eval/classification/40_intervals.ipynb #0d95a77c
@@ -79,7 +79,7 @@ def centre_draws(
     point:np.ndarray, # (1, m) of the table, 0 or more
     draws:np.ndarray  # (n, m), at least one value a column
 )->np.ndarray:        # (n, m), 0 or more
-    "Draws without the bias of drawing again"
+    "Remove from draws the bias that resampling adds."
     return np.maximum(0, draws - np.nanmean(draws, 0) + point)
 
 # %% ../../../nbs/eval/classification/40_intervals.ipynb #2055bb2f
@@ -87,7 +87,7 @@ def _class_notes(
     pred:Predictions,
     units:ResamplingUnits
 )->dict[str, str]: # class -> '' or what a reader must know of its interval
-    "Why a class is undefined, or its interval a poor guide"
+    "Explain why a class is undefined, or its interval unreliable."
     undefined = undefined_classes(pred)
     def note(j:int, c:str)->str:
         if c in undefined: return f'undefined: {undefined[c]}'
@@ -106,14 +106,15 @@ def bootstrap(
     level:float=0.95, # of the intervals
     at:float=0.9      # of the metrics 'sensitivity at ...' and 'specificity at ...'
 )->pd.DataFrame:      # Class, metric, mean, low, high, n, unit, note
-    "Every metric of a table with its interval"
+    "Compute every metric of a table with its interval."
     units = image_units(pred)
     parts, notes = count_table(pred, units.of), _class_notes(pred, units)
     rows = interval_rows(lambda counts: compute_metrics(parts, counts, at), pred.classes, units.g, n, seed, level)
     def note(name:str, mean:float, lost:float)->str:
-        said = [notes.get(name, units.few())]
-        if not np.isnan(mean) and units.g > 1 and lost > .005: said.append(f'{100*lost:.0f} % of the resamples lack it')
-        return '; '.join(s for s in said if s)
+        texts = [notes.get(name, units.few())]
+        if not np.isnan(mean) and units.g > 1 and lost > .005:
+            texts.append(f'{100*lost:.0f} % of the resamples lack it')
+        return '; '.join(t for t in texts if t)
     rows['n'], rows['unit'] = units.g, units.label
     rows['note'] = [note(*r) for r in zip(rows.Class, rows['mean'], rows.lost, strict=True)]
     return rows.drop(columns='lost')
@@ -123,7 +124,7 @@ def _same_images(
     a:Predictions,
     b:Predictions
 )->Predictions:    # b in the order of a
-    "The second of two tables in the order of the first; an error names what differs"
+    "Bring a second table into the order of the first; an error names what differs."
     if a.classes != b.classes and set(a.classes) != set(b.classes): raise ValueError(
         f'the first table has the classes {", ".join(a.classes)}, the second {", ".join(b.classes)}')
     lost = [k for k in a.table.id if k not in set(b.table.id)], [k for k in b.table.id if k not in set(a.table.id)]
@@ -143,7 +144,7 @@ def _same_images(
 def _two_sided(
     d:np.ndarray # (n, m) differences, NaN left out
 )->np.ndarray:   # (m,) NaN where there is none
-    "Share of resamples on the other side of 0, twice; never below 2 of n"
+    "Compute p-values: twice the share of resamples on the other side of 0, at least 2 of n."
     n = (~np.isnan(d)).sum(0)
     least = np.minimum((d <= 0).sum(0), (d >= 0).sum(0))
     return np.where(n > 0, np.minimum(1, 2*np.maximum(least, 1)/np.maximum(n, 1)), np.nan)
@@ -157,7 +158,7 @@ def compare(
     seed:int=0,         # the same seed gives the same numbers
     level:float=0.95    # of the intervals
 )->pd.DataFrame: # Class, metric, first, second, difference, low, high, p, p_holm, unit
-    "First minus second, with its interval and p-value; of the means, and of all classes together"
+    "Compare two predictions: first minus second, with interval and p-value."
     b, units = _same_images(a, b), image_units(a)
     parts, one = [count_table(p, units.of) for p in (a, b)], np.ones((1, units.g))
     def difference(counts:np.ndarray)->dict[str, np.ndarray]:
@@ -179,7 +180,7 @@ def _roc_at(
     s:Steps,
     x:np.ndarray # (m,) false positive rates, rising
 )->np.ndarray:   # (r, m) sensitivity; NaN where a label is missing
-    "ROC curves read off at given places"
+    "Read ROC curves off at given places."
     def one(i:int)->np.ndarray:
         if not s.pos[i] or not s.neg[i]: return np.full(len(x), np.nan)
         fpr = np.stack([s.before[:, i], s.fp[:, i]], 1).ravel()/s.neg[i]  # a step goes up, or slants where scores tie
@@ -192,7 +193,7 @@ def _pr_at(
     s:Steps,
     x:np.ndarray # (m,) recalls, rising
 )->np.ndarray:   # (r, m) precision; NaN where a label is missing
-    "Precision-recall curves read off at given places, in the steps of average precision"
+    "Read precision-recall curves off at given places, in the steps of average precision."
     def one(i:int)->np.ndarray:
         if not s.pos[i] or not s.neg[i]: return np.full(len(x), np.nan)
         step = np.searchsorted(s.tp[:, i], np.maximum(x*s.pos[i] - 1e-9, 1e-9))
@@ -207,7 +208,7 @@ def curve_bands(
     level:float=0.95, # of a band
     points:int=201    # along x
 )->pd.DataFrame:      # curve ('ROC' or 'PR'), Class, x, y, low, high
-    "ROC and precision-recall curves of every class, with bands; undefined classes are left out"
+    "Compute ROC and precision-recall curves with bands; undefined classes are left out."
     units, x = image_units(pred), np.linspace(0, 1, points)
     parts, undefined, out = count_table(pred, units.of), undefined_classes(pred), []
     for c, ranks in zip(pred.classes, parts.ranks, strict=True):

@@ -38,7 +38,7 @@ def _first_bad_row(
     bad:np.ndarray,   # (n,) bool, at least one True
     ids:Sequence[str] # (n,)
 )->str:               # as "id 'P1_03' (and 2 more rows)"
-    "The first row that is wrong, and how many more are"
+    "Name the first wrong row, and how many more are wrong."
     more = int(bad.sum()) - 1
     rest = f' (and {more} more row{"s" if more > 1 else ""})' if more else ''
     return f'id {ids[int(np.flatnonzero(bad)[0])]!r}{rest}'
@@ -48,7 +48,7 @@ def _class_columns(
     table:pd.DataFrame,
     kind:str            # 'score', 'logit' or 'label'
 )->list[str]:           # names of classes, in the order of the columns
-    "Classes that a table has columns of a kind for"
+    "List the classes that have columns of a kind."
     return [str(c).split(':', 1)[1] for c in table.columns if str(c).startswith(f'{kind}:')]
 
 
@@ -58,7 +58,7 @@ def _number_columns(
     classes:Sequence[str],
     file:str              # for the message
 )->np.ndarray:            # (n, k) float; empty cells are NaN
-    "Numbers of the columns of a kind; an error names a cell that is text"
+    "Read the columns of a kind as numbers; an error names a cell that is text."
     raw = table[[f'{kind}:{c}' for c in classes]]
     out = raw.apply(pd.to_numeric, errors='coerce').to_numpy(float)
     bad = np.isnan(out) & raw.notna().to_numpy()
@@ -70,7 +70,7 @@ def _number_columns(
             'the model that made it diverged, or the cell is empty: predict again' + (
                 ', or leave the logit columns out' if kind == 'logit' else ''))
         raise ValueError(f'{file}, {_first_bad_row(bad[:, j], list(table.id))}: {kind}:{classes[j]} is '
-                         f'{str(raw.iat[i, j])}, which is no number; {remedy}')
+                         f'{str(raw.iat[i, j])}, which is not a number; {remedy}')
     return out
 
 # %% ../../../nbs/eval/classification/10_predictions.ipynb #82389ba5
@@ -78,14 +78,14 @@ def _check_columns(
     table:pd.DataFrame,
     file:str            # for the message
 )->tuple[list[str], bool]: # classes; whether an image has one label
-    "Classes and form of a table; an error names the columns that it lacks"
+    "Read the classes off the columns; an error names the columns that are missing."
     classes, labels = _class_columns(table, 'score'), _class_columns(table, 'label')
     if not len(table): raise ValueError(f'{file} has no rows; a row an image is needed')
     lost = [c for c in ('id', 'patient') if c not in table]
     if not labels and 'label' not in table: lost.append('label (or label:CLASS for several labels an image)')
     if not classes: lost.append('score:CLASS, one a class')
     if lost: raise ValueError(f'{file} lacks the column{"s" if len(lost) > 1 else ""} {", ".join(lost)}; it has '
-                              f'{", ".join(map(str, table.columns))}. `patient` may be empty where nobody knows it')
+                              f'{", ".join(map(str, table.columns))}. `patient` may be empty where it is not known')
     if labels and 'label' in table:
         raise ValueError(f'{file} has `label` and label:{labels[0]}; the truth is either one label or several')
     for kind in ('label', 'logit'):
@@ -103,7 +103,7 @@ def _text_columns(
     table:pd.DataFrame,
     file:str            # for the message
 )->pd.DataFrame:        # a copy, rows numbered from 0
-    "Table whose id, patient, eye, split and label are text, '' where empty; ids are there once"
+    "Turn id, patient, eye, split and label into text, '' where empty; an error names an id that occurs twice."
     table = table.reset_index(drop=True).copy()
     for c in ('id', 'patient', 'eye', 'split', 'label'):
         if c not in table and c == 'label': continue
@@ -116,7 +116,7 @@ def _text_columns(
         same = table[table.id == table.id[twice].iloc[0]]
         splits = sorted(set(same.split) - {''})
         where = f'in the splits {" and ".join(splits)}' if len(splits) > 1 else f'{len(same)} times'
-        raise ValueError(f'{file}, {_first_bad_row(twice, list(table.id))}: this id is there {where}; '
+        raise ValueError(f'{file}, {_first_bad_row(twice, list(table.id))}: this id occurs {where}; '
                          'an image is scored once: keep one of its rows')
     return table
 
@@ -127,7 +127,7 @@ def _read_truth(
     single:bool,           # one label an image
     file:str               # for the message
 )->np.ndarray:             # (n, k) 1, 0 or NaN
-    "Truth as an array; an error names a label that is no class, and a truth that nothing can be scored on"
+    "Read the truth as an array; an error names a label that is no class."
     ids = list(table.id)
     if single:
         bad = ~table.label.isin(classes).to_numpy()
@@ -147,7 +147,7 @@ def _read_truth(
     if not (np.nansum(y, 0) * np.nansum(1 - y, 0)).any():
         held = [c for c, s in zip(classes, np.nansum(y, 0), strict=True) if s]
         raise ValueError(f'{file}: the truth of all {len(table)} rows is {", ".join(held) or "no class"}; nothing can '
-                         'be told apart. Score a split in which at least one class is both there and not')
+                         'be told apart. Score a split in which at least one class is both present and absent')
     return y
 
 
@@ -157,17 +157,17 @@ def _read_scores(
     single:bool,           # scores of a row sum to 1
     file:str               # for the message
 )->np.ndarray:             # (n, k)
-    "Scores as an array; an error names one that is no probability"
+    "Read the scores as an array; an error names one that is not a probability."
     p, ids = _number_columns(table, 'score', classes, file), list(table.id)
     bad = (p < -1e-6) | (p > 1 + 1e-6)
     if bad.any():
         j = int(np.flatnonzero(bad.any(0))[0])
-        raise ValueError(f'{file}, {_first_bad_row(bad[:, j], ids)}: score:{classes[j]} is {p[bad[:, j], j][0]:g}; a score '
-                         f'is a probability in [0, 1] ({"softmax" if single else "sigmoid"} of the logit)')
+        raise ValueError(f'{file}, {_first_bad_row(bad[:, j], ids)}: score:{classes[j]} is {p[bad[:, j], j][0]:g}; a '
+                         f'score is a probability in [0, 1] ({"softmax" if single else "sigmoid"} of the logit)')
     bad = np.abs(p.sum(1) - 1) > 1e-3
     if single and bad.any(): raise ValueError(
-        f'{file}, {_first_bad_row(bad, ids)}: its scores sum to {p[bad][0].sum():.4g}; with one label an image they sum to '
-        '1 (softmax). For several labels an image write label:CLASS columns')
+        f'{file}, {_first_bad_row(bad, ids)}: its scores sum to {p[bad][0].sum():.4g}; with one label an image they '
+        'sum to 1 (softmax). For several labels an image write label:CLASS columns')
     return p.clip(0, 1)
 
 # %% ../../../nbs/eval/classification/10_predictions.ipynb #0e4a0731
@@ -175,7 +175,7 @@ def _to_logits(
     p:np.ndarray, # (n, k) probabilities
     single:bool   # of a softmax, else of sigmoids
 )->np.ndarray:    # (n, k)
-    "Logits that give these probabilities"
+    "Compute logits that give these probabilities."
     p = p.clip(1e-12, 1 - 1e-12)
     return np.log(p) if single else np.log(p) - np.log1p(-p)
 
@@ -184,7 +184,7 @@ def to_scores(
     z:np.ndarray, # (n, k) logits
     single:bool   # softmax, else sigmoid
 )->np.ndarray:    # (n, k)
-    "Probabilities of logits"
+    "Compute probabilities from logits."
     if not single: return 0.5 * (1 + np.tanh(z / 2))  # the sigmoid, which never overflows
     e = np.exp(z - z.max(1, keepdims=True))
     return e / e.sum(1, keepdims=True)
@@ -194,7 +194,7 @@ def check_predictions(
     table:pd.DataFrame,  # as described above
     file:str='the table' # for messages
 )->Predictions:
-    "A table of predictions, checked"
+    "Check a table of predictions."
     classes, single = _check_columns(table, file)
     table = _text_columns(table, file)
     y, p = _read_truth(table, classes, single, file), _read_scores(table, classes, single, file)
@@ -205,9 +205,9 @@ def check_predictions(
         bad = away.max(1) > 1e-3
         if bad.any():
             i, j = int(np.flatnonzero(bad)[0]), int(away[bad][0].argmax())
-            raise ValueError(f'{file}, {_first_bad_row(bad, list(table.id))}: score:{classes[j]} is {p[i, j]:.4g}, but the '
-                             f'logits give {to_scores(z, single)[i, j]:.4g}; leave the logit columns out if scores are '
-                             'means of several predictions')
+            raise ValueError(f'{file}, {_first_bad_row(bad, list(table.id))}: score:{classes[j]} is {p[i, j]:.4g}, but '
+                             f'the logits give {to_scores(z, single)[i, j]:.4g}; leave the logit columns out if scores '
+                             'are means of several predictions')
     return Predictions(table, tuple(classes), single, y, p, z)
 
 
@@ -216,24 +216,25 @@ def read_predictions(
     split:str='',   # rows of this split; '': the file must hold one
     names:Mapping[str, str]|None=None # of `map_classes`: class -> its name here
 )->Predictions:
-    "Predictions of a CSV file, checked"
+    "Read and check the predictions of a CSV file."
     file = Path(file).expanduser()
     if not file.is_file(): raise FileNotFoundError(f'no table of predictions {file.resolve()}')
     text = dict.fromkeys(('id', 'patient', 'eye', 'split', 'label', 'dataset', 'sha256'), str)
     try: table = pd.read_csv(file, dtype=text, keep_default_na=False, na_values=[''])  # a class may be called NA
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as e:
-        raise ValueError(f'{file} is no table of predictions: {e}') from e
-    there = sorted(set(table.split.dropna())) if 'split' in table else []
-    if split and split not in there: raise ValueError(f'{file}: {unknown("split", split, there)}')
+        raise ValueError(f'{file} is not a table of predictions: {e}') from e
+    splits = sorted(set(table.split.dropna())) if 'split' in table else []
+    if split and split not in splits: raise ValueError(f'{file}: {unknown("split", split, splits)}')
     if split: table = table[table.split == split]
-    elif len(there) > 1: raise ValueError(f'{file} holds the splits {", ".join(there)}; say which by split={there[-1]}')
+    elif len(splits) > 1:
+        raise ValueError(f'{file} holds the splits {", ".join(splits)}; say which by split={splits[-1]}')
     return check_predictions(map_classes(table, names, str(file)) if names else table, str(file))
 
 # %% ../../../nbs/eval/classification/10_predictions.ipynb #7a32b7b6
 def parse_map(
     pairs:Sequence[str] # as ['CNV > AMD', 'OTHER >']
 )->dict[str, str]:      # class -> name here, '' to leave it out
-    "Class map from text"
+    "Read a class map from text."
     bad = [p for p in pairs if p.count('>') != 1]
     if bad: raise ValueError(f"class_map holds {bad[0]!r}; each entry is 'CLASS > NAME', or 'CLASS >' to leave it out")
     return {a.strip(): b.strip() for a, b in (p.split('>') for p in pairs)}
@@ -244,7 +245,7 @@ def map_classes(
     names:Mapping[str, str],# class -> its name here, '' to leave it out; others keep theirs
     file:str='the table'    # for messages
 )->pd.DataFrame:
-    "Table in other classes: scores of those that get the same name are summed"
+    "Rename classes; scores of classes that get the same name are summed."
     classes, single = _check_columns(table, file)
     if not single: raise ValueError(f'{file} has several labels an image; a class map is for one label an image')
     labels = [str(v) for v in table.label.dropna().unique()]
@@ -252,7 +253,8 @@ def map_classes(
         raise ValueError(f'{file}: {unknown("class", lost[0], (*classes, *labels))}')
     here = {c: names.get(c, c) for c in (*classes, *labels)}
     kept = list(dict.fromkeys(here[c] for c in classes if here[c]))
-    p = pd.DataFrame(_number_columns(table, 'score', classes, file), table.index).T.groupby([here[c] for c in classes]).sum().T
+    p = pd.DataFrame(_number_columns(table, 'score', classes, file), table.index)
+    p = p.T.groupby([here[c] for c in classes]).sum().T
     scores = p[kept].div(p[kept].sum(axis=1), axis=0)  # NaN where nothing is left: the check says so
     rest = table[[c for c in table if not str(c).startswith(('score:', 'logit:'))]]
     out = rest.assign(label=rest.label.map(lambda v: here.get(str(v), v)), **{f'score:{c}': scores[c] for c in kept})
@@ -264,10 +266,10 @@ def _example_predictions(
     patients:int=60,             # each with two eyes, 1 to 3 images an eye
     classes:Sequence[str]=('NORMAL', 'AMD', 'DME'),
     single:bool=True,            # one label an image, of a patient all the same; else several, some not known
-    skill:float=1.,              # 0: scores know nothing of the truth
+    skill:float=1.,              # 0: scores carry no information on the truth
     split:str='test'             # of all rows, and part of every patient's name
 )->pd.DataFrame:
-    "Synthetic predictions in the form of the contract, drawn at random: for examples and tests only"
+    "Draw synthetic predictions at random: for examples and tests only."
     rng, k = np.random.default_rng(seed), len(classes)
     images = rng.integers(1, 4, (patients, 2))
     who, eye = np.repeat(np.arange(patients), images.sum(1)), np.repeat(np.tile([0, 1], patients), images.ravel())
@@ -293,7 +295,7 @@ def _group_names(
     pred:Predictions,
     level:str         # 'eye' or 'patient'
 )->pd.Series:         # (n,) name of the eye or patient
-    "Eye or patient of every image; an error names an image of which it is not known"
+    "Name the eye or patient of every image; an error names an image of which it is not known."
     parts = [pred.table[c] for c in (['patient', 'eye'] if level == 'eye' else ['patient'])]
     for part in parts:
         bad = (part == '').to_numpy()
@@ -306,7 +308,7 @@ def pool_predictions(
     pred:Predictions,
     level:str         # 'image', 'eye' or 'patient'
 )->tuple[Predictions, list[str]]: # a row a group; groups left out because their images disagree
-    "Predictions of eyes or patients: the mean of the scores of their images"
+    "Pool images to eyes or patients: the mean of their scores."
     if level not in LEVELS: raise ValueError(unknown('level', level, LEVELS))
     if level == 'image': return pred, []
     by = _group_names(pred, level)

@@ -27,13 +27,13 @@ BAD = {  # what is wrong: how, what is said
     'no label, no id': (lambda t: t.drop(columns=['id', 'label']), 'lacks the columns id, label (or label:CLASS'),
     'no scores': (lambda t: t[['id', 'patient', 'label']], 'lacks the column score:CLASS, one a class'),
     'one score': (lambda t: t[['id', 'patient', 'label', 'score:AMD']], 'has a score for AMD only'),
-    'duplicate id': (cell(3, 'id', 'test000L_0'), "id 'test000L_0': this id is there 2 times; an image is scored once"),
+    'duplicate id': (cell(3, 'id', 'test000L_0'), "id 'test000L_0': this id occurs 2 times; an image is scored once"),
     'empty id': (cell(3, 'id', None), 'row 4: id is empty'),
     'label unknown': (cell(3, 'label', 'AMDD'), "no class 'AMDD'. Did you mean 'AMD'? Known: NORMAL, AMD, DME"),
     'label empty': (cell(3, 'label', None), 'label is empty; leave the row out, or use label:CLASS'),
-    'NaN score': (cell(3, 'score:AMD', np.nan), 'score:AMD is nan, which is no number; the model'),
-    'inf score': (cell(3, 'score:AMD', np.inf), 'score:AMD is inf, which is no number'),
-    'text score': (cell(3, 'score:AMD', 'high'), 'score:AMD is high, which is no number'),
+    'NaN score': (cell(3, 'score:AMD', np.nan), 'score:AMD is nan, which is not a number; the model'),
+    'inf score': (cell(3, 'score:AMD', np.inf), 'score:AMD is inf, which is not a number'),
+    'text score': (cell(3, 'score:AMD', 'high'), 'score:AMD is high, which is not a number'),
     'score of 2': (cell(3, 'score:AMD', 2.), 'score:AMD is 2; a score is a probability in [0, 1]'),
     'negative score': (cell(3, 'score:AMD', -.1), 'score:AMD is -0.1; a score is a probability'),
     'sum': (cell(3, 'score:AMD', 0.), 'with one label an image they sum to 1 (softmax)'),
@@ -58,7 +58,7 @@ def test_bad_table_is_refused(what, tmp_path):
 
 def test_image_in_two_splits_and_files_that_are_no_tables(tmp_path):
     t = _example_predictions()
-    with pytest.raises(ValueError, match="this id is there in the splits test and val"):
+    with pytest.raises(ValueError, match="this id occurs in the splits test and val"):
         check_predictions(pd.concat([t, t[:1].assign(split='val')]))
     (tmp_path/'empty.csv').touch()
     (tmp_path/'image.csv').write_bytes(bytes(range(256))*20)

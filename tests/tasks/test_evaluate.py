@@ -9,7 +9,8 @@ from mirage_nb.eval.classification.predictions import (
     _example_predictions,
     read_predictions,
 )
-from mirage_nb.eval.classification.report import evaluate_table, level_table
+from mirage_nb.eval.classification.report import evaluate_table
+from mirage_nb.eval.classification.tables import level_table
 from mirage_nb.recipes.classification import ClsEval
 from mirage_nb.recipes.settings import override
 from mirage_nb.runs import tuned_run

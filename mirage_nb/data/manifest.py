@@ -21,6 +21,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, WithJs
 from ..core import data_dir, resource_dir, unknown
 from .labels import LabelFacts, label_faults
 from ..recipes.settings import Count, Options, list_faults, option_comments, options
+from ..phantoms.catalog import PHANTOMS
 from ..storage import hash_file, hash_value, read_json
 
 # %% ../../nbs/data/05_manifest.ipynb #f57dbe66
@@ -293,9 +294,10 @@ def read_manifest(
 def dataset_dir(
     manifest:Manifest
 )->Path: # an existing folder
-    "Return the folder of a dataset's files."
+    "Return the folder of a dataset's files; a phantom dataset that is missing in MIRAGE_DATA is drawn."
     own = manifest.path.name == 'manifest.toml' or manifest.path.suffix != '.toml'  # else a shipped one
     folder = manifest.path.resolve().parent if own else data_dir()/manifest.name
+    if not own and manifest.name in PHANTOMS and not folder.exists(): PHANTOMS[manifest.name](folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder '{manifest.name}' in MIRAGE_DATA={folder.parent}. Get it: {manifest.get}")
     return folder

@@ -15,7 +15,7 @@ import pandas as pd
 from torch import Tensor
 
 from ..data.classification import ClsDataset, LabelledImages
-from ..data.segmentation import SegDataset
+from ..data.segmentation import SegData, SegDataset
 from ..eval.classification.predict import predictions_table
 from ..eval.segmentation.predict import mean_position, predict_mean_position
 from ..eval.segmentation.report import find_graders
@@ -24,7 +24,6 @@ from ..models.zoo import weights_file
 from ..recipes.classification import ClsRecipe, cls_recipe
 from ..recipes.segmentation import SegRecipe
 from ..recipes.settings import rows_cols
-from .datasets import SegData
 from ..train.probes import knn_probe, logistic_probe
 
 # %% ../../nbs/tasks/15_baselines.ipynb #5bf6595b

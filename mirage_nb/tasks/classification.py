@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..core import log
 from ..data.augment.mix import Mix, batch_partners, mix_batch
-from ..data.classification import ClsDataset, LabelledImages
+from ..data.classification import ClsDataset, LabelledImages, load_labelled
 from ..data.input_spec import InputSpec
 from ..data.labels import LabelFacts
 from ..data.manifest import Manifest, read_manifest
@@ -39,13 +39,8 @@ from ..recipes.classification import ClsRecipe
 from ..recipes.settings import rows_cols
 from .baselines import predict_majority, probe_encoder, random_probe_settings
 from mirage_nb.tasks.cross_dataset import (
-    check_scorable,
-    load_test_data,
-    predict_split,
-    predict_splits,
-    read_predicted_splits,
+    check_scorable, load_test_data, predict_split, predict_splits, read_predicted_splits,
 )
-from .datasets import load_cls_data
 from .protocol import Training, example_samples, train
 from ..train.batches import as_batch, model_inputs
 from ..train.devices import Batch
@@ -140,7 +135,7 @@ class _ClsParts:
     @cached_property
     def data(self)->LabelledImages:
         "Load the labelled images, checked."
-        return self.given or load_cls_data(self.manifest, self.settings.allow_leaks)
+        return self.given or load_labelled(self.manifest, self.settings.allow_leaks)
 
     @cached_property
     def test_home(self)->tuple[Manifest, LabelledImages]:

@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 
 from ..core import log, unknown
-from ..data.classification import LabelledImages, match_classes
+from ..data.audit import shared_images
+from ..data.classification import LabelledImages, load_labelled, match_classes
 from ..data.manifest import Manifest
 from ..eval.classification.predict import TunedClassifier, predictions_table
 from ..eval.classification.predictions import check_predictions, map_classes
 from ..storage import save_table
-from .datasets import load_cls_data
 
 # %% ../../nbs/tasks/12_cross_dataset.ipynb #7a951abe
 def _match_labels(
@@ -96,17 +96,6 @@ def predict_split(
     return _map_to_dataset(predicted, names, False, f'predictions for {data.name}')
 
 # %% ../../nbs/tasks/12_cross_dataset.ipynb #a1f0c2e3
-def _shared_test_images(
-    data:LabelledImages,    # learnt from, and chosen by
-    other:LabelledImages    # tested on
-)->pd.DataFrame:            # what, splits
-    "Find test images of another dataset that are training or validation images, by content."
-    own = data.table[data.table.split.isin(('train', 'val'))]
-    both = other.splits['test'].merge(own, on='sha256', suffixes=('', '_own'))
-    what = [f'{a} of {other.name} is {b} of {data.name}' for a, b in zip(both.id, both.id_own, strict=True)]
-    return pd.DataFrame({'what': what, 'splits': [f'{s}, test' for s in both.split_own]}, dtype=str)
-
-
 def check_scorable(
     data:LabelledImages,  # that the model learns from
     manifest:Manifest,    # of the dataset it is tested on
@@ -127,11 +116,13 @@ def load_test_data(
     allow_leaks:bool=False
 )->LabelledImages: # its leaks: images that are learnt from too (kind 'image'), labels that the model lacks ('label')
     "Load another dataset that a classifier is tested on, checked before the training."
-    other = load_cls_data(manifest, allow_leaks)
+    other = load_labelled(manifest, allow_leaks)
     if 'test' not in other.splits: raise ValueError(
         f'{other.name} has no test split, so nothing can be tested on it; it has {", ".join(other.splits)}')
     names = check_scorable(data, manifest, other)
-    leaks, lacking = _shared_test_images(data, other), [c for c in other.classes if c not in names.values()]
+    lacking = [c for c in other.classes if c not in names.values()]
+    learnt = data.table[data.table.split.isin(('train', 'val'))]
+    leaks = shared_images(learnt, other.splits['test'], (data.name, other.name))
     if len(leaks):
         text = f'{len(leaks)} test images are learnt from or chosen by: {"; ".join(leaks.what[:5])}'
         if not allow_leaks: raise ValueError(f'{text}. Take them out of one of the sets; allow_leaks=True goes on, '

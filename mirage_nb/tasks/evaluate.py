@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..data.manifest import ClassInfo
+from ..data.segmentation import SegData
 from ..eval.classification.intervals import compare
 from ..eval.classification.predictions import Predictions, parse_map, pool_predictions, read_predictions
 from ..eval.segmentation.predict import predict_images
@@ -21,7 +22,6 @@ from ..recipes.classification import ClsEval
 from ..recipes.segmentation import SegEval
 from ..records import dataset_name, open_run
 from ..storage import hash_file, hash_value
-from .datasets import SegData
 
 # %% ../../nbs/tasks/70_evaluate.ipynb #458f92d1
 @dataclass(frozen=True)

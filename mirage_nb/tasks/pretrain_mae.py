@@ -29,7 +29,6 @@ from ..models.pretraining import CNN_MAES, MAES
 from ..models.zoo import encoder_record
 from ..recipes.pretraining import MAERecipe
 from ..storage import hash_value, read_json
-from .datasets import load_cls_data
 from .pretrain import PretrainTask
 from ..train.devices import Batch
 from ..train.losses import patch_mse
@@ -133,8 +132,7 @@ def _load_image_set(
     if isinstance(manifest, Path): return _folder_data(manifest, load_size, seed)
     facts = manifest.labels
     if not facts: raise ValueError(_MASK_FOLDERS.format(manifest.name))
-    own = manifest.path.name == 'manifest.toml'  # of a folder that is there; else a phantom may have to be made
-    data = load_labelled(manifest) if own else load_cls_data(manifest)
+    data = load_labelled(manifest)
     norm = Norm(facts.mean, facts.std) if len(facts.mean) == 3 else NORMS['imagenet']
     made = {s: ImageDataset(t, name=manifest.name, norm=norm, load_size=load_size, seed=seed)
             for s, t in data.splits.items() if s in ('train', 'val')}

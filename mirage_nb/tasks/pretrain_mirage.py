@@ -32,7 +32,6 @@ from ..models.pretraining import MIRAGES
 from ..models.zoo import mirage_modalities
 from ..recipes.pretraining import MultiMAERecipe
 from ..storage import hash_value
-from .datasets import make_missing_phantom
 from .pretrain import PretrainTask
 from ..train.devices import Batch
 from ..train.losses import pretrain_losses
@@ -126,7 +125,6 @@ def _load_paired_data(
     if path.suffix == '.csv': root = path.parent
     if not there:
         manifest = read_manifest(dataset)
-        make_missing_phantom(manifest)
         root, name, licence = dataset_dir(manifest), manifest.name, manifest.licence
         facts['manifest'] = manifest.sha256
         there = {s: root/f for s, f in manifest.splits.items()

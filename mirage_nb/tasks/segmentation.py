@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from ..data.input_spec import InputSpec
 from ..data.manifest import Manifest, read_manifest
-from ..data.segmentation import SegDataset, check_files, collate
+from ..data.segmentation import SegData, SegDataset, check_files, collate, load_seg_data
 from ..eval.segmentation.metrics import pixel_miou
 from ..eval.segmentation.predict import predict_images, validate_seg
 from ..eval.segmentation.report import SegScores, save_seg_scores, score_folder
@@ -32,7 +32,6 @@ from ..recipes.settings import rows_cols
 from ..storage import save_table
 from .baselines import random_encoder_settings, seg_baseline_masks
 from .cached_views import cache_views
-from .datasets import SegData, load_seg_data
 from .protocol import Training, example_samples, train
 from ..train.devices import Batch
 from ..train.losses import SegLoss, is_background, seg_loss

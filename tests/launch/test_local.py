@@ -13,7 +13,7 @@ from mirage_nb.data.manifest import read_manifest
 from mirage_nb.launch import local as launch_local
 from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.recipes.settings import override
-from mirage_nb.tasks.datasets import load_seg_data
+from mirage_nb.data.segmentation import load_seg_data
 from mirage_nb.train.loop import _TIMES
 from tests.tasks.samples import train_seg
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.recipes.classification import cls_recipe
 from mirage_nb.tasks.classification import ClassificationTask
-from mirage_nb.tasks.datasets import load_cls_data
+from mirage_nb.data.classification import load_labelled
 from mirage_nb.tasks.protocol import train
 from mirage_nb.tasks.segmentation import SegmentationTask
 from mirage_nb.train.devices import make_accelerator
@@ -17,7 +17,7 @@ def settings(**changed):
     return replace(cls_recipe('cls_small'), **plain | changed)
 
 
-def data(): return load_cls_data(read_manifest('Phantom_OCT'))
+def data(): return load_labelled(read_manifest('Phantom_OCT'))
 
 
 def train_cls(cfg, folder): return train(ClassificationTask.from_settings(cfg), folder)

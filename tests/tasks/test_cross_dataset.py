@@ -14,7 +14,7 @@ from mirage_nb.eval.classification.report import cls_reliability
 from mirage_nb.recipes.classification import ClsEval
 from mirage_nb.tasks import cross_dataset as tasks_cross_dataset
 from mirage_nb.tasks.classification import ClassificationTask
-from mirage_nb.tasks.datasets import load_cls_data
+from mirage_nb.data.classification import load_labelled
 from mirage_nb.tasks.evaluate import load_eval_tables
 from tests.tasks.samples import data, score, settings, train_cls
 
@@ -100,7 +100,7 @@ def test_class_folders_that_count_anew(home):
             (home/'Anew'/split/c).mkdir(parents=True)
             for i in range(4): (home/'new'/f'{100*s + 10*k + i}.png').rename(home/'Anew'/split/c/f'{c}{i}.png')
     cfg = settings(dataset=str(home/'Anew'), epochs=1, allow_leaks=True)
-    own = load_cls_data(read_manifest(cfg.dataset), cfg.allow_leaks)
+    own = load_labelled(read_manifest(cfg.dataset), cfg.allow_leaks)
     train_cls(cfg, home/'run')
     scores = score(cfg, home/'run', own)
     assert len(scores.valid) == 8 and not scores.left_out
@@ -172,7 +172,7 @@ def test_several_labels_in_another_set(home, caplog):
     b = write_set(home/'B', pd.DataFrame(rows | labels_of(8, 'Edema', 'Effusion', 'Mass')),
                   ['Edema', 'Effusion', 'Mass'], maps, multi=True)
     cfg = settings(dataset=a, epochs=1, batch_size=4, test_dataset=b)
-    ours = load_cls_data(read_manifest(a))
+    ours = load_labelled(read_manifest(a))
     with caplog.at_level(logging.WARNING): there = other_images(cfg, ours)
     assert 'B: the model does not say Edema' in caplog.text
     assert tasks_cross_dataset.leak_table(ours, there).answer.iloc[-1] == 'Edema'

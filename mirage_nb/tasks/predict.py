@@ -13,21 +13,12 @@ import pandas as pd
 
 from ..data.audit import hash_content
 from ..data.manifest import ClassInfo, read_manifest
-<<<<<<< HEAD
 from ..data.segmentation import folder_table, seg_table
-=======
-from ..data.segmentation import folder_table, load_seg_data
->>>>>>> ce17319 (Datasets are loaded in data: phantoms are drawn by the one look-up of a dataset's folder)
 from ..eval.segmentation.predict import predict_images
 from ..models.checkpoints import Checkpoint, read_checkpoint, read_metadata
 from ..recipes.segmentation import SegPredict
 from ..records import open_run
-<<<<<<< HEAD
 from ..storage import save_table
-from .datasets import make_missing_phantom
-=======
-from ..storage import hash_file, write_atomic
->>>>>>> ce17319 (Datasets are loaded in data: phantoms are drawn by the one look-up of a dataset's folder)
 
 # %% ../../nbs/tasks/75_predict.ipynb #f8441f2b
 @dataclass(frozen=True)
@@ -50,7 +41,6 @@ class _PredictionPlan:
 def _phantom_images()->pd.DataFrame: # id, bscan
     "List the test images of Phantom_OCT."
     manifest = read_manifest('Phantom_OCT')
-    make_missing_phantom(manifest)
     return seg_table(manifest, 'test').assign(semseg=None)
 
 
@@ -59,15 +49,8 @@ def plan_prediction(
 )->_PredictionPlan:
     "Plan what a prediction reads, checked before anything runs."
     if cfg.images: table = folder_table(Path(cfg.images).expanduser())
-<<<<<<< HEAD
     else: table = _phantom_images()
     model = read_checkpoint(open_run(cfg.run).folder/'best.safetensors')
     classes = tuple(ClassInfo(**c) for c in read_metadata(model)['classes'])
-    sources = {'data': hash_table(table), 'model': model.sha256}
-=======
-    else: table = load_seg_data(read_manifest('Phantom_OCT')).tables['test'].assign(semseg=None)
-    model = open_run(cfg.run).folder/'best.safetensors'
-    classes = tuple(ClassInfo(**c) for c in read_metadata(read_checkpoint(model))['classes'])
-    sources = {'data': hash_content(table.id, {'bscan': table.bscan}), 'model': hash_file(model)}
->>>>>>> ce17319 (Datasets are loaded in data: phantoms are drawn by the one look-up of a dataset's folder)
+    sources = {'data': hash_content(table.id, {'bscan': table.bscan}), 'model': model.sha256}
     return _PredictionPlan(table, model, classes, sources, cfg.batch_size)

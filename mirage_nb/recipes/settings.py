@@ -139,33 +139,42 @@ def _length_text(
     return many if low == high else f'{many} or more' if high is None else f'{low or 0} to {high} values'
 
 # %% ../../nbs/recipes/10_settings.ipynb #62deae51
+def _demand(
+    kind:str,               # of an error, as pydantic names it
+    value:Any,              # that it got
+    note:Any,               # annotation of what was asked for
+    takes:str               # the same in words
+)->str:                     # as 'is 1 or more, not 0'
+    "Say what would be right, and what was given instead."
+    limits, many = _bounds(note), get_args(_plain(note)) if get_origin(_plain(note)) is tuple else ()
+    if kind in ('missing', 'too_long') and many: return f'takes {len(many)} values, not {value!r}'
+    if kind in ('too_short', 'too_long'): return f'takes {_length_text(limits)}, not {value!r}'
+    if kind.startswith('string_') and not str(value).strip(): return f'is empty; it takes {takes}'
+    if kind == 'finite_number': return f'is a finite number, not {value!r}'
+    if kind.startswith(('greater_than', 'less_than')): return f'is {_range_text(limits)}, not {value!r}'
+    return f'takes {takes}, got {value!r}'
+
+
 def _fault(
-    error:Any,                  # one of pydantic's
-    place:str,                  # as 'labels.shares[1]'
-    note:Any,                   # annotation there
-    words:Mapping[str, str]     # name of a type -> how a user calls it
+    error:Any,              # one of pydantic's
+    place:str,              # as 'labels.shares[1]'
+    note:Any,               # annotation there
+    words:Mapping[str, str] # name of a type -> how a user calls it
 )->list[str]:
     "Word one error: what is wrong with the value, where, and what would be right."
-    kind, value, limits = error['type'], error['input'], _bounds(note)
-    table, _, name = place.rpartition('.')
-    head = f'{table}: ' if table else ''
-    takes = words.get(_type_name(note), _type_name(note))
+    kind, value, (table, _, name) = error['type'], error['input'], place.rpartition('.')
+    head, takes = f'{table}: ' if table else '', words.get(_type_name(note), _type_name(note))
     if kind == 'value_error':
         texts = error['ctx']['error'].args
         return [text if text.startswith(place) else f'{place}: {text}' for text in texts]
-    many = get_args(_plain(note)) if get_origin(_plain(note)) is tuple else ()
-    if kind in ('missing', 'too_long') and many: return [f'{place} takes {len(many)} values, not {value!r}']
-    if kind == 'missing': return [f"{head}'{name}' is missing; it takes {takes}"]
-    if kind.startswith('string_') and not str(value).strip(): return [f'{place} is empty; it takes {takes}']
+    if kind == 'missing' and get_origin(_plain(note)) is not tuple:
+        return [f"{head}'{name}' is missing; it takes {takes}"]
     if kind == 'literal_error' and isinstance(value, str):
         return [head + unknown(name, value, [k for k in get_args(_plain(note)) if k])]
-    if kind == 'finite_number': return [f'{place} is a finite number, not {value!r}']
-    if kind in ('too_short', 'too_long'): return [f'{place} takes {_length_text(limits)}, not {value!r}']
-    if kind.startswith(('greater_than', 'less_than')): return [f'{place} is {_range_text(limits)}, not {value!r}']
-    if not kind.endswith(('_type', 'literal_error')): return [f"{place}: {error['msg']}, got {value!r}"]
-    return [f'{place} takes {takes}, got {value!r}' + ('' if words else f' ({type(value).__name__})')]
+    type_shown = kind.endswith(('_type', 'literal_error')) and not words
+    return [f'{place} {_demand(kind, value, note, takes)}' + (f' ({type(value).__name__})' if type_shown else '')]
 
-
+# %% ../../nbs/recipes/10_settings.ipynb #3d80f5cb
 def list_faults(
     error:ValidationError,
     kind:type,                       # class of options that was to be made

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,9 +90,11 @@ CHECKS = (
 
 
 def main():
-    failed = False
-    for name, faults_of, mend in CHECKS:
-        faults = faults_of()
+    "Run all checks at once, and print their results in order"
+    failed, pool = False, ThreadPoolExecutor()
+    running = [pool.submit(faults_of) for _, faults_of, _ in CHECKS]
+    for (name, _, mend), found in zip(CHECKS, running, strict=True):
+        faults = found.result()
         failed |= bool(faults)
         print(f'{name}: {"wrong" if faults else "ok"}')
         for fault in faults: print(f'  {fault}')

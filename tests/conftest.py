@@ -3,7 +3,6 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -48,6 +47,7 @@ def phantoms(tmp_path_factory):
 @pytest.fixture
 def home(phantoms, tmp_path, monkeypatch):
     "Folder of a test, with MIRAGE_RUNS in it and the tiny Phantom_OCT; one thread, as in the processes it starts"
+    import torch  # here, so that what only collects tests does not wait for it
     monkeypatch.setenv('MIRAGE_DATA', str(phantoms))
     monkeypatch.setenv('MIRAGE_RUNS', str(tmp_path/'runs'))
     monkeypatch.setenv('OMP_NUM_THREADS', '1')

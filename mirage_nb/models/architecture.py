@@ -33,7 +33,7 @@ def _head_count(
     published:int|None,           # for this width and depth
     width:int                     # of a token
 )->int:
-    "Number of attention heads, which no tensor tells"
+    "Choose the number of attention heads, which no tensor tells."
     heads = options.get(keyword, published)
     if heads is None: raise ValueError(
         f'how many attention heads {what} of width {width} has is not in its tensors, and no named model has this '
@@ -44,7 +44,7 @@ def _head_count(
 def _modalities_in(
     state:Mapping[str, Tensor] # of a MIRAGE or MultiMAE model
 )->list[Modality]:
-    "Modalities that a state dict has adapters for, in its order"
+    "List the modalities that a state dict has adapters for, in its order."
     found = []
     for k, w in state.items():
         if not (k.startswith('input_adapters.') and k.endswith('.proj.weight')): continue
@@ -60,7 +60,7 @@ def _decoded_in(
     state:Mapping[str, Tensor],    # of a MIRAGE or MultiMAE model
     modalities:Sequence[Modality]  # that it has adapters for
 )->list[Modality]:                 # in the order of the file
-    "Modalities that a state dict has decoders for; what it does not read is a grey image, or a map of a quarter size"
+    "List the modalities that a state dict has decoders for; one not read is a grey image, or a map of a quarter size."
     known, found = {m.name: m for m in modalities}, []
     images = [m.patch for m in modalities if not m.classes]
     for k in state:
@@ -83,7 +83,7 @@ def _mirage_like(
     args:Any,                    # settings beside the weights, if any
     options:Mapping[str, Any]    # decoder_heads, norm_pix
 )->MultiViT:                     # with its decoders where the file has them
-    "MIRAGE of the size of a state dict"
+    "Build MIRAGE in the size of a state dict."
     size, modalities = infer_architecture(state), _modalities_in(state)
     d, depth = size['width'], size['depth']
     drawn = _decoded_in(state, modalities)
@@ -105,7 +105,7 @@ def _vit_like(
     args:Any,                    # settings beside the weights, if any
     options:Mapping[str, Any]    # decoder_heads, mask_ratio, norm_pix
 )->ViT:                          # a masked autoencoder where the file has its decoder
-    "Vision transformer of the size of a state dict"
+    "Build a vision transformer in the size of a state dict."
     size = infer_architecture(state)
     extra = 1 + size.get('distilled', False)
     side = round((size['positions'] - extra)**0.5)
@@ -127,7 +127,7 @@ def _vit_like(
 def _cnn_like(
     state:Mapping[str, Tensor] # of a U-Net, or under torchvision's names
 )->nn.Module:
-    "Convolutional network of the size of a state dict"
+    "Build a convolutional network in the size of a state dict."
     size = infer_architecture(state)
     name = {(6, 12, 24, 16): 'densenet121', (3, 4, 6, 3): 'resnet50'}.get(tuple(size['stages']), '')
     if not name or (name == 'resnet50') != (size['network'] == 'resnet'): raise ValueError(
@@ -143,7 +143,7 @@ def build_like(
     known:Mapping[tuple[int, int], int],    # heads of the named encoders, by width and depth
     **options:Any                           # heads, decoder_heads, norm_pix, mask_ratio, where the file does not tell
 )->nn.Module:                               # with the weights of the file, in evaluation mode
-    "Build the model that a checkpoint holds"
+    "Build the model that a checkpoint holds."
     for k in options:
         if k not in _MODEL_OPTIONS: raise TypeError(unknown('option of a published checkpoint', k, _MODEL_OPTIONS))
     size, args = infer_architecture(ckpt.state), ckpt.meta.get('args')

@@ -39,7 +39,7 @@ _STATE_KEYS = ('model', 'state_dict', 'teacher')
 
 @dataclass(frozen=True)
 class Checkpoint:
-    "Tensors of a file, and what else it says"
+    "Tensors of a file, and its other content."
     state: dict[str, Tensor]                    # tensors by name
     meta: dict[str, Any] = field(repr=False)    # everything that is not a model's tensor
     path: Path                                  # of the file
@@ -50,7 +50,7 @@ def _pick_state(
     content:object, # of a checkpoint
     path:Path       # of the file, for the error
 )->dict[str, Tensor]: # tensors by name
-    "Find the model's tensors in any of the published forms: bare, or under 'model', 'state_dict' or 'teacher'"
+    "Find the model's tensors in any of the published forms: bare, or under 'model', 'state_dict' or 'teacher'."
     for key in (*_STATE_KEYS, None):
         d = content.get(key) if key and isinstance(content, Mapping) else content
         state = {k: v for k, v in d.items() if isinstance(v, Tensor)} if isinstance(d, Mapping) else {}
@@ -65,7 +65,7 @@ def _pick_state(
 def read_checkpoint(
     path:str|Path # .safetensors, or a file of torch.save
 )->Checkpoint:    # tensors on the CPU
-    "Read a checkpoint; no code in the file can run"
+    "Read a checkpoint; no code in the file can run."
     path = Path(path).expanduser()
     if not path.is_file(): raise FileNotFoundError(f'no checkpoint {path}')
     try:
@@ -92,7 +92,7 @@ def _fit_position_row(
     here:tuple[bool, bool],    # whether the model has them
     grid:tuple[int, int]       # rows and columns of the model
 )->Tensor|None:                # (1, k + n, d) for the model; None: the file's grid cannot be told
-    "Bring a row of positions to the tokens and the grid of a model"
+    "Bring a row of positions to the tokens and the grid of a model."
     n, fits = row.shape[1], None
     for k in (sum(there), 0):  # some files give no position to tokens without a place
         side = round((n - k)**0.5)
@@ -114,7 +114,7 @@ def _fit_positions(
     state:Mapping[str, Tensor], # of the file, under the model's names
     v:Tensor                    # the model's own
 )->Tensor|None:                 # as the model needs them; None: they cannot be
-    "Positions of a file for the grid of a model"
+    "Fit the positions of a file to the grid of a model."
     w = state[name]
     last = name.rpartition('.')[2]
     if last == 'pos_emb' and w.shape[:2] == v.shape[:2]: return resize_positions(w.float(), (v.shape[2], v.shape[3]))
@@ -127,17 +127,17 @@ def _fit_positions(
 # %% ../../nbs/models/70_checkpoints.ipynb #e9f78a30
 @dataclass(frozen=True)
 class LoadReport:
-    "What of a checkpoint went into a model"
+    "What a model took from a checkpoint."
     loaded: list[str]      # keys taken from the file
     resized: list[str]     # of those, positions brought to another grid
-    new: list[str]         # keys of the model that the file lacks, or has in another shape: they keep first weights
+    new: list[str]         # keys of the model that the file lacks, or has in another shape: they stay as initialised
     mismatched: list[str]  # of those, the ones in another shape
     unused: list[str]      # keys of the file that the model does not have
     path: Path
     sha256: str
 
     def summary(self)->dict[str, str]:
-        "A line for each, with groups of keys instead of keys"
+        "Summarise the report, with groups of keys instead of keys."
         def groups(keys:list[str])->str:
             names = sorted({'.'.join(k.split('.')[:2 if '_adapters.' in k or k[:6] == 'model.' else 1]) for k in keys})
             return f"{len(keys)} tensors ({', '.join(names)})" if keys else 'none'
@@ -154,7 +154,7 @@ def _usually_new(
     state:Mapping[str, Tensor], # of the file, under the model's names
     own:Mapping[str, Tensor]    # of the model
 )->tuple[str, ...]:             # beginnings of keys
-    "What a model may have that a file of another purpose lacks"
+    "List what a model may have that a file of another purpose lacks."
     def modalities(d:Mapping[str, Tensor])->set[str]:
         return {k.split('.')[1] for k in d if k.startswith('input_adapters.')}
 
@@ -167,7 +167,7 @@ def load_weights(
     checkpoint:str|Path|Checkpoint,        # file, or what `read_checkpoint` returned
     may_be_new:Sequence[str]|None=None     # beginnings of keys that the file may lack, or have otherwise; None: usual
 )->LoadReport:
-    "Load what fits; refuse a checkpoint of another model"
+    "Load what fits; refuse a checkpoint of another model."
     ckpt = checkpoint if isinstance(checkpoint, Checkpoint) else read_checkpoint(checkpoint)
     own = model.state_dict()
     state = model.own_names(ckpt.state) if isinstance(model, Encoder) else rename_tensors(ckpt.state, own)
@@ -193,8 +193,9 @@ def _in_blocks(
     model:nn.Module,
     name:str         # of a tensor
 )->bool:
-    "Whether a weight belongs into the blocks of an encoder"
-    return isinstance(model, Encoder) and name.endswith(('.weight', '.bias')) and 0 < model.layer_of(name) <= model.depth
+    "Tell whether a weight belongs to the blocks of an encoder."
+    weight = name.endswith(('.weight', '.bias'))
+    return isinstance(model, Encoder) and weight and 0 < model.layer_of(name) <= model.depth
 
 
 def _misfit_message(
@@ -204,7 +205,7 @@ def _misfit_message(
     wrong:Sequence[str],        # keys that one of the two lacks, or has in another shape
     unused:Sequence[str]        # keys of the file that the model does not have
 )->str:
-    "Message for a checkpoint of another model"
+    "Word the error for a checkpoint of another model."
     shapes = [f'{k} is {tuple(state[k].shape)} there and {tuple(own[k].shape)} here'
               for k in wrong if k in state and k in own]
     lines = [f'{ckpt.path} does not fit',
@@ -220,7 +221,7 @@ def _misfit_message(
 def encoder_part(
     ckpt:Checkpoint # in any form
 )->Checkpoint:      # tensors under the encoder's own names
-    "Take the encoder out of a checkpoint of ours"
+    "Take the encoder out of a checkpoint of ours."
     about = ckpt.meta.get('about', '')
     if '"cls_model"' not in about and '"seg_model"' not in about: return ckpt
     inside = {k: v for k, v in ckpt.state.items() if k.startswith('encoder.')}
@@ -232,7 +233,7 @@ def _save_tensors(
     path:str|Path,              # .safetensors file to make
     about:Mapping[str, Any]     # plain values to keep with it
 )->Path:                        # `path`
-    "Write tensors and what is to be said of them, atomically; a tensor under two names is written once"
+    "Write tensors and their metadata atomically; a tensor under two names is written once."
     seen:dict[int, str] = {}
     once = {k: v for k, v in state.items() if seen.setdefault(v.data_ptr(), k) == k}
     tensors = {k: v.detach().cpu().contiguous() for k, v in once.items()}
@@ -245,18 +246,18 @@ def _save_tensors(
 def save_weights(
     model:nn.Module,        # to keep
     path:str|Path,          # .safetensors file to make
-    about:Mapping[str, Any] # plain values to keep with it, as the model's name and keywords
+    about:Mapping[str, Any] # metadata, plain values:  the model's name and keywords
 )->Path:                    # `path`
-    "Write a model's tensors and what is to be said of them, atomically"
+    "Write a model's tensors and metadata atomically."
     return _save_tensors(model.state_dict(), path, about)
 
 
 def export_encoder(
     model:nn.Module,        # an encoder, a pre-training model, or a model that carries an encoder under `encoder`
     path:str|Path,          # .safetensors file to make, which `load_weights` reads
-    about:Mapping[str, Any] # plain values to keep with it, as the encoder's name and keywords, data, recipe, licence
+    about:Mapping[str, Any] # metadata, plain values:  the encoder's name and keywords, data, recipe, licence
 )->Path:                    # `path`
-    "Write the encoder of a model alone, under the encoder's own names"
+    "Write the encoder of a model alone, under the encoder's own names."
     parts:tuple[Any, ...] = model, getattr(model, 'encoder', None)
     for part in parts:
         if hasattr(part, 'encoder_state'): return _save_tensors(part.encoder_state(), path, about)
@@ -266,7 +267,7 @@ def export_encoder(
 def read_metadata(
     ckpt:Checkpoint # read from a file of `save_weights`
 )->dict[str, Any]:  # what was said of the model
-    "What stands beside the tensors of a file of ours"
+    "Read the metadata of a file of ours."
     if 'about' not in ckpt.meta: raise ValueError(
         f'{ckpt.path} does not say which model it holds: no run of this kit wrote it. Give the model by name')
     return json.loads(ckpt.meta['about'])

@@ -17,13 +17,14 @@ from ..core import unknown
 from .encoder import Encoded, Encoder, single_image
 
 # %% ../../nbs/models/60_cnn.ipynb #2ffef852
-_STAGE_ENDS = ('layer1', 'layer2', 'layer3', 'layer4', 'transition1.norm', 'transition2.norm', 'transition3.norm', 'norm5')
+_STAGE_ENDS = ('layer1', 'layer2', 'layer3', 'layer4',
+               'transition1.norm', 'transition2.norm', 'transition3.norm', 'norm5')
 
 
 def _steps(
     net:nn.Module # without its classifier
 )->Iterator[tuple[str, nn.Module]]: # name and module, in the order in which they run
-    "List the parts of a network, those of a dense network's features and transitions one by one"
+    "List the parts of a network, those of a dense network's features and transitions one by one."
     for name, part in net.named_children():
         if name == 'features': yield from _steps(part)
         elif name.startswith('transition'): yield from ((f'{name}.{k}', m) for k, m in part.named_children())
@@ -34,7 +35,7 @@ _WIDTHS = {'densenet121': (256, 512, 1024, 1024), 'resnet50': (256, 512, 1024, 2
 
 
 class CnnEncoder(Encoder):
-    "Convolutional network without its classifier, under torchvision's names"
+    "Convolutional network without its classifier, under torchvision's names."
     pyramid = True
     entry = ('conv1.', 'bn1.', 'features.conv0.', 'features.norm0.')
 
@@ -51,13 +52,13 @@ class CnnEncoder(Encoder):
             if part not in ('classifier', 'avgpool', 'fc'): self.add_module(part, module)
 
     def layer_of(self, name:str)->int:
-        "Layer of a parameter: 0 before the first stage, i + 1 in stage i, depth + 1 behind them"
+        "Find the layer of a parameter: 0 before the first stage, i + 1 in stage i, depth + 1 behind them."
         if name.startswith(self.entry): return 0
         stage = re.match(r'(?:features\.)?(?:layer|denseblock|transition)(\d)\.', name)
         return int(stage[1]) if stage else self.depth + (not name.startswith('features.norm5.'))
 
     def encoder_state(self)->dict[str, Tensor]: # by name
-        "Tensors of the encoder"
+        "Collect the tensors of the encoder."
         return self.state_dict()
 
     def maps(self,
@@ -65,7 +66,7 @@ class CnnEncoder(Encoder):
         keys:Tensor|None=None,    # not used: nothing here is random
         taps:Sequence[int]=(-1,)  # stages whose maps are wanted
     )->list[Tensor]:              # one (b, channels, rows, columns) a tap, after a ReLU, 4 to 32 pixels a place
-        "Maps after chosen stages"
+        "Encode images as maps after chosen stages."
         h, found = single_image(x, self.modality, self.channels), []
         with self.gradient():
             for name, part in _steps(self):
@@ -74,10 +75,10 @@ class CnnEncoder(Encoder):
         return [found[i] for i in taps]
 
     def read(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Encoded:
-        "The last map as tokens, and its mean"
+        "Encode images as the tokens of the last map, and their mean."
         h = self.maps(x)[0]
         return Encoded(h.flatten(2).mT, h.mean((2, 3)), (h.shape[2], h.shape[3]))
 
     def forward(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Tensor:
-        "Tokens of the last map, (b, n, d)"
+        "Encode images as the tokens of the last map, (b, n, d)."
         return self.read(x, keys).patches

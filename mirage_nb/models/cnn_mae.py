@@ -24,20 +24,20 @@ def _hide_patches(
     mask:Tensor,   # (b, n) True or 1 where hidden, row by row
     patch:int      # side of a patch, pixels
 )->Tensor:         # (b, c, h, w)
-    "Set hidden patches to 0"
+    "Set hidden patches to 0."
     rows, cols = token_grid(images.shape[-2:], patch)
     at = mask.bool().view(-1, 1, rows, cols).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
     return images.masked_fill(at, 0)
 
 
 class Reconstruction(NamedTuple):
-    "What a convolutional masked autoencoder predicts"
+    "Prediction of a convolutional masked autoencoder."
     image: Tensor # (b, c, h, w), all of it
     mask: Tensor  # (b, n) True where hidden
 
 # %% ../../nbs/models/65_cnn_mae.ipynb #136b5938
 class CnnMAE(nn.Module):
-    "Masked autoencoder on a U-Net (Xiao et al. 2023, arXiv 2210.12843)"
+    "Masked autoencoder on a U-Net (Xiao et al. 2023, arXiv 2210.12843)."
     modality, stride = 'image', 32
 
     def __init__(self,
@@ -60,7 +60,7 @@ class CnnMAE(nn.Module):
         noise:Tensor|None=None,     # (b, n), patches with the smallest stay; None: drawn
         mask:Tensor|None=None       # (b, n), 0 visible, 1 hidden, in place of noise and ratio
     )->Reconstruction:
-        "Draw an image of which only a part is shown"
+        "Predict a whole image from a part of it."
         image = single_image(x, self.modality, self.channels)
         b, (h, w), (rows, cols) = len(image), image.shape[-2:], token_grid(image.shape[-2:], self.patch)
         if h % self.stride or w % self.stride: raise ValueError(
@@ -72,11 +72,11 @@ class CnnMAE(nn.Module):
         return Reconstruction(self.model(_hide_patches(image, hidden, self.patch)), hidden)
 
     def encoder_state(self)->dict[str, Tensor]: # by torchvision's names
-        "Tensors of the encoder, as `CnnEncoder` has them"
+        "Collect the tensors of the encoder, as `CnnEncoder` has them."
         return dict(self.model.encoder.state_dict())
 
     def read(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Encoded:
-        "The encoder's last map as tokens, and its mean, as `CnnEncoder` gives them"
+        "Encode images as the tokens of the last map, and their mean, as `CnnEncoder` does."
         h = F.relu(self.model.encoder(single_image(x, self.modality, self.channels))[-1])
         return Encoded(h.flatten(2).mT, h.mean((2, 3)), (h.shape[2], h.shape[3]))
 
@@ -85,6 +85,6 @@ class CnnMAE(nn.Module):
         x:Mapping[str, Tensor],               # {'image': (b, c, h, w)}, normalised
         masks:Mapping[str, Tensor]|None=None  # {'image': (b, n)}, 0 visible, 1 hidden; None: drawn, always the same
     )->dict[str, Tensor]:                     # {'image': (b, c, h, w)}, all of it drawn
-        "The image as drawn from what is shown"
+        "Predict the whole image from its visible patches."
         keys = torch.arange(len(next(iter(x.values()))))
         return {self.modality: self(x, keys, mask=None if masks is None else masks[self.modality]).image}

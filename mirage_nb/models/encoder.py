@@ -20,7 +20,7 @@ from .tensors import rename_tensors
 
 # %% ../../nbs/models/12_encoder.ipynb #f94f5840
 class Encoded(NamedTuple):
-    "Tokens of a batch after the last layer of an encoder"
+    "Tokens of a batch after the last layer of an encoder."
     patches: Tensor         # (b, n, d) tokens of the patches, row by row
     summary: Tensor         # (b, d) the global or class token; for a network without one, the mean of the patches
     grid: tuple[int, int]   # rows and columns of the patches of the last modality
@@ -44,19 +44,19 @@ class _Layers(nn.Module):
         self.depth, self.frozen, self.drop_path_rates = depth, 'full', linear_rates(drop_path, depth)
 
     def layer_of(self, name:str)->int:
-        "Find the layer of a parameter: 0 before the first block, i + 1 in block i, depth + 1 behind them"
+        "Find the layer of a parameter: 0 before the first block, i + 1 in block i, depth + 1 behind them."
         if name.startswith(self.entry): return 0
         block = re.match(rf'{self.tower}\.(\d+)\.', name)
         return int(block[1]) + 1 if block else self.depth + 1
 
     def no_decay(self, name:str, p:Tensor)->bool:
-        "Whether weight decay leaves a parameter alone: 1-D ones, biases, tokens and positions"
+        "Tell whether weight decay leaves a parameter alone: 1-D ones, biases, tokens and positions."
         return p.ndim < 2 or name.split('.')[-1] in ('bias', *self.tokens_of)
 
     def freeze(self,
         how:str # 'full', 'embeddings' (what embeds the image still trains) or 'probe' (nothing before the head trains)
     )->None:
-        "Choose which weights before the head train"
+        "Choose which weights before the head train."
         if how not in _FREEZE: raise ValueError(unknown('way to freeze', how, _FREEZE))
         self.frozen = how
         for name, p in self.named_parameters():
@@ -66,7 +66,7 @@ class _Layers(nn.Module):
         self.train(self.training)
 
     def train(self, mode:bool=True)->'Encoder':
-        "Set training mode, but for batch norms that are frozen: their running statistics must not change"
+        "Set training mode, but for batch norms that are frozen: their running statistics must not change."
         super().train(mode)
         for layer in self.modules():
             if isinstance(layer, nn.BatchNorm2d) and not layer.weight.requires_grad: layer.eval()
@@ -75,7 +75,7 @@ class _Layers(nn.Module):
     def limit_drop_path(self,
         first:int # layer, as `layer_of` counts
     )->None:
-        "Leave no block out before a layer: what is frozen runs as it is"
+        "Leave no block out before a layer: what is frozen runs as it is."
         self.drop_path_rates = [r if i + 1 >= first else 0. for i, r in enumerate(self.drop_path_rates)]
 
 # %% ../../nbs/models/12_encoder.ipynb #13c0eced
@@ -95,30 +95,30 @@ class Encoder(_Layers):
         self.widths:tuple[int, ...] = (d,)*depth # channels of the map after each block
 
     def read(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Encoded:
-        "Encode a batch for a classifier"
+        "Encode a batch for a classifier."
         raise NotImplementedError(f'{type(self).__name__} defines no read(x, keys), which gives Encoded')
 
     def maps(self, x:Mapping[str, Tensor], keys:Tensor|None=None, taps:Sequence[int]=(-1,))->list[Tensor]:
-        "Encode a batch as maps (b, width, rows, columns), one for each chosen layer"
-        raise NotImplementedError(f'{type(self).__name__} defines no maps(x, keys, taps), which segmentation heads read')
+        "Encode a batch as maps (b, width, rows, columns), one for each chosen layer."
+        raise NotImplementedError(f'{type(self).__name__} defines no maps(x, keys, taps), for segmentation')
 
     def encoder_state(self)->dict[str, Tensor]: # by name
-        "Collect the tensors of the encoder, without what a model carries besides"
+        "Collect the tensors of the encoder, without what a model carries besides."
         own = (*self.entry, *self.tail, self.tower + '.')
         return {k: v for k, v in self.state_dict().items() if k.startswith(own)}
 
     def own_names(self,
         state:Mapping[str, Tensor] # of a file, under published names or ours
     )->dict[str, Tensor]:          # under the encoder's names, where it has such tensors
-        "Give the tensors of a checkpoint the names that this encoder has for them"
+        "Give the tensors of a checkpoint the names that this encoder has for them."
         return rename_tensors(state, self.state_dict())
 
     def gradient(self)->torch.set_grad_enabled: # a context: gradients as outside of it, none if the encoder is frozen
-        "Decide whether gradients are kept inside the encoder"
+        "Decide whether gradients are kept inside the encoder."
         return torch.set_grad_enabled(torch.is_grad_enabled() and self.frozen != 'probe')
 
     def run(self, t:Tensor, keys:Tensor|None, taps:Sequence[int])->list[Tensor]:
-        "Run the blocks, with the drop path of each sample's key in training, and return the tokens after chosen ones"
+        "Run the blocks, with the drop path of each sample's key in training, and return the tokens after chosen ones."
         drop = self.training and self.frozen != 'probe' and max(self.drop_path_rates) > 0
         scale = drop_path_scale(keys, self.drop_path_rates, len(t)) if drop else None
         return run_blocks(getattr(self, self.tower), t, taps, scale, self.checkpointing)
@@ -128,7 +128,7 @@ def in_order(
     x:Mapping[str, Any],  # by modality, in any order
     known:Iterable[str]   # the modalities of the model, in its order
 )->list[str]:
-    "Modalities that are given, in the order of the model"
+    "List the given modalities in the order of the model."
     known = list(known)
     for name in x:
         if name not in known: raise KeyError(unknown('modality', name, known))
@@ -141,7 +141,7 @@ def single_image(
     name:str,            # the modality that the model reads
     channels:int         # of an image
 )->Tensor:               # (b, channels, h, w)
-    "The image of a model that reads one, checked"
+    "Take the image of a model that reads one, checked."
     image = x[in_order(x, [name])[0]]
     if image.ndim != 4 or image.shape[1] != channels: raise ValueError(
         f"'{name}' is of shape {tuple(image.shape)}; the model reads (samples, {channels}, rows, columns)"
@@ -150,22 +150,22 @@ def single_image(
 
 # %% ../../nbs/models/12_encoder.ipynb #1fcaccab
 class EncoderModel(nn.Module):
-    "Base of an encoder with a head: layers and weight decay by parameter name"
+    "Base of an encoder with a head: layers and weight decay by parameter name."
     encoder:Encoder
     depth:int          # of the encoder
     tune = 'full'      # what trains, as `models.tuning.choose_training` sets it
 
     def layer_of(self, name:str)->int:
-        "Find the layer of a parameter, for learning rates that fall with depth"
+        "Find the layer of a parameter, for learning rates that fall with depth."
         inside = name.startswith('encoder.')
         return self.encoder.layer_of(name.removeprefix('encoder.')) if inside else self.depth + 1
 
     def no_decay(self, name:str, p:Tensor)->bool:
-        "Whether weight decay leaves a parameter alone"
+        "Tell whether weight decay leaves a parameter alone."
         return self.encoder.no_decay(name.removeprefix('encoder.'), p) if name.startswith('encoder.') else p.ndim < 2
 
     def train(self, mode:bool=True)->'EncoderModel':
-        "Set training mode, but for an encoder that is frozen"
+        "Set training mode, but for an encoder that is frozen."
         super().train(mode)
         if self.tune == 'probe': self.encoder.eval()
         return self
@@ -173,7 +173,7 @@ class EncoderModel(nn.Module):
 # %% ../../nbs/models/12_encoder.ipynb #70189e41
 @dataclass(frozen=True)
 class EncoderRecord:
-    "How a named encoder is built, the images that it reads, and the heads that suit it"
+    "How a named encoder is built, the images that it reads, and the heads that suit it."
     name: str
     family: str                            # 'mirage', 'vit', 'cnn' or 'timm'
     build: Callable[..., Encoder] = field(repr=False) # of `options`, with random weights
@@ -189,9 +189,9 @@ class EncoderRecord:
     mean: tuple[float, ...] = ()           # of each channel; empty: each image to [0, 1] by its own minimum and maximum
     std: tuple[float, ...] = ()            # the same, standard deviation
     norm: str = 'none'                     # what a classifier normalises: 'tokens', 'pooled' or 'none'
-    head_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict) # by segmentation head; its defaults else
+    head_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict) # by segmentation head
 
     def input_keywords(self, size:Sequence[int])->dict[str, Any]: # of `data.input_spec.InputSpec`
-        "Describe the images that the encoder reads"
+        "Describe the images that the encoder reads."
         return {'modality': self.modality, 'channels': self.channels, 'size': (size[0], size[1]), 'mean': self.mean,
                 'std': self.std}

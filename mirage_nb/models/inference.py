@@ -25,7 +25,7 @@ def _as_tensor(
     name:str,       # the modality, for the error
     v:object        # array or tensor
 )->Tensor:          # of the same values
-    "Tensor of an array"
+    "Convert an array to a tensor."
     if isinstance(v, np.ndarray):
         if v.dtype.kind not in 'fbiu' or v.dtype == np.uint16: raise TypeError(
             f"'{name}' is an array of {v.dtype}; take uint8, or floats in [0, 1]")
@@ -39,7 +39,7 @@ def _image_batch(
     m:Modality, # of the images
     v:object    # (h, w), (b, h, w) or (b, c, h, w); (c, h, w) where there are several channels
 )->Tensor:      # (b, c, h, w), float32 in [0, 1]
-    "Batch of images"
+    "Bring images to the form of a batch."
     t = _as_tensor(m.name, v)
     shape = tuple(t.shape)
     if t.ndim == 2: t = t[None, None]
@@ -60,7 +60,7 @@ def _class_map_batch(
     v:object,                 # (h, w), (b, h, w) or (b, 1, h, w) class indices
     sizes:Sequence[tuple[tuple[int, int], int]]=() # of the images beside it: rows and columns, and side of a patch
 )->Tensor:                    # (b, rows, cols), int64
-    "Batch of class maps, at the size that gives as many patches as an image has of which each is the map"
+    "Bring class maps to the form of a batch, in the size that gives as many patches as their images have."
     t = _as_tensor(m.name, v)
     shape = tuple(t.shape)
     if t.ndim == 2: t = t[None]
@@ -82,7 +82,7 @@ def restore_range(
     image:Tensor,     # (b, c, h, w) whose means and spreads they get
     patch:int         # side of a patch, pixels
 )->Tensor:            # (b, c, h, w)
-    "Prediction of normalised patches in the range of the image"
+    "Bring predicted patches of mean 0 and variance 1 to the range of an image."
     grid = (image.shape[-2]//patch, image.shape[-1]//patch)
     return unpatchify(denormalise(patchify(predicted.float(), patch), patchify(image, patch)), patch, grid)
 
@@ -91,7 +91,7 @@ def _check_visible(
     masks:Mapping[str, Tensor], # by modality: (b, n), 0 visible, 1 hidden
     names:Sequence[str]         # modalities that are given
 )->None:
-    "Refuse masks that leave a sample without a visible token"
+    "Refuse masks that leave a sample without a visible token."
     given = [masks[k].bool() for k in names if k in masks]
     if len({m.shape[:1] for m in given}) != 1 or any(m.ndim != 2 for m in given): return  # the model says what is wrong
     dark = torch.cat(given, 1).all(1)
@@ -105,7 +105,7 @@ def _match_range(
     x:Mapping[str, Tensor],     # what it was given
     asked:bool                  # by name; else what cannot be told is left out
 )->dict[str, Tensor]:
-    "Drawn images with the mean and spread of each patch of the images that were given"
+    "Give predicted images the mean and spread of each patch of the given images."
     patches = {m.name: m.patch for m in model.outputs if not m.classes}
     lost = [k for k in drawn if k in patches and k not in x]
     if lost and (asked or len(lost) == len(drawn)): raise ValueError(
@@ -117,7 +117,7 @@ def _match_range(
 
 # %% ../../nbs/models/80_inference.ipynb #0e0125dd
 class InferenceModel:
-    "A trained model put to use: images in, tokens or images out"
+    "Trained model: images in, tokens or images out."
     def __init__(self,
         model:Any,               # MultiViT, ViT or convolutional, with or without decoders; runs in evaluation mode
         mean:Sequence[float]=(), # of each channel of the images that it was trained on; empty: images as they are
@@ -135,14 +135,14 @@ class InferenceModel:
     def device(self)->torch.device: return next(self.model.parameters()).device
 
     def to(self, device:str|torch.device)->'InferenceModel':
-        "The same model on another device"
+        "Move the model to another device."
         self.model.to(device)
         return self
 
     def prepare(self,
         images:Mapping[str, object] # by modality: arrays or tensors, as in `_image_batch` and `_class_map_batch`
     )->dict[str, Tensor]:           # as the model reads them
-        "Check images and bring them to the model's form"
+        "Check images and bring them to the model's form."
         known = {m.name: m for m in self.modalities}
         names = in_order(images, known)
         x:dict[str, Tensor] = {}
@@ -157,7 +157,7 @@ class InferenceModel:
     def encode(self,
         images:Mapping[str, object] # by modality, any subset; arrays or tensors in [0, 1] or uint8
     )->Encoded:                     # patches (b, n, d), summary (b, d), grid
-        "Tokens of images"
+        "Encode images as tokens."
         return self.model.read(self.prepare(images))
 
     @torch.no_grad()
@@ -167,7 +167,7 @@ class InferenceModel:
         wanted:Sequence[str]|None=None,            # modalities to draw; None: all the model can
         normalised:bool=False                      # MIRAGE with norm_pix: patches of mean 0 and variance 1
     )->dict[str, Tensor]:                          # images (b, c, h, w), class maps (b, h, w)
-        "Images as the model draws them: MIRAGE from all it is given, the others after hiding the usual share"
+        "Reconstruct images: MIRAGE from all that is given, the others after hiding the usual share."
         if not hasattr(self.model, 'reconstruct'): raise TypeError(
             f'this {type(self.model).__name__} is an encoder alone and draws no images; load the file of '
                 'its pre-training')

@@ -25,14 +25,14 @@ def _attention(
     k:Tensor, # (b, heads, m, d) keys
     v:Tensor  # (b, heads, m, d) values
 )->Tensor:    # (b, heads, n, d)
-    "Softmax of the scaled products of queries and keys, times the values (Vaswani et al. 2017, section 3.2.1)"
+    "Weigh the values by the softmax of the scaled products of queries and keys (Vaswani et al. 2017, section 3.2.1)."
     if q.device.type != 'cpu' or q.dtype != torch.bfloat16 or q.shape[-2]*k.shape[-2] > _SHORT_SEQUENCE:
         return F.scaled_dot_product_attention(q, k, v)
     return ((q*q.shape[-1]**-0.5) @ k.mT).softmax(-1).to(v) @ v
 
 # %% ../../nbs/models/10_layers.ipynb #26424f7b
 class _Attention(nn.Module):
-    "Multi-head self-attention (Vaswani et al. 2017, section 3.2)"
+    "Multi-head self-attention (Vaswani et al. 2017, section 3.2)."
     def __init__(self,
         d:int,            # width of a token
         heads:int,        # heads, a divisor of `d`
@@ -52,7 +52,7 @@ class _Attention(nn.Module):
 
 # %% ../../nbs/models/10_layers.ipynb #81aa11ef
 class Mlp(nn.Module):
-    "Two linear layers with an exact GELU between them"
+    "Two linear layers with an exact GELU between them."
     def __init__(self,
         d:int,     # width of a token
         hidden:int # width between the layers
@@ -64,7 +64,7 @@ class Mlp(nn.Module):
 
 # %% ../../nbs/models/10_layers.ipynb #6026c6ef
 class _LayerScale(nn.Module):
-    "A learned factor for each channel of a branch (Touvron et al. 2021, arXiv 2103.17239)"
+    "A learned factor for each channel of a branch (Touvron et al. 2021, arXiv 2103.17239)."
     def __init__(self,
         d:int,      # width of a token
         first:float # first value of every factor
@@ -76,7 +76,7 @@ class _LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    "Pre-norm transformer block: attention and MLP, each added to the stream of tokens"
+    "Pre-norm transformer block: attention and MLP, each added to the stream of tokens."
     def __init__(self,
         d:int,           # width of a token
         heads:int,       # heads, a divisor of `d`
@@ -106,7 +106,7 @@ def drop_path_scale(
     b:int,            # samples in the batch
     salt:int=0        # another value for another part of the model
 )->Tensor:            # (blocks, 2, b): 0 or 1/(1 - rate)
-    "Factors of the two branches of every block for every sample of a training batch"
+    "Draw the factors of both branches of each block for each sample of a training batch."
     shape = (len(rates), 2)
     u = torch.rand(b, *shape) if keys is None else keyed_rand(keys.tolist(), *shape, salt=salt)
     keep = 1 - torch.tensor(rates)[None, :, None]
@@ -117,7 +117,7 @@ def linear_rates(
     last:float, # rate of the last block, 0 to below 1
     depth:int   # number of blocks
 )->list[float]: # rising from 0
-    "Drop-path rates that grow evenly with depth"
+    "Space drop-path rates evenly from 0."
     return torch.linspace(0, last, depth, device='cpu').tolist()
 
 # %% ../../nbs/models/10_layers.ipynb #27a07e60
@@ -128,7 +128,7 @@ def run_blocks(
     scale:Tensor|None=None,        # (blocks, 2, b) of `drop_path_scale`; None: no branch is left out
     checkpointing:bool=False       # compute each block again in the backward pass, to save memory
 )->list[Tensor]:                   # one (b, n, d) a tap
-    "Tokens after chosen blocks"
+    "Run tokens through blocks, and return those after chosen blocks."
     chain = list(blocks)
     for i in taps:
         if not -len(chain) <= i < len(chain):
@@ -143,7 +143,7 @@ def run_blocks(
 
 # %% ../../nbs/models/10_layers.ipynb #3f4602be
 class CrossAttention(nn.Module):
-    "Multi-head attention from one row of tokens to another (Vaswani et al. 2017, section 3.2)"
+    "Multi-head attention from one row of tokens to another (Vaswani et al. 2017, section 3.2)."
     def __init__(self,
         d:int,    # width of a token
         heads:int # heads, a divisor of `d`
@@ -166,7 +166,7 @@ def init_weights(
     model:nn.Module,   # changed in place: linear layers, norms and convolutions whose stride is their kernel
     separate:bool=True # queries, keys and values count as matrices of their own
 )->None:
-    "Set the first weights of a transformer (Glorot and Bengio 2010)"
+    "Initialise the weights of a transformer (Glorot and Bengio 2010)."
     for name, layer in model.named_modules():
         parts = {'qkv': 3, 'kv': 2}.get(name.rpartition('.')[2], 1) if separate else 1
         if isinstance(layer, nn.LayerNorm): nn.init.ones_(layer.weight)

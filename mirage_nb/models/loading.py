@@ -26,8 +26,8 @@ from .zoo import ENCODERS, build_encoder, check_options, encoder_record, weights
 # %% ../../nbs/models/87_loading.ipynb #00395f93
 def _rebuild_model(
     ckpt:Checkpoint # of `save_pretrain_model` or `export_encoder`
-)->tuple[nn.Module, EncoderRecord, dict[str, Any]]: # with its weights; the images it reads; what was said of it
-    "Rebuild a model from a file of ours"
+)->tuple[nn.Module, EncoderRecord, dict[str, Any]]: # with its weights; the images it reads; its metadata
+    "Rebuild a model from a file of ours."
     about = read_metadata(ckpt)
     kinds = {'pretrain_model': pretrain_model, 'encoder': build_encoder}
     kind = next((k for k in kinds if k in about), None)
@@ -50,7 +50,7 @@ def _load_named(
 
 
 def load_model(
-    name_or_path:str|Path,    # a name whose weights come with the package, 'timm:NAME', a file of ours, or a published checkpoint
+    name_or_path:str|Path,    # name with shipped weights, 'timm:NAME', a file of ours, or a published checkpoint
     device:str='cpu',         # where it runs
     mean:Sequence[float]|None=None, # of each channel of its images; None: as its file says, else the encoder's
     std:Sequence[float]|None=None,  # the same, standard deviation

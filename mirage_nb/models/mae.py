@@ -26,7 +26,7 @@ def patchify(
     images:Tensor, # (b, c, h, w)
     patch:int      # side of a patch, pixels
 )->Tensor:         # (b, n, patch*patch*c), each laid out (row, column, channel)
-    "Cut images into patches, row by row"
+    "Cut images into patches, row by row."
     token_grid(images.shape[-2:], patch)
     return rearrange(images, 'b k (r i) (c j) -> b (r c) (i j k)', i=patch, j=patch)
 
@@ -36,7 +36,7 @@ def unpatchify(
     patch:int,           # side of a patch, pixels
     grid:tuple[int, int] # rows and columns of patches
 )->Tensor:               # (b, c, h, w)
-    "Put patches together, the inverse of `patchify`"
+    "Put patches together, the inverse of `patchify`."
     return rearrange(patches, 'b (r c) (i j k) -> b k (r i) (c j)', r=grid[0], i=patch, j=patch)
 
 # %% ../../nbs/models/30_mae.ipynb #73da0949
@@ -44,14 +44,14 @@ def _patch_scale(
     patches:Tensor, # (..., n)
     eps:float=1e-6  # keeps an even patch finite
 )->tuple[Tensor, Tensor]: # mean and spread, (..., 1)
-    "Mean and standard deviation of each patch"
+    "Measure mean and standard deviation of each patch."
     return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + eps).sqrt()
 
 
 def normalise_patches_by_own(
     patches:Tensor # (..., n)
 )->Tensor:         # (..., n)
-    "Shift and scale each patch to mean 0 and variance 1"
+    "Shift and scale each patch to mean 0 and variance 1."
     mean, spread = _patch_scale(patches)
     return (patches - mean)/spread
 
@@ -60,7 +60,7 @@ def denormalise(
     predicted:Tensor, # (..., n) in units of the true patches' spread
     true:Tensor       # (..., n)
 )->Tensor:            # (..., n)
-    "Bring predictions of normalised patches back to the range of the image"
+    "Bring predictions of normalised patches back to the range of the image."
     mean, spread = _patch_scale(true)
     return predicted*spread + mean
 
@@ -70,7 +70,7 @@ def draw_noise(
     b:int,                   # samples
     n:int                    # patches of a sample
 )->Tensor:                   # (b, n) in [0, 1), on the CPU
-    "Draw the number that decides which patches stay"
+    "Draw the numbers that decide which patches stay visible."
     return torch.rand(b, n) if keys is None else keyed_rand(keys, n, salt=4)
 
 
@@ -78,7 +78,7 @@ def count_visible(
     n:int,           # patches of an image
     mask_ratio:float # share that is hidden, 0 to below 1
 )->int:
-    "How many patches stay"
+    "Count the patches that stay visible."
     keep = int(n*(1 - mask_ratio)) if 0 <= mask_ratio < 1 else 0
     if not keep: raise ValueError(f'a mask ratio of {mask_ratio} leaves no patch of {n} visible; it is 0 to below 1')
     return keep
@@ -88,7 +88,7 @@ def order_patches(
     noise:Tensor, # (b, n)
     keep:int      # patches that stay, 1 to n
 )->tuple[Tensor, Tensor]: # (b, n) numbers of the patches, the visible ones first; (b, n) True where hidden
-    "Order patches by their noise, and say which are hidden"
+    "Order patches by their noise, and mark the hidden ones."
     order = noise.argsort(dim=1, stable=True)
     mask = torch.ones_like(noise, dtype=torch.bool)
     return order, mask.scatter(1, order[:, :keep], False)
@@ -99,7 +99,7 @@ def check_mask(
     b:int,       # samples
     n:int        # patches of a sample
 )->tuple[Tensor, int]: # noise (b, n), and how many patches stay
-    "Check a mask that a user gives"
+    "Check a given mask."
     if mask.shape != (b, n): raise ValueError(
         f'the mask is of shape {tuple(mask.shape)}; {b} samples of {n} patches take ({b}, {n})')
     if not ((mask == 0) | (mask == 1)).all():
@@ -111,7 +111,7 @@ def check_mask(
 
 # %% ../../nbs/models/30_mae.ipynb #b8017d37
 class _CrossBlock(nn.Module):
-    "Queries look at a context, then an MLP (Fu et al. 2024, section 3.2)"
+    "Cross-attention to a context, then an MLP (Fu et al. 2024, section 3.2)."
     def __init__(self,
         d:int,    # width of a token
         heads:int # heads, a divisor of `d`
@@ -130,14 +130,14 @@ class _CrossBlock(nn.Module):
 
 # %% ../../nbs/models/30_mae.ipynb #2d9701ef
 class _Predicted(NamedTuple):
-    "What a masked autoencoder predicts"
+    "Prediction of a masked autoencoder."
     patches: Tensor # (b, k, patch*patch*c), each laid out (row, column, channel)
     ids: Tensor     # (b, k) which patches these are
     mask: Tensor    # (b, n) True where hidden
 
 
 class _PatchDecoder(ViT):
-    "Encoder with the decoder of a masked autoencoder behind it"
+    "Encoder with the decoder of a masked autoencoder behind it."
     decoder_pos_embed:Tensor
 
     def __init__(self,
@@ -163,7 +163,7 @@ class _PatchDecoder(ViT):
         wanted:slice,         # which of `order` to predict
         grid:tuple[int, int]  # rows and columns of patches
     )->Tensor:                # (b, k, patch*patch*c)
-        "Predict patches from the tokens of the visible ones"
+        "Predict patches from the tokens of the visible ones."
         t, (b, n), keep = self.decoder_embed(t), order.shape, t.shape[1] - 1
         pos = resize_row(self.decoder_pos_embed, self.grid, grid)
         if self.cross_attention:
@@ -179,7 +179,7 @@ class _PatchDecoder(ViT):
 
 # %% ../../nbs/models/30_mae.ipynb #6f57c92d
 class MAE(_PatchDecoder):
-    "Masked autoencoder (He et al. 2022, arXiv 2111.06377; `cross_attention`: Fu et al. 2024, arXiv 2401.14391)"
+    "Masked autoencoder (He et al. 2022, arXiv 2111.06377; `cross_attention`: Fu et al. 2024, arXiv 2401.14391)."
     def __init__(self,
         mask_ratio:float=0.75, # share of the patches that is hidden, 0 to below 1
         norm_pix:bool=False,   # it predicts normalised patches
@@ -202,7 +202,7 @@ class MAE(_PatchDecoder):
         share:float|None=None,         # of the hidden to predict; None: the model's in training, all in evaluation
         every:bool=False               # predict all patches, the visible ones too
     )->_Predicted:
-        "Predict hidden patches from a few that are shown"
+        "Predict hidden patches from a few that are shown."
         image = single_image(x, self.modality, self.channels)
         grid, b = token_grid(image.shape[-2:], self.patch), len(image)
         n = grid[0]*grid[1]
@@ -221,7 +221,7 @@ class MAE(_PatchDecoder):
         x:Mapping[str, Tensor],                # {'image': (b, c, h, w)}, normalised
         masks:Mapping[str, Tensor]|None=None,  # {'image': (b, n)}, 0 visible, 1 hidden; None: drawn, always the same
     )->dict[str, Tensor]:                      # {'image': (b, c, h, w)}
-        "The image with hidden patches as predicted and visible ones as they are"
+        "Reconstruct images: hidden patches as predicted, visible ones as they are."
         image = single_image(x, self.modality, self.channels)
         keys = torch.arange(len(image)) if masks is None else None
         out = self(x, keys, mask=None if masks is None else masks[self.modality], share=1.)

@@ -25,7 +25,7 @@ MODALITIES = ('bscan', 'slo', 'bscanlayermap') # of MIRAGE, in the order of thei
 
 @dataclass(frozen=True)
 class Modality:
-    "What the encoder must know of a kind of image"
+    "Kind of image that an encoder reads."
     name:str           # key in a sample, as 'bscan'
     patch:int          # side of a patch, pixels
     size:int           # side of the square image that the stored positions are for, pixels
@@ -37,12 +37,12 @@ class Modality:
 def _bscan_only(
     modalities:Sequence[Modality] # as of a model's record
 )->tuple[Modality, ...]:          # the one that heads on B-scans need
-    "Modalities of a model that reads B-scans alone"
+    "Keep the modality of B-scans alone."
     return tuple(m for m in modalities if m.name == 'bscan')
 
 # %% ../../nbs/models/40_mirage.ipynb #5e7070f2
 class ImageAdapter(nn.Module):
-    "Tokens of an image: one linear map of each patch, plus its position"
+    "Tokens of an image: one linear map of each patch, plus its position."
     resize_mode = 'bicubic'
     pos_emb:Tensor
 
@@ -69,7 +69,7 @@ class ImageAdapter(nn.Module):
 
 # %% ../../nbs/models/40_mirage.ipynb #e308b355
 class _ClassMapAdapter(ImageAdapter):
-    "Tokens of a class map: an embedding of each pixel's class, then as for an image"
+    "Tokens of a class map: an embedding of each pixel's class, then as for an image."
     resize_mode = 'bilinear'
 
     def __init__(self,
@@ -84,14 +84,14 @@ class _ClassMapAdapter(ImageAdapter):
 # %% ../../nbs/models/40_mirage.ipynb #f2de1203
 @dataclass(frozen=True)
 class Visible:
-    "Which tokens of a batch the encoder sees, in the order of modality and place"
+    "Which tokens of a batch the encoder sees, in the order of modality and place."
     ids:dict[str, Tensor]  # by modality: (b, k) patches to embed, k the smaller of `keep` and the patches there are
     pick:Tensor            # (b, keep + 1): the visible ones and the global one, as numbers of embedded tokens
     where:Tensor           # (b, keep) numbers of the visible ones in the row of all tokens
     rank:Tensor            # (b, n) of all tokens, the number of each among the visible; `keep` if it is masked
 
     def to(self, device:torch.device)->'Visible':
-        "The same on another device"
+        "Move to another device."
         def move(t:Tensor)->Tensor: return t.to(device, non_blocking=True)
         return Visible({k: move(t) for k, t in self.ids.items()}, move(self.pick), move(self.where), move(self.rank))
 
@@ -99,7 +99,7 @@ class Visible:
 def visible_tokens(
     masks:Mapping[str, Tensor] # by modality, in the order of the tokens: (b, n), True or 1 where masked
 )->Visible:
-    "Find the visible tokens of each sample"
+    "Find the visible tokens of each sample."
     seen = {name: ~m.bool() for name, m in masks.items()}
     every = torch.cat([*seen.values()], 1)
     totals = every.sum(1).tolist()
@@ -119,7 +119,7 @@ def visible_tokens(
 
 # %% ../../nbs/models/40_mirage.ipynb #e6c7fa25
 class MultiViT(Encoder):
-    "Vision transformer over the tokens of several modalities (Bachmann et al. 2022, section 3.1)"
+    "Vision transformer over the tokens of several modalities (Bachmann et al. 2022, section 3.1)."
     tower, entry = 'encoder', ('input_adapters.', 'global_tokens')
     tokens_of = ('global_tokens', 'mask_token')
 
@@ -142,7 +142,7 @@ class MultiViT(Encoder):
         self.init_encoder()
 
     def init_encoder(self)->None:
-        "Set first weights: Xavier for linear layers and patches, a narrow normal for embeddings and tokens"
+        "Initialise the weights: Xavier for linear layers and patches, a narrow normal for embeddings and tokens."
         init_weights(self)
         nn.init.trunc_normal_(self.global_tokens, std=0.02)
         for layer in self.modules():
@@ -152,7 +152,7 @@ class MultiViT(Encoder):
         x:Mapping[str, Tensor],     # images by modality, any subset of those the model reads
         visible:Visible|None=None   # which tokens; None: all
     )->Tensor:                      # (b, n + 1, d): modalities in the model's order, the global token last
-        "Tokens of a batch, before the first block"
+        "Embed a batch as tokens, before the first block."
         parts = [self.input_adapters[k](x[k], visible and visible.ids[k]) for k in in_order(x, self.input_adapters)]
         t = torch.cat([*parts, self.global_tokens.expand(parts[0].shape[0], -1, -1).to(parts[0])], 1)
         return t if visible is None else t.gather(1, visible.pick[..., None].expand(-1, -1, self.d))
@@ -163,25 +163,26 @@ class MultiViT(Encoder):
         taps:Sequence[int]=(-1,),   # blocks whose output is wanted
         visible:Visible|None=None   # which tokens the encoder sees; None: all
     )->list[Tensor]:                # one (b, n + 1, d) a tap
-        "Tokens after chosen blocks"
+        "Run tokens through blocks, and return those after chosen blocks."
         with self.gradient(): return self.run(self.tokens(x, visible), keys, taps)
 
     def read(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Encoded:
-        "Tokens of all patches after the last block, and the global token"
+        "Encode a batch as the tokens of all patches, and the global token."
         t = self.encode(x, keys)[0]
         last = in_order(x, self.input_adapters)[-1]
         patch = cast(ImageAdapter, self.input_adapters[last]).patch
         return Encoded(t[:, :-1], t[:, -1], token_grid(x[last].shape[-2:], patch))
 
     def maps(self, x:Mapping[str, Tensor], keys:Tensor|None=None, taps:Sequence[int]=(-1,))->list[Tensor]:
-        "Tokens of the B-scan after chosen blocks, without the global token, as maps (b, d, rows, columns)"
+        "Encode a batch as maps (b, d, rows, columns) of the B-scan's tokens after chosen blocks."
         start, (rows, cols) = 0, (0, 0)
         for name in in_order(x, self.input_adapters):
             rows, cols = token_grid(x[name].shape[-2:], cast(ImageAdapter, self.input_adapters[name]).patch)
             if name == self.modality: break
             start += rows*cols
-        return [rearrange(t[:, start:start+rows*cols], 'b (r c) d -> b d r c', r=rows) for t in self.encode(x, keys, taps)]
+        tokens = [t[:, start:start+rows*cols] for t in self.encode(x, keys, taps)]
+        return [rearrange(t, 'b (r c) d -> b d r c', r=rows) for t in tokens]
 
     def forward(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Any:
-        "Tokens after the last block, (b, n + 1, d); a model with heads returns what they say"
+        "Encode a batch as the tokens after the last block, (b, n + 1, d)."
         return self.encode(x, keys)[0]

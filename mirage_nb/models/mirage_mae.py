@@ -27,7 +27,7 @@ def _draw_shares(
     alpha:float,            # of the Dirichlet distribution, above 0
     uniform_modalities:bool # first draw which modalities are shown at all, each non-empty subset as likely
 )->Tensor:                  # (m,) float64, sum 1
-    "Share of the visible tokens that each modality gets, for one sample"
+    "Draw the share of the visible tokens that each modality gets, for one sample."
     g = keyed_generator(key, 'shares')
     alphas = torch.full((m,), alpha, dtype=torch.float64)
     if uniform_modalities:
@@ -44,7 +44,7 @@ def _draw_masks(
     alpha:float=1.,                 # of the Dirichlet distribution of shares, above 0
     uniform_modalities:bool=False   # first draw which modalities are shown, each non-empty subset as likely
 )->dict[str, Tensor]:               # by modality: (b, n), True where masked
-    "Draw the visible tokens of each sample (Bachmann et al. 2022, section 3.3)"
+    "Draw the visible tokens of each sample (Bachmann et al. 2022, section 3.3)."
     sizes, keys = list(tokens.values()), [int(k) for k in keys]
     if not 0 <= keep <= sum(sizes): raise ValueError(
         f'cannot keep {keep} visible tokens of {sum(sizes)} ({", ".join(f"{k} {n}" for k, n in tokens.items())})')
@@ -64,7 +64,7 @@ def _check_masks(
     tokens:Mapping[str, int],   # by modality that is given: how many tokens a sample has
     b:int                       # samples in the batch
 )->dict[str, Tensor]:           # by modality, in the order of `tokens`: (b, n), True where masked
-    "Check masks that a user gives"
+    "Check given masks."
     for name in tokens:
         if name in masks: continue
         raise KeyError(f"no mask for the modality '{name}'; give one for each of {', '.join(tokens)}")
@@ -80,7 +80,7 @@ def _check_masks(
 
 # %% ../../nbs/models/50_mirage_mae.ipynb #af3dd3da
 class _SpatialDecoder(nn.Module):
-    "Predicts one modality from the tokens that the encoder saw (Bachmann et al. 2022, section 3.2)"
+    "Decoder of one modality (Bachmann et al. 2022, section 3.2)."
     pos_emb:Tensor
 
     def __init__(self,
@@ -106,11 +106,11 @@ class _SpatialDecoder(nn.Module):
         for token in (self.mask_token, *self.task_embeddings.values()): nn.init.trunc_normal_(token, std=0.02)
 
     def grid(self, grids:Mapping[str, tuple[int, int]])->tuple[int, int]:
-        "Rows and columns of its own tokens: as given, or those of pre-training"
+        "Find rows and columns of its own tokens: as given, or those of pre-training."
         return grids.get(self.modality.name) or (self.pos_emb.shape[2], self.pos_emb.shape[3])
 
     def places(self, name:str, grid:tuple[int, int])->Tensor:
-        "Position and modality of the tokens of an image, (1, n, d)"
+        "Embed position and modality of the tokens of an image, (1, n, d)."
         return resize_positions(self.pos_emb, grid, 'bilinear').flatten(2).mT + self.task_embeddings[name]
 
     def forward(self,
@@ -136,7 +136,7 @@ def grids_of(
     x:Mapping[str, Tensor],  # images by modality, the same number of each
     patches:Mapping[str, int]# by modality that can be read, in the model's order: side of a patch, pixels
 )->dict[str, tuple[int, int]]: # by modality that is given, in the model's order
-    "Rows and columns of the tokens of each image"
+    "Find rows and columns of the tokens of each image."
     names = in_order(x, patches)
     if len({len(v) for v in x.values()}) > 1: raise ValueError(
         f'{", ".join(f"{len(x[k])} of {k}" for k in names)}: a batch holds the same number of each modality')
@@ -144,7 +144,7 @@ def grids_of(
 
 # %% ../../nbs/models/50_mirage_mae.ipynb #4579b932
 class MultiMAE(MultiViT):
-    "Masked autoencoder of several modalities (Bachmann et al. 2022; for OCT Morano et al. 2025, arXiv 2506.08900)"
+    "Masked autoencoder of several modalities (Bachmann et al. 2022; for OCT Morano et al. 2025, arXiv 2506.08900)."
     norm_pix = False  # images are predicted as patches of mean 0 and variance 1
 
     def __init__(self,
@@ -167,7 +167,7 @@ class MultiMAE(MultiViT):
         x:Mapping[str, Tensor], # images by modality
         keys:Tensor             # (b,) sample keys
     )->dict[str, Tensor]:       # by modality: (b, n), on the CPU, True where masked
-        "Masks of a batch, as `forward` draws them"
+        "Draw the masks of a batch, as `forward` does."
         tokens = {k: r*c for k, (r, c) in grids_of(x, self.patches).items()}
         return _draw_masks(tokens, self.keep, keys.tolist(), self.alpha, self.uniform_modalities)
 
@@ -177,7 +177,7 @@ class MultiMAE(MultiViT):
         keys:Tensor|None=None,            # (b,) sample keys for drop path
         wanted:Sequence[str]|None=None    # modalities to predict; None: all the model can
     )->dict[str, Tensor]:                 # by modality: (b, channels or classes, h, w)
-        "Predict every pixel from the visible tokens"
+        "Predict every pixel from the visible tokens."
         t, grids = self.encode(x, keys, visible=visible)[0], grids_of(x, self.patches)
         names = in_order(dict.fromkeys(self.output_adapters if wanted is None else wanted), self.output_adapters)
         return {k: self.output_adapters[k](t, visible, grids) for k in names}
@@ -188,7 +188,7 @@ class MultiMAE(MultiViT):
         masks:Mapping[str, Tensor]|None=None,  # (b, n) by modality, 0 visible, 1 masked; None: drawn
         wanted:Sequence[str]|None=None         # modalities to predict; None: all the model can
     )->tuple[dict[str, Tensor], dict[str, Tensor]]: # predictions (b, channels or classes, h, w); masks (b, n)
-        "Predict every pixel from a few tokens"
+        "Predict every pixel from a few tokens."
         grids, some = grids_of(x, self.patches), next(iter(x.values()))
         tokens, b, device = {k: r*c for k, (r, c) in grids.items()}, len(some), some.device
         if masks is None: hidden = self.hide(x, torch.randint(2**62, (b,)) if keys is None else keys)
@@ -205,6 +205,6 @@ class MultiMAE(MultiViT):
         masks:Mapping[str, Tensor]|None=None,  # (b, n) by modality, 0 visible, 1 masked; None: all is visible
         wanted:Sequence[str]|None=None         # modalities to predict; None: all the model can
     )->dict[str, Tensor]:                      # (b, channels or classes, h, w)
-        "What the model makes of all that it is given"
+        "Reconstruct every image from all that is given."
         shown = {k: torch.zeros(len(x[k]), r*c) for k, (r, c) in grids_of(x, self.patches).items()}
         return self(x, None, shown if masks is None else masks, wanted)[0]

@@ -19,7 +19,7 @@ def sincos_positions(
     rows:int, # of the grid of tokens
     cols:int  # of the grid of tokens
 )->Tensor:    # (1, d, rows, cols)
-    "Sine-cosine position embedding of a grid of tokens"
+    "Compute the sine-cosine positions of a grid of tokens."
     if d % 4: raise ValueError(f'the width {d} is not a multiple of 4, as sine-cosine positions in 2-D need')
     freq = 10000**(-torch.arange(d//4, dtype=torch.float64)/(d//4))
 
@@ -37,7 +37,7 @@ def resize_positions(
     grid:tuple[int,int],  # rows and columns wanted
     mode:str='bicubic'    # as of `torch.nn.functional.interpolate`
 )->Tensor:                # (1, d, *grid)
-    "Position embedding for another grid of tokens"
+    "Resize positions to another grid of tokens."
     if pos.shape[-2:] == tuple(grid): return pos
     return F.interpolate(pos, grid, mode=mode, align_corners=False)
 
@@ -47,7 +47,7 @@ def resize_row(
     old:tuple[int, int], # rows and columns that it holds
     new:tuple[int, int]  # rows and columns wanted
 )->Tensor:               # (1, k + n, d) of the new grid; the first k stay as they are
-    "Row of positions for another grid of tokens"
+    "Resize a row of positions to another grid of tokens."
     if tuple(old) == tuple(new): return pos
     k = pos.shape[1] - old[0]*old[1]
     grid = rearrange(pos[:, k:], 'one (r c) d -> one d r c', r=old[0])
@@ -58,7 +58,7 @@ def token_grid(
     size:Sequence[int], # rows and columns of the image, pixels
     patch:int           # side of a patch, pixels
 )->tuple[int,int]:      # rows and columns of tokens
-    "Grid of tokens of an image"
+    "Divide the size of an image by its patch."
     h, w = size
     if h % patch or w % patch: raise ValueError(
         f'patch {patch} does not divide the image {h} x {w}; nearest sizes that fit: '
@@ -71,6 +71,6 @@ def some_patches(
     ids:Tensor,# (b, k) numbers of the patches wanted, row by row
     patch:int  # side of a patch, pixels, a divisor of h and w
 )->Tensor:     # (b*k, ..., patch, patch)
-    "Cut chosen patches out of a batch of images"
+    "Cut chosen patches out of a batch of images."
     tiles = rearrange(x, 'b ... (r i) (c j) -> b (r c) ... i j', i=patch, j=patch)
     return tiles[torch.arange(len(x), device=x.device)[:, None], ids].flatten(0, 1)

@@ -21,7 +21,7 @@ from .zoo import check_options, encoder_record, mirage_modalities
 
 # %% ../../nbs/models/86_pretraining.ipynb #7b4c4b99
 def _mae_names()->dict[str, tuple[str, dict[str, Any]]]: # by name: the encoder, and keywords of the decoder
-    "Masked autoencoders of the family, by their published names"
+    "List the masked autoencoders of the family by their published names."
     keys = 'decoder_d', 'decoder_depth', 'decoder_heads'
     decoders = {k: dict(zip(keys, v, strict=True)) for k, v in {
         'dec128d2b': (128, 2, 16), 'dec512d2b': (512, 2, 16), 'dec512d8b': (512, 8, 16)}.items()}
@@ -48,7 +48,7 @@ def pretrain_model(
     name:str,     # as 'mirage_base', 'mae_vit_base_patch16' or 'mae_cnn_densenet121'
     **options:Any # mask_ratio, norm_pix, keep, modalities and what else `_PRETRAIN_OPTIONS` names for its family
 )->MultiMAE|MAE|CnnMAE: # with random weights
-    "Model for masked pre-training by its name"
+    "Build a model for masked pre-training by its name."
     known = (*MIRAGES, *MAES, *CNN_MAES)
     if name not in known: raise KeyError(unknown('model for pre-training', name, known))
     family = 'cnn' if name in CNN_MAES else 'vit' if name in MAES else 'mirage'

@@ -30,7 +30,7 @@ from .zoo import build_encoder, encoder_record
 
 # %% ../../nbs/models/90_segmentation.ipynb #87bd37e9
 class SegModel(EncoderModel):
-    "Encoder with a segmentation head"
+    "Encoder with a segmentation head."
     def __init__(self,
         encoder:Encoder,
         n_classes:int,        # classes to tell apart
@@ -45,7 +45,7 @@ class SegModel(EncoderModel):
         x:Mapping[str, Tensor], # images by modality, 'bscan' among them
         keys:Tensor|None=None   # (b,) sample keys for drop path
     )->list[Tensor]:            # maps of the B-scan, one (b, width, rows, cols) for each layer the head reads
-        "Encode B-scans as the maps that the head reads"
+        "Encode B-scans as the maps that the head reads."
         if 'bscan' not in x: raise KeyError(f"segmentation needs the modality 'bscan', got {', '.join(x) or 'none'}")
         images = x if self.encoder.modality != 'image' else {'image': x['bscan']}
         return self.encoder.maps(images, keys, cast(Sequence[int], self.head.taps))
@@ -55,7 +55,7 @@ class SegModel(EncoderModel):
         size:Sequence[int],      # rows and columns of the scores
         keys:Tensor|None=None    # (b,) sample keys for the head's drop path and dropout
     )->Tensor:                   # (b, n_classes, *size)
-        "Score each pixel, in float32"
+        "Score each pixel, in float32."
         scores = self.head(maps, keys).float().contiguous()  # still small: cheap here, dear after the next line
         return F.interpolate(scores, tuple(size), mode='bilinear', align_corners=False)
 
@@ -65,7 +65,7 @@ class SegModel(EncoderModel):
         maps:list[Tensor]|None=None,   # `features` of these images, if they are already known
         size:Sequence[int]|None=None   # rows and columns of the scores; None: those of the B-scans
     )->Tensor:                         # (b, n_classes, h, w)
-        "Score each pixel of the B-scans"
+        "Score each pixel of the B-scans."
         if maps is None: maps = self.features(x, keys)
         return self.decode(maps, size or x['bscan'].shape[-2:], keys)
 
@@ -80,7 +80,7 @@ def seg_model(
     head_options:Mapping[str, Any]|None=None, # keywords of the head; None: those of the encoder's record
     **options:Any             # of the encoder: registers, layer_scale and what else its record names
 )->SegModel:                  # with random weights
-    "Build a segmentation model by the name of its encoder"
+    "Build a segmentation model by the name of its encoder."
     encoder = build_encoder(name, size=size and list(size), patch=patch, drop_path=drop_path, **options)
     if head_options is None: head_options = encoder_record(name).head_options.get(head)
     return SegModel(encoder, n_classes, head, head_options)
@@ -90,16 +90,16 @@ def save_seg_model(
     model:SegModel,           # to keep
     path:str|Path,            # .safetensors file to make
     keywords:Mapping[str, Any], # of `seg_model`, by which it was made
-    **about:Any               # more to say of it, plain values: dataset, classes, score
+    **about:Any               # metadata to keep with it, plain values: dataset, classes, score
 )->Path:                      # `path`
-    "Write a segmentation model that `load_seg_model` can rebuild; adapters become part of the weights"
+    "Write a segmentation model that `load_seg_model` can rebuild; adapters become part of the weights."
     return save_weights(merge_adapters(model), path, {'seg_model': dict(keywords), **about})
 
 
 def load_seg_model(
     path:str|Path|Checkpoint # file of `save_seg_model`, or what `read_checkpoint` returned
 )->tuple[SegModel, dict[str, Any]]: # in evaluation mode, and its metadata
-    "Rebuild a segmentation model from its file"
+    "Rebuild a segmentation model from its file."
     ckpt = path if isinstance(path, Checkpoint) else read_checkpoint(path)
     about = read_metadata(ckpt)
     if 'seg_model' not in about:
@@ -115,7 +115,7 @@ _PUBLISHED_HEAD = 'output_adapters.semseg.'  # of MIRAGE
 def _head_part(
     ckpt:Checkpoint # in any form
 )->dict[str, Tensor]: # under our names; empty where there is none
-    "Find a segmentation head in a checkpoint"
+    "Find a segmentation head in a checkpoint."
     ours = '"seg_model"' in ckpt.meta.get('about', '')
     begin = 'head.' if ours else _PUBLISHED_HEAD
     return {f'head.{k.removeprefix(begin)}': v for k, v in ckpt.state.items() if k.startswith(begin)}
@@ -125,7 +125,7 @@ def start_segmenter(
     model:SegModel,                   # changed in place
     weights:str|Path|Checkpoint|None  # checkpoint in any published form; None: random initialisation
 )->LoadReport|None:                   # what was loaded; None without weights
-    "Start a segmentation model from pre-trained weights"
+    "Start a segmentation model from pre-trained weights."
     if weights is None: return None
     ckpt = weights if isinstance(weights, Checkpoint) else read_checkpoint(weights)
     report, found = load_weights(model.encoder, encoder_part(ckpt)), _head_part(ckpt)

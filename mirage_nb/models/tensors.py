@@ -22,7 +22,7 @@ def rename_tensors(
     state:Mapping[str, Tensor], # of a file
     own:Mapping[str, Tensor]    # of a model
 )->dict[str, Tensor]:           # the file's tensors, as the model calls them where it does
-    "Give the tensors of a file the names that a model has for them"
+    "Give the tensors of a file the names that a model has for them."
     if state.keys() <= own.keys(): return dict(state)
     for pattern, ours in _SAME: state = {re.sub(pattern, ours, k): v for k, v in state.items()}
     forms = []
@@ -36,14 +36,14 @@ def _numbers_in(
     state:Mapping[str, Tensor], # of any model
     pattern:str                 # with one group, a number
 )->list[int]:                   # each once, in order
-    "Numbers that occur in names"
+    "List the numbers that occur in names."
     return sorted({int(m[1]) for k in state if (m := re.match(pattern, k))})
 
 
 def _vit_size(
     state:Mapping[str, Tensor] # under our names
 )->dict[str, Any]:
-    "Size of a vision transformer with a class token, and of its decoder"
+    "Read off the size of a vision transformer with a class token, and of its decoder."
     patches = state['patch_embed.proj.weight']
     size:dict[str, Any] = {
         'width': patches.shape[0], 'depth': len(_numbers_in(state, r'blocks\.(\d+)\.')), 'patch': patches.shape[-1],
@@ -61,7 +61,7 @@ def _vit_size(
 def _cnn_size(
     state:Mapping[str, Tensor] # under torchvision's names
 )->dict[str, Any]:
-    "Kind of a convolutional network, and layers of each stage"
+    "Read off the kind of a convolutional network, and the layers of each stage."
     kinds = {'densenet': r'features\.denseblock{}\.denselayer(\d+)\.', 'resnet': r'layer{}\.(\d+)\.'}
     for kind, pattern in kinds.items():
         stages = [len(_numbers_in(state, pattern.format(i))) for i in (1, 2, 3, 4)]
@@ -75,7 +75,7 @@ _SIGNS = ('patch_embed.proj.weight', 'pos_embed', 'global_tokens', 'conv1.weight
 def infer_architecture(
     state:Mapping[str, Tensor] # of a model of any family
 )->dict[str, Any]:             # what can be read off; empty if it is another kind of model
-    "Size of the encoder that a state dict belongs to"
+    "Infer the size of the encoder that a state dict belongs to."
     state = rename_tensors(state, dict.fromkeys(_SIGNS, torch.empty(0)))
     if {'patch_embed.proj.weight', 'pos_embed', 'blocks.0.norm1.weight'} <= state.keys(): return _vit_size(state)
     depth = len(_numbers_in(state, r'encoder\.(\d+)\.norm1\.weight$'))

@@ -28,7 +28,7 @@ PREFIX = 'timm:'
 def _timm_config(
     name:str # as 'timm:convnext_tiny.fb_in22k'
 )->Any:      # timm's: input_size, mean, std, hf_hub_id
-    "Find what timm states for a name"
+    "Find what timm states for a name."
     import timm  # takes seconds: only who needs it pays
     arch, _, tag = name.removeprefix(PREFIX).partition('.')
     if not timm.is_model(arch):
@@ -38,7 +38,8 @@ def _timm_config(
     tags = [t.partition('.')[2] for t in timm.list_pretrained(f'{arch}.*')]
     if tag and tag not in tags:
         raise KeyError(f"timm has no weights '{tag}' for {arch}; it has {', '.join(tags) or 'none'}")
-    return timm.get_pretrained_cfg(name.removeprefix(PREFIX)) or timm.create_model(arch, pretrained=False).pretrained_cfg
+    known = timm.get_pretrained_cfg(name.removeprefix(PREFIX))
+    return known or timm.create_model(arch, pretrained=False).pretrained_cfg
 
 # %% ../../nbs/models/62_timm_encoder.ipynb #7a9c6914
 def _create(
@@ -47,7 +48,7 @@ def _create(
     channels:int=3,          # of an image
     drop_path:float=0.       # rate of the last block
 )->Any:                      # the network, without its classifier and what stands behind its last map
-    "Create a network with random weights"
+    "Create a network with random weights."
     import timm
     options = {'pretrained': False, 'num_classes': 0, 'in_chans': channels, 'drop_path_rate': drop_path or None}
     arch = name.removeprefix(PREFIX)
@@ -61,8 +62,8 @@ def _run(
     net:Any,                       # of `_create`
     images:Tensor,                 # (b, c, h, w)
     layers:Sequence[int]|None=None # whose maps are wanted; None: all
-)->list[tuple[Tensor, Tensor|None]]: # for each layer in order: its map (b, d, rows, cols), and tokens without a place (b, k, d)
-    "Run a network up to chosen layers, with its last norm where it has one for maps"
+)->list[tuple[Tensor, Tensor|None]]: # of each layer: its map (b, d, rows, cols), its tokens without a place (b, k, d)
+    "Run a network up to chosen layers, with its last norm where it has one for maps."
     options:dict[str, Any] = {'indices': None if layers is None else list(layers), 'intermediates_only': True,
                               'output_fmt': 'NCHW', 'norm': not type(net).__name__.startswith('Hiera')}
     if 'return_prefix_tokens' in inspect.signature(net.forward_intermediates).parameters and net.num_prefix_tokens:
@@ -75,15 +76,16 @@ def _shapes(
     name:str,             # as 'timm:convnext_tiny'
     size:tuple[int, int], # rows and columns of the images, pixels
     channels:int=3        # of an image
-)->tuple[tuple[int, int, int], ...]: # channels, rows and columns of the map of each layer; none: it does not take the size
-    "Try a size without computing"
+)->tuple[tuple[int, int, int], ...]: # channels, rows and columns of each map; none: it does not take the size
+    "Try a size without computing."
     try:
         with torch.device('meta'), torch.no_grad():
             found = [m.shape for m, _ in _run(_create(name, size, channels).eval(), torch.empty(1, channels, *size))]
     except (AssertionError, RuntimeError, ValueError): return ()
     rows, cols = found[0][2:]
-    even = len({s[2:] for s in found}) > 1 or size[0] % rows == 0 and size[1] % cols == 0 and size[0]//rows == size[1]//cols
-    return tuple((s[1], s[2], s[3]) for s in found) if even else ()  # a patch that does not divide would cut the border off
+    whole = size[0] % rows == 0 and size[1] % cols == 0 and size[0]//rows == size[1]//cols
+    if len({s[2:] for s in found}) == 1 and not whole: return ()  # the border would be cut off
+    return tuple((s[1], s[2], s[3]) for s in found)
 
 # %% ../../nbs/models/62_timm_encoder.ipynb #28b52632
 def _nearest_size(
@@ -91,7 +93,7 @@ def _nearest_size(
     size:tuple[int, int], # rows and columns that it does not take
     channels:int=3        # of an image
 )->tuple[int, int]:
-    "Find the nearest size that a network takes"
+    "Find the nearest size that a network takes."
     native = _timm_config(name).input_size[1:]
     step = max(1, native[0]//_shapes(name, tuple(native), channels)[-1][1])
     h, w = (max(1, round(s/step)) for s in size)
@@ -105,15 +107,16 @@ def _check_size(
     size:tuple[int, int], # rows and columns of the images, pixels
     channels:int=3        # of an image
 )->tuple[tuple[int, int, int], ...]: # of `_shapes`
-    "Refuse a size that a network does not take"
+    "Refuse a size that a network does not take."
     found = _shapes(name, size, channels)
     if found: return found
     h, w = _nearest_size(name, size, channels)
-    raise ValueError(f'{name} does not take images of {size[0]} x {size[1]} pixels; the nearest size that it takes is {h} x {w}')
+    raise ValueError(f'{name} does not take images of {size[0]} x {size[1]} pixels; '
+                     f'the nearest size that it takes is {h} x {w}')
 
 # %% ../../nbs/models/62_timm_encoder.ipynb #71f7ee01
 class _KeyedDropPath(nn.Module):
-    "Drop path that follows each sample's key (Huang et al. 2016, arXiv 1603.09382)"
+    "Drop path that follows each sample's key (Huang et al. 2016, arXiv 1603.09382)."
     def __init__(self,
         rate:float, # chance to leave the branch out
         number:int  # of the branch in its network: another one draws otherwise
@@ -134,7 +137,7 @@ class _KeyedDropPath(nn.Module):
 def _replace_drop_path(
     net:nn.Module # changed in place
 )->dict[str, _KeyedDropPath]: # by name
-    "Put drop path by key in place of timm's"
+    "Put drop path by key in place of timm's."
     from timm.layers import DropPath
     found = {}
     for number, (name, m) in enumerate([(n, m) for n, m in net.named_modules() if isinstance(m, DropPath)]):
@@ -147,7 +150,7 @@ def _replace_drop_path(
 def _layers_of(
     net:Any # of timm
 )->dict[str, int]: # by parameter, from 0
-    "Number the layers of a network as timm groups them"
+    "Number the layers of a network as timm groups them."
     from timm.models._manipulate import group_parameters
     matcher = net.group_matcher(coarse=False) if hasattr(net, 'group_matcher') else {'stem': '^$', 'blocks': '^(.)'}
     return dict(group_parameters(net, matcher, reverse=True))
@@ -160,7 +163,7 @@ class _TimmLayers(Encoder):
     drops:dict[str, _KeyedDropPath]  # its drop path, by name
 
     def layer_of(self, name:str)->int:
-        "Find the layer of a parameter, or of a part of the network"
+        "Find the layer of a parameter, or of a part of the network."
         inner = name.removeprefix('net.')
         while inner and inner not in self.layers:
             inner = inner.rpartition('.')[0]
@@ -169,19 +172,19 @@ class _TimmLayers(Encoder):
         return self.layers.get(inner, self.depth + 1)
 
     def no_decay(self, name:str, p:Tensor)->bool:
-        "Whether weight decay leaves a parameter alone: 1-D ones, biases, and those that timm names"
+        "Tell whether weight decay leaves a parameter alone: 1-D ones, biases, and those that timm names."
         named = self.net.no_weight_decay() if hasattr(self.net, 'no_weight_decay') else ()
         inner = name.removeprefix('net.')
         return p.ndim < 2 or inner.endswith('.bias') or any(fnmatch(inner, pattern) for pattern in named)
 
     def limit_drop_path(self, first:int)->None:
-        "Leave no branch out before a layer: what is frozen runs as it is"
+        "Leave no branch out before a layer: what is frozen runs as it is."
         for name, drop in self.drops.items():
             if self.layer_of(f'net.{name}') < first: drop.rate = 0.
 
 # %% ../../nbs/models/62_timm_encoder.ipynb #656a4a5f
 class TimmEncoder(_TimmLayers):
-    "Network of timm without its classifier"
+    "Network of timm without its classifier."
     entry = ('net.',)
 
     def __init__(self,
@@ -205,11 +208,11 @@ class TimmEncoder(_TimmLayers):
         if checkpointing: net.set_grad_checkpointing()
 
     def encoder_state(self)->dict[str, Tensor]: # by name
-        "Collect the tensors of the encoder"
+        "Collect the tensors of the encoder."
         return self.state_dict()
 
     def own_names(self, state:Mapping[str, Tensor])->dict[str, Tensor]:
-        "Give the tensors of a checkpoint the names that timm has for them, positions for the grid of this encoder"
+        "Give the tensors of a checkpoint the names that timm has for them, positions for the grid of this encoder."
         return {f'net.{k}': v for k, v in timm_names(self.net, state).items()}
 
     def encode(self,
@@ -217,7 +220,7 @@ class TimmEncoder(_TimmLayers):
         keys:Tensor|None,         # (b,) sample keys for drop path; None: torch's global generator
         taps:Sequence[int]        # layers whose maps are wanted
     )->list[tuple[Tensor, Tensor|None]]: # for each tap its map (b, d, rows, cols), and the tokens without a place
-        "Encode images as the maps of chosen layers"
+        "Encode images as the maps of chosen layers."
         image, n = single_image(x, self.modality, self.channels), len(self.widths)
         if tuple(image.shape[-2:]) != self.size: raise ValueError(
             f'{self.name} was built for images of {self.size[0]} x {self.size[1]} pixels, and these are of '
@@ -228,17 +231,17 @@ class TimmEncoder(_TimmLayers):
         return [found[i % n] for i in taps]
 
     def maps(self, x:Mapping[str, Tensor], keys:Tensor|None=None, taps:Sequence[int]=(-1,))->list[Tensor]:
-        "Maps (b, width, rows, columns) of chosen layers, after the network's last norm where it fits them"
+        "Encode images as maps (b, width, rows, columns) of chosen layers."
         return [m for m, _ in self.encode(x, keys, taps)]
 
     def read(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Encoded:
-        "Tokens of the last map, and the class token; of a network without one, their mean"
+        "Encode images as the tokens of the last map, and the class token; without one, their mean."
         m, first = self.encode(x, keys, [-1])[0]
         known = first is not None and getattr(self.net, 'cls_token', None) is not None
         return Encoded(m.flatten(2).mT, first[:, 0] if known else m.mean((2, 3)), (m.shape[2], m.shape[3]))
 
     def forward(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Tensor:
-        "Tokens of the last map, (b, n, d)"
+        "Encode images as the tokens of the last map, (b, n, d)."
         return self.read(x, keys).patches
 
 # %% ../../nbs/models/62_timm_encoder.ipynb #9d6f550e
@@ -249,24 +252,25 @@ def timm_names(
     net:nn.Module,             # of timm
     state:Mapping[str, Tensor] # of a file, in any form that timm reads
 )->dict[str, Tensor]:          # under the names of the network, positions for its grid
-    "Bring a checkpoint to the form of a network"
+    "Bring a checkpoint to the form of a network."
     own = net.state_dict().keys()
     forms = [{k.removeprefix(b): v for k, v in state.items() if k.startswith(b)} for b in _BEGINNINGS]
     best = max(forms, key=lambda form: len(form.keys() & own))
     convert = getattr(sys.modules[type(net).__module__], 'checkpoint_filter_fn', None)
     if convert is None: return best
     try: return dict(convert(best, net))
-    except (KeyError, RuntimeError, ValueError, IndexError, AttributeError, AssertionError): return best  # of another model
+    except (LookupError, RuntimeError, ValueError, AttributeError, AssertionError): return best  # of another model
 
 
 def timm_weights(
     name:str # as 'timm:vit_small_patch14_reg4_dinov2.lvd142m'
 )->Path:     # of the file, in the cache of huggingface_hub
-    "Fetch the weights that timm's hub has for a name"
+    "Fetch the weights that timm's hub has for a name."
     from huggingface_hub import hf_hub_download, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
     repository = _timm_config(name).hf_hub_id
-    if not repository: raise ValueError(f"timm's hub has no weights for {name}; say weights=random, or weights=PATH of a file")
+    if not repository:
+        raise ValueError(f"timm's hub has no weights for {name}; say weights=random, or weights=PATH of a file")
     file = 'model.safetensors'
     try: return Path(hf_hub_download(repository, file))
     except Exception as e:  # what a missing network raises depends on where it is missing
@@ -283,7 +287,7 @@ _OPTIONS = 'size', 'channels', 'drop_path', 'checkpointing', 'patch'
 def timm_record(
     name:str # as 'timm:vit_small_patch14_reg4_dinov2.lvd142m'
 )->EncoderRecord:
-    "Describe a network of timm from what timm states"
+    "Describe a network of timm from what timm states."
     config = _timm_config(name)
     _, h, w = config.input_size
     shapes = _check_size(name, (h, w))

@@ -24,7 +24,7 @@ def _first_layer(
     last_blocks:int, # blocks that train with 'last'
     lora_rank:int    # of the additions with 'lora'
 )->int:              # as `layer_of` counts; depth + 2: none
-    "Find the first layer whose weights train, and check the options"
+    "Find the first layer whose weights train, and check the options."
     if how not in _TUNE: raise ValueError(unknown('way to tune', how, _TUNE))
     if how == 'last' and not 1 <= last_blocks <= depth:
         raise ValueError(f'last_blocks is 1 to {depth} for this encoder, not {last_blocks}')
@@ -38,7 +38,7 @@ def choose_training(
     last_blocks:int=1,  # blocks that train with 'last'
     lora_rank:int=8     # of the additions with 'lora'
 )->None:
-    "Choose which weights of a model train"
+    "Choose which weights of a model train."
     encoder, depth = model.encoder, model.encoder.depth
     first, model.tune = _first_layer(depth, tune, last_blocks, lora_rank), tune
     unread = {n for n, p in encoder.named_parameters() if not p.requires_grad}
@@ -61,20 +61,20 @@ def _add_lora(
     encoder:Encoder, # changed in place
     rank:int         # of the two matrices of an adapter
 )->None:
-    "Add low-rank adapters to the linear layers of the blocks, or else to their convolutions; nothing else trains"
+    "Add low-rank adapters to the linear layers of the blocks, or else to their convolutions; nothing else trains."
     from peft import LoraConfig, inject_adapter_in_model  # imported here: it takes seconds
     inside = [(n, m) for n, m in encoder.named_modules() if 0 < encoder.layer_of(f'{n}.weight') <= encoder.depth]
     wanted = [n for n, m in inside if isinstance(m, nn.Linear)] or [
         n for n, m in inside if isinstance(m, nn.Conv2d) and m.groups == 1]
-    if not wanted: raise ValueError('lora adds to linear layers and convolutions inside the blocks, and this encoder has '
-                                    'none; tune it by full or last')
+    if not wanted: raise ValueError(
+        'lora adds to linear layers and convolutions in the blocks, and this encoder has none; tune it by full or last')
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2*rank, target_modules=wanted), encoder)
 
 
 def merge_adapters(
     model:_Model
 )->_Model:       # the model itself where there are no adapters
-    "Copy a model so that its adapters are part of the weights, and its file is that of an ordinary model"
+    "Copy a model so that its adapters are part of the weights, and its file is that of an ordinary model."
     if getattr(model, 'tune', '') != 'lora': return model
     from peft.tuners.lora import LoraLayer
     out = deepcopy(model)

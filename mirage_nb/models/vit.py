@@ -20,7 +20,7 @@ from .positions import resize_row, sincos_positions, some_patches, token_grid
 
 # %% ../../nbs/models/20_vit.ipynb #243599f1
 class _PatchEmbed(nn.Module):
-    "Tokens of an image, without positions"
+    "Tokens of an image, without positions."
     def __init__(self,
         channels:int, # of an image
         d:int,        # width of a token
@@ -45,7 +45,7 @@ def new_token(
     k:int, # how many
     d:int  # width
 )->nn.Parameter: # (1, k, d)
-    "Learned tokens, which start narrow (He et al. 2022)"
+    "Make learned tokens with a narrow initialisation (He et al. 2022)."
     return nn.Parameter(0.02*torch.randn(1, k, d))
 
 
@@ -54,14 +54,14 @@ def position_row(
     grid:tuple[int, int], # rows and columns of patches
     k:int=1               # tokens before them that have no place
 )->Tensor:                # (1, k + n, d), 0 for the first k
-    "Sines and cosines of the places; here the first half of the channels says the column (as published by He et al.)"
+    "Compute a row of sine-cosine positions; the first half of the channels is the column (as published by He et al.)."
     rows, cols = grid
     row = sincos_positions(d, cols, rows).mT.flatten(2).mT
     return torch.cat([row.new_zeros(1, k, d), row], 1)
 
 
 class _PatchTokens(Encoder):
-    "What stands before the first block: patches, tokens without a place, positions"
+    "What stands before the first block: patches, tokens without a place, positions."
     modality = 'image'
     entry, tail = (*_FIRST_TOKENS, 'pos_embed', 'patch_embed.'), ('norm.', 'fc_norm.')
     tokens_of = (*_FIRST_TOKENS, 'pos_embed', 'mask_token')
@@ -92,7 +92,7 @@ class _PatchTokens(Encoder):
         x:Mapping[str, Tensor], # {'image': (b, c, h, w)}
         ids:Tensor|None=None    # (b, k) numbers of the patches wanted; None: all
     )->Tensor:                  # (b, first + n or k, d)
-        "Tokens of a batch, before the first block"
+        "Embed a batch as tokens, before the first block."
         image, k = single_image(x, self.modality, self.channels), self.first - self.registers
         pos = resize_row(self.pos_embed, self.grid, token_grid(image.shape[-2:], self.patch))
         t = self.patch_embed(image, ids) + (pos[:, k:] if ids is None else pos[0, k:][ids])
@@ -102,7 +102,7 @@ class _PatchTokens(Encoder):
 
 # %% ../../nbs/models/20_vit.ipynb #fe47f3c3
 class ViT(_PatchTokens):
-    "Vision transformer with a class token (Dosovitskiy et al. 2021; as in He et al. 2022, arXiv 2111.06377)"
+    "Vision transformer with a class token (Dosovitskiy et al. 2021; as in He et al. 2022, arXiv 2111.06377)."
     norm:nn.LayerNorm
     fc_norm:nn.LayerNorm
 
@@ -124,31 +124,31 @@ class ViT(_PatchTokens):
         init_weights(self, separate=False)
 
     def encode(self,
-        x:Mapping[str, Tensor],     # {'image': (b, c, h, w)}, normalised as the weights want it
+        x:Mapping[str, Tensor],     # {'image': (b, c, h, w)}, normalised as for the weights
         keys:Tensor|None=None,      # (b,) sample keys for drop path; None: torch's global generator
         taps:Sequence[int]=(-1,),   # blocks whose output is wanted
         ids:Tensor|None=None        # (b, k) numbers of the patches that the encoder sees; None: all
     )->list[Tensor]:                # one (b, first + n or k, d) a tap
-        "Tokens after chosen blocks, the class token first, before any norm"
+        "Encode images as the tokens after chosen blocks, the class token first, before any norm."
         with self.gradient(): return self.run(self.tokens(x, ids), keys, taps)
 
     def read(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Encoded:
-        "Tokens of the patches after the last block, and the class token"
+        "Encode images as the tokens of the patches, and the class token."
         t = self.encode(x, keys)[0]
         return Encoded(t[:, self.first:], t[:, 0], token_grid(x[self.modality].shape[-2:], self.patch))
 
     def maps(self, x:Mapping[str, Tensor], keys:Tensor|None=None, taps:Sequence[int]=(-1,))->list[Tensor]:
-        "Normalised tokens of the patches after chosen blocks, as maps (b, d, rows, columns)"
+        "Encode images as maps (b, d, rows, columns) of the normalised tokens after chosen blocks."
         rows, _ = token_grid(x[self.modality].shape[-2:], self.patch)
         norm = self.fc_norm if self.global_pool else self.norm
         with self.gradient(): tokens = [norm(t)[:, self.first:] for t in self.encode(x, keys, taps)]
         return [rearrange(t, 'b (r c) d -> b d r c', r=rows) for t in tokens]
 
     def features(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Tensor:
-        "What the published classifiers put before their last layer, (b, d)"
+        "Encode images as what the published classifiers put before their last layer, (b, d)."
         seen = self.read(x, keys)
         return self.fc_norm(seen.patches.mean(1)) if self.global_pool else self.norm(seen.summary)
 
     def forward(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Any:
-        "Tokens after the last block, (b, first + n, d); a model with heads returns what they say"
+        "Encode images as the tokens after the last block, (b, first + n, d)."
         return self.encode(x, keys)[0]

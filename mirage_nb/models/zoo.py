@@ -21,8 +21,8 @@ from .vit import ViT
 
 # %% ../../nbs/models/85_zoo.ipynb #70fd681f
 _MIRAGE_OPTIONS = 'modalities', 'size', 'patch', 'classes', 'drop_path', 'checkpointing'
-_VIT_OPTIONS = ('size', 'patch', 'channels', 'drop_path', 'checkpointing', 'global_pool', 'train_positions', 'distilled',
-                'registers', 'layer_scale')
+_VIT_OPTIONS = ('size', 'patch', 'channels', 'drop_path', 'checkpointing', 'global_pool', 'train_positions',
+                'distilled', 'registers', 'layer_scale')
 
 
 def _mirage_record(
@@ -31,7 +31,7 @@ def _mirage_record(
     patch:int=32,     # side of a patch, pixels
     head_options:Mapping[str, Mapping[str, Any]]|None=None # by segmentation head
 )->EncoderRecord:
-    "Describe an encoder of MIRAGE"
+    "Describe an encoder of MIRAGE."
     build = partial(_build_mirage, name, d=d, depth=depth, heads=heads)
     return EncoderRecord(name, 'mirage', build, _MIRAGE_OPTIONS, d, depth, heads, size, patch, 'bscan', MODALITIES, 1,
                          norm='tokens', head_options=head_options or {})
@@ -42,19 +42,20 @@ def _vit_record(
     patch:int=16,     # side of a patch, pixels
     **options:Any     # keywords of `ViT` that the name stands for
 )->EncoderRecord:
-    "Describe a vision transformer for colour images of 224 pixels"
+    "Describe a vision transformer for colour images of 224 pixels."
     build = partial(ViT, **{'size': 224, 'patch': patch, 'd': d, 'depth': depth, 'heads': heads, **options})
     mean, std = IMAGENET_NORM
-    return EncoderRecord(name, 'vit', build, _VIT_OPTIONS, d, depth, heads, 224, patch, mean=mean, std=std, norm='pooled')
+    return EncoderRecord(name, 'vit', build, _VIT_OPTIONS, d, depth, heads, 224, patch, mean=mean, std=std,
+                         norm='pooled')
 
 
 def _cnn_record(
     name:str, d:int # channels of its last map
 )->EncoderRecord:
-    "Describe a convolutional network of torchvision"
+    "Describe a convolutional network of torchvision."
     mean, std = IMAGENET_NORM
-    return EncoderRecord(name, 'cnn', partial(_build_cnn, name), ('size', 'patch', 'drop_path'), d, 4, patch=32, mean=mean,
-                         std=std)
+    build = partial(_build_cnn, name)
+    return EncoderRecord(name, 'cnn', build, ('size', 'patch', 'drop_path'), d, 4, patch=32, mean=mean, std=std)
 
 # %% ../../nbs/models/85_zoo.ipynb #2cd6e69e
 def _build_mirage(
@@ -65,7 +66,7 @@ def _build_mirage(
     classes:int=13,                       # of the layer map
     **encoder:Any                         # keywords of `MultiViT`
 )->MultiViT:
-    "Build an encoder of MIRAGE for named modalities"
+    "Build an encoder of MIRAGE for named modalities."
     return MultiViT(mirage_modalities(name, modalities, size, patch, classes), **encoder)
 
 
@@ -75,11 +76,12 @@ def _build_cnn(
     patch:int|None=None,              # refused: it has none
     drop_path:float=0.                # refused: it has none
 )->CnnEncoder:
-    "Build a convolutional network"
+    "Build a convolutional network."
     if drop_path: raise ValueError(f'{name} is convolutional and has no drop path; leave it at 0')
     if patch: raise ValueError(f'{name} is convolutional and has no patches; leave patch out')
     h, w = (size, size) if isinstance(size, int) else size
-    if min(h, w) < 32: raise ValueError(f'{name} halves an image five times; {h} x {w} pixels are too few, take 32 or more')
+    if min(h, w) < 32:
+        raise ValueError(f'{name} halves an image five times; {h} x {w} pixels are too few, take 32 or more')
     return CnnEncoder(name)
 
 # %% ../../nbs/models/85_zoo.ipynb #d27a27f2
@@ -107,7 +109,7 @@ ENCODERS = {record.name: record for record in (
 def encoder_record(
     name:str # as 'mirage_base', or any network of timm, as 'timm:convnext_tiny.fb_in22k'
 )->EncoderRecord:
-    "Find the record of a named encoder"
+    "Find the record of a named encoder."
     if name.startswith(PREFIX): return timm_record(name)
     if name not in ENCODERS: raise KeyError(unknown('model', name, ENCODERS))
     return ENCODERS[name]
@@ -120,7 +122,7 @@ def mirage_modalities(
     patch:int|None=None,                  # side of a patch of B-scan and SLO image, pixels; None: that of pre-training
     classes:int=13                        # of the layer map
 )->tuple[Modality, ...]:
-    "Modalities of a MIRAGE model"
+    "List the modalities of a MIRAGE model."
     e = encoder_record(name)
     if not e.modalities: raise ValueError(f"'{name}' reads one image, it has no modalities to choose")
     for m in modalities:
@@ -141,7 +143,7 @@ def check_options(
     options:Iterable[str],   # that a user gave
     known:Iterable[str]      # that there are
 )->None:
-    "Refuse options that a model does not have"
+    "Refuse options that a model does not have."
     for k in options:
         if k not in known: raise TypeError(unknown(f'option of {name}', k, known))
 
@@ -150,7 +152,7 @@ def build_encoder(
     name:str,     # as 'mirage_base', 'vit_base_patch16', 'RETFound_mae' or 'densenet121'
     **options:Any # size, patch, drop_path and what else the record names; None: as the record has it
 )->Encoder:       # with random weights
-    "Build an encoder by its name"
+    "Build an encoder by its name."
     record = encoder_record(name)
     check_options(name, options, record.options)
     return record.build(**{k: v for k, v in options.items() if v is not None})
@@ -175,6 +177,7 @@ def weights_file(
     "Find the file of weights to start from, if there is one."
     if weights is None or weights == 'random': return None
     if weights == 'timm':
-        if not model.startswith(PREFIX): raise ValueError(f"weights=timm is for a model of timm, as 'timm:NAME', not for {model!r}")
+        if not model.startswith(PREFIX):
+            raise ValueError(f"weights=timm is for a model of timm, as 'timm:NAME', not for {model!r}")
         return timm_weights(model)
     return _shipped_weights(str(weights)) if str(weights) in ENCODERS else Path(weights).expanduser()

@@ -23,7 +23,7 @@ _EPS = 1e-6
 def _summaries(
     seen:Encoded # of a batch
 )->Tensor:       # (b, 3, d): mean of the patches, mean of the normed patches, summary token
-    "What heads read of an encoder's tokens"
+    "Summarise an encoder's tokens as three vectors an image."
     patches = seen.patches.float()
     normed = F.layer_norm(patches, patches.shape[-1:], eps=_EPS)
     return torch.stack([patches.mean(1), normed.mean(1), seen.summary.float()], 1)
@@ -34,13 +34,13 @@ _NORMS = ('tokens', 'pooled', 'none')
 
 
 class ClsHead(nn.Module):
-    "Class scores from the summaries of an image"
+    "Classifier on the summaries of an image."
     def __init__(self,
         d:int,               # width of a token
         n_classes:int,
         pool:str='global',   # 'global', 'cls' or 'token_mix'
         norm:str='tokens',   # what is normed: 'tokens' (MIRAGE), 'pooled' (fc_norm) or 'none'
-        std:float|None=None  # of the classifier's first weights, a narrow normal; None: torch's own
+        std:float|None=None  # of the classifier's initial weights, a narrow normal; None: torch's own
     ):
         super().__init__()
         if pool not in _POOLS: raise ValueError(unknown('pooling', pool, _POOLS))
@@ -55,7 +55,7 @@ class ClsHead(nn.Module):
     def vector(self,
         s:Tensor # (b, 3, d) of `_summaries`
     )->Tensor:   # (b, d) or (b, 2 d)
-        "What the linear layer reads of an image"
+        "Make the vector that the linear layer reads."
         mean, parts = s[:, 0], []
         if self.pool != 'cls':
             if self.where == 'pooled': mean = self.norm(mean)
@@ -71,7 +71,7 @@ class ClsHead(nn.Module):
 
 # %% ../../../nbs/models/heads/10_classification.ipynb #4e992e9d
 class ClsModel(EncoderModel, ClsHead):
-    "Encoder with a classifier on it"
+    "Encoder with a classifier on it."
     def __init__(self,
         encoder:Encoder,
         n_classes:int,
@@ -85,13 +85,13 @@ class ClsModel(EncoderModel, ClsHead):
             if name in ('norm', 'fc_norm'): layer.requires_grad_(False)  # not read: the norm is here
 
     def summaries(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Tensor:
-        "Encode a batch as what the head reads, (b, 3, d)"
+        "Encode a batch as what the head reads, (b, 3, d)."
         return _summaries(self.encoder.read(x, keys))
 
     def pooled(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Tensor:
-        "Encode a batch as the vectors that the linear layer reads"
+        "Encode a batch as the vectors that the linear layer reads."
         return self.vector(self.summaries(x, keys))
 
     def forward(self, x:Any, keys:Tensor|None=None)->Tensor:
-        "Score each class before the softmax or sigmoid, (b, n_classes), of images by modality"
+        "Score each class before the softmax or sigmoid, (b, n_classes), of images by modality."
         return self.head(self.pooled(x, keys))

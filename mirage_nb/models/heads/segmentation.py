@@ -21,7 +21,7 @@ from ...randomness import keyed_rand
 
 # %% ../../../nbs/models/heads/20_segmentation.ipynb #b7747286
 class _LinearHead(nn.Module):
-    "One score a class for each token"
+    "One score a class for each token."
     taps:Sequence[int] = (-1,)
 
     def __init__(self,
@@ -39,7 +39,7 @@ class _LinearHead(nn.Module):
 
 # %% ../../../nbs/models/heads/20_segmentation.ipynb #0c7055f9
 class _DepthwiseOnCPU(torch.autograd.Function):
-    "Depthwise convolution whose three gradients are forward convolutions and a sum"
+    "Depthwise convolution whose three gradients are forward convolutions and a sum."
     @staticmethod
     def forward(ctx:Any, x:Tensor, weight:Tensor, bias:Tensor)->Tensor:  # (b, d, h, w), (d, 1, k, k), (d,)
         ctx.save_for_backward(x, weight)
@@ -57,7 +57,7 @@ class _DepthwiseOnCPU(torch.autograd.Function):
 
 
 class _DepthwiseConv(nn.Conv2d):
-    "Depthwise convolution that keeps the size of the image"
+    "Depthwise convolution that keeps the size of the image."
     def __init__(self,
         d:int,     # channels
         kernel:int # side, odd
@@ -74,7 +74,7 @@ class _DepthwiseConv(nn.Conv2d):
 
 # %% ../../../nbs/models/heads/20_segmentation.ipynb #629bb3fc
 class _ConvNeXtBlock(nn.Module):
-    "A wide depthwise convolution, then an MLP at each pixel"
+    "A wide depthwise convolution, then an MLP at each pixel."
     def __init__(self,
         d:int # channels
     ):
@@ -91,7 +91,7 @@ class _ConvNeXtBlock(nn.Module):
 
 # %% ../../../nbs/models/heads/20_segmentation.ipynb #7cedec66
 class _ConvNeXtHead(nn.Module):
-    "Each token becomes a square of pixels, which ConvNeXt blocks mix (Bachmann et al. 2022)"
+    "Each token becomes a square of pixels, which ConvNeXt blocks mix (Bachmann et al. 2022)."
     taps:Sequence[int] = (-1,)
 
     def __init__(self,
@@ -120,7 +120,7 @@ class _ConvNeXtHead(nn.Module):
 
 # %% ../../../nbs/models/heads/20_segmentation.ipynb #61bb0f0c
 class _SegmenterHead(nn.Module):
-    "Mask transformer of Strudel et al. 2021, section 3.2"
+    "Mask transformer of Strudel et al. 2021, section 3.2."
     taps:Sequence[int] = (-1,)
 
     def __init__(self,
@@ -160,7 +160,7 @@ class _SegmenterHead(nn.Module):
 
 # %% ../../../nbs/models/heads/20_segmentation.ipynb #76120331
 class _ResidualConvUnit(nn.Module):
-    "Two convolutions around a shortcut (Ranftl et al. 2021, figure 1)"
+    "Two convolutions around a shortcut (Ranftl et al. 2021, figure 1)."
     def __init__(self,
         d:int # channels
     ):
@@ -171,7 +171,7 @@ class _ResidualConvUnit(nn.Module):
 
 
 class _FusionBlock(nn.Module):
-    "Adds a finer map to a coarser one, refines and enlarges (Ranftl et al. 2021, figure 1)"
+    "Sum of a finer and a coarser map, refined and enlarged (Ranftl et al. 2021, figure 1)."
     def __init__(self,
         d:int # channels
     ):
@@ -190,7 +190,7 @@ class _FusionBlock(nn.Module):
 
 # %% ../../../nbs/models/heads/20_segmentation.ipynb #f70891ce
 class _FusionParts(nn.Module):
-    "Parts of DPT under their published names"
+    "Parts of DPT under their published names."
     def __init__(self,
         layer_dims:Sequence[int], # channels of the four maps
         d:int                     # channels of the fused maps
@@ -204,7 +204,7 @@ class _FusionParts(nn.Module):
 
 # %% ../../../nbs/models/heads/20_segmentation.ipynb #a0f51c5f
 class _DPTHead(nn.Module):
-    "Dense prediction transformer (Ranftl et al. 2021)"
+    "Dense prediction transformer (Ranftl et al. 2021)."
     def __init__(self,
         d:int|Sequence[int],                         # width of a token, or channels of each of the four maps
         n_classes:int,                               # classes to tell apart
@@ -232,7 +232,7 @@ class _DPTHead(nn.Module):
         x:Tensor,         # (b, c, h, w)
         keys:Tensor|None  # (b,) sample keys; None: torch's global generator
     )->Tensor:            # (b, c, h, w)
-        "Dropout in training, each sample's from its own key"
+        "Drop channels in training, those of each sample by its own key."
         if not (self.training and self.dropout): return x
         if keys is None: return F.dropout(x, self.dropout)
         keep = keyed_rand(keys.tolist(), *x.shape[1:], salt=2) >= self.dropout
@@ -255,7 +255,7 @@ class _DPTHead(nn.Module):
 def even_hooks(
     depth:int # layers of the encoder, 1 or more
 )->tuple[int, int, int, int]: # from fine to coarse; (2, 5, 8, 11) for 12 layers
-    "Choose four layers at even distances, the last one included"
+    "Choose four layers at even distances, the last one included."
     a, b, c, d = (max(0, -(-depth*k//4) - 1) for k in (1, 2, 3, 4))
     return a, b, c, d
 
@@ -271,7 +271,7 @@ def build_seg_head(
     n_classes:int,        # classes to tell apart
     **options:Any         # keywords of the head
 )->nn.Module:             # with `taps`, the layers whose maps it reads
-    "Build a segmentation head for the maps of an encoder"
+    "Build a segmentation head for the maps of an encoder."
     if name not in HEADS: raise ValueError(unknown('head', name, HEADS))
     if name != 'dpt': return HEADS[name](widths[-1], n_classes, **options)
     hooks = options.pop('hooks', even_hooks(len(widths)))

@@ -16,10 +16,10 @@ from mirage_nb import runs as runs
 from mirage_nb.core import runs_dir
 from mirage_nb.data.manifest import classes_of, read_manifest
 from mirage_nb.data.masks import read_mask
+from mirage_nb.data.segmentation import load_seg_data
 from mirage_nb.eval.segmentation.report import score_folder
 from mirage_nb.models.segmentation import load_seg_model
 from mirage_nb.runs import RunFailed, _find_notebook, run_notebook
-from mirage_nb.data.segmentation import load_seg_data
 
 pytestmark = pytest.mark.slow
 TUNE = {'dataset': 'Phantom_OCT', 'epochs': 4, 'size': [64, 48], 'batch_size': 4, 'head': 'linear', 'baselines': True,

@@ -158,7 +158,8 @@ def test_changed_pixels_are_found(triplets, tmp_path):
     x = np.load(out/'bscan.npy', mmap_mode='r+')
     x[3, 5, 5] ^= 1
     x.flush()
-    with pytest.raises(ValueError, match='1 images are not what was packed: bscan of S3'): verify_packed(_open_packed(out))
+    with pytest.raises(ValueError, match='1 images are not what was packed: bscan of S3'):
+        verify_packed(_open_packed(out))
 
 
 def test_command(triplets, tmp_path, capsys):

@@ -52,7 +52,7 @@ def people_with(labels=14, n=400, seed=0):
 @pytest.mark.parametrize('shares', [(.5, .2, .3), (.7, .1, .2), (.8, .2, 0)])
 def test_shares_hold_with_many_labels(shares):
     t = people_with()
-    split = draw_splits(t, dict(zip(SPLITS, shares)), 'x')
+    split = draw_splits(t, dict(zip(SPLITS, shares, strict=True)), 'x')
     one = t.assign(split=split).groupby('patient').agg(
         {'split': ['first', 'nunique'], **{c: 'max' for c in t if ':' in c}}).droplevel(1, axis=1)
     one.columns = ['split', 'n', *one.columns[2:]]
@@ -62,8 +62,9 @@ def test_shares_hold_with_many_labels(shares):
         assert abs((one.split == s).sum() - share*len(one)) <= 1, s
         assert ((labels[one.split == s].sum() - share*labels.sum()).abs() <= np.maximum(3, labels.sum()*.06)).all(), s
     shuffled = t.sample(frac=1, random_state=0)
-    assert draw_splits(shuffled, dict(zip(SPLITS, shares)), 'x').sort_index().equals(split) and set(split.map(type)) == {str}
-    assert not draw_splits(t, dict(zip(SPLITS, shares)), 'y').equals(split)
+    again = draw_splits(shuffled, dict(zip(SPLITS, shares, strict=True)), 'x')
+    assert again.sort_index().equals(split) and set(split.map(type)) == {str}
+    assert not draw_splits(t, dict(zip(SPLITS, shares, strict=True)), 'y').equals(split)
 
 
 def test_a_class_of_one_patient_is_trained_on():
@@ -84,7 +85,8 @@ def test_few_shots_are_of_as_many_patients_as_there_are():
     few = few_label_subset(t, ('a', 'b'), 5, seed=1)
     assert few.groupby('label').patient.nunique().to_dict() == {'a': 5, 'b': 3}
     assert few.label.value_counts().to_dict() == {'a': 5, 'b': 5}
-    assert few_label_subset(t.sample(frac=1, random_state=0), ('a', 'b'), 5, seed=1).id.sort_values().tolist() == list(few.id)
+    again = few_label_subset(t.sample(frac=1, random_state=0), ('a', 'b'), 5, seed=1)
+    assert again.id.sort_values().tolist() == list(few.id)
     more = few_label_subset(t, ('a', 'b'), 12, seed=1)
     assert set(few.id) < set(more.id) and more.patient[more.label == 'a'].value_counts().max() == 2
     assert set(few_label_subset(t, ('a', 'b'), 5, seed=2).id) != set(few.id)

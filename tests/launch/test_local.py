@@ -10,10 +10,10 @@ import pytest
 from safetensors.torch import load_file
 
 from mirage_nb.data.manifest import read_manifest
+from mirage_nb.data.segmentation import load_seg_data
 from mirage_nb.launch import local as launch_local
 from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.recipes.settings import override
-from mirage_nb.data.segmentation import load_seg_data
 from mirage_nb.train.loop import _TIMES
 from tests.tasks.samples import train_seg
 
@@ -66,7 +66,8 @@ def test_bf16_is_near_fp32(plain, home):
 
 def test_failing_launch_says_why(home):
     "Also in a folder whose name has a space"
-    with pytest.raises(RuntimeError) as e: launch_local.launch_training(settings(processes=2, head='convnet'), home/'my pairs')
+    cfg = settings(processes=2, head='convnet')
+    with pytest.raises(RuntimeError) as e: launch_local.launch_training(cfg, home/'my pairs')
     assert "no head 'convnet'. Did you mean 'convnext'?" in str(e.value) and 'launch.log' in str(e.value)
     assert 'training in 2 processes failed: ' in str(e.value)
 

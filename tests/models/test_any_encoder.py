@@ -19,7 +19,8 @@ SIZES = {  # rows and columns of the images, by encoder; not square where the en
     'timm:vit_small_patch16_dinov3.lvd1689m': (32, 48), 'timm:eva02_tiny_patch14_224': (28, 42),
     'timm:swin_tiny_patch4_window7_224': (64, 96), 'timm:convnext_atto': (64, 96), 'timm:resnet18': (64, 96),
     'timm:efficientnet_b0': (64, 96)}
-HEAVY = ('densenet121', 'resnet50', 'timm:vit_small_patch14_reg4_dinov2.lvd142m', 'timm:vit_small_patch16_dinov3.lvd1689m',
+HEAVY = ('densenet121', 'resnet50', 'timm:vit_small_patch14_reg4_dinov2.lvd142m',
+         'timm:vit_small_patch16_dinov3.lvd1689m',
          'timm:swin_tiny_patch4_window7_224', 'timm:efficientnet_b0')
 NAMES = [pytest.param(n, marks=pytest.mark.slow) if n in HEAVY else n for n in SIZES]
 SMALL = (  # the families of the zoo, small: their names, options and heads are those of the large ones
@@ -153,7 +154,8 @@ def test_heads_take_what_an_encoder_of_the_user_gives():
 
 
 def test_sizes_that_a_model_does_not_take():
-    for name, size, words in (('ViT', (33, 48), 'patch 8 does not divide the image 33 x 48; nearest sizes that fit: 32 x 48'),
+    for name, size, words in (('ViT', (33, 48),
+                               'patch 8 does not divide the image 33 x 48; nearest sizes that fit: 32 x 48'),
                               ('resnet50', (16, 64), 'resnet50 halves an image five times; 16 x 64 pixels are too few'),
                               ('timm:vit_tiny_patch16_224', (33, 48), 'the nearest size that it takes is 32 x 48')):
         with pytest.raises(ValueError, match=words): seg_model(name, 3, size=size)
@@ -166,5 +168,5 @@ def test_weights_of_the_hub_without_a_network(monkeypatch):
     from mirage_nb.models.zoo import weights_file
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
     name = 'timm:vit_small_patch14_reg4_dinov2.lvd142m'
-    with pytest.raises(ConnectionError, match=r'On a machine with a network, download https\S+model.safetensors , copy'):
+    with pytest.raises(ConnectionError, match=r'On a machine with a network, download https\S+model.safetensors '):
         weights_file('timm', name)

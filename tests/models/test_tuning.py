@@ -17,7 +17,8 @@ TRAINS = {'full': {'blocks', 'entry', 'head'}, 'embeddings': {'entry', 'head'}, 
 
 def hashes(model):
     "Part of the model, and a hash of its numbers, by parameter"
-    return {k: (PARTS.get('.'.join(k.split('.')[:2]), 'head'), hashlib.sha256(v.detach().cpu().numpy().tobytes()).hexdigest())
+    def digest(v): return hashlib.sha256(v.detach().cpu().numpy().tobytes()).hexdigest()
+    return {k: (PARTS.get('.'.join(k.split('.')[:2]), 'head'), digest(v))
             for k, v in model.state_dict().items()}
 
 

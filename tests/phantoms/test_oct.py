@@ -50,7 +50,7 @@ def in_new_process(code, wait=True):
 
 
 def test_same_in_another_process_and_among_more_patients(tmp_path):
-    code = ('import hashlib; from mirage_nb.phantoms.oct import _phantom_volume; v = _phantom_volume(3, 9, 1, 2, (96, 128));'
+    code = ('import hashlib; from mirage_nb.phantoms.oct import _phantom_volume as f; v = f(3, 9, 1, 2, (96, 128));'
             'every = b"".join(v[k].tobytes() for k in ("bscan", "semseg", "layermap", "slo"));'
             'print(hashlib.sha256(every).hexdigest())')
     assert len({in_new_process(code) for _ in range(2)}) == 1

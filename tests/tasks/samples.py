@@ -1,10 +1,10 @@
 "A classification that is fast enough for a test, and what tests do with tasks"
 from dataclasses import replace
 
+from mirage_nb.data.classification import load_labelled
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.recipes.classification import cls_recipe
 from mirage_nb.tasks.classification import ClassificationTask
-from mirage_nb.data.classification import load_labelled
 from mirage_nb.tasks.protocol import train
 from mirage_nb.tasks.segmentation import SegmentationTask
 from mirage_nb.train.devices import make_accelerator

@@ -163,7 +163,8 @@ def test_killed_process_goes_on(home):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('changed', [{}, {'tune': 'probe', 'cached_views': 1}, {'mixup': 0.8, 'batch_size': 4}], ids=str)
+@pytest.mark.parametrize('changed', [{}, {'tune': 'probe', 'cached_views': 1}, {'mixup': 0.8, 'batch_size': 4}],
+                         ids=str)
 def test_two_processes_equal_one(home, changed):
     one = train_cls(settings(epochs=2, **changed), home/'one')
     (home/'two').mkdir()
@@ -204,7 +205,8 @@ def test_a_tuned_file_is_tested_as_it_is(home, how):
     row = train_cls(again, home/'again').iloc[0]
     assert tasks_classification.kept_row(pd.DataFrame([row]), again) == 0 and row.epoch == 0
     assert row.score == pytest.approx(rows.score[tasks_classification.kept_row(rows, cfg)], abs=1e-6)
-    one, two = (classification_predict.predict_cls(f, data().splits['test']) for f in (file, home/'again'/'best.safetensors'))
+    files = file, home/'again'/'best.safetensors'
+    one, two = (classification_predict.predict_cls(f, data().splits['test']) for f in files)
     pd.testing.assert_frame_equal(one, two)
     assert train_cls(replace(again, epochs=1), home/'on').loss.notna().all(), 'it can be trained on'
 
@@ -253,11 +255,13 @@ def test_a_file_is_tested_on_a_set_that_has_only_a_test(home, execute, monkeypat
 
 def test_report_says_first_weights(home, caplog):
     with caplog.at_level('WARNING'):
-        assert tasks_classification.starting_weights(settings(tune='probe', cached_views=0, weights='random')) == 'random initialisation'
+        random = settings(tune='probe', cached_views=0, weights='random')
+        assert tasks_classification.starting_weights(random) == 'random initialisation'
         assert 'mirage_tiny has random weights, and tune=probe trains none' in caplog.text
         caplog.clear()
         assert tasks_classification.starting_weights(settings()) == 'random initialisation'
-        assert tasks_classification.starting_weights(settings(weights='mirage_tiny', tune='probe', cached_views=0)) == 'mirage_tiny'
+        tiny = settings(weights='mirage_tiny', tune='probe', cached_views=0)
+        assert tasks_classification.starting_weights(tiny) == 'mirage_tiny'
         assert not caplog.text
 
 

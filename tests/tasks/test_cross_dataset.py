@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from mirage_nb.data.classification import load_labelled
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.eval.classification import predict as classification_predict
 from mirage_nb.eval.classification.predictions import check_predictions, read_predictions
@@ -14,7 +15,6 @@ from mirage_nb.eval.classification.report import cls_reliability
 from mirage_nb.recipes.classification import ClsEval
 from mirage_nb.tasks import cross_dataset as tasks_cross_dataset
 from mirage_nb.tasks.classification import ClassificationTask
-from mirage_nb.data.classification import load_labelled
 from mirage_nb.tasks.evaluate import load_eval_tables
 from tests.tasks.samples import data, score, settings, train_cls
 
@@ -190,8 +190,10 @@ def test_names_of_labels():
     assert tasks_cross_dataset._match_labels(['A', 'B'], ['B'], {'A': 'B'}) == {'A': 'B', 'B': 'B (not labelled there)'}
     with pytest.raises(ValueError, match="x.toml, class_maps: A and B all become 'B'"):
         tasks_cross_dataset._match_labels(['A', 'B'], ['B'], {'A': 'B', 'B': 'B'}, 'x.toml')
-    with pytest.raises(ValueError, match='nothing that the model says .A. is one of B'): tasks_cross_dataset._match_labels(['A'], ['B'])
-    with pytest.raises(ValueError, match="'A' becomes 'C'; no class 'C'"): tasks_cross_dataset._match_labels(['A'], ['B'], {'A': 'C'})
+    with pytest.raises(ValueError, match='nothing that the model says .A. is one of B'):
+        tasks_cross_dataset._match_labels(['A'], ['B'])
+    with pytest.raises(ValueError, match="'A' becomes 'C'; no class 'C'"):
+        tasks_cross_dataset._match_labels(['A'], ['B'], {'A': 'C'})
 
 
 @pytest.mark.filterwarnings('ignore:.*no image of class')

@@ -55,7 +55,8 @@ def test_missing_labels(home, protocol):
     cfg = FewShot(dataset=str(home/'Films'), protocol=protocol, shots=[2.], seeds=2, size=32, epochs=1,
                   precision='fp32')
     for _ in range(2):
-        results = {(k, s): t for k, s, t in run_subsets(cfg, ClassificationTask.from_settings(few_shot_recipe(cfg)), home/'run')}
+        task = ClassificationTask.from_settings(few_shot_recipe(cfg))
+        results = {(k, s): t for k, s, t in run_subsets(cfg, task, home/'run')}
         assert len(results) == 2 and all(np.isnan(t.y).any() for t in results.values())
     curve = learning_curve(results, 50)
     assert np.isfinite(curve[['mean', 'low', 'high']].to_numpy()).all()

@@ -120,7 +120,7 @@ def test_started_from_outside(plain, home, how):
     folder = home/'two'
     write_json(folder/'settings.json', {'stage': 'pretrain_multimae', 'settings': asdict(settings())})
     ranks = (0, 1) if how == 'two machines' else (0,)
-    words = [[w.format(rank=r) for w in STARTS[how]] + ['mirage_nb.launch', str(folder)] for r in ranks]
+    words = [[w.format(rank=r) for w in STARTS[how]] + ['mirage_nb.launch.worker', str(folder)] for r in ranks]
     started = [subprocess.Popen(w, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for w in words]
     said = [p.communicate(timeout=240)[0] for p in started]
     assert [p.returncode for p in started] == [0]*len(started), said
@@ -399,7 +399,8 @@ def test_normalised_patches_do_not_show_the_truth(home):
     task = MirageTask.from_settings(settings(norm_pix=True))
     batch = task.plain(task.collate([task.shown[0, 0]]))
     x = {k: batch[k] for k in task.keywords['modalities']}
-    drawn = [tasks_pretrain_mirage._mirage_snapshot(task.model.eval(), {**x, 'slo': s}, torch.tensor([1]), ['bscan', 'slo'])
+    model, key = task.model.eval(), torch.tensor([1])
+    drawn = [tasks_pretrain_mirage._mirage_snapshot(model, {**x, 'slo': s}, key, ['bscan', 'slo'])
              for s in (x['slo'], x['slo']/2)]
     assert torch.equal(*(d['normalised.slo'] for d in drawn)), 'the picture from the B-scan alone shows the SLO image'
 
@@ -427,9 +428,11 @@ def test_loss_on_all_pixels(home):
     made, _ = some.model({k: batch[k] for k in a}, batch['key'])
     assert b['slo'].item() == pytest.approx((made['slo'] - batch['slo']).square().mean().item(), rel=1e-5)
     assert a['slo'].item() != b['slo'].item() and every.counts(batch)['slo'] == 4
-    for wrong, words in (({'loss_on': 'some'}, "no loss_on 'some'"), ({'outputs': []}, 'outputs takes 1 value or more')):
+    for wrong, words in (({'loss_on': 'some'}, "no loss_on 'some'"),
+                         ({'outputs': []}, 'outputs takes 1 value or more')):
         with pytest.raises(ValueError, match=words): settings(**wrong)
-    with pytest.raises(KeyError, match="no modality 'oct'"): MirageTask.from_settings(settings(outputs=['oct'])).keywords
+    with pytest.raises(KeyError, match="no modality 'oct'"):
+        assert MirageTask.from_settings(settings(outputs=['oct'])).keywords
 
 
 def test_three_modalities_from_an_encoder_of_one(home):

@@ -40,7 +40,9 @@ def tune(folder, **changed):
     task.test(folder)
 
 
-def save_each_step(): tasks_segmentation._seg_fit_settings = lambda cfg, f=tasks_segmentation._seg_fit_settings: replace(f(cfg), save_every=0.)
+def save_each_step():
+    fit = tasks_segmentation._seg_fit_settings
+    tasks_segmentation._seg_fit_settings = lambda cfg: replace(fit(cfg), save_every=0.)
 
 
 # ------------------------------------------------------------------ processes that die
@@ -79,7 +81,8 @@ PLANS = {  # in the middle of what the process dies
     'the first checkpoint': lambda: at(1, torch, 'save', lambda f, state, path: half(path, lambda p: f(state, p))),
     'a validation': lambda: at(2, tasks_segmentation, 'validate_seg', lambda f, *a, **k: die()),
     'the best model': lambda: at(1, checkpoints, 'save_file', lambda f, s, p, m: half(p, lambda q: f(s, q, m))),
-    'an epoch after the best model': lambda: at(1, tasks_segmentation, 'save_seg_model', lambda f, *a, **k: (f(*a, **k), die())),
+    'an epoch after the best model': lambda: at(1, tasks_segmentation, 'save_seg_model',
+                                                lambda f, *a, **k: (f(*a, **k), die())),
     'an end, the history written': lambda: at(1, tasks_protocol, 'save_table', lambda f, *a: (f(*a), die())),
     'a prediction': lambda: at(3, predict, 'write_mask', lambda f, *a: die()),
     'a prediction, written but not noted': lambda: at(6, predict, 'write_mask', lambda f, *a: (f(*a), die()))}

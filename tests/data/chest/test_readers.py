@@ -137,7 +137,8 @@ def test_mimic_broken_tables(tmp_path):
     packed('chexpert', 'subject_id,study_id,Edema\n10000032,5,1.0\n')
     with pytest.raises(FileNotFoundError, match=r'p10/p10000032/s5/a\.jpg'): _mimic_table(tmp_path, ('Edema',))
     packed('split', 'dicom_id,study_id,subject_id,split\na,5,10000032,training\n')
-    with pytest.raises(ValueError, match="no split 'training'. Did you mean 'train'"): _mimic_table(tmp_path, ('Edema',))
+    with pytest.raises(ValueError, match="no split 'training'. Did you mean 'train'"):
+        _mimic_table(tmp_path, ('Edema',))
 
 
 def test_own_table(tmp_path):

@@ -32,7 +32,8 @@ def test_interval_by_patient_covers_the_true_auroc():
             pred = check_predictions(table.assign(patient='') if by_image else table)
             units = image_units(pred)
             parts = count_table(pred, units.of)
-            draws = resample(lambda c, parts=parts: {'x': compute_metrics(parts, c)['AUROC']}, units.g, 300, i)['x'][:, 1]
+            def auroc(c, parts=parts): return {'x': compute_metrics(parts, c)['AUROC']}
+            draws = resample(auroc, units.g, 300, i)['x'][:, 1]
             low, high = np.nanquantile(draws, [.025, .975])
             if by_image: narrow += low <= true <= high
             else: held += low <= true <= high

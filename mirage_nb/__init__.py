@@ -1,1 +1,30 @@
+"""Fine-tune, evaluate and pre-train models for retinal images; a script needs only the names below.
+
+>>> import mirage_nb
+>>> run = mirage_nb.run('cls_tune', dataset='Phantom_OCT', epochs=20)   # a pipeline of nbs/, with its parameters
+>>> run.metrics['tuned'], run.predictions, run.model                    # also of a run that is read by read_run
+>>> mirage_nb.predict(run, 'folder/of/images')
+"""
 __version__ = "0.1.0"
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .models.zoo import load_model
+    from .runs import read_run, run
+    from .tasks.evaluate import evaluate
+    from .tasks.predict import predict
+
+__all__ = ['evaluate', 'load_model', 'predict', 'read_run', 'run']
+_HOMES = {'load_model': '.models.zoo', 'run': '.runs', 'read_run': '.runs', 'evaluate': '.tasks.evaluate',
+          'predict': '.tasks.predict'}
+
+
+def __getattr__(name: str) -> object:
+    "Import a name when it is first used, so that `import mirage_nb` takes no time."
+    if name not in _HOMES: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(_HOMES[name], __name__), name)
+
+
+def __dir__() -> list[str]: return [*globals(), *__all__]

@@ -24,6 +24,7 @@ from ...data.input_spec import InputSpec
 from .metrics import compute_metrics, count_table
 from .predictions import Predictions, to_scores
 from ..features import EncoderFeatures
+from ...models.checkpoints import Checkpoint
 from ...models.classification import load_cls_model
 from ...models.heads.classification import ClsModel
 from ...storage import hash_file
@@ -103,7 +104,7 @@ class TunedClassifier:
 
     @classmethod
     def open(cls,
-        file:Path,  # best.safetensors of a finished tuning
+        file:Path|Checkpoint, # best.safetensors of a finished tuning
         stores:dict[Path, FeatureStore]|None=None # of features that are read already
     )->'TunedClassifier':
         "Read a classifier from its file."
@@ -132,8 +133,8 @@ class TunedClassifier:
 
 # %% ../../../nbs/eval/classification/30_predict.ipynb #6a1f8bc8
 def predict_cls(
-    model_file:Path,     # of a finished training
-    table:pd.DataFrame,  # images: id and image (a file); labels are not needed, and kept where known
+    model_file:Path|Checkpoint, # of a finished tuning
+    table:pd.DataFrame,  # images: id and image (a file); labels are not needed, and kept where they are there
     batch_size:int=32
 )->pd.DataFrame:         # a table of predictions, in the model's classes
     "Predict a table of images with a trained model."

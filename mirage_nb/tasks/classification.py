@@ -39,7 +39,11 @@ from ..recipes.classification import ClsRecipe
 from ..recipes.settings import rows_cols
 from .baselines import predict_majority, probe_encoder, random_probe_settings
 from mirage_nb.tasks.cross_dataset import (
-    check_scorable, load_test_data, predict_split, predict_splits, read_predicted_splits,
+    check_scorable,
+    load_test_data,
+    predict_split,
+    predict_splits,
+    read_predicted_splits,
 )
 from .protocol import Training, example_samples, train
 from ..train.batches import as_batch, model_inputs

@@ -11,13 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .models.zoo import load_model
+    from .models.loading import load_model
     from .runs import read_run, run
     from .tasks.evaluate import evaluate
     from .tasks.predict import predict
 
 __all__ = ['evaluate', 'load_model', 'predict', 'read_run', 'run']
-_HOMES = {'load_model': '.models.zoo', 'run': '.runs', 'read_run': '.runs', 'evaluate': '.tasks.evaluate',
+_HOMES = {'load_model': '.models.loading', 'run': '.runs', 'read_run': '.runs', 'evaluate': '.tasks.evaluate',
           'predict': '.tasks.predict'}
 
 

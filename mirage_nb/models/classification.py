@@ -39,7 +39,7 @@ def cls_model(
     head_init_std:float|None=None,   # of the classifier's initial weights; None: torch's own
     **more:Any                  # of the encoder: registers, layer_scale and what else its record names
 )->ClsModel:                    # with random weights
-    "Build a classifier by the name of its encoder"
+    "Build a classifier by the name of its encoder."
     record = encoder_record(name)
     if record.modalities: more = {**more, 'modalities': [modality]}
     encoder = build_encoder(name, size=list(size), patch=patch, drop_path=drop_path, **more)
@@ -53,16 +53,16 @@ _LAST = ('head.weight', 'head.bias', 'classifier.weight', 'classifier.bias', 'fc
 def _published_norm(
     model:ClsModel
 )->str: # '' where there is none
-    "What published files call the norm before the last layer"
+    "Name the norm before the last layer as published files do."
     return 'norm' if model.where == 'tokens' else _PUBLISHED_NORM.get(model.pool, '') if model.where == 'pooled' else ''
 
 
 def _last_layers(
     model:ClsModel,       # that is to have them
-    ckpt:Checkpoint,      # of a tuned classifier, published or ours
+    ckpt:Checkpoint,      # of a fine-tuned classifier, published or ours
     classes:Sequence[str] # of the model, in order
 )->dict[str, Tensor]:     # under the model's names
-    "Last layer of a tuned classifier, and the norm before it"
+    "Find the last layer of a fine-tuned classifier, and the norm before it."
     ours = '"cls_model"' in ckpt.meta.get('about', '')
     state = ckpt.state if ours else rename_tensors(ckpt.state, model.encoder.state_dict())
     own = {k: v for k, v in model.state_dict().items() if not k.startswith('encoder.')}
@@ -88,7 +88,7 @@ def _class_positions(
     ckpt:Checkpoint,      # of `save_cls_model`
     classes:Sequence[str] # of the model, in order
 )->list[int]:
-    "Where each class is in the last layer of a file of ours; an error if it is not, or if the pooling is another"
+    "Locate each class in the last layer of a file of ours; refuse other classes, and another pooling."
     about = read_metadata(ckpt)
     theirs, pool = about.get('classes', list(classes)), about['cls_model'].get('pool', model.pool)
     if set(theirs) != set(classes): raise ValueError(
@@ -104,7 +104,7 @@ def start_classifier(
     weights:str|Path|Checkpoint|None, # in any published form, or a shipped name; None: random initialisation
     keep_head:Sequence[str]=() # classes whose last layer the file has to have, and is taken too; empty: it is new
 )->LoadReport|None:       # what was loaded; None without weights
-    "Start a classifier from pre-trained weights"
+    "Start a classifier from pre-trained weights."
     model_name = getattr(model.encoder, 'name', '')
     file = weights if isinstance(weights, Checkpoint) else weights_file(weights, model_name)
     if file is None: return None
@@ -125,16 +125,16 @@ def save_cls_model(
     model:ClsModel,             # to keep
     path:str|Path,              # .safetensors file to make
     keywords:Mapping[str, Any], # of `cls_model`, by which it was made
-    **about:Any                 # more to say of it, plain values: dataset, classes, score
+    **about:Any                 # metadata to keep with it, plain values: dataset, classes, score
 )->Path:                        # `path`
-    "Write a classifier that `load_cls_model` can rebuild; adapters become part of the weights"
+    "Write a classifier that `load_cls_model` can rebuild; adapters become part of the weights."
     return save_weights(merge_adapters(model), path, {'cls_model': dict(keywords), **about})
 
 
 def load_cls_model(
     path:str|Path|Checkpoint # file of `save_cls_model`, or what `read_checkpoint` returned
-)->tuple[ClsModel, dict[str, Any]]: # in evaluation mode, and what was said of it
-    "Rebuild a classifier from its file"
+)->tuple[ClsModel, dict[str, Any]]: # in evaluation mode, and its metadata
+    "Rebuild a classifier from its file."
     ckpt = path if isinstance(path, Checkpoint) else read_checkpoint(path)
     about = read_metadata(ckpt)
     if 'cls_model' not in about: raise ValueError(f'{ckpt.path} is not a classifier; it holds {", ".join(about)}')

@@ -57,7 +57,7 @@ def find_duplicates(
 
 # %% ../../nbs/data/50_audit.ipynb #dbbaa5ed
 def find_leaks(
-    tables:pd.DataFrame|Mapping[str, pd.DataFrame], # id, patient ('' where it is not known) and split; or split -> table
+    tables:pd.DataFrame|Mapping[str, pd.DataFrame], # id, patient ('' where not known) and split; or split -> table
     contents:bool=False,                            # also compare the files in bscan byte by byte
     images:Sequence[str]=()                         # messages of `find_duplicates`, which become rows too
 )->pd.DataFrame:                                    # kind ('patient' or 'image'), what, splits; a row a leak
@@ -82,7 +82,8 @@ def _across_splits(
     for value, group in table.groupby(key, sort=True):
         splits = sorted(set(group.split), key=lambda s: SPLITS.index(s) if s in SPLITS else len(SPLITS))
         if len(splits) < 2: continue
-        rows.append({'kind': key, 'what': str(value) if key == 'patient' else ' = '.join(group.id), 'splits': ', '.join(splits)})
+        what = str(value) if key == 'patient' else ' = '.join(group.id)
+        rows.append({'kind': key, 'what': what, 'splits': ', '.join(splits)})
     return rows
 
 # %% ../../nbs/data/50_audit.ipynb #191c3dfb
@@ -99,7 +100,7 @@ def shared_images(
 # %% ../../nbs/data/50_audit.ipynb #fedae1f8
 def hash_content(
     ids:Iterable[str],
-    parts:Mapping[str, Iterable[object]] # by name, as image or label: what it is of each sample; of a Path the file's bytes count
+    parts:Mapping[str, Iterable[object]] # by name, as image or label: that of each sample; of a Path the bytes count
 )->str:                                  # 64 hexadecimal digits
     "Hash the content of a set of samples by SHA-256, whatever their folder and their order."
     rows = zip(ids, *parts.values(), strict=True)

@@ -83,7 +83,7 @@ class LabelledImages:
         return {s: t[t.split == s].reset_index(drop=True) for s in SPLITS if (t.split == s).any()}
 
     def counts(self)->pd.DataFrame:
-        "Count the images of each class in each split; of several labels, those where it is positive and where it is missing."
+        "Count the images of each class in each split; of several labels, the positive and the missing ones."
         if not self.multi: return pd.crosstab(self.table.label, self.table.split).reindex(
             index=list(self.classes), columns=[s for s in SPLITS if s in self.splits], fill_value=0)
         cells = {(s, k): [f(t[f'label:{c}']) for c in self.classes] for s, t in self.splits.items()

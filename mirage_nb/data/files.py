@@ -123,7 +123,7 @@ def _shorter_side_size(
 # %% ../../nbs/data/10_files.ipynb #5c1d7e0b
 def read_image(
     path:str|Path,          # a file that ends in one of IMAGE_SUFFIXES or ARRAY_SUFFIXES
-    channels:int|None=None, # 1 or 3: convert to bytes of so many channels; None: grey values as stored, colour is an error
+    channels:int|None=None, # 1 or 3: convert to bytes of so many channels; None: grey values as stored, no colour
     at_most:int=0           # with channels: shrink until the shorter side has at most so many pixels; 0: keep the size
 )->np.ndarray:              # (h, w) uint8 or uint16; with channels (h, w, channels) uint8
     "Read an image file, as grey values or as bytes of one or three channels."

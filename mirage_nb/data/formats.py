@@ -67,7 +67,8 @@ def read_mha_header(
     if fields['ElementDataFile'] != 'LOCAL':
         raise ValueError(f"{path} keeps its pixels in {fields['ElementDataFile']!r}; it takes one file, 'LOCAL'")
     kind, size = fields.get('ElementType', ''), fields.get('DimSize', '').split()
-    if kind not in _MHA_TYPES: raise ValueError(f"{path}: ElementType {kind!r}; it takes one of {', '.join(_MHA_TYPES)}")
+    if kind not in _MHA_TYPES:
+        raise ValueError(f"{path}: ElementType {kind!r}; it takes one of {', '.join(_MHA_TYPES)}")
     if len([n for n in size if n != '1']) > 2 or len(size) < 2 or fields.get('ElementNumberOfChannels', '1') != '1':
         raise ValueError(f"{path}: DimSize {' '.join(size)!r}; it takes one image of one channel, as '1024 1024'")
     return fields, at

@@ -20,8 +20,8 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, WithJs
 
 from ..core import data_dir, resource_dir, unknown
 from .labels import LabelFacts, label_faults
-from ..recipes.settings import Count, Options, list_faults, option_comments, options
 from ..phantoms.catalog import PHANTOMS
+from ..recipes.settings import Count, Options, list_faults, option_comments, options
 from ..storage import hash_file, hash_value, read_json
 
 # %% ../../nbs/data/05_manifest.ipynb #f57dbe66

@@ -47,7 +47,7 @@ def _image_size(
         with Image.open(path) as image:
             pages = getattr(image, 'n_frames', 1)
             if pages > 1: raise ValueError(f'{path} holds {pages} pages; it takes one')
-            as_plane(grey_values(Image.new(image.mode, (1, 1)), path), path)  # one pixel of that mode: refused as all would be
+            as_plane(grey_values(Image.new(image.mode, (1, 1)), path), path)  # one pixel stands for all of that mode
             return image.height, image.width
     except FileNotFoundError: raise
     except (OSError, EOFError, ValueError) as e:
@@ -166,8 +166,9 @@ def _write_rows(
                     _flush_rows(files.values(), digests, note, at)
                     log.warning('%s. Nothing more is packed; the rest is read, to name all that cannot be used', e)
                     wrong = _find_unusable(pairs, i, bar) or [str(e)]
-                    raise ValueError(first_of_many(f'{len(wrong)} files cannot be packed; mend them, and the same command '
-                                            f'goes on after {at} of {n} samples:', wrong)) from e
+                    raise ValueError(first_of_many(
+                        f'{len(wrong)} files cannot be packed; mend them, and the same command goes on after {at} of '
+                        f'{n} samples:', wrong)) from e
                 planes = {k: _resize_plane(x, kinds[k]['size'], k in pairs.classes) for k, x in found.items()}
                 for k, x in planes.items(): files[k].write(x.tobytes())
                 digests.write(np.array([hash_pixels(x) for x in planes.values()], '<u8').tobytes())

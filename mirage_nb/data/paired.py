@@ -248,7 +248,8 @@ def _check_pairs(
             try: x = ds.image(k, i)
             except (ValueError, OSError) as e: wrong.append(str(e))
             else: least[k], most[k] = min(least[k], int(x.min())), max(most[k], int(x.max()))
-    if wrong: raise ValueError(first_of_many(f'{len(wrong)} of {len(ds)*len(ds.modalities)} images cannot be used:', wrong))
+    if wrong:
+        raise ValueError(first_of_many(f'{len(wrong)} of {len(ds)*len(ds.modalities)} images cannot be used:', wrong))
     rows, cols = ([ds.sizes[k][j] for k in ds.modalities] for j in (0, 1))
     return pd.DataFrame({'modality': ds.modalities, 'samples': len(ds), 'rows': rows, 'cols': cols,
                          'least': [least[k] for k in ds.modalities], 'most': [most[k] for k in ds.modalities]})

@@ -153,7 +153,8 @@ class SegDataset(Dataset[dict[str, Any]]):
         raw, mask = self.read(i)
         x = full_range(raw) if self.look.mean else unit_range(raw)
         view = train_view(x, mask, self.size, keyed_generator(*key)) if self.augment else eval_view(x, mask, self.size)
-        sample = {'id': self.ids[i], 'key': sample_key(*key), 'bscan': normalise_view(view[0], self.look), 'size': raw.shape}
+        image = normalise_view(view[0], self.look)
+        sample = {'id': self.ids[i], 'key': sample_key(*key), 'bscan': image, 'size': raw.shape}
         return sample if view[1] is None else sample | {'semseg': view[1]}
 
 # %% ../../nbs/data/90_segmentation.ipynb #3bad8c81

@@ -117,7 +117,8 @@ def _multi_labels(
         if strange: raise ValueError(f"{path}, {facts.label}: {unknown('class', sorted(strange)[0], known)}. "
                                      'labels.values in the manifest says what a value means; "" for nothing')
         return pd.DataFrame([[float(c in vs) for c in known] for vs in lists], columns=list(known))
-    columns = {c: _strip_labels(_read_column(table, f'label:{c}' if f'label:{c}' in table else c, path)) for c in facts.classes}
+    named = {c: f'label:{c}' if f'label:{c}' in table else c for c in facts.classes}
+    columns = {c: _strip_labels(_read_column(table, k, path)) for c, k in named.items()}
     for c, v in columns.items():
         bad = ~v.isin(('1', '0', ''))
         if not bad.any(): continue

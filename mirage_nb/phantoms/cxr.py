@@ -136,7 +136,8 @@ def _draw_bones(
     s = np.clip(side/(1.03*film.width), 0, 1)
     ends = smooth_step(1 - side/(1.03*film.width), 0.015)*(1 - 0.6*c.below)
     back, front = fall*s*np.sqrt(s), 0.95*fall*np.sqrt(1 - s) + 0.1*(1 - s)
-    arch, fades = 0.06*np.sin(np.float32(np.pi)*s), ((0.55*smooth_step(s - 0.07, 0.04)*ends), 0.3*smooth_step(s - 0.45, 0.04)*ends)
+    arch = 0.06*np.sin(np.float32(np.pi)*s)
+    fades = (0.55*smooth_step(s - 0.07, 0.04)*ends), 0.3*smooth_step(s - 0.45, 0.04)*ends
     out = np.zeros_like(c.x)
     for k in range(10):
         line = first + step*k + back*(0.55 + 0.06*k) - arch
@@ -173,7 +174,8 @@ def _draw_vessels(
         hilum = np.array([-0.05 if side > 0 else -0.02, side*0.2])
         for level, (count, radius, dark) in enumerate(((7, 0.016, 1.), (12, 0.009, 0.7))):
             angles = rng.uniform(-1.5, 1.5, count)
-            paths = [random_path(rng, hilum, a + rng.normal(0, 0.4)*t, rng.uniform(0.45, 0.9)/(1 + 0.2*level)) for a in angles]
+            paths = [random_path(rng, hilum, a + rng.normal(0, 0.4)*t, rng.uniform(0.45, 0.9)/(1 + 0.2*level))
+                     for a in angles]
             y, x, _ = np.concatenate(paths).T
             x = hilum[1] + side*(x - hilum[1])
             far = _distance_to(c, x, y)
@@ -355,7 +357,8 @@ def _phantom_cxr(
         add = add + more
     if f.labels['Cardiomegaly']: masks['Cardiomegaly'] = c.heart > 0.3
     lung = air.sum(0)
-    depth = _draw_body(f, c) - 0.82*f.stout**0.5*lung + add + 0.16*vessels*lung**0.5 + 0.3*c.heart + _draw_devices(f, c, rng)
+    inside = _draw_body(f, c) - 0.82*f.stout**0.5*lung + add + 0.16*vessels*lung**0.5 + 0.3*c.heart
+    depth = inside + _draw_devices(f, c, rng)
     image = _expose_film(np.clip(depth + 0.36*_draw_bones(f, c, bones)*(depth > 0.05), 0, None), light)
     return dict(image=image, labels=f.labels, view=f.view, masks=masks)
 

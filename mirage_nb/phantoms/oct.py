@@ -154,7 +154,8 @@ def _draw_eye(
     person, rng = (np.random.default_rng(sample_key('phantom', seed, patient, *v)) for v in ((), (volume,)))
     fovea = (float(rng.uniform(0.44, 0.56)), float(rng.uniform(0.4, 0.56)))
     tilt, tilt_y, bow, u = rng.normal(0, 16), rng.normal(0, 8), rng.uniform(-8, 26), 2*x - 1
-    membrane = tilt*u + tilt_y*(2*y[:, None] - 1) - bow*(u**2 + (y[:, None] - 0.5)**2) + 2.5*random_surface(rng, y, x, 6)
+    bent = tilt*u + tilt_y*(2*y[:, None] - 1) - bow*(u**2 + (y[:, None] - 0.5)**2)
+    membrane = bent + 2.5*random_surface(rng, y, x, 6)
     membrane = membrane + 2.5*bumps(y, 30) @ rng.standard_normal((30, 1), np.float32)  # motion between slices
     lift = random_surface(rng, y, x, 12)
     layers = _healthy_layers(person, rng, y, x, fovea)
@@ -193,7 +194,8 @@ def _vessel_tree(
             parent = tree[level - 1][int(rng.integers(len(tree[level - 1])))]
             y, x, angle = parent[int(rng.uniform(0.12, 0.9)*len(parent))]
             away = rng.choice([-1, 1])*rng.uniform(0.35, 1.0)
-            tree[level].append(random_path(rng, np.array([y, x]), angle + away*(1 - 0.5*t), rng.uniform(0.12, 0.7)/level))
+            length = rng.uniform(0.12, 0.7)/level
+            tree[level].append(random_path(rng, np.array([y, x]), angle + away*(1 - 0.5*t), length))
     return tree
 
 
@@ -364,7 +366,7 @@ def _phantom_volume(
     slices:int=4,                   # B-scans, equally spaced over the middle half of the field
     size:tuple[int, int]=(256, 256) # (h, w) of B-scan and en-face image
 )->dict[str, Any]:                  # images by name, and eye, rows, labels
-    "Draw one volume, the same on every machine: B-scans, layer map, classes (s, h, w), en-face image, vessels (h, w), labels."
+    "Draw one volume, the same on every machine: B-scans, layer map, classes (s, h, w), en-face image, vessels (h, w)."
     key = ('phantom light', seed, patient)
     device, rng, place = (np.random.default_rng(sample_key(*key, *v)) for v in ((), (volume,), (volume, 'place')))
     (h, w), y = size, np.linspace(0.25, 0.75, slices) if slices > 1 else np.array([0.5])

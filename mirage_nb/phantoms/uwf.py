@@ -154,15 +154,18 @@ def _lesions_of_class(
     "Draw the lesions of a class, and what healthy eyes have too."
     if label not in _CLASSES: raise ValueError(unknown('class', label, _CLASSES))
     some = {'pale': _draw_spots(f, rng, _scatter_around(rng, f.macula, 0.3, int(rng.integers(0, 3))), (0.012, 0.022)),
-            'pigment': _draw_spots(f, rng, _scatter_around(rng, (-0.1, 0), 0.6, int(rng.integers(0, 6))), (0.012, 0.04)),
+            'pigment': _draw_spots(f, rng, _scatter_around(rng, (-0.1, 0), 0.6, int(rng.integers(0, 6))),
+                                   (0.012, 0.04)),
             'yellow': _draw_spots(f, rng, _scatter_around(rng, (0, 0), 0.6, int(rng.integers(0, 2))), (0.02, 0.04))}
     if label == 'AMD':
-        pale = _draw_spots(f, rng, _scatter_around(rng, f.macula, rng.uniform(0.09, 0.17), int(rng.integers(18, 45))), (0.011, 0.03))
+        places = _scatter_around(rng, f.macula, rng.uniform(0.09, 0.17), int(rng.integers(18, 45)))
+        pale = _draw_spots(f, rng, places, (0.011, 0.03))
         some['pale'] = np.maximum(some['pale'], pale)
     if label == 'DR':
         places = [_scatter_around(rng, (-0.05, 0), 0.45, int(rng.integers(18, 60)))]
         some['blood'] = _draw_spots(f, rng, np.concatenate(places), (0.01, 0.032))
-        clusters = [_scatter_around(rng, c, 0.05, 7) for c in _scatter_around(rng, f.macula, 0.22, int(rng.integers(1, 5)))]
+        centres = _scatter_around(rng, f.macula, 0.22, int(rng.integers(1, 5)))
+        clusters = [_scatter_around(rng, c, 0.05, 7) for c in centres]
         some['yellow'] = np.maximum(some['yellow'], _draw_spots(f, rng, np.concatenate(clusters), (0.008, 0.018)))
     if label == 'RVO':
         sector = float(rng.choice([-1, 1])*rng.uniform(1.9, 2.9))
@@ -246,7 +249,8 @@ def _draw_lids(
             for x in rng.uniform(-0.9, 0.9, int(rng.integers(4, 14))):
                 bend, slope, long = rng.normal(0, 0.4), rng.normal(0, 0.35), rng.uniform(0.12, 0.4)
                 d = edge - up*f.y
-                hair = np.exp(-((f.x - x - slope*d - bend*d**2)/0.011)**2)*smooth_step(d, 0.03)*smooth_step(long - d, 0.1)
+                hair = np.exp(-((f.x - x - slope*d - bend*d**2)/0.011)**2)
+                hair = hair*smooth_step(d, 0.03)*smooth_step(long - d, 0.1)
                 picture = picture*(1 - 0.75*hair[..., None])
     shade = np.array([rng.uniform(0.2, 0.5), rng.uniform(0.45, 0.75)], np.float32)*rng.uniform(0.5, 1)
     skin = shade*(0.94 + 0.06*np.sin(5*f.x + rng.uniform(0, 6)))[..., None]

@@ -22,7 +22,7 @@ from ...randomness import keyed_rand
 # %% ../../../nbs/data/augment/10_affine.ipynb #919b9704
 @dataclass(frozen=True)
 class PairAugment:
-    "Hold the random changes of a sample in pre-training; the defaults are MIRAGE's (Morano et al. 2025, npj Digital Medicine 8:576)."
+    "Hold the random changes of a sample in pre-training; the defaults are MIRAGE's (Morano et al. 2025)."
     flip: float = 0.5                       # probability of a left-right flip
     degrees: float = 10.                    # largest rotation, either way
     translate: float = 0.1                  # largest translation, as a part of the width and of the height

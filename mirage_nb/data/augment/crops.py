@@ -22,7 +22,7 @@ from ...randomness import keyed_rand
 # %% ../../../nbs/data/augment/20_crops.ipynb #0a538920
 @dataclass(frozen=True)
 class CropAugment:
-    "Hold the ranges of a random resized crop and flip; the defaults are those of the masked autoencoder (He et al. 2022)."
+    "Hold the ranges of a random resized crop and flip; the defaults are the masked autoencoder's (He et al. 2022)."
     scale: tuple[float, float] = (0.2, 1.)      # range of the crop's area, as a part of the image's
     ratio: tuple[float, float] = (3/4, 4/3)     # range of its width over its height
     flip: float = 0.5                           # probability of a left-right flip

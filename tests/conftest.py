@@ -1,5 +1,6 @@
 "Fixtures that several test files share"
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -44,18 +45,29 @@ def phantoms(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def home(phantoms, tmp_path, monkeypatch):
-    "Folder of a test, with MIRAGE_RUNS in it and the tiny Phantom_OCT; one thread, as in the processes it starts"
+@pytest.fixture(scope='session')
+def at_home(phantoms):
+    "Context of a folder, with MIRAGE_RUNS in it and the tiny Phantom_OCT; one thread, as in the processes it starts"
     import torch  # here, so that what only collects tests does not wait for it
-    monkeypatch.setenv('MIRAGE_DATA', str(phantoms))
-    monkeypatch.setenv('MIRAGE_RUNS', str(tmp_path/'runs'))
-    monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    monkeypatch.delenv('MIRAGE_NB_HANDOFF', raising=False)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(before)
+
+    @contextmanager
+    def enter(folder):
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        with pytest.MonkeyPatch.context() as m:
+            m.setenv('MIRAGE_DATA', str(phantoms))
+            m.setenv('MIRAGE_RUNS', str(folder/'runs'))
+            m.setenv('OMP_NUM_THREADS', '1')
+            m.delenv('MIRAGE_NB_HANDOFF', raising=False)
+            yield folder
+        torch.set_num_threads(before)
+    return enter
+
+
+@pytest.fixture
+def home(at_home, tmp_path):
+    "Folder of a test, with MIRAGE_RUNS in it and the tiny Phantom_OCT"
+    with at_home(tmp_path): yield tmp_path
 
 
 @pytest.fixture

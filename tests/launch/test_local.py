@@ -26,8 +26,15 @@ NUMBERS = ['loss', 'mIoU', 'valid_loss']
 def settings(**changed): return override(seg_recipe(read_manifest('Phantom_OCT').recipe), **{**OPTIONS, **changed})
 
 
+@pytest.fixture(scope='module')
+def plain_run(at_home, tmp_path_factory):
+    "Folder of one plain process, which all others are compared with"
+    with at_home(tmp_path_factory.mktemp('plain')) as folder: train_seg(settings(), folder/'run')
+    return folder/'run'
+
+
 @pytest.fixture
-def plain(home): return train_seg(settings(), home/'plain')
+def plain(plain_run): return pd.read_csv(plain_run/'history.csv')
 
 
 def close(a, b, rel=1e-4, numbers=NUMBERS):
@@ -36,10 +43,10 @@ def close(a, b, rel=1e-4, numbers=NUMBERS):
     if 'mIoU' in numbers: assert a.mIoU.argmax() == b.mIoU.argmax(), 'another best epoch'
 
 
-def test_two_processes_are_one(plain, home):
+def test_two_processes_are_one(plain, plain_run, home):
     two = launch_local.launch_training(settings(processes=2), home/'two')
     close(two, plain)
-    a, b = (load_file(home/k/'best.safetensors') for k in ('plain', 'two'))
+    a, b = (load_file(k/'best.safetensors') for k in (plain_run, home/'two'))
     assert a.keys() == b.keys() and max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-3
     assert sorted(p.name for p in (home/'two').glob('*.tmp')) == []
     log = [json.loads(line) for line in (home/'two'/'progress.jsonl').read_text().splitlines()]

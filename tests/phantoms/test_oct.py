@@ -80,6 +80,7 @@ def test_any_size(size):
     assert {v[k].dtype for k in ('bscan', 'semseg', 'layermap', 'slo')} == {np.dtype('uint8')}
 
 
+@pytest.mark.slow
 def test_labels_follow_from_the_lesions(made, rows):
     by_volume = defaultdict(set)
     for r in rows:
@@ -93,6 +94,7 @@ def test_labels_follow_from_the_lesions(made, rows):
     assert all(label == _draw_disease(0, int(v[1:4])) for v, label in by_volume)  # no lesion of the plan went unseen
 
 
+@pytest.mark.slow
 def test_published_layout(made, rows):
     info = json.loads((made/'INFO.json').read_text())
     assert [c['value'] for c in info.values()] == list(_GREYS) and [c['label'] for c in info.values()] == list(_CLASSES)
@@ -129,6 +131,7 @@ def test_vessels_of_the_slo_cast_the_shadows():
     assert deep[dark].mean() < 0.8*deep[~dark].mean()
 
 
+@pytest.mark.slow
 def test_mean_position_is_a_poor_guess(made, rows):
     maps = {s: np.stack([pixels(made/s/'bscanlayermap'/f"{r['id']}.png") for r in rows if r['split'] == s])
             for s in ('train', 'test')}
@@ -142,6 +145,7 @@ def test_mean_position_is_a_poor_guess(made, rows):
     assert min(thick.values()) >= 4, thick
 
 
+@pytest.mark.slow
 def test_layers_can_be_seen(made, rows):
     "Neighbouring layers differ by more than the noise of a short stretch of the boundary, in nearly all pictures"
     seen = []
@@ -174,7 +178,8 @@ def test_two_processes_at_once(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ['P']
 
 
-def test_changed_settings_and_foreign_folders_are_refused(tmp_path, made):
+def test_changed_settings_and_foreign_folders_are_refused(tmp_path):
+    made = make_phantom_oct(tmp_path/'Phantom_OCT', patients=12, volumes=1, slices=1, size=(64, 64))
     before = hash_file(made/'labels.csv')
     with pytest.raises(FileExistsError, match='Delete that folder or name another one'): make_phantom_oct(made, seed=1)
     assert hash_file(made/'labels.csv') == before

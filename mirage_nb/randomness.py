@@ -16,7 +16,7 @@ from torch import Tensor
 def sample_key(
     *parts:object # what the randomness depends on, as seed, epoch, sample id
 )->int:           # in [0, 2^63)
-    "Integer that is the same in every process for the same parts"
+    "Make an integer that is the same in every process for the same parts."
     text = '\x1f'.join(str(p) for p in parts)  # str, so that an integer of numpy counts as one of Python
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), 'big') >> 1
 
@@ -24,7 +24,7 @@ def sample_key(
 def keyed_generator(
     *parts:object # as for `sample_key`
 )->torch.Generator:
-    "Random generator on the CPU, seeded by `sample_key`"
+    "Make a random generator on the CPU, seeded by `sample_key`."
     return torch.Generator().manual_seed(sample_key(*parts))
 
 # %% ../nbs/02_randomness.ipynb #929fa284
@@ -33,5 +33,5 @@ def keyed_rand(
     *shape:int,         # of one sample's draw
     salt:int=0          # another value gives other numbers for the same keys
 )->Tensor:              # (b, *shape), uniform in [0, 1), on the CPU
-    "Uniform random numbers, each sample's from its own key"
+    "Draw uniform random numbers, each sample's from its own key."
     return torch.stack([torch.rand(shape, generator=keyed_generator(int(k), salt)) for k in keys])

@@ -20,7 +20,7 @@ def write_atomic(
     path:str|Path,                # file to make or replace
     write:Callable[[Path], object] # gets the temporary path and writes it
 )->Path:                          # `path`
-    "Write a file wholly or not at all"
+    "Write a file wholly or not at all."
     path = Path(path)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
@@ -40,7 +40,7 @@ def write_json(
     path:str|Path, # file to make or replace
     value:Any      # plain values, paths as text
 )->Path:           # `path`
-    "Write a value as readable JSON, atomically"
+    "Write a value as readable JSON, wholly or not at all."
     text = json.dumps(value, indent=1, ensure_ascii=False, default=str) + '\n'
     return write_atomic(path, lambda p: p.write_text(text, encoding='utf-8'))
 
@@ -48,7 +48,7 @@ def write_json(
 def read_json(
     path:str|Path # file to read
 )->Any:
-    "Value of a JSON file; an error names the file and the place in it"
+    "Read a JSON file; an error names the file and the place in it."
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except ValueError as e: raise ValueError(f'{path} is not JSON: {e}') from e
 
@@ -56,14 +56,14 @@ def read_json(
 def hash_value(
     value:Any # plain values; the order of a dict's keys does not matter
 )->str:       # 64 hexadecimal digits
-    "SHA-256 of a value's JSON"
+    "Hash a value's JSON by SHA-256."
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def hash_file(
     path:str|Path # any size, read in pieces
 )->str:           # 64 hexadecimal digits
-    "SHA-256 of a file"
+    "Hash a file by SHA-256."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
 # %% ../nbs/03_storage.ipynb #b97609b7
@@ -71,6 +71,6 @@ def save_table(
     table:pd.DataFrame,
     path:Path          # .csv
 )->pd.DataFrame:       # the table
-    "Write a table, atomically"
+    "Write a table as CSV, wholly or not at all."
     write_atomic(path, lambda p: table.to_csv(p, index=False))
     return table

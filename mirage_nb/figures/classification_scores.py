@@ -70,10 +70,11 @@ def show_confusion(
     side = max(3., (.75 if scores.pred.single else .45)*len(counts) + 1.6)
     share = counts.div(counts.sum(axis=1).where(lambda n: n > 0), axis=0)
     title = 'truth and decision: images, and share of the row'
-    if not scores.pred.single:  # shares of the images that have it, and of those that have it not
-        has, lacks = counts.found + counts.missed, counts.invented + counts['rightly absent']
-        share = counts.div(pd.DataFrame({'found': has, 'missed': has, 'invented': lacks, 'rightly absent': lacks}))
-        title = 'decided at 0.5: images, and share of those that have it (or have it not)'
+    if not scores.pred.single:  # shares of the images that have the class, and of those that do not
+        has = counts['true positive'] + counts['false negative']
+        lacks = counts['false positive'] + counts['true negative']
+        share = counts.div(pd.DataFrame(dict(zip(counts, (has, has, lacks, lacks), strict=True))))
+        title = 'decided at 0.5: images, and share of those with the class (or without it)'
     fig, ((ax,),) = panel_grid(1, 1, max(5., 1.15*counts.shape[1] + 2), side)
     words = counts.astype(str) + share.map(lambda v: '' if np.isnan(v) else f'\n{100*v:.0f} %')
     sns.heatmap(share, annot=words, fmt='', cmap='Blues', vmin=0, vmax=1, ax=ax, linewidths=1,
@@ -104,7 +105,7 @@ def show_reliability(
                    lw=1.6, label=name)
     what = 'confidence in the chosen class' if scores.pred.single else 'score'
     left.set(xlim=(-.02, 1.02), ylim=(-.02, 1.02), xlabel=what, title='reliability', aspect='equal',
-             ylabel='share that is right' if scores.pred.single else 'share that has it')
+             ylabel='share that is right' if scores.pred.single else 'share that has the class')
     right.set(xlim=(-.02, 1.02), xlabel=what, ylabel='answers', title='how many answers')
     left.legend(frameon=False, fontsize=8, loc='upper left')
     left.grid(alpha=.25)
@@ -123,7 +124,7 @@ def show_class_scores(
     fig, axes = panel_grid(-(-len(names)//cols), cols, 3., 2.5)
     for ax, c in zip(axes.ravel(), names, strict=False):
         j = pred.classes.index(c)
-        for i, (v, name) in enumerate(((0, 'truth: not'), (1, 'truth: has it'))):
+        for i, (v, name) in enumerate(((0, 'truth: absent'), (1, 'truth: present'))):
             x = pred.p[pred.y[:, j] == v, j]
             ax.hist(x, np.linspace(0, 1, 26), weights=np.full(len(x), 1/len(x)), histtype='stepfilled', alpha=.3,
                     color=COLOURS[i])

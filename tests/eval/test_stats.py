@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mirage_nb.eval.comparison import holm, paired_wilcoxon
 from mirage_nb.eval.segmentation.summary import summarise
-from mirage_nb.eval.stats import bootstrap_ci, holm, paired_wilcoxon
+from mirage_nb.eval.stats import bootstrap_ci
 
 
 class Class(NamedTuple):

@@ -23,7 +23,8 @@ from mirage_nb.eval.classification.metrics import (
 )
 from .predictions import Predictions
 from .ranks import Ranks, Steps, cumulate_ranks
-from ..stats import FEW_UNITS, ResamplingUnits, holm, percentile_interval, resample
+from ..comparison import holm
+from ..stats import FEW_UNITS, ResamplingUnits, percentile_interval, resample
 
 # %% ../../../nbs/eval/classification/40_intervals.ipynb #8795ad11
 def image_units(

@@ -146,7 +146,7 @@ def confusion_table(
     if pred.single:
         return pd.DataFrame(c[0].astype(int), names, names).rename_axis(index='truth', columns='decision')
     t = tally_classes(c)
-    cells = {'found': t.tp, 'missed': t.fn, 'invented': t.fp, 'rightly absent': t.tn}
+    cells = {'true positive': t.tp, 'false negative': t.fn, 'false positive': t.fp, 'true negative': t.tn}
     return pd.DataFrame({k: v[0].astype(int) for k, v in cells.items()}, names)
 
 # %% ../../../nbs/eval/classification/70_report.ipynb #5b219682

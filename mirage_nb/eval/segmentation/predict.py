@@ -35,7 +35,7 @@ def _predict_classes(
     scores:Tensor,           # (c, h, w) of one image
     size:Sequence[int]       # rows and columns of the file
 )->tuple[np.ndarray, float]: # (h0, w0) uint8 class indices, and the mean probability of the chosen class
-    "Classes of an image at its own size, and how sure the model is"
+    "Choose the class of each pixel at the size of the file, and measure the confidence."
     p = F.interpolate(scores.float()[None], tuple(size), mode='bilinear', align_corners=False)[0].softmax(0)
     best = p.max(0)
     return best.indices.to(torch.uint8).cpu().numpy(), float(best.values.mean())
@@ -49,7 +49,7 @@ def _predict_masks(
     accelerator:Accelerator,      # device and precision
     batch_size:int=4
 )->pd.DataFrame:                  # a row an image: id, file, rows, cols, confidence, and the share of each class
-    "Predict every image of a data set; what is there already is kept"
+    "Predict every image of a dataset; predictions that exist are kept."
     folder.mkdir(parents=True, exist_ok=True)
     record = folder/'rows.jsonl'
     done = {r['id']: r for r in read_json_lines(record) if (folder/r['file']).exists()}
@@ -77,7 +77,7 @@ def _predict_masks(
 def read_json_lines(
     path:Path # a JSON value a line; the last may be half written
 )->list[Any]:
-    "Whole lines of a JSON-lines file; none if there is no file"
+    "Read the whole lines of a JSON-lines file; none if there is no file."
     values = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try: values.append(json.loads(line))
@@ -91,7 +91,7 @@ def mask_rows(
     classes:Sequence[ClassInfo],       # of the masks
     source:Sequence[ClassInfo]|None=None # of the predictions; None: the same
 )->Iterator[tuple[str, int, np.ndarray, np.ndarray, str]]: # volume, slice, mask, prediction, id
-    "Masks beside predictions, one slice after another"
+    "Read masks and predictions, one slice after another."
     lost = [k for k in table.id if not (folder/f'{k}.png').exists()]
     if lost: raise FileNotFoundError(
         f'{len(lost)} of {len(table)} images have no prediction in {folder}: {", ".join(lost[:5])}')
@@ -104,7 +104,7 @@ def mean_position(
     data:SegDataset, # with masks, without augmentation
     n_classes:int
 )->Tensor:           # (n_classes, h, w) share of the masks in which the pixel is of the class
-    "How often each pixel of the model's frame is of each class"
+    "Measure how often each pixel is of each class."
     total = torch.zeros(n_classes, *data[0]['semseg'].shape)
     for i in range(len(data)): total += F.one_hot(data[i]['semseg'].long(), n_classes).movedim(-1, 0)
     return total/len(data)
@@ -116,10 +116,11 @@ def predict_mean_position(
     classes:Sequence[ClassInfo], # with the grey values to write
     folder:Path                  # receives ID.png
 )->Path:                         # folder
-    "Predict every image by the mean position alone"
+    "Predict every image by the mean position alone."
     folder.mkdir(parents=True, exist_ok=True)
     sizes = SegDataset(table.assign(semseg=None), size=(1, 1))
-    for i, k in enumerate(sizes.ids): write_mask(folder/f'{k}.png', _predict_classes(shares, sizes[i]['size'])[0], classes)
+    for i, k in enumerate(sizes.ids):
+        write_mask(folder/f'{k}.png', _predict_classes(shares, sizes[i]['size'])[0], classes)
     return folder
 
 # %% ../../../nbs/eval/segmentation/50_predict.ipynb #63ba6932
@@ -131,7 +132,7 @@ def validate_seg(
     accelerator:Accelerator,
     batch_size:int=8
 )->tuple[np.ndarray, float]: # (n_classes, n_classes) pixels, row = ground truth; mean loss
-    "Confusion of pixels over a data set, and the loss"
+    "Count pixels by true and predicted class over a dataset, and average the loss."
     share = range(accelerator.process_index, len(data), accelerator.num_processes)
     counts = torch.zeros(n_classes*n_classes + 2, dtype=torch.float64)
     for batch in DataLoader(data, batch_size=batch_size, sampler=list(share), collate_fn=collate):
@@ -147,16 +148,16 @@ def validate_seg(
 # %% ../../../nbs/eval/segmentation/50_predict.ipynb #02df6de9
 def predict_images(
     model_file:Path|Checkpoint, # of `save_seg_model`, or what `read_checkpoint` returned
-    table:pd.DataFrame, # images; masks are not looked at
+    table:pd.DataFrame, # images; masks are not read
     folder:Path,        # receives ID.png
     batch_size:int=4
-)->pd.DataFrame:        # of `eval.predict.predict`
-    "Predictions of a tuned model for a table of images, in the grey values that it was tuned with"
+)->pd.DataFrame:        # of `_predict_masks`
+    "Predict a table of images with a trained model, in the grey values of its training masks."
     model, about = load_seg_model(model_file)
     classes = [ClassInfo(**c) for c in about['classes']]
     size = about['seg_model']['size']
     look = InputSpec(**encoder_record(about['seg_model']['name']).input_keywords(size))
     images = SegDataset(table.assign(semseg=None), size=size, look=look)
     kind = about['precision']
-    if kind == 'fp16' and not torch.cuda.is_available(): kind = 'fp32'  # tuned on a GPU, used where there is none
+    if kind == 'fp16' and not torch.cuda.is_available(): kind = 'fp32'  # trained on a GPU, used without one
     return _predict_masks(model, images, classes, folder, make_accelerator(kind), batch_size)

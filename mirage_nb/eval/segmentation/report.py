@@ -22,7 +22,7 @@ from ...storage import write_atomic
 # %% ../../../nbs/eval/segmentation/60_report.ipynb #d91675d6
 @dataclass(frozen=True)
 class SegScores:
-    "What predictions are worth, from slices to sums"
+    "Scores of predictions, from slices to means"
     slices: pd.DataFrame     # strict, a row a slice and class
     volumes: pd.DataFrame    # both conventions, a row a volume and class
     summary: pd.DataFrame    # strict, with intervals, a row a class and metric
@@ -30,14 +30,14 @@ class SegScores:
 
     @property
     def table(self)->pd.DataFrame:
-        "Strict scores of each class as text, with the unit of the intervals"
+        "Strict scores of each class as text, with the unit of the intervals."
         rows = report_table(self.summary).set_index('Class').drop(columns=['note', 'undefined'])
         titles = {name: m.title(name) for name, m in SEG_METRICS.items()}
         return rows.rename(columns=titles | {'n': f'units ({self.summary.unit.iloc[0]})'})
 
     @property
     def notes(self)->pd.DataFrame:
-        "What a reader must know of each class: where it was missed or invented, and why an interval may mislead"
+        "Where each class was missed or invented, and why an interval may mislead."
         s = self.slices[self.slices.status != 'ok']
         counts = s.pivot_table(index='Class', columns='status', values='id', aggfunc='count', fill_value=0)
         words = {'missed': 'slices where it was missed', 'false': 'slices where it was invented',
@@ -49,8 +49,8 @@ class SegScores:
 
     def line(self,
         name:str # of what was scored
-    )->str:      # as 'tuned: mean Dice of layers 0.912 [0.874, 0.951]'
-        "The scores in one line"
+    )->str:      # as 'fine-tuned: mean Dice of layers 0.912 [0.874, 0.951]'
+        "Scores in one line."
         rows = self.summary[(self.summary.metric == 'Dice') & self.summary.Class.str.startswith('mean')]
         rows = rows[rows.Class != 'mean'] if len(rows) > 1 else rows
         def text(r:pd.Series)->str:
@@ -60,20 +60,20 @@ class SegScores:
 
     @property
     def means(self)->dict[str, float]:
-        "Strict means over classes: as 'Dice, mean of layers'"
+        "Strict means over classes: as 'Dice, mean of layers'."
         rows = self.summary[self.summary.Class.str.startswith('mean')]
         return {f'{m}, {c}': round(float(v), 4) for c, m, v in zip(rows.Class, rows.metric, rows['mean'], strict=True)}
 
 # %% ../../../nbs/eval/segmentation/60_report.ipynb #b71f5d60
 def score_folder(
-    table:pd.DataFrame,                    # of `data.datasets.seg_table`, with masks
+    table:pd.DataFrame,                    # of `data.segmentation.seg_table`, with masks
     folder:Path,                           # predictions, ID.png for each image
     classes:Sequence[ClassInfo],           # of the masks
     source:Sequence[ClassInfo]|None=None,  # of the predictions; None: the same
     class_map:Mapping[int, int]|None=None, # predicted grey value -> grey value of the masks
     seed:int=0                             # of the bootstrap
 )->SegScores:
-    "Score a folder of predictions"
+    "Score a folder of predictions."
     def slices(convention:str)->pd.DataFrame:
         return score_slices(mask_rows(table, folder, classes, source), classes, convention,
                             class_map=class_map, source=source or ())
@@ -85,13 +85,13 @@ def score_folder(
     published = report_table(sums['published']).set_index('Class').drop(columns=['note', 'undefined'])
     return SegScores(by_slice['strict'], pd.concat(pooled.values(), ignore_index=True), sums['strict'], published)
 
-
+# %% ../../../nbs/eval/segmentation/60_report.ipynb #534e5d08
 def save_seg_scores(
     scores:SegScores,
     folder:Path,    # of the run
     name:str='test' # beginning of the files' names
 )->list[Path]:
-    "Write slices, volumes and summary as CSV"
+    "Write slices, volumes and summary as CSV."
     tables = {'slices': scores.slices, 'volumes': scores.volumes, 'summary': scores.summary}
     def write(t:pd.DataFrame, path:Path)->Path: return write_atomic(path, lambda p: t.to_csv(p, index=False))
     return [write(t, folder/f'{name}_{k}.csv') for k, t in tables.items()]
@@ -99,11 +99,11 @@ def save_seg_scores(
 # %% ../../../nbs/eval/segmentation/60_report.ipynb #4f2d61c0
 def seg_reliability(
     tables:Mapping[str, pd.DataFrame], # of the splits
-    leaks:pd.DataFrame,                # of `data.datasets.leaks`
-    shares:Mapping[str, pd.DataFrame], # of the splits with masks: `data.datasets.check_files`
+    leaks:pd.DataFrame,                # of `data.audit`: what, splits
+    shares:Mapping[str, pd.DataFrame], # of the splits with masks: label, images
     scores:SegScores|None=None            # of the test split, if it has masks
 )->pd.DataFrame:                       # question, answer
-    "Questions about a result, with their answers"
+    "Answer the questions that a reviewer would ask of a result."
     def holds(split:str)->set[str]:
         return set(shares[split].label[shares[split].images > 0]) if split in shares else set()
 
@@ -112,19 +112,19 @@ def seg_reliability(
     for split, t in tables.items():
         if split in shares:
             absent = [c for c in shares[split].label if c not in holds(split)]
-            rows.append((f'classes that {split} lacks', ', '.join(absent) or 'none'))
+            rows.append((f'classes absent from {split}', ', '.join(absent) or 'none'))
         rows.append((split, f'{t.volume.nunique()} volumes of {t.patient.nunique()} patients, {len(t)} images'))
-    if 'train' in shares and 'test' in shares:  # else nobody can say
+    if 'train' in shares and 'test' in shares:
         unseen = sorted(holds('test') - holds('train'))
-        rows.append(('classes in test that training never saw', ', '.join(unseen) or 'none'))
+        rows.append(('classes in test but not in train', ', '.join(unseen) or 'none'))
     if scores is not None:
         s = scores.slices
         one = int(s.status.isin(('missed', 'false')).sum())
         missed, neither = (int((s.status == k).sum()) for k in ('missed', 'neither'))
         diagonal = ', '.join(name for name, m in SEG_METRICS.items() if m.from_edges and m.worst is None)
-        rows += [(f'pairs of slice and class where one side lacks the class ({diagonal}: the diagonal)', str(one)),
-                 ('of these, the model missed the class', str(missed)),
-                 ('the same where both lack a class (left out)', str(neither)),
+        rows += [(f'slices with a class in only one of mask and prediction ({diagonal}: the diagonal)', str(one)),
+                 ('of these, missed by the model', str(missed)),
+                 ('slices with a class in neither (left out)', str(neither)),
                  ('unit of the intervals', scores.summary.unit.iloc[0])]
     return pd.DataFrame(rows, columns=['question', 'answer']).set_index('question')
 
@@ -132,7 +132,7 @@ def seg_reliability(
 def find_graders(
     table:pd.DataFrame # of a split, with masks
 )->dict[str, Path]:    # name -> folder of masks
-    "Folders of other graders' masks that are complete for a split"
+    "Find folders of other graders' masks that are complete for a split."
     if not len(table) or table.semseg.isna().any(): return {}
     here = Path(table.semseg.iloc[0]).parent
     found = {p.name.removeprefix('semseg_'): p for p in sorted(here.parent.glob('semseg_*')) if p.is_dir()}

@@ -197,7 +197,7 @@ def test_rgba_and_16_bit_images_are_read(folders, tune):
     Image.fromarray(x).save(folders/'train'/'AMD'/'AMD_train2.png')
     space = tune()
     assert len(space['history']) == 1
-    sample = {s['id']: s['bscan'] for s in (space['shown'][0, i] for i in range(12))}['AMD_train2']
+    sample = {s['id']: s['bscan'] for s in (space['task'].sets['train'][0, i] for i in range(12))}['AMD_train2']
     assert sample.std() > .05, 'a dark 16-bit image is stretched'
 
 

@@ -70,16 +70,16 @@ def test_any_size_and_masks_where_the_labels_say(size):
 
 def test_findings_change_the_film_where_they_are():
     "A film with its findings against the same film without them: what differs lies at the mask"
-    plain, seen = cxr._film_of, 0
+    plain, seen = cxr._draw_film, 0
 
     def healthy(*key): return cxr._Film(**{**vars(plain(*key)), 'labels': dict.fromkeys(_LABELS, 0)})
     for p in range(40):
         sick = _phantom_cxr(0, p, 0)
         kinds = {k for k in sick['masks'] if k != 'Cardiomegaly'}
         if kinds != {'Nodule'}: continue
-        cxr._film_of = healthy
+        cxr._draw_film = healthy
         try: same = _phantom_cxr(0, p, 0)
-        finally: cxr._film_of = plain
+        finally: cxr._draw_film = plain
         apart = np.abs(sick['image'].astype(float) - same['image'])
         assert apart[sick['masks']['Nodule']].mean() > 3*apart[~sick['masks']['Nodule']].mean()
         seen += 1

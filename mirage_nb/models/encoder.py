@@ -65,7 +65,7 @@ class _Layers(nn.Module):
                 p.requires_grad_(how == 'full' or how == 'embeddings' and not inside)
         self.train(self.training)
 
-    def train(self, mode:bool=True)->'Encoder':
+    def train(self, mode:bool=True)->'_Layers':
         "Set training mode, but for batch norms that are frozen: their running statistics must not change."
         super().train(mode)
         for layer in self.modules():

@@ -50,9 +50,9 @@ def _create(
 )->Any:                      # the network, without its classifier and what stands behind its last map
     "Create a network with random weights."
     import timm
-    options = {'pretrained': False, 'num_classes': 0, 'in_chans': channels, 'drop_path_rate': drop_path or None}
+    options:dict[str, Any] = {'pretrained': False, 'num_classes': 0, 'in_chans': channels, 'drop_path_rate': drop_path or None}
     arch = name.removeprefix(PREFIX)
-    try: net = timm.create_model(arch, img_size=size, **options)
+    try: net:Any = timm.create_model(arch, img_size=size, **options)
     except TypeError: net = timm.create_model(arch, **options)  # of any size: it does not ask
     net.prune_intermediate_layers(len(net.feature_info) - 1, prune_norm=False, prune_head=True)
     return net
@@ -237,8 +237,9 @@ class TimmEncoder(_TimmLayers):
     def read(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Encoded:
         "Encode images as the tokens of the last map, and the class token; without one, their mean."
         m, first = self.encode(x, keys, [-1])[0]
-        known = first is not None and getattr(self.net, 'cls_token', None) is not None
-        return Encoded(m.flatten(2).mT, first[:, 0] if known else m.mean((2, 3)), (m.shape[2], m.shape[3]))
+        known = getattr(self.net, 'cls_token', None) is not None
+        summary = first[:, 0] if known and first is not None else m.mean((2, 3))
+        return Encoded(m.flatten(2).mT, summary, (m.shape[2], m.shape[3]))
 
     def forward(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Tensor:
         "Encode images as the tokens of the last map, (b, n, d)."

@@ -85,9 +85,10 @@ def _build_cnn(
     return CnnEncoder(name)
 
 # %% ../../nbs/models/85_zoo.ipynb #d27a27f2
-_TINY_HEADS = {'convnext': {'embed_dim': 1024, 'preds_per_patch': 16, 'depth': 2},
-               'segmenter': {'embed_dim': 192, 'num_heads': 3},
-               'dpt': {'layer_dims': (24, 48, 96, 192), 'feature_dim': 64}}
+_TINY_HEADS:dict[str, dict[str, Any]] = {
+    'convnext': {'embed_dim': 1024, 'preds_per_patch': 16, 'depth': 2},
+    'segmenter': {'embed_dim': 192, 'num_heads': 3},
+    'dpt': {'layer_dims': (24, 48, 96, 192), 'feature_dim': 64}}
 
 ENCODERS = {record.name: record for record in (
     _mirage_record('mirage_tiny', 192, 6, 3, 256, 16, _TINY_HEADS),

@@ -145,7 +145,7 @@ class LoadReport:
                 'of these, another shape in the file': groups(self.mismatched), 'not used': groups(self.unused),
                 'positions resized': ', '.join(self.resized) or 'none'}
 
-# %% ../../nbs/models/70_checkpoints.ipynb #bef67481
+# %% ../../nbs/models/70_checkpoints.ipynb #bef67480
 _HEADS_AND_DECODERS = ('output_adapters.', 'head.', 'norm.', 'fc_norm.', 'decoder_', 'mask_token', 'model.decoder.',
                       'model.segmentation_head.', 'net.norm.', 'net.fc_norm.')
 
@@ -161,7 +161,7 @@ def _usually_new(
     new = _HEADS_AND_DECODERS + tuple(f'input_adapters.{m}.' for m in sorted(modalities(own) - modalities(state)))
     return new if 'global_tokens' in state else (*new, 'global_tokens')
 
-
+# %% ../../nbs/models/70_checkpoints.ipynb #bef67481
 def load_weights(
     model:nn.Module,                       # changed in place, wholly or not at all
     checkpoint:str|Path|Checkpoint,        # file, or what `read_checkpoint` returned

@@ -170,8 +170,8 @@ class MultiViT(Encoder):
         "Encode a batch as the tokens of all patches, and the global token."
         t = self.encode(x, keys)[0]
         last = in_order(x, self.input_adapters)[-1]
-        patch = cast(ImageAdapter, self.input_adapters[last]).patch
-        return Encoded(t[:, :-1], t[:, -1], token_grid(x[last].shape[-2:], patch))
+        grid = token_grid(x[last].shape[-2:], cast(ImageAdapter, self.input_adapters[last]).patch)
+        return Encoded(t[:, :-1], t[:, -1], grid)
 
     def maps(self, x:Mapping[str, Tensor], keys:Tensor|None=None, taps:Sequence[int]=(-1,))->list[Tensor]:
         "Encode a batch as maps (b, d, rows, columns) of the B-scan's tokens after chosen blocks."
@@ -180,8 +180,7 @@ class MultiViT(Encoder):
             rows, cols = token_grid(x[name].shape[-2:], cast(ImageAdapter, self.input_adapters[name]).patch)
             if name == self.modality: break
             start += rows*cols
-        tokens = [t[:, start:start+rows*cols] for t in self.encode(x, keys, taps)]
-        return [rearrange(t, 'b (r c) d -> b d r c', r=rows) for t in tokens]
+        return [rearrange(t[:, start:start+rows*cols], 'b (r c) d -> b d r c', r=rows) for t in self.encode(x, keys, taps)]
 
     def forward(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Any:
         "Encode a batch as the tokens after the last block, (b, n + 1, d)."

@@ -113,7 +113,7 @@ def check_scorable(
 def load_test_data(
     data:LabelledImages,  # that the model learns from
     manifest:Manifest,    # of the dataset it is tested on
-    allow_leaks:bool=False
+    allow_leaks:bool=False  # warn of images that are learnt from too, where it is an error else
 )->LabelledImages: # its leaks: images that are learnt from too (kind 'image'), labels that the model lacks ('label')
     "Load another dataset that a classifier is tested on, checked before the training."
     other = load_labelled(manifest, allow_leaks)

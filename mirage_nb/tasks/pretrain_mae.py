@@ -275,6 +275,7 @@ class _MAEParts(PretrainTask):
 class MAETask(_MAEParts):
     "A pre-training of a masked autoencoder (He et al. 2022, arXiv 2111.06377; Xiao et al. 2023, WACV)."
     def views(self, batch:Batch)->Batch:
+        "Crop and flip a batch at random, on its device."
         scale = self.settings.crop_scale
         return _mae_input(batch, CropAugment(scale=(scale[0], scale[1])), self.size)
 

@@ -96,6 +96,7 @@ def start_run(
     identity = hash_value({'stage': stage, 'settings': run_identity(settings), 'sources': sources,
                         'version': __version__})
     name = dataset_name(str(settings.get('dataset') or 'all'))
+    label = label.replace(':', '_')  # of timm:NAME, which some file systems do not take
     folder = runs_dir()/stage/name/f"{label + '-' if label else ''}{identity[:8]}"
     record = folder/'run.json'
     done, known = (folder/'result.json').exists(), read_json(record) if record.exists() else None

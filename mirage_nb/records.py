@@ -33,7 +33,7 @@ _PACKAGES = ('torch', 'torchvision', 'timm', 'numpy', 'scipy', 'pandas', 'scikit
 
 
 def _versions()->dict[str, str]:  # package -> version
-    "Versions of Python and of the packages that numbers depend on"
+    "List the versions of Python and of the packages that numbers depend on."
     found = {}
     for name in _PACKAGES:
         try: found[name] = importlib.metadata.version(name)
@@ -42,7 +42,7 @@ def _versions()->dict[str, str]:  # package -> version
 
 
 def _git_commit()->str:  # as '3f9a1c2 (changed)'; '' where the kit is not a checkout
-    "Commit of the kit, and whether files differ from it"
+    "Read the commit of the kit, and whether files differ from it."
     def git(*args:str)->str:
         out = subprocess.run(['git', '-C', str(project_dir()), *args], capture_output=True, text=True)
         return out.stdout.strip() if out.returncode == 0 else ''
@@ -55,7 +55,7 @@ def _git_commit()->str:  # as '3f9a1c2 (changed)'; '' where the kit is not a che
 def dataset_name(
     dataset:str # name, folder or manifest, as a user types it
 )->str:         # name of the folder that holds its runs
-    "Name of a dataset, whichever way it was given"
+    "Name a dataset, whichever way it was given."
     path = Path(dataset)
     if path.suffix != '.toml': return path.name or 'all'  # the dot of 'Clinic.v2' is part of its name
     return path.resolve().parent.name if path.stem == 'manifest' else path.stem
@@ -63,7 +63,7 @@ def dataset_name(
 # %% ../nbs/10_records.ipynb #ccbe6c04
 @dataclass(frozen=True)
 class Run:
-    "A run's folder, and what is written there of it"
+    "A run's folder, with its settings and sources."
     folder: Path
     settings: dict[str, Any]   # resolved options
     sources: dict[str, str]    # hashes of what it was made from
@@ -81,7 +81,7 @@ _MACHINERY = ('processes', 'nodes', 'slurm', 'workers')  # options that say wher
 def run_identity(
     settings:Mapping[str, Any] # every option
 )->dict[str, Any]:
-    "Options that tell a run from others"
+    "Select the options that distinguish a run from others."
     return {k: v for k, v in settings.items() if k not in _MACHINERY}
 
 
@@ -91,7 +91,7 @@ def start_run(
     sources:Mapping[str, str],  # hashes of manifest, data and weights
     label:str=''                # readable beginning of the folder's name
 )->Run:
-    "Make, or find again, the folder of a run; its record tells the last processes, nodes and workers"
+    "Make, or find again, the folder of a run; its record holds the last processes, nodes and workers."
     settings, sources = dict(settings), dict(sources)
     identity = hash_value({'stage': stage, 'settings': run_identity(settings), 'sources': sources,
                         'version': __version__})
@@ -118,7 +118,7 @@ def finish_run(
     run:Run,
     result:Mapping[str, Any] # the numbers that sum the run up, plain values
 )->Path:                     # result.json; that of the first time if it is there
-    "Write the result of a run; after that it counts as finished"
+    "Write the result of a run; after that it counts as finished."
     if (run.folder/'result.json').exists(): return run.folder/'result.json'
     facts = {'finished': time.strftime('%Y-%m-%d %H:%M:%S'), 'device': _device_name(), 'peak_memory_gb': _peak_memory()}
     return write_json(run.folder/'result.json', facts | dict(result))
@@ -127,7 +127,7 @@ def finish_run(
 def provenance(
     run:Run
 )->Any:      # a table: fact, value
-    "Where a run's numbers come from, for a report"
+    "List where a run's numbers come from, for a report."
     import pandas as pd
     record, result = read_json(run.folder/'run.json'), read_json(run.folder/'result.json')
     facts = {'run': record['identity'][:16], 'commit': record['commit'] or 'not a checkout',
@@ -140,13 +140,13 @@ def provenance(
 
 
 def _device_name()->str:
-    "The device that a training takes, in words"
+    "Name the device that a training takes."
     if torch.cuda.is_available(): return torch.cuda.get_device_name()
     return 'Apple GPU' if torch.backends.mps.is_available() else f'CPU, {torch.get_num_threads()} threads'
 
 
 def _peak_memory()->float|None:  # None: this system does not say
-    "Most memory that this process has held, gigabytes: of the GPU if there is one, else of the machine"
+    "Measure the most memory that this process has held, gigabytes: of the GPU if there is one, else of the machine."
     if torch.cuda.is_available(): return round(torch.cuda.max_memory_allocated()/1e9, 2)
     if sys.platform == 'win32': return None
     import resource  # Windows has no such module
@@ -157,7 +157,7 @@ def _peak_memory()->float|None:  # None: this system does not say
 def open_run(
     folder:str|Path # of a finished run
 )->Run:
-    "A finished run, from its folder"
+    "Open a finished run from its folder."
     folder = Path(folder).expanduser().resolve()
     if not (folder/'run.json').exists():
         raise FileNotFoundError(f'{folder} is not the folder of a run: no run.json in it')
@@ -171,7 +171,7 @@ def finished_runs(
     stage:str,      # as 'seg_tune'
     dataset:str     # its folder's name
 )->list[Path]:      # folders, newest first
-    "Finished runs of a stage on a dataset"
+    "List the finished runs of a stage on a dataset."
     done = (runs_dir()/stage/dataset).glob('*/result.json')
     return [p.parent for p in sorted(done, key=lambda p: p.stat().st_mtime, reverse=True)]
 
@@ -179,7 +179,7 @@ def finished_runs(
 def run_command(
     record:Mapping[str, Any] # of run.json
 )->str:
-    "Command that starts a run, or goes on with it"
+    "Write the command that starts a run, or goes on with it."
     options = [f'{k}={v}'.replace(', ', ',') for k, v in record['settings'].items() if v not in (None, '')]
     return shlex.join(['python', '-m', 'mirage_nb.runs', pipeline_notebook(record['stage']).name, *options])
 
@@ -187,7 +187,7 @@ def run_command(
 def pipeline_notebook(
     stage:str # as 'seg_tune'
 )->Path:
-    "Pipeline notebook of a stage"
+    "Find the pipeline notebook of a stage."
     pipelines = {p.stem[3:]: p for p in sorted(resource_dir('nbs').glob('[3-9]?_*.ipynb'))}
     if stage not in pipelines: raise KeyError(unknown('stage', stage, pipelines))
     return pipelines[stage]

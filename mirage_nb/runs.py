@@ -34,7 +34,7 @@ def tuned_run(
     dataset:str,          # that the newest must be tuned on
     stage:str='seg_tune'  # or 'cls_tune'
 )->Run:
-    "A finished tuning; on Phantom_OCT a short one is made if there is none"
+    "Find a finished fine-tuning; on Phantom_OCT a short one is made if there is none."
     if folder: return open_run(folder)
     found = finished_runs(stage, dataset_name(dataset))
     if found: return open_run(found[0])
@@ -47,7 +47,7 @@ def tuned_run(
 def _parameter_names(
     notebook:str|Path # .ipynb file
 )->list[str]:         # names assigned in the cell tagged `parameters`
-    "Parameters of a pipeline notebook"
+    "List the parameters of a pipeline notebook."
     path = Path(notebook)
     cells = [c for c in nbformat.read(path, 4).cells if 'parameters' in c.metadata.get('tags', [])]
     if len(cells) != 1:
@@ -59,7 +59,7 @@ def _parameter_names(
 def _find_notebook(
     name:str|Path # path, file name or stage: nbs/30_seg_tune.ipynb, 30_seg_tune.ipynb, seg_tune
 )->Path:
-    "Pipeline notebook by any name a user may type"
+    "Find a pipeline notebook by any name a user may type."
     path, kit = Path(name), resource_dir('nbs')
     for p in (path, kit/path.name, kit/f'{path.name}.ipynb'):
         if p.is_file(): return p.resolve()
@@ -72,7 +72,7 @@ def _find_notebook(
 def _parse_value(
     text:str # as typed
 )->Any:      # 3, 0.001, True, None, [512, 768] or text
-    "Value of name=value"
+    "Parse the value of name=value."
     try: return ast.literal_eval(text)
     except (ValueError, SyntaxError): return text
 
@@ -81,7 +81,7 @@ def _parse_parameters(
     words:list[str],     # name=value
     notebook:Path        # that they are for
 )->dict[str, Any]:
-    "Parameters from a command line, names checked"
+    "Parse parameters of a command line, and check their names."
     found: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition('=')
@@ -102,7 +102,7 @@ def _check_names(
 
 # %% ../nbs/20_runs.ipynb #38b09777
 class RunFailed(RuntimeError):
-    "A notebook that did not come to its end; the message says what happened and where the report is"
+    "A notebook that did not come to its end; the message says what happened and where the report is."
 
 
 def run_notebook(
@@ -110,7 +110,7 @@ def run_notebook(
     parameters:Mapping[str, Any]|None=None, # values for its parameters cell
     quiet:bool=False            # no progress bar
 )->Path:                        # the run's folder
-    "Run a pipeline notebook in a kernel of its own; the report goes to the run's folder"
+    "Run a pipeline notebook in a kernel of its own; the report goes to the run's folder."
     from papermill import PapermillExecutionError, execute_notebook
     path = _find_notebook(notebook)
     desk = runs_dir()/'.running'
@@ -136,7 +136,7 @@ def _file_report(
     handoff:Path,  # says the run's folder, if it came so far
     error:str      # of the cell that failed; '' if none did
 )->Path:           # the run's folder
-    "Bring a report to its run's folder; RunFailed if the run has no result"
+    "Move a report to its run's folder; raise RunFailed if the run has no result."
     folder = Path(read_json(handoff)['folder']) if handoff.exists() else runs_dir()/'failed'/out.stem
     folder.mkdir(parents=True, exist_ok=True)
     handoff.unlink(missing_ok=True)
@@ -156,7 +156,7 @@ def _file_report(
 def _write_html(
     notebook:Path # executed
 )->Path:          # .html beside it
-    "Write a notebook as one HTML file"
+    "Write a notebook as one HTML file."
     from nbconvert import HTMLExporter
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
     nb = nbformat.read(notebook, 4)
@@ -170,7 +170,7 @@ def _write_html(
 def _summary_box(
     result:Path # result.json of the run
 )->str:         # HTML; '' without a summary
-    "What a report says first"
+    "Write the summary box of a report."
     lines = read_json(result).get('summary', []) if result.exists() else []
     return '<ul class="summary">' + ''.join(f'<li>{html.escape(s)}</li>' for s in lines) + '</ul>' if lines else ''
 
@@ -193,7 +193,7 @@ def write_report(
     stage:str,                   # as 'seg_tune'
     parameters:Mapping[str, Any] # of the notebook, as `run_params` found them
 )->str:                          # where the report is, or will be
-    "Leave the executed report in the run's folder, however the notebook was started"
+    "Leave the executed report in the run's folder, however the notebook was started."
     report = run.folder/'report.html'
     if os.environ.get(HANDOFF): return f'{report} (written by the runner when this cell is done)'
     words = [f'{k}={v!r}' for k, v in parameters.items() if v is not None]
@@ -241,7 +241,8 @@ class FinishedRun(Run):
 
     def _table(self, name:str)->pd.DataFrame:
         "Read a table of the run."
-        if not (self.folder/name).exists(): raise FileNotFoundError(f'{self.folder} holds no {name}: this run writes none')
+        if not (self.folder/name).exists():
+            raise FileNotFoundError(f'{self.folder} holds no {name}: this run writes none')
         return pd.read_csv(self.folder/name)
 
 # %% ../nbs/20_runs.ipynb #20a00003
@@ -287,7 +288,7 @@ def _main(
 
 
 def _usage()->str:
-    "How to call the runner, with every notebook and its parameters"
+    "Write how to call the runner, with every notebook and its parameters."
     lines = ['usage: python -m mirage_nb.runs NOTEBOOK name=value ...']
     for p in sorted(resource_dir('nbs').glob('[3-9]?_*.ipynb')):
         source = next(c.source for c in nbformat.read(p, 4).cells if 'parameters' in c.metadata.get('tags', []))

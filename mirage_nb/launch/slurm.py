@@ -25,23 +25,23 @@ from ..storage import read_json, write_json
 # %% ../../nbs/launch/30_slurm.ipynb #5c1e7a22
 @dataclass(frozen=True)
 class SlurmTask:
-    "What each task of a Slurm job runs; it is pickled, and sent again when the job's time is over"
+    "Train as one task of a Slurm job; it is pickled, and submitted again when the job's time is over."
     folder: Path # of the run
 
     def __call__(self)->None:
-        "Take this task's place among the others, and train"
+        "Take this task's place among the others, and train."
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         train_here(self.folder)
 
     def checkpoint(self)->Any:
-        "What submitit submits again: the same task, which goes on where its state was saved"
+        "Return what submitit submits again: the same task, which goes on where its state was saved."
         return submitit.helpers.DelayedSubmission(self)
 
 
 def _minutes_of(
     text:str # as Slurm writes times: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S
 )->int:      # rounded up
-    "Minutes of a time"
+    "Convert a time to minutes."
     found = re.fullmatch(r'(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?', text)
     if not found: raise ValueError(f"slurm: the time '{text}' is not one; write it as 48:00:00 or 2-00:00:00")
     days, *numbers = found.groups()
@@ -54,7 +54,7 @@ def _minutes_of(
 def _slurm_options(
     text:str # 'PARTITION', or 'PARTITION,NAME=VALUE,...'
 )->tuple[str, dict[str, Any]]: # partition; options by name, True where a word has no value
-    "What `slurm` asks for"
+    "Parse the option `slurm`."
     words = [w.strip() for w in text.split(',')]
     n = next((i for i, w in enumerate(words) if '=' in w), len(words))  # partitions before that
     options: dict[str, Any] = {}
@@ -70,7 +70,7 @@ def _slurm_executor(
     folder:Path,       # of the run
     cfg:PretrainRecipe
 )->submitit.AutoExecutor:
-    "What writes and submits the job"
+    "Make the executor that writes and submits the job."
     partition, options = _slurm_options(cfg.slurm)
     same = {'name': 'mirage_nb', 'nodes': cfg.nodes, 'tasks_per_node': cfg.processes, 'stderr_to_stdout': True,
             'timeout_min': _minutes_of(options.pop('time', '24:00:00'))}
@@ -93,7 +93,7 @@ def _living_job(
     folder:Path,       # of the run
     tasks:int          # of the job
 )->Any:                # submitit's; None: there is none, or it has ended
-    "Job of a run that was submitted before"
+    "Find the running job of a run that was submitted before."
     file = folder/'slurm'/'job.json'
     if not file.exists(): return None
     number = read_json(file)['job']
@@ -108,7 +108,7 @@ def submit(
     folder:Path,       # of the run, with settings.json; all machines see it
     cfg:PretrainRecipe # slurm: partition, and options; 'local': on this machine
 )->None:
-    "Train in a Slurm job, to its end; one that was submitted before and lives is followed"
+    "Train in a Slurm job, to its end; a job that still runs is followed."
     tasks, local = cfg.nodes*cfg.processes, _slurm_options(cfg.slurm)[0] == 'local'
     if not local and shutil.which('sbatch') is None: raise FileNotFoundError(
         f"slurm is '{cfg.slurm}', and there is no sbatch on this machine: start the notebook on one that submits jobs")

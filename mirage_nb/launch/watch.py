@@ -19,7 +19,7 @@ from ..eval.segmentation.predict import read_json_lines
 def first_error(
     log:Path # of a launch
 )->str:      # the first error in it, and where it is
-    "Why a launch failed"
+    "Find why a launch failed."
     text = log.read_text(errors='replace').strip() if log.exists() else 'it wrote nothing'
     errors = re.findall(r'^(?:\[\w+\]: *)?((?:\w+\.)*\w*(?:Error|Exception): .+)', text, re.M)
     return f'{errors[0] if errors else text[-500:]}; see {log}'
@@ -31,7 +31,7 @@ def follow_progress(
     record:Path,               # progress.jsonl of the training
     epochs:int                 # of the whole training
 )->None:
-    "Show the progress of other processes until they end; an interruption ends them too"
+    "Show the progress of other processes until they end; an interruption ends them too."
     with tqdm(total=epochs, desc='training', unit='epoch') as bar:
         try:
             while runs():

@@ -75,8 +75,9 @@ def predict_majority(
     return predictions_table(table, data.classes, data.multi, np.tile(share, (len(table), 1)))
 
 # %% ../../nbs/tasks/15_baselines.ipynb #f75109fb
-_OF_PROBES = ('cached_views', 'epochs', 'batch_size', 'lr', 'lr_reference_batch', 'final_lr', 'warmup_epochs',
-              'weight_decay', 'layer_decay', 'drop_path', 'head_init_std', 'clip', 'min_delta', 'patience', 'patience_from')
+_OF_PROBES = ('cached_views', 'epochs', 'batch_size', 'lr', 'lr_reference_batch', 'final_lr',
+              'warmup_epochs', 'weight_decay', 'layer_decay', 'drop_path', 'head_init_std',
+              'clip', 'min_delta', 'patience', 'patience_from')
 
 
 def random_probe_settings(
@@ -86,6 +87,7 @@ def random_probe_settings(
     asked = replace(cfg, weights=None, keep_head=False, tune='probe', cached_views=max(cfg.cached_views, 0),
                     epochs=cfg.epochs or 1, mixup=0., ema=0., processes=1, accumulate=1, test_dataset='')
     if cfg.tune == 'probe' and cfg.epochs:
-        return replace(asked, seed=cfg.seed + 1) if weights_file(cfg.weights, cfg.model) is None else asked  # else it is the same
+        random = weights_file(cfg.weights, cfg.model) is None
+        return replace(asked, seed=cfg.seed + 1) if random else asked  # another random encoder
     own = cls_recipe('cls_small' if cfg.recipe.startswith('cls_small') else 'cls_probe_mirage')
     return replace(asked, **{k: getattr(own, k) for k in _OF_PROBES})

@@ -23,7 +23,7 @@ from ..train.devices import make_accelerator
 
 # %% ../../nbs/tasks/10_cached_views.ipynb #34873a3d
 class _CachedViews(Dataset[dict[str, Any]]):
-    "Tokens and masks of fixed views; epoch e shows view e % k"
+    "Tokens and masks of fixed views; epoch e shows view e % k."
     def __init__(self,
         data:SegDataset,  # with augmentation
         maps:list[Tensor],# for each layer that the head reads: (k, images, d, rows, cols)
@@ -48,7 +48,7 @@ def cache_views(
     folder:Path,           # receives views.bin
     batch_size:int=8
 )->_CachedViews:
-    "Encode k views of every image once; a file that is there already is used"
+    "Encode k views of every image once; a file that exists already is used."
     kind = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}[precision]
     accelerator = make_accelerator(precision)
     model = model.to(accelerator.device).eval()
@@ -72,7 +72,8 @@ def cache_views(
                 for start in range(0, len(data), batch_size):
                     batch = collate([data[v, i] for i in range(start, min(start + batch_size, len(data)))])
                     found = model.features({'bscan': batch['bscan'].to(accelerator.device)})
-                    for m, one in zip(maps, found, strict=True): m[v, start:start + len(batch['id'])] = one.to('cpu', kind)
+                    for m, one in zip(maps, found, strict=True):
+                        m[v, start:start + len(batch['id'])] = one.to('cpu', kind)
                     bar.update(len(batch['id']))
 
     if accelerator.is_main_process and not file.exists(): write_atomic(file, write)

@@ -158,7 +158,8 @@ def evaluate(
         def read(t:str|Path|pd.DataFrame)->Predictions:
             return check_predictions(t) if isinstance(t, pd.DataFrame) else read_predictions(t)
         return evaluate_table(read(predictions), None if valid is None else read(valid), seed, resamples)
-    if not dataset: raise ValueError(f'{predictions} is no table of predictions; for a folder of masks give dataset=NAME')
+    if not dataset:
+        raise ValueError(f'{predictions} is no table of predictions; for a folder of masks give dataset=NAME')
     cfg = SegEval(dataset=dataset, split=split, predictions=str(predictions), seed=seed)
     task = plan_seg_evaluation(cfg, load_seg_data(read_manifest(dataset)))
     return task.score(Path(predictions))

@@ -30,7 +30,7 @@ from ..train.settings import pick_precision
 def few_shot_recipe(
     cfg:FewShot
 )->ClsRecipe:
-    "What is trained on each subset"
+    "Make the recipe that is trained on each subset."
     own = ('dataset', 'model', 'weights', 'pool', 'tune', 'size', 'epochs', 'lr')
     changed = {k: getattr(cfg, k) for k in own}
     base = override(cls_recipe(cfg.recipe), **changed, precision=pick_precision(cfg.precision))
@@ -44,7 +44,7 @@ def _make_subset(
     shots:float,  # images a class, or, below 1, their part
     seed:int
 )->LabelledImages:      # what is in no split has the split ''
-    "A set whose training split is a subset, and whose test is what the protocol says"
+    "Draw a subset as the training split; the protocol says what the test is."
     rows = data.table.assign(row=data.table.index)
     drawn = few_label_subset(rows[rows.split == 'train'] if protocol == 'splits' else rows, data.classes, shots, seed)
     split = data.table.split.replace('train', '') if protocol == 'splits' else pd.Series('test', data.table.index)
@@ -59,7 +59,7 @@ def _make_subset(
 def _all_subsets(
     cfg:FewShot
 )->list[tuple[float, int]]: # shots, seed
-    "Every subset of an experiment"
+    "List the subsets of an experiment."
     return [(k, cfg.seed + s) for k in sorted(cfg.shots) for s in range(cfg.seeds)]
 
 
@@ -84,7 +84,7 @@ def subset_table(
     cfg:FewShot,
     data:LabelledImages
 )->pd.DataFrame: # a row a subset
-    "Images and patients that each subset is trained and tested on; made before any training"
+    "Count the images and patients that each subset is trained and tested on, before any training."
     rows = {}
     for shots, seed in _all_subsets(cfg):
         found = _make_subset(data, cfg.protocol, shots, seed).splits
@@ -106,7 +106,7 @@ def _metric_draws(
     n:int,            # resamples
     seed:int          # the same seed gives the same draws
 )->tuple[dict[str, float], dict[str, np.ndarray]]: # metric -> value, (n,) draws
-    "Metrics of a table, and in every resample of its patients"
+    "Compute the metrics of a table, and in every resample of its patients."
     units = image_units(pred)
     parts = count_table(pred, units.of)
     def mean(v:np.ndarray)->np.ndarray: return v[:, 0] if v.shape[1] == 1 else v[:, -2]
@@ -121,7 +121,7 @@ def learning_curve(
     n:int=2000,                                      # resamples
     seed:int=0
 )->pd.DataFrame: # shots, metric, mean, low, high, least, most, seeds
-    "Mean and interval of each size of subset"
+    "Compute the mean and interval of each size of subset."
     found = {k: _metric_draws(t, n, seed) for k, t in results.items()}
     rng, rows = np.random.default_rng(seed), []
     for shots in sorted({k for k, _ in found}):

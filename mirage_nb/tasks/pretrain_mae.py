@@ -36,7 +36,7 @@ from ..train.losses import patch_mse
 # %% ../../nbs/tasks/85_pretrain_mae.ipynb #7d30a031
 @dataclass(frozen=True)
 class _ImageSetData:
-    "Pictures of one dataset for a masked autoencoder"
+    "Images of one dataset for a masked autoencoder."
     train: ImageDataset
     val: ImageDataset|None
     labels: pd.DataFrame|None     # id, group, label
@@ -48,7 +48,7 @@ class _ImageSetData:
 def _finding_labels(
     table:pd.DataFrame # id, patient, and label or label:CLASS
 )->pd.DataFrame:       # id, group, label; of several labels: whether there is any
-    "Labels that a probe can use"
+    "Make the labels that a probe can use."
     if 'label' in table: label = table.label
     else: label = (table.filter(regex='^label:') == 1).any(axis=1).map({True: 'some finding', False: 'none'})
     return pd.DataFrame({'id': table.id, 'group': table.id, 'label': label})
@@ -57,7 +57,7 @@ def _finding_labels(
 def _image_folder(
     dataset:str # name, manifest, or folder of pictures
 )->Manifest|Path:
-    "Where the pictures of a dataset are: what a manifest says of it, or a folder that has none"
+    "Find the images of a dataset: its manifest, or a folder without one."
     path = Path(dataset).expanduser()
     if path.suffix == '.toml': return read_manifest(path)
     if len(path.parts) == 1 and dataset.strip('.'):  # a name: of a dataset, or a folder in MIRAGE_DATA, or one here
@@ -77,7 +77,7 @@ def _image_folder(
 def _folder_norm(
     folder:Path # of pictures
 )->Norm:
-    "Mean and deviation that a folder's INFO.json states, else ImageNet's"
+    "Read the mean and deviation of a folder's INFO.json, else take ImageNet's."
     file = folder/'INFO.json'
     said = read_json(file) if file.is_file() else {}
     if not {'mean', 'std'} & said.keys(): return NORMS['imagenet']
@@ -89,7 +89,7 @@ def _folder_norm(
 def _folder_labels(
     listings:Mapping[str, ImageIndex] # by split
 )->pd.DataFrame|None: # id, group, label; None: the splits do not hold the same two or more folders of pictures
-    "Class folders as labels that a probe can use"
+    "Take class folders as labels that a probe can use."
     if 'val' not in listings: return None
     names = [[f.name(i) for i in range(len(f))] for f in listings.values()]
     kinds = [{k.partition('/')[0] if '/' in k else '' for k in some} for some in names]
@@ -107,7 +107,7 @@ def _folder_data(
     load_size:int,     # pixels of the shorter side, at most
     seed:int=0
 )->_ImageSetData:
-    "Pictures of a folder; of train and val where it has splits"
+    "Index the images of a folder; of train and val where it has splits."
     there = [s for s in SPLITS if (folder/s).is_dir()]
     if there and 'train' not in there: raise ValueError(
         f'{folder} has {", ".join(there)} and no train to learn from; give the path of the folder to learn from')
@@ -127,7 +127,7 @@ def _load_image_set(
     load_size:int,     # pixels of the shorter side, at most
     seed:int=0
 )->_ImageSetData:
-    "Pictures of a dataset's splits, or of a folder"
+    "Load the images of a dataset's splits, or of a folder."
     manifest = _image_folder(dataset)
     if isinstance(manifest, Path): return _folder_data(manifest, load_size, seed)
     facts = manifest.labels
@@ -144,7 +144,7 @@ def _load_image_set(
 def _mae_keywords(
     cfg:MAERecipe
 )->dict[str, Any]:
-    "Keywords of `pretrain_model` for a masked autoencoder of one modality"
+    "Choose the keywords of `pretrain_model` for a masked autoencoder of one modality."
     crossed = 'cross_attention' in cfg.model
     if cfg.decode_ratio is not None and not crossed: raise ValueError(
         f'decode_ratio {cfg.decode_ratio}: hidden patches look at each other in the decoder of {cfg.model}, all are '
@@ -165,7 +165,7 @@ def _mix_sets(
     seed:int=0,
     repeats:int=1                     # views of a picture that the loop asks for in an epoch
 )->MixedDataset|None:                 # None: no set has such a split
-    "One data set of several"
+    "Mix several datasets into one."
     found = {k: d for k, p in parts.items() if (d := getattr(p, split)) is not None}
     return MixedDataset(found, weights, repeats=repeats, seed=seed) if found else None
 
@@ -175,7 +175,7 @@ def _mae_input(
     augment:CropAugment|None,   # None: the evaluation view
     size:int                    # side of the model's input, pixels
 )->Batch:                       # 'image' cut out, normalised as its dataset wants
-    "What a masked autoencoder reads"
+    "Crop and normalise a batch as a masked autoencoder reads it."
     if isinstance(batch['image'], list):
         batch = {**batch, 'image': [t.to(batch['mean'].device) for t in batch['image']]}
     cut = crop_views(batch, augment, (size, size))
@@ -186,7 +186,7 @@ def denormalise_images(
     x:Tensor,   # (b, 3, h, w) normalised
     batch:Batch # with mean and std
 )->Tensor:      # in [0, 1]
-    "Pictures as they were before they were normalised"
+    "Restore images as they were before the normalisation."
     return x.float()*batch['std'][..., None, None] + batch['mean'][..., None, None]
 
 # %% ../../nbs/tasks/85_pretrain_mae.ipynb #7d30a033
@@ -196,7 +196,7 @@ def _mae_losses(
     patch:int,         # side of a patch, pixels
     norm_pix:bool      # compare with normalised patches
 )->dict[str, Tensor]:
-    "Loss of hidden patches; of a convolutional network, of all pixels (Xiao et al. 2023)"
+    "Compute the loss of hidden patches; of a convolutional network, of all pixels (Xiao et al. 2023)."
     x = batch['image']
     out = wrapped({'image': x}, batch['key'])
     if isinstance(out, Reconstruction): return {'image': (out.image.float() - x).square().mean()}
@@ -207,7 +207,7 @@ def _mae_snapshot(
     model:nn.Module, # MAE or CnnMAE
     batch:Batch      # of `_mae_input`
 )->dict[str, Tensor]: # uint8 and bool: truth.image, mask.image, masked.image
-    "What a model makes of hidden patches, as pictures"
+    "Reconstruct hidden patches, as images."
     x = {'image': batch['image']}
     mask = model(x, batch['key']).mask
     made = cast(Any, model).reconstruct(x, {'image': mask})['image']

@@ -40,14 +40,14 @@ from ..train.losses import pretrain_losses
 def _holds_pairs(
     path:Path # of a folder
 )->bool:
-    "Whether a folder is a packed set, or one in the published layout"
+    "Tell whether a folder is a packed set, or one in the published layout."
     return is_packed(path) or is_partly_packed(path) or any((path/k).is_dir() for k in MODALITIES)
 
 
 def _own_splits(
     path:Path            # of a folder or a CSV file
 )->dict[str, Path]:      # by split; empty: it holds no pairs, or is a dataset with a manifest
-    "Where a user's own pairs lie"
+    "Find the pairs of a user's own folder."
     splits = {k: path/k for k in ('train', 'val') if _holds_pairs(path/k)}
     if path.suffix == '.csv' or _holds_pairs(path):
         if splits: raise ValueError(
@@ -60,7 +60,7 @@ def _sample_patients(
     ids:Sequence[str],
     tables:Sequence[Path] # CSV files that may have a column id, and patient, group or volume; the first that has counts
 )->dict[str, str]:        # by id
-    "Whose each sample is: as a table says, else by the id without its last number"
+    "Find the patient of each sample: as a table says, else by the id without its last number."
     series = {i: re.sub(r'[_-]\d+$', '', i) for i in ids}
     whose = series if len(set(series.values())) > 1 else {i: i for i in ids}
     for file in tables:
@@ -79,14 +79,14 @@ def _draw_validation(
     share:float,             # of the samples that is held out, at least; 0: nothing
     seed:int=0
 )->list[str]:                # of some patients, in the order of `ids`; empty where there is one patient alone
-    "Samples that are not learnt from: all of some patients, chosen by the seed"
+    "Hold out all samples of some patients, chosen by the seed."
     table = pd.DataFrame({'id': list(ids), 'patient': [whose[i] for i in ids]})
     return table.id[draw_splits(table, {'val': share}, seed, by='images') == 'val'].tolist()
 
 # %% ../../nbs/tasks/80_pretrain_mirage.ipynb #7d30a006
 @dataclass(frozen=True)
 class _PairedData:
-    "Samples of a pre-training on several modalities"
+    "Samples of a pre-training on several modalities."
     name: str
     train: Pairs
     val: Pairs|None               # None: there is no such split
@@ -99,7 +99,7 @@ class _PairedData:
 def _probe_labels(
     folder:Path # of a dataset
 )->pd.DataFrame|None: # id, group, label; None: it holds no labels.csv, or no label in it
-    "Labels that a probe can use, by volume where there are volumes; rows without a label do not count"
+    "Read the labels that a probe can use, by volume where there are volumes; rows without a label do not count."
     file = folder/'labels.csv'
     if not file.is_file(): return None
     t = pd.read_csv(file, dtype=str)
@@ -146,7 +146,7 @@ def _mirage_keywords(
     there:Sequence[str], # modalities that the dataset has
     classes:Mapping[str, int]=CLASS_COUNTS # that its class maps hold, how many
 )->dict[str, Any]:
-    "Keywords of `pretrain_model` for MIRAGE"
+    "Choose the keywords of `pretrain_model` for MIRAGE."
     there = [k for k in MODALITIES if k in there]
     for k in (*(cfg.modalities or there), *(cfg.outputs or [])):
         if k not in there: raise KeyError(unknown('modality', k, there))

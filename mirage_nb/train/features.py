@@ -28,7 +28,8 @@ def _read_features(
     path:Path          # file of a store
 )->dict[str, Tensor]:  # by key
     "Read one file of features; the names of the images are in its metadata."
-    with safe_open(path, 'pt') as f: return dict(zip(f.metadata()['keys'].split(' '), f.get_tensor('features'), strict=True))
+    with safe_open(path, 'pt') as f:
+        return dict(zip(f.metadata()['keys'].split(' '), f.get_tensor('features'), strict=True))
 
 
 @dataclass
@@ -42,7 +43,7 @@ class FeatureStore:
         self.refresh()
 
     def refresh(self)->None:
-        "Read the files that another process has added"
+        "Read the files that another process has added."
         for path in sorted(set(self.folder.glob('*.safetensors')) - self.known):
             self.rows.update(_read_features(path))
             self.known.add(path)
@@ -59,7 +60,8 @@ class FeatureStore:
         found = features.detach().cpu().contiguous()
         name = hash_value(list(keys))[:16]
         about = {'keys': ' '.join(keys)}
-        self.known.add(write_atomic(self.folder/f'{name}.safetensors', lambda p: save_file({'features': found}, p, about)))
+        path = self.folder/f'{name}.safetensors'
+        self.known.add(write_atomic(path, lambda p: save_file({'features': found}, p, about)))
         self.rows.update(zip(keys, found, strict=True))
 
     def get(self, keys:Sequence[str])->Tensor:
@@ -87,7 +89,7 @@ def fill_store(
 
 # %% ../../nbs/train/80_features.ipynb #6db06857
 class KeptFeatures(Dataset[dict[str, Any]]):
-    "Features of fixed views with their targets; epoch e shows view e % k"
+    "Features of fixed views with their targets; epoch e shows view e % k."
     def __init__(self,
         ids:Sequence[str],
         features:Tensor,  # (k, n, 3, d) of k views

@@ -2,7 +2,6 @@
 import collections
 import hashlib
 import tomllib
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -39,8 +38,6 @@ def check(count, models):
     "Every file was read once and hashed once; so many models were built"
     assert count['manifest', ''] == 1 and count['models', ''] == models
     assert {k: n for k, n in count.items() if k[0] in ('hashed', 'read') and n > 1} == {}
-    tiny = [n for (what, name), n in count.items() if what == 'read' and Path(name).name == 'mirage_tiny.safetensors']
-    assert sum(tiny) <= 1
 
 
 @pytest.mark.parametrize(('tune', 'models'), [('probe', 2), ('full', 4)])
@@ -67,7 +64,7 @@ def test_few_shot(execute, count):
 
 
 def test_segmentation(execute, count):
-    "Training and best file, of the model and of its random baseline; who evaluates or predicts reads that file once"
+    "Training and best file, of the model and of its baseline; an evaluation or prediction reads the best file once"
     run = execute('seg_tune', dataset='Phantom_OCT', size=32, epochs=1, precision='fp32', head='linear')['run']
     check(count, 4)
     for stage in ('seg_eval', 'predict'):

@@ -162,8 +162,8 @@ def _lesions_of_class(
         pale = _draw_spots(f, rng, places, (0.011, 0.03))
         some['pale'] = np.maximum(some['pale'], pale)
     if label == 'DR':
-        places = [_scatter_around(rng, (-0.05, 0), 0.45, int(rng.integers(18, 60)))]
-        some['blood'] = _draw_spots(f, rng, np.concatenate(places), (0.01, 0.032))
+        places = _scatter_around(rng, (-0.05, 0), 0.45, int(rng.integers(18, 60)))
+        some['blood'] = _draw_spots(f, rng, places, (0.01, 0.032))
         centres = _scatter_around(rng, f.macula, 0.22, int(rng.integers(1, 5)))
         clusters = [_scatter_around(rng, c, 0.05, 7) for c in centres]
         some['yellow'] = np.maximum(some['yellow'], _draw_spots(f, rng, np.concatenate(clusters), (0.008, 0.018)))

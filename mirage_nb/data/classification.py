@@ -200,13 +200,13 @@ class ClsDataset(Dataset[dict[str, Any]]):
         self,
         table:pd.DataFrame,       # id, image, and labels; sha256 for views
         classes:Sequence[str],    # () where there are no labels
-        look:InputSpec,
+        spec:InputSpec,
         *,
         augment:bool=False,       # as it is trained on; False for validation and test
         seed:int=0,
         keep_mb:float=512         # memory for decoded images, in each loading process
     ):
-        self.table, self.look, self.augment, self.seed = table, look, augment, seed
+        self.table, self.spec, self.augment, self.seed = table, spec, augment, seed
         self.ids, self.images = list(table.id), list(table.image)
         self.y = targets(table, classes) if classes else None
         self.cache = ImageCache[np.ndarray](keep_mb)
@@ -219,25 +219,25 @@ class ClsDataset(Dataset[dict[str, Any]]):
 
     def _decode(self, i:int)->np.ndarray:
         "Read an image, and resize it where every view begins with that."
-        x = read_image(self.images[i], self.look.channels)
-        whole = self.look.eval_crop == 1 and (self.look.augmentation != 'photo' or not self.augment)
-        return resize_smooth(x, self.look.size) if whole else x
+        x = read_image(self.images[i], self.spec.channels)
+        whole = self.spec.eval_crop == 1 and (self.spec.augmentation != 'photo' or not self.augment)
+        return resize_smooth(x, self.spec.size) if whole else x
 
     def sample(self, i:int, key:int, image:torch.Tensor)->dict[str, Any]:
         "Return the sample of an image."
-        out = {'id': self.ids[i], 'key': key, self.look.modality: image}
+        out = {'id': self.ids[i], 'key': key, self.spec.modality: image}
         return out if self.y is None else out | {'label': self.y[i]}
 
     def view(self, i:int, v:int)->dict[str, Any]:
         "Return view v of an image, which follows from its content alone; -1 is the one for evaluation."
         key = sample_key('view', v, self.table.sha256.iloc[i])
         x = self.read(i)
-        return self.sample(i, key, eval_image(x, self.look) if v < 0 else train_image(x, self.look, key))
+        return self.sample(i, key, eval_image(x, self.spec) if v < 0 else train_image(x, self.spec, key))
 
     def __getitem__(self, index:int|tuple[int, int])->dict[str, Any]:
         epoch, i = index if isinstance(index, tuple) else (0, index)
         key = sample_key(self.seed, int(epoch), self.ids[i])
-        image = train_image(self.read(i), self.look, key) if self.augment else eval_image(self.read(i), self.look)
+        image = train_image(self.read(i), self.spec, key) if self.augment else eval_image(self.read(i), self.spec)
         return self.sample(i, key, image)
 
 # %% ../../nbs/data/91_classification.ipynb #246fe88b

@@ -7,31 +7,29 @@ __all__ = ['InputSpec', 'resize_smooth', 'normalise_view', 'eval_image', 'train_
 
 # %% ../../nbs/data/80_input_spec.ipynb #61aaa734
 from dataclasses import dataclass
-from .preprocessing import Size
-from ..core import unknown
+from functools import lru_cache
+
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-import torch
-from functools import lru_cache
-from .augment.photo import PhotoTrain
-from .augment.photo import PhotoEval
+
+from ..core import unknown
+from .augment.affine import PairAugment, draw_pairs, sampling_lines, source_matrix
+from .augment.photo import PhotoEval, PhotoTrain
 from .normalization import Norm
-from .augment.affine import draw_pairs
-from .augment.affine import PairAugment
+from .preprocessing import Size
 from ..randomness import keyed_rand
-from .augment.affine import sampling_lines
-from .augment.affine import source_matrix
-import torch.nn.functional as F
 
 # %% ../../nbs/data/80_input_spec.ipynb #1f6688dd
-_CHANGES = ('none', 'oct', 'photo')
-_BESIDE = 0x6f6374  # salt: draws beside those of `draw_pairs`
+_AUGMENTATIONS = ('none', 'oct', 'photo')
+_SALT = 0x6f6374  # keeps these draws apart from those of `draw_pairs`
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    "How an encoder wants its images"
+    "State how an encoder reads its images."
     modality: str = 'bscan'      # key in a sample
     channels: int = 1            # 1 or 3
     size: Size = (512, 512)      # rows and columns
@@ -45,66 +43,68 @@ class InputSpec:
     random_erasing: float = 0.   # 'photo': chance to erase a box
 
     def __post_init__(self)->None:
-        if self.augmentation not in _CHANGES: raise ValueError(unknown('change of images', self.augmentation, _CHANGES))
+        if self.augmentation not in _AUGMENTATIONS:
+            raise ValueError(unknown('augmentation', self.augmentation, _AUGMENTATIONS))
         if len(self.mean) != len(self.std) or len(self.mean) not in (0, 1, self.channels): raise ValueError(
             f'mean and std take one number, or one for each of {self.channels} channels, '
                 f'not {self.mean} and {self.std}')
         if not 0 < self.eval_crop <= 1 or not 0 < self.crop_scale_min <= 1:
-            raise ValueError(f'eval_crop and crop_scale_min are parts above 0 up to 1, not {self.eval_crop} and {self.crop_scale_min}')
+            raise ValueError('eval_crop and crop_scale_min are parts above 0 up to 1, '
+                             f'not {self.eval_crop} and {self.crop_scale_min}')
 
 # %% ../../nbs/data/80_input_spec.ipynb #07053ec3
 def resize_smooth(
     x:np.ndarray,      # (h, w, c) uint8
     size:Size          # rows, columns
 )->np.ndarray:         # (*size, c) uint8
-    "Picture at another size, bilinear; what shrinks is smoothed"
+    "Resize an image bilinearly, and smooth what shrinks."
     if x.shape[:2] == size: return x
     image = Image.fromarray(x[..., 0] if x.shape[2] == 1 else x)
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR)).reshape(*size, x.shape[2])
 
 
 def normalise_view(
-    x:Tensor,      # (c, h, w) in [0, 1], c the look's channels or 1
-    look:InputSpec
+    x:Tensor,      # (c, h, w) in [0, 1], c the spec's channels or 1
+    spec:InputSpec
 )->Tensor:         # (channels, h, w) float32
-    "Shift and scale an image as its encoder expects, and give it all channels"
-    if look.mean:
-        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (look.mean, look.std))
+    "Shift and scale an image as its encoder expects, and give it all channels."
+    if spec.mean:
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (spec.mean, spec.std))
         x = (x - mean)/std
-    return x.expand(look.channels, -1, -1).contiguous()
+    return x.expand(spec.channels, -1, -1).contiguous()
 
 
 def _to_values(
     x:np.ndarray, # (h, w, c) uint8
-    look:InputSpec
+    spec:InputSpec
 )->Tensor:        # (channels, h, w) float32
-    "Picture as numbers: stretched to [0, 1], or normalised"
+    "Turn bytes into numbers: stretched to [0, 1], or normalised."
     t = torch.from_numpy(x.copy()).permute(2, 0, 1).float()
-    if look.mean: return normalise_view(t/255, look)
+    if spec.mean: return normalise_view(t/255, spec)
     low, high = t.min(), t.max()
-    return normalise_view((t - low)/(high - low).clamp(min=1), look)
+    return normalise_view((t - low)/(high - low).clamp(min=1), spec)
 
 
 def eval_image(
-    x:np.ndarray, # (h, w, c) uint8, c the look's channels or 1
-    look:InputSpec
+    x:np.ndarray, # (h, w, c) uint8, c the spec's channels or 1
+    spec:InputSpec
 )->Tensor:        # (channels, *size) float32
-    "Picture as it is evaluated"
-    return _to_values(resize_smooth(x, look.size), look) if look.eval_crop == 1 else _photo_views(look)[1](x)
+    "Bring an image to the input of an encoder, without augmentation."
+    return _to_values(resize_smooth(x, spec.size), spec) if spec.eval_crop == 1 else _photo_views(spec)[1](x)
 
 
 @lru_cache(maxsize=8)
 def _photo_views(
-    look:InputSpec
+    spec:InputSpec
 )->tuple[PhotoTrain, PhotoEval]: # of training and of evaluation
-    "How a photograph is trained on and evaluated"
-    h, w = look.size
-    if h != w or look.channels != 3 or not look.mean: raise ValueError(
+    "Make the views of photographs for training and for evaluation."
+    h, w = spec.size
+    if h != w or spec.channels != 3 or not spec.mean: raise ValueError(
         f'crops of photographs are for a square of three channels with mean and std, not for {h} x {w} pixels of '
-        f"{look.channels}{' without' if not look.mean else ' with'} them; say augmentation='oct' and eval_crop=1")
-    norm = Norm(*(v*3 if len(v) == 1 else v for v in (look.mean, look.std)))
-    train = PhotoTrain(h, norm, look.rand_augment, look.random_erasing, (look.crop_scale_min, 1.))
-    return train, PhotoEval(h, norm, look.eval_crop)
+        f"{spec.channels}{' without' if not spec.mean else ' with'} them; say augmentation='oct' and eval_crop=1")
+    norm = Norm(*(v*3 if len(v) == 1 else v for v in (spec.mean, spec.std)))
+    train = PhotoTrain(h, norm, spec.rand_augment, spec.random_erasing, (spec.crop_scale_min, 1.))
+    return train, PhotoEval(h, norm, spec.eval_crop)
 
 # %% ../../nbs/data/80_input_spec.ipynb #d6613bd9
 def _augment_bscan(
@@ -112,8 +112,8 @@ def _augment_bscan(
     key:int,    # of the sample
     fill:float=0. # grey value that comes in from outside
 )->Tensor:      # (c, h, w)
-    "B-scan mirrored, brightened, turned and moved at random"
-    d, (still, gain) = draw_pairs([key], PairAugment(shift=0.)), keyed_rand([key], 2, salt=_BESIDE)[0].tolist()
+    "Mirror, brighten, turn and move a B-scan at random (Morano et al. 2025)."
+    d, (still, gain) = draw_pairs([key], PairAugment(shift=0.)), keyed_rand([key], 2, salt=_SALT)[0].tolist()
     if still >= 0.9:
         none = torch.zeros_like(d.angle)
         d = d._replace(angle=none, right=none, down=none, shear=none, zoom=none + 1)
@@ -124,14 +124,14 @@ def _augment_bscan(
 # %% ../../nbs/data/80_input_spec.ipynb #6738813f
 def train_image(
     x:np.ndarray, # (h, w, c) uint8
-    look:InputSpec,
+    spec:InputSpec,
     key:int       # of the sample
 )->Tensor:        # (channels, *size) float32
-    "Picture as it is trained on"
-    if look.augmentation == 'none': return eval_image(x, look)
-    if look.augmentation == 'oct' and not look.mean: return _augment_bscan(eval_image(x, look), key, look.fill)
-    if look.augmentation == 'oct':  # of an encoder with its own normalisation: the change comes before it
-        plain = InputSpec(size=look.size, eval_crop=look.eval_crop, channels=x.shape[2], mean=(0.,), std=(1.,))
-        moved = _augment_bscan(eval_image(x, plain), key, look.fill)
-        return _to_values((moved*255).round().byte().permute(1, 2, 0).numpy(), look)
-    return _photo_views(look)[0](x, key)
+    "Bring an image to the input of an encoder, augmented by the sample's key."
+    if spec.augmentation == 'none': return eval_image(x, spec)
+    if spec.augmentation == 'oct' and not spec.mean: return _augment_bscan(eval_image(x, spec), key, spec.fill)
+    if spec.augmentation == 'oct':  # of an encoder with its own normalisation: the change comes before it
+        plain = InputSpec(size=spec.size, eval_crop=spec.eval_crop, channels=x.shape[2], mean=(0.,), std=(1.,))
+        moved = _augment_bscan(eval_image(x, plain), key, spec.fill)
+        return _to_values((moved*255).round().byte().permute(1, 2, 0).numpy(), spec)
+    return _photo_views(spec)[0](x, key)

@@ -118,7 +118,7 @@ class SegDataset(Dataset[dict[str, Any]]):
         classes:Sequence[ClassInfo]=(),  # of the masks; may be left out where there are none
         *,
         size:Size,                       # rows and columns of the model's input
-        look:InputSpec|None=None,        # its channels and range of values; None: one channel, each image to [0, 1]
+        spec:InputSpec|None=None,        # its channels and range of values; None: one channel, each image to [0, 1]
         augment:bool=False,              # random flip and crop; False for validation and test
         seed:int=0,
         keep_mb:float=512                # memory for decoded images, in each loading process
@@ -127,7 +127,7 @@ class SegDataset(Dataset[dict[str, Any]]):
         self.ids, self.images = list(table.id), list(table.bscan)
         self.masks = [None if pd.isna(m) else m for m in table.semseg]
         self.classes, self.size, self.augment, self.seed = tuple(classes), (int(size[0]), int(size[1])), augment, seed
-        self.look = look or InputSpec(size=self.size)
+        self.spec = spec or InputSpec(size=self.size)
         self.cache = ImageCache[tuple[np.ndarray, np.ndarray|None]](keep_mb)
         if not self.classes and any(m is not None for m in self.masks):
             raise ValueError('the table has masks, and no classes are given to read them by')
@@ -151,9 +151,9 @@ class SegDataset(Dataset[dict[str, Any]]):
         epoch, i = index if isinstance(index, tuple) else (0, index)
         key = (self.seed, int(epoch), self.ids[i])
         raw, mask = self.read(i)
-        x = full_range(raw) if self.look.mean else unit_range(raw)
+        x = full_range(raw) if self.spec.mean else unit_range(raw)
         view = train_view(x, mask, self.size, keyed_generator(*key)) if self.augment else eval_view(x, mask, self.size)
-        image = normalise_view(view[0], self.look)
+        image = normalise_view(view[0], self.spec)
         sample = {'id': self.ids[i], 'key': sample_key(*key), 'bscan': image, 'size': raw.shape}
         return sample if view[1] is None else sample | {'semseg': view[1]}
 

@@ -52,7 +52,7 @@ class EncoderFeatures:
     @cached_property
     def store(self)->FeatureStore:
         "Open the folder of this encoder's features."
-        what = {'weights': _hash_weights(self.model.encoder), 'look': asdict(self.spec), 'precision': self.precision,
+        what = {'weights': _hash_weights(self.model.encoder), 'spec': asdict(self.spec), 'precision': self.precision,
                 'version': _FEATURES}
         folder = runs_dir()/'features'/hash_value(what)[:16]
         if not (folder/'store.json').exists(): write_json(folder/'store.json', what)

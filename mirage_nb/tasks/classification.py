@@ -214,7 +214,7 @@ class _ClsBuilt(_ClsParts):
     def metadata(self)->dict[str, Any]:
         "State what the file of the tuned model says of it."
         cfg = self.settings
-        return {'dataset': self.data.name, 'look': asdict(self.input_spec), 'classes': list(self.data.classes),
+        return {'dataset': self.data.name, 'spec': asdict(self.input_spec), 'classes': list(self.data.classes),
                 'multi': self.data.multi, 'precision': self.fit_settings.precision,
                 'loss': [cfg.label_smoothing, cfg.loss],
                 'kept': cfg.tune == 'probe' and cfg.cached_views >= 0}

@@ -48,8 +48,8 @@ def seg_datasets(
         if split not in data.tables: raise ValueError(
             f'{data.manifest.name} has no split {split!r} to tune on; it has {", ".join(data.tables)}. '
             'Evaluate a tuned model on it with 50_seg_eval')
-    look = InputSpec(**encoder_record(cfg.model).input_keywords(size))
-    return {split: SegDataset(table, data.classes, size=size, look=look, augment=split == 'train', seed=cfg.seed)
+    spec = InputSpec(**encoder_record(cfg.model).input_keywords(size))
+    return {split: SegDataset(table, data.classes, size=size, spec=spec, augment=split == 'train', seed=cfg.seed)
             for split, table in data.tables.items()}
 
 

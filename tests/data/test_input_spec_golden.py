@@ -26,6 +26,6 @@ def test_evaluation_image_of_ultra_widefield(golden):
     t = load_file(golden/'preprocessing.safetensors')
     name = next(k for k in t if k.startswith('uwf.eval_'))
     side = int(name.split('_')[-1])
-    look = InputSpec('image', 3, (side, side), UWF_MEAN, UWF_STD, eval_crop=0.875, augmentation='photo')
-    ours = eval_image(t['uwf.raw_rgb'].numpy(), look)
+    spec = InputSpec('image', 3, (side, side), UWF_MEAN, UWF_STD, eval_crop=0.875, augmentation='photo')
+    ours = eval_image(t['uwf.raw_rgb'].numpy(), spec)
     torch.testing.assert_close(ours, t[name].float(), rtol=1e-3, atol=2e-3)  # recorded in half precision

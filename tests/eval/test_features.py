@@ -13,7 +13,7 @@ def test_kept_features_give_the_model_that_is_kept(home):
     train_cls(cfg, home/'run')
     sets = ClassificationTask.from_settings(cfg).sets
     model = load_cls_model(home/'run'/'best.safetensors')[0]
-    kept = eval_features.EncoderFeatures(model, sets['val'].look, 'fp32').encode(sets['val'], [-1])[0]
+    kept = eval_features.EncoderFeatures(model, sets['val'].spec, 'fp32').encode(sets['val'], [-1])[0]
     with torch.no_grad():
         direct = model({'bscan': torch.stack([sets['val'][i]['bscan'] for i in range(8)])})
         torch.testing.assert_close(model.head(model.vector(kept))[:8], direct, rtol=1e-4, atol=1e-5)
@@ -21,8 +21,8 @@ def test_kept_features_give_the_model_that_is_kept(home):
 
 def test_features_of_an_older_version_are_not_read(home, monkeypatch):
     model = cls_model('mirage_tiny', 2, size=(48, 48))
-    look = ClassificationTask.from_settings(settings()).input_spec
-    def folder(): return eval_features.EncoderFeatures(model, look, 'fp32').store.folder
+    spec = ClassificationTask.from_settings(settings()).input_spec
+    def folder(): return eval_features.EncoderFeatures(model, spec, 'fp32').store.folder
     one = folder()
     assert folder() == one
     monkeypatch.setattr(eval_features, '_FEATURES', eval_features._FEATURES + 1)

@@ -99,7 +99,7 @@ def _complete_table(
 class TunedClassifier:
     "A tuned classifier, read once from its file, that predicts any table of images."
     model: ClsModel
-    metadata: dict[str, Any]  # what its file says of it: dataset, classes, multi, look, precision, kept
+    metadata: dict[str, Any]  # what its file says of it: dataset, classes, multi, spec, precision, kept
     stores: dict[Path, FeatureStore] = field(default_factory=dict, repr=False) # of features that are read already
 
     @classmethod
@@ -117,7 +117,7 @@ class TunedClassifier:
         "Predict a table of images."
         table, about = _complete_table(table), self.metadata
         kind = about['precision'] if about['precision'] != 'fp16' or torch.cuda.is_available() else 'fp32'
-        stated: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about['look'].items()}
+        stated: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about['spec'].items()}
         spec = InputSpec(**stated)
         data, accelerator = ClsDataset(table, (), spec), make_accelerator(kind)
         if about['kept']:  # the encoder may have read these images already

@@ -156,8 +156,8 @@ def predict_images(
     model, about = load_seg_model(model_file)
     classes = [ClassInfo(**c) for c in about['classes']]
     size = about['seg_model']['size']
-    look = InputSpec(**encoder_record(about['seg_model']['name']).input_keywords(size))
-    images = SegDataset(table.assign(semseg=None), size=size, look=look)
+    spec = InputSpec(**encoder_record(about['seg_model']['name']).input_keywords(size))
+    images = SegDataset(table.assign(semseg=None), size=size, spec=spec)
     kind = about['precision']
     if kind == 'fp16' and not torch.cuda.is_available(): kind = 'fp32'  # trained on a GPU, used without one
     return _predict_masks(model, images, classes, folder, make_accelerator(kind), batch_size)

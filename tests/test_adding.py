@@ -154,6 +154,11 @@ def test_page_has_the_six_sections():
         assert kinds[-1] is None and None not in kinds[:-1], f'{section}: {kinds}; the last block is what is tried'
 
 
+def test_blocks_fit_the_width_of_the_code():
+    long = [f'line {b.line}: {line}' for b in blocks_of(PAGE) for line in b.text.split('\n') if len(line) > 120]
+    assert not long, long
+
+
 @pytest.mark.parametrize('section', SECTIONS)
 def test_addition_works(section, project):
     root, tried = project
@@ -166,7 +171,17 @@ def test_new_metric_is_in_the_tables(project):
     root, tried = project
     import pandas as pd
     folder = next(v for k, v in tried.items() if k.endswith('seg_tune'))
-    assert 'RVD' in set(pd.read_csv(f'{folder}/test_summary.csv').metric)
+    assert 'AVD' in set(pd.read_csv(f'{folder}/test_summary.csv').metric)
+
+
+def test_new_metric_counts_what_is_invented_or_missed(project):
+    "500 pixels of a class that only one side has are a difference of 500; where neither has it, it is left out"
+    code = 'import numpy as np; from mirage_nb.eval.segmentation.metrics import PixelCounts, count_metrics; ' \
+           'n = PixelCounts([0, 0, 0], [500, 0, 0], [0, 500, 0]); print(*count_metrics(n, np.nan)["AVD"])'
+    root, _ = project
+    done = subprocess.run([sys.executable, '-c', code], cwd=root, env={**os.environ, 'PYTHONPATH': str(root)},
+                          capture_output=True, text=True)
+    assert done.stdout.split() == ['500.0', '500.0', 'nan'], done.stderr[-2000:]
 
 
 def test_new_parts_are_in_the_runs(project):

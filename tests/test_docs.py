@@ -47,7 +47,7 @@ CHEAP = {'seg_tune': {'epochs': 1, 'size': 64, 'batch_size': 4, 'baselines': Fal
 TYPED = {  # these are run in a shell, as they are typed, with these words after them
     'python -m mirage_nb.runs --help': '',
     'python -m mirage_nb.runs seg_tune head=linear epochs=5': 'epochs=1 size=64 baselines=False --quiet',
-    'papermill nbs/30_seg_tune.ipynb runs/MySet.ipynb -p dataset MySet -p recipe seg_small':
+    'papermill nbs/30_seg_tune.ipynb runs/MySet.ipynb -p dataset MySet -p recipe seg_small -p size 256':
         '-p epochs 1 -p size 64 -p baselines False'}
 
 NOT_RUN = {  # pattern: why

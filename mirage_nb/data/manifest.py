@@ -21,6 +21,8 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, WithJs
 from ..core import data_dir, resource_dir, unknown
 from .labels import LabelFacts, label_faults
 from ..phantoms.catalog import PHANTOMS
+from ..recipes.classification import cls_recipe
+from ..recipes.segmentation import seg_recipe
 from ..recipes.settings import Count, Options, list_faults, option_comments, options
 from ..storage import hash_file, hash_value, read_json
 
@@ -164,6 +166,8 @@ class _ManifestFile(_Facts):
                         for k, v in grey.items() if v not in known)
         if self.layout == 'flat' and self.splits:
             yield "splits: a flat dataset has no [splits]; leave them out, or use layout = 'splits'"
+        if self.task == 'segmentation' and self.modality != 'bscan':
+            yield f"modality is {self.modality!r}; a segmentation reads B-scans, modality = 'bscan'"
         if self.labels or self.task == 'classification':
             yield from label_faults(self.labels or LabelFacts(), self.layout)
 
@@ -366,6 +370,17 @@ def manifest_schema()->dict[str, Any]:  # of draft 7, which editors of TOML read
     return {'$schema': 'http://json-schema.org/draft-07/schema#', 'title': 'Manifest of a dataset', **schema,
             'definitions': definitions}
 
+# %% ../../nbs/data/05_manifest.ipynb #5e11a0c2
+def _check_recipe(
+    manifest:Manifest
+)->Manifest: # the same
+    "Return a manifest as it is; an error if there is no recipe of the name that it states."
+    try:
+        if manifest.task == 'segmentation': seg_recipe(manifest.recipe)
+        if manifest.labels: cls_recipe(manifest.labels.recipe)
+    except KeyError as e: raise ValueError(f'{manifest.path}: recipe: {e.args[0]}') from e
+    return manifest
+
 
 def _main(
     words:list[str]|None=None # of the command line; None: of this process
@@ -380,7 +395,7 @@ def _main(
         return 2
     faults = 0
     for word in words:
-        try: sys.stdout.write(f'{word}: {read_manifest(word).title}\n')
+        try: sys.stdout.write(f'{word}: {_check_recipe(read_manifest(word)).title}\n')
         except (ValueError, KeyError, OSError) as e:
             sys.stderr.write(f'{e.args[0] if isinstance(e, KeyError) else e}\n')
             faults += 1

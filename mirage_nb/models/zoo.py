@@ -155,8 +155,9 @@ def build_encoder(
 )->Encoder:       # with random weights
     "Build an encoder by its name."
     record = encoder_record(name)
-    check_options(name, options, record.options)
-    return record.build(**{k: v for k, v in options.items() if v is not None})
+    given = {k: v for k, v in options.items() if v is not None}
+    check_options(name, given, record.options)
+    return record.build(**given)
 
 # %% ../../nbs/models/85_zoo.ipynb #aa97458a
 def _shipped_weights(

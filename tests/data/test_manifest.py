@@ -231,3 +231,24 @@ def test_command_checks_files(tmp_path):
         f"{wrong}: no task 'classifying'. Did you mean 'classification'? Known: segmentation, classification",
         f"{wrong}: quirks takes a list of texts, got 'odd'"]
     assert _main([]) == 2
+
+
+def test_command_names_a_recipe_that_does_not_exist(tmp_path, capsys):
+    (tmp_path/'Tiny.toml').write_text(MANIFEST + 'recipe = "seg_smal"\n')
+    assert _main([str(tmp_path/'Tiny.toml')]) == 1
+    assert "Tiny.toml: recipe: no recipe 'seg_smal'. Did you mean 'seg_small'?" in capsys.readouterr().err
+
+
+def test_segmentation_reads_bscans(tmp_path):
+    (tmp_path/'Tiny.toml').write_text(MANIFEST.replace('"bscan"', '"slo"'))
+    with pytest.raises(ValueError, match="modality is 'slo'; a segmentation reads B-scans, modality = 'bscan'"):
+        read_manifest(str(tmp_path/'Tiny.toml'))
+
+
+@pytest.mark.parametrize('name', ['Phantom_OCT', 'Phantom_CXR', 'Phantom_UWF'])
+def test_get_of_a_phantom_finds_its_module(name, monkeypatch):
+    code = read_manifest(name).get.split('"')[1]
+    calls, rest = code.rsplit('; ', 1)
+    space = {}
+    exec(calls, space)  # the imports; drawing takes long and is tested elsewhere
+    assert callable(space[rest.split('(')[0]])

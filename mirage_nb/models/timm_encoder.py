@@ -50,7 +50,8 @@ def _create(
 )->Any:                      # the network, without its classifier and what stands behind its last map
     "Create a network with random weights."
     import timm
-    options:dict[str, Any] = {'pretrained': False, 'num_classes': 0, 'in_chans': channels, 'drop_path_rate': drop_path or None}
+    options:dict[str, Any] = {'pretrained': False, 'num_classes': 0, 'in_chans': channels,
+                              'drop_path_rate': drop_path or None}
     arch = name.removeprefix(PREFIX)
     try: net:Any = timm.create_model(arch, img_size=size, **options)
     except TypeError: net = timm.create_model(arch, **options)  # of any size: it does not ask

@@ -8,6 +8,7 @@ __all__ = ['plan_seg_evaluation', 'load_eval_tables', 'compare_tables', 'evaluat
 # %% ../../nbs/tasks/70_evaluate.ipynb #7c8482e5
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -148,7 +149,7 @@ def evaluate(
     predictions:str|Path|pd.DataFrame, # a table of predicted classes (CSV), or a folder of predicted masks, ID.png
     *,
     dataset:str='',          # that masks belong to; not needed for a table, which holds the labels
-    split:str='test',        # of the dataset
+    split:Literal['train', 'val', 'test']='test', # of the dataset
     valid:str|Path|pd.DataFrame|None=None, # table of validation images: chooses temperature and thresholds
     resamples:int=10_000,    # of every interval
     seed:int=0               # of the bootstrap

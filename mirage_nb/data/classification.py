@@ -40,7 +40,7 @@ def _class_folders(
     others = sorted(e.name for part in content for e in part if e.name not in found)
     if others:
         names = ', '.join(others[:5])
-        warnings.warn(f'{folder}: {names} passed over: no folder of images, so no class', stacklevel=2)
+        warnings.warn(f'{folder}: {names} ignored: not a folder with images', stacklevel=2)
     return found
 
 # %% ../../nbs/data/91_classification.ipynb #40b63cb8

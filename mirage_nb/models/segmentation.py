@@ -48,7 +48,13 @@ class SegModel(EncoderModel):
         "Encode B-scans as the maps that the head reads."
         if 'bscan' not in x: raise KeyError(f"segmentation needs the modality 'bscan', got {', '.join(x) or 'none'}")
         images = x if self.encoder.modality != 'image' else {'image': x['bscan']}
-        return self.encoder.maps(images, keys, cast(Sequence[int], self.head.taps))
+        taps = cast(Sequence[int], self.head.taps)
+        maps = self.encoder.maps(images, keys, taps)
+        for tap, m in zip(taps, maps, strict=True):
+            if m.shape[1] != self.encoder.widths[tap]: raise RuntimeError(
+                f'{type(self.encoder).__name__} gives {m.shape[1]} channels after layer {tap} and states '
+                f'{self.encoder.widths[tap]} in widths; correct self.widths, with pyramid = True if they differ')
+        return maps
 
     def decode(self,
         maps:list[Tensor],       # from `features`

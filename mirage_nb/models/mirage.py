@@ -180,8 +180,7 @@ class MultiViT(Encoder):
             rows, cols = token_grid(x[name].shape[-2:], cast(ImageAdapter, self.input_adapters[name]).patch)
             if name == self.modality: break
             start += rows*cols
-        tokens = [t[:, start:start + rows*cols] for t in self.encode(x, keys, taps)]
-        return [rearrange(t, 'b (r c) d -> b d r c', r=rows) for t in tokens]
+        return [t[:, start:start + rows*cols].mT.unflatten(2, (rows, cols)) for t in self.encode(x, keys, taps)]
 
     def forward(self, x:Mapping[str, Tensor], keys:Tensor|None=None)->Any:
         "Encode a batch as the tokens after the last block, (b, n + 1, d)."

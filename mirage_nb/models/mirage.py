@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from .encoder import Encoded, Encoder, in_order

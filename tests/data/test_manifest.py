@@ -222,6 +222,7 @@ def test_every_field_of_the_schema_has_a_meaning(validator):
     assert all(v.get('description', '').strip() for o in objects for v in o['properties'].values())
 
 
+@pytest.mark.slow
 def test_command_checks_files(tmp_path):
     wrong = written(tmp_path/'Two.toml', GOOD | {'task': 'classifying', 'quirks': 'odd'})
     command = [sys.executable, '-m', 'mirage_nb.data.manifest', str(wrong), 'AROI']

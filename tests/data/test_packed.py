@@ -162,6 +162,7 @@ def test_changed_pixels_are_found(triplets, tmp_path):
         verify_packed(_open_packed(out))
 
 
+@pytest.mark.slow
 def test_command(triplets, tmp_path, capsys):
     assert _main([str(triplets), str(tmp_path/'out'), '--modalities', 'slo', 'bscan', '--size', '32x48']) == 0
     said = capsys.readouterr().out

@@ -72,6 +72,7 @@ def test_disk_without_locks(home, monkeypatch, caplog):
 
 # ------------------------------------------------------------------ Slurm
 
+@pytest.mark.slow
 def test_processes_end_when_the_one_that_started_them_is_gone():
     gone = subprocess.Popen([sys.executable, '-c', ''])
     gone.wait()

@@ -80,6 +80,7 @@ def official(state, chunks=0):
             'dino_head.mlp.0.weight': torch.zeros(4, d)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('chunks', [0, 4])
 @pytest.mark.parametrize('name', ['vit_small_patch14_dinov2', 'vit_small_patch14_reg4_dinov2'])
 def test_dinov2_teacher(name, chunks, tmp_path):

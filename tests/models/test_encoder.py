@@ -21,7 +21,8 @@ SIZES = {  # rows and columns of the images, by encoder; not square where the en
     'timm:efficientnet_b0': (64, 96)}
 HEAVY = ('densenet121', 'resnet50', 'timm:vit_small_patch14_reg4_dinov2.lvd142m',
          'timm:vit_small_patch16_dinov3.lvd1689m',
-         'timm:swin_tiny_patch4_window7_224', 'timm:efficientnet_b0')
+         'timm:swin_tiny_patch4_window7_224', 'timm:efficientnet_b0', 'timm:resnet18', 'timm:convnext_atto',
+         'timm:eva02_tiny_patch14_224')
 NAMES = [pytest.param(n, marks=pytest.mark.slow) if n in HEAVY else n for n in SIZES]
 SMALL = (  # the families of the zoo, small: their names, options and heads are those of the large ones
     _mirage_record('mirage', 24, 4, 3, 32, 8), _vit_record('ViT', 24, 4, 3, patch=8),

@@ -173,6 +173,7 @@ text = str([(k, m.nonzero().tolist()) for k, m in masks.items()])
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('uniform', [False, True])
 def test_masks_in_another_process(uniform):
     "The order of a set depends on PYTHONHASHSEED; what is drawn does not"

@@ -49,6 +49,7 @@ def in_new_process(code, wait=True):
     return job.communicate(timeout=120)[0] if wait else job
 
 
+@pytest.mark.slow
 def test_same_in_another_process_and_among_more_patients(tmp_path):
     code = ('import hashlib; from mirage_nb.phantoms.oct import _phantom_volume as f; v = f(3, 9, 1, 2, (96, 128));'
             'every = b"".join(v[k].tobytes() for k in ("bscan", "semseg", "layermap", "slo"));'
@@ -109,6 +110,7 @@ def test_published_layout(made, rows):
         assert f"{r['volume']}_{int(r['slice']):02d}" == r['id'] and r['volume'].startswith(r['patient'])
 
 
+@pytest.mark.slow
 def test_splits_keep_patients_apart_and_hold_every_lesion(rows):
     split = {r['patient']: r['split'] for r in rows}
     assert all(split[r['patient']] == r['split'] == _assign_split(int(r['patient'][1:])) for r in rows)
@@ -157,6 +159,7 @@ def test_layers_can_be_seen(made, rows):
     assert np.quantile(seen, 0.1) > 0.3 and np.median(seen) > 0.8, np.quantile(seen, [0.1, 0.5])
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_leaves_nothing_that_is_taken_as_whole(tmp_path):
     folder = tmp_path/'Phantom_OCT'
     code = f'from mirage_nb.phantoms.oct import make_phantom_oct; make_phantom_oct({str(folder)!r}, patients=60)'
@@ -169,6 +172,7 @@ def test_killed_in_the_middle_leaves_nothing_that_is_taken_as_whole(tmp_path):
     assert (make_phantom_oct(folder, patients=12, volumes=1, slices=1, size=(64, 64))/'labels.csv').exists()
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(tmp_path):
     code = ('from mirage_nb.phantoms.oct import make_phantom_oct as m;'
             f'print(m({str(tmp_path/"P")!r}, patients=12, slices=2, size=(64, 64)))')

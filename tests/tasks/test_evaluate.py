@@ -71,7 +71,7 @@ def test_by_patient(execute, files):
 def test_bad_parameters(execute, files, home):
     for bad, said in ((dict(predictions='nowhere.csv'), 'no table of predictions'),
                       (dict(predictions=files['test'], valid_predictions=files['test']), 'cannot be tested on it'),
-                      (dict(predictions=files['test'], level='slice'), "level is 'image', 'eye' or 'patient'"),
+                      (dict(predictions=files['test'], level='slice'), "no level 'slice'. Known: image, eye, patient"),
                       (dict(predictions=files['test'], class_map=['AMD']), "each entry is 'CLASS > NAME'"),
                       (dict(tuned_on='Duke_DME'), 'python -m mirage_nb.runs 31_cls_tune dataset=Duke_DME')):
         with pytest.raises((ValueError, FileNotFoundError)) as e: execute('cls_eval', resamples=100, **bad)

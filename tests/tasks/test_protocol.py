@@ -40,6 +40,7 @@ def check(count, models):
     assert {k: n for k, n in count.items() if k[0] in ('hashed', 'read') and n > 1} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('tune', 'models'), [('probe', 2), ('full', 4)])
 def test_classification(execute, count, tune, models):
     "A probe and its random baseline; full fine-tuning also reads its best file, and probes the encoder as it was"
@@ -47,6 +48,7 @@ def test_classification(execute, count, tune, models):
     check(count, models)
 
 
+@pytest.mark.slow
 def test_finished_classification_is_shown(execute, count):
     "Only the model that is described is built, and no image is encoded"
     first = execute('cls_tune', **CLS)
@@ -73,6 +75,7 @@ def test_segmentation(execute, count):
         check(count, 0 if stage == 'seg_eval' else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('stage', 'options'), [
     ('pretrain_multimae', {}), ('pretrain_mae', {'dataset': 'Phantom_UWF'})])
 def test_pretraining(home, execute, count, stage, options, monkeypatch):

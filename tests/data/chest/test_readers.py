@@ -243,7 +243,7 @@ def test_real_nih_tables(shared_data):
     assert any('in more than one split' in str(w.message) for w in said)  # this copy's own splits leak
     head = shared_data/'cxr_misc'/'nih_Data_Entry_2017_v2020_head200.csv'
     with pytest.warns(UserWarning, match='199 of 200'):
-        one = _nih_entries(head, {'00000001_000.png': shared_data/'cxr_misc'/'00000001_000.png'}, absent='drop')
+        one = _nih_entries(head, {'00000001_000': shared_data/'cxr_misc'/'00000001_000.png'}, absent='drop')
     assert one.filter(like='label:').columns[one.filter(like='label:').iloc[0] == 1].tolist() == ['label:Cardiomegaly']
 
 

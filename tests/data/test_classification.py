@@ -87,7 +87,7 @@ def test_stray_files_are_no_classes(folders):
     (folders/'train'/'notes.txt').touch()
     for name in ('.ipynb_checkpoints', '__MACOSX', 'empty'): (folders/'train'/name).mkdir()
     (folders/'train'/'AMD'/'Thumbs.db').touch()
-    with pytest.warns(UserWarning, match='empty, notes.txt passed over'): data = load_labelled(read_manifest('Eyes'))
+    with pytest.warns(UserWarning, match='empty, notes.txt ignored'): data = load_labelled(read_manifest('Eyes'))
     assert data.classes == CLASSES and len(data.table) == 36
 
 

@@ -3,6 +3,7 @@ import collections
 import hashlib
 import tomllib
 
+import pandas as pd
 import pytest
 import safetensors.torch
 
@@ -57,6 +58,16 @@ def test_finished_classification_is_shown(execute, count):
     assert count['models', ''] == 1 and again['run'].finished
     for k in first['results']: assert again['results'][k].means == first['results'][k].means, k
     assert first['test'].table.equals(again['test'].table)
+
+
+def test_evaluation_of_a_classification(execute, count, monkeypatch):
+    "Tables of predictions are read once; no manifest, no weights and no model"
+    run, tables, read = execute('cls_tune', **CLS)['run'], collections.Counter(), pd.read_csv
+    count.clear()
+    monkeypatch.setattr(pd, 'read_csv', lambda path, *a, **k: tables.update([str(path)]) or read(path, *a, **k))
+    execute('cls_eval', run=str(run.folder), resamples=100)
+    assert len(tables) == 2 and set(tables.values()) == {1} and count['models', ''] == count['manifest', ''] == 0
+    assert not [k for k in count if k[0] == 'read']
 
 
 def test_few_shot(execute, count):

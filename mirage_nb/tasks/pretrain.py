@@ -43,7 +43,6 @@ def pretrain_settings(
     "Choose what the loop needs: the learning rate is for a batch of 256, and warm-up takes at most half of the epochs."
     same = ('epochs', 'batch_size', 'final_lr', 'schedule', 'weight_decay', 'clip', 'accumulate',
             'repeated_augmentation', 'strategy', 'compile', 'seed', 'workers', 'checkpoint_every', 'keep_last')
-    if len(cfg.betas) != 2: raise ValueError(f'betas takes two numbers, as [0.9, 0.95], not {cfg.betas}')
     return FitSettings(**{k: getattr(cfg, k) for k in same}, lr=cfg.base_lr*cfg.batch_size/256,
                        warmup_epochs=min(cfg.warmup_epochs, cfg.epochs/2),
                        betas=(cfg.betas[0], cfg.betas[1]), precision=pick_precision(cfg.precision))

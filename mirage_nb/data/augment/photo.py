@@ -14,7 +14,6 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 
 from ..normalization import Norm, find_norm, normalise_images
@@ -61,6 +60,7 @@ class PhotoTrain:
         for name, p in (('erase', erase), ('flip', flip)):
             if not 0 <= p <= 1: raise ValueError(f'{name} is {p}; it takes a probability, 0 to 1')
         if not 0 < scale[0] <= scale[1] <= 1: raise ValueError(f'scale is {scale}; it takes parts, as (0.2, 1)')
+        from timm.data import create_transform  # takes seconds: only who needs it pays
         mean, std = find_norm(norm)
         self.steps = create_transform(size, is_training=True, scale=scale, hflip=flip, color_jitter=0.,
                                       auto_augment=augment or None, interpolation='bicubic', mean=mean, std=std,

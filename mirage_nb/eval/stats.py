@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..core import counted
+
 # %% ../../nbs/eval/10_stats.ipynb #efaa65f5
 FEW_UNITS = 5  # below this many units a table carries a warning
 
@@ -35,7 +37,7 @@ class ResamplingUnits:
     )->str:             # '' for five or more
         "Warn that an interval from few units is unreliable."
         n = self.g if n is None else n
-        return f'only {n} {self.kind}s: the interval is a poor guide' if n < FEW_UNITS else ''
+        return f'only {counted(n, self.kind)}: the interval is a poor guide' if n < FEW_UNITS else ''
 
 # %% ../../nbs/eval/10_stats.ipynb #ff494a27
 def draw_counts(

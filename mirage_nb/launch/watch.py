@@ -25,6 +25,21 @@ def first_error(
     return f'{errors[0] if errors else text[-500:]}; see {log}'
 
 # %% ../../nbs/launch/20_watch.ipynb #5c1e7a09
+def _show_progress(
+    bar:tqdm,    # a tick an epoch
+    record:Path  # progress.jsonl of the training
+)->None:
+    "Bring a bar to where a training is; where that has stopped early, the bar says why and is complete."
+    rows = read_json_lines(record)
+    done = [r for r in rows if 'seconds' in r]
+    if done and done[-1]['epoch'] != bar.n:
+        bar.n = done[-1]['epoch']
+        bar.set_postfix(loss=f"{done[-1]['loss']:.3f}")
+    if rows and rows[-1].get('event') == 'stopped early':
+        bar.total = bar.n
+        bar.set_description(rows[-1]['text'])
+
+
 def follow_progress(
     runs:Callable[[], bool],   # whether they still run
     end:Callable[[], object],  # ends them
@@ -36,9 +51,7 @@ def follow_progress(
         try:
             while runs():
                 time.sleep(0.5)
-                done = [r for r in read_json_lines(record) if 'seconds' in r]
-                if done and done[-1]['epoch'] != bar.n:
-                    bar.n = done[-1]['epoch']
-                    bar.set_postfix(loss=f"{done[-1]['loss']:.3f}")
+                _show_progress(bar, record)
+            _show_progress(bar, record)  # what came since
         finally:
             if runs(): end()

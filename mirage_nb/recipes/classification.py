@@ -6,9 +6,9 @@
 __all__ = ['ClsRecipe', 'cls_recipe', 'FewShot', 'ClsEval']
 
 # %% ../../nbs/recipes/30_classification.ipynb #10881d39
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -48,9 +48,18 @@ def _cls_conflicts(
                f'multiple of {2*parts}, not {r.batch_size}')
 
 # %% ../../nbs/recipes/30_classification.ipynb #afa7e777
+_MADE_FOR = {  # recipe -> pre-trained weights
+    **dict.fromkeys(('cls_probe_mirage', 'cls_full_mirage'), "MIRAGE's pre-trained weights, as MIRAGE-Base.pth"),
+    **dict.fromkeys(('uspec_finetune', 'uspec_few_shot'), "the pre-trained weights of RETFound or USPEC"),
+    **{f'medical_mae_finetune_{k}': f'an encoder pre-trained on chest X-rays, as by the recipe medical_mae_{k}'
+       for k in ('vit_s', 'vit_b', 'cnn')}}
+
+
 @options
 class ClsRecipe(FineTuningRecipe):
     "Options of fine-tuning for classification; the defaults are MIRAGE's linear probe (Morano et al. 2025)."
+    _made_for: ClassVar[Mapping[str, str]] = _MADE_FOR
+
     recipe: str = 'cls_probe_mirage'
     model: str = 'mirage_base'
     keep_head: bool = False             # start from the last layer in that file too: it was trained for these classes
@@ -90,7 +99,10 @@ class ClsRecipe(FineTuningRecipe):
     baselines: bool = False             # also the same on a frozen random encoder
     seed: int = 0                       # seed of weights, order, augmentation and shots
 
-    def _conflicts(self)->Iterator[str]: yield from _cls_conflicts(self)
+    def _conflicts(self)->Iterator[str]:
+        "Yield what is wrong with options that are right alone."
+        if not self.keep_head: yield from FineTuningRecipe._conflicts(self)
+        yield from _cls_conflicts(self)
 
 # %% ../../nbs/recipes/30_classification.ipynb #49ab6c64
 _tuned = ClsRecipe(recipe='medical_mae_finetune_vit_s', model='vit_small_patch16', tune='full', size=224, epochs=75,
@@ -113,7 +125,7 @@ _CLS_RECIPES = name_recipes(  # cls_small and cls_small_vit are for phantoms and
             rand_augment='', random_erasing=0., shots=5.),
     ClsRecipe(recipe='cls_small', model='mirage_tiny', weights='mirage_tiny', size=256, cached_views=0, epochs=60,
               lr=1e-2, warmup_epochs=2, baselines=True),
-    replace(_tuned, recipe='cls_small_vit', size=64, patch=8, epochs=12, batch_size=32, lr=5e-4,
+    replace(_tuned, recipe='cls_small_vit', weights='random', size=64, patch=8, epochs=12, batch_size=32, lr=5e-4,
             lr_reference_batch=None, warmup_epochs=2, layer_decay=0.75, drop_path=0.1, rand_augment='',
             eval_crop=1., crop_scale_min=0.5))
 _TUNED_BY = {'medical_mae_vit_s': 'medical_mae_finetune_vit_s', 'medical_mae_vit_b': 'medical_mae_finetune_vit_b',

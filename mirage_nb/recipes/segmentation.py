@@ -6,7 +6,8 @@
 __all__ = ['SegRecipe', 'seg_recipe', 'SegEval', 'SegPredict']
 
 # %% ../../nbs/recipes/20_segmentation.ipynb #98d62cf7
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from .base import FineTuningRecipe, find_recipe, name_recipes
 from .settings import BelowOne, Count, NotNegative, Options, Positive, Size, Whole, options
@@ -15,6 +16,8 @@ from .settings import BelowOne, Count, NotNegative, Options, Positive, Size, Who
 @options
 class SegRecipe(FineTuningRecipe):
     "Options of fine-tuning for segmentation; the defaults are MIRAGE's (Morano et al. 2025, npj Digital Medicine 8)."
+    _made_for: ClassVar[Mapping[str, str]] = {'seg_200e_convnext': "MIRAGE's pre-trained weights, as MIRAGE-Base.pth"}
+
     recipe: str = 'seg_200e_convnext'
     model: str = 'mirage_base'
     head: str = 'convnext'          # network that turns tokens into a mask: 'linear', 'convnext', 'segmenter' or 'dpt'

@@ -31,7 +31,7 @@ def random_encoder_settings(
     cfg:SegRecipe
 )->SegRecipe:
     "Change the settings of a segmentation to those of a head on a frozen random encoder."
-    return replace(cfg, weights=None, tune='probe', cached_views=min(4, cfg.epochs), processes=1)
+    return replace(cfg, weights='random', tune='probe', cached_views=min(4, cfg.epochs), processes=1)
 
 
 def seg_baseline_masks(
@@ -84,7 +84,7 @@ def random_probe_settings(
     cfg:ClsRecipe
 )->ClsRecipe:
     "Change the settings of a classification to those of a probe of an encoder with random weights."
-    asked = replace(cfg, weights=None, keep_head=False, tune='probe', cached_views=max(cfg.cached_views, 0),
+    asked = replace(cfg, weights='random', keep_head=False, tune='probe', cached_views=max(cfg.cached_views, 0),
                     epochs=cfg.epochs or 1, mixup=0., ema=0., processes=1, accumulate=1, test_dataset='')
     if cfg.tune == 'probe' and cfg.epochs:
         random = weights_file(cfg.weights, cfg.model) is None

@@ -196,7 +196,7 @@ class SegmentationTask(_SegTrained):
         "Score the mean position, a frozen random encoder, and other graders."
         table = self.data.tables.get('test')
         if table is None or table.semseg.isna().any(): return {}
-        found = {k: score_folder(table, p, self.data.classes)
+        found = {k: score_folder(table, p, self.data.classes, grader=k.startswith('grader'))
                  for k, p in seg_baseline_masks(self.data, self.settings, folder).items()}
         if not self.settings.baselines: return found
         random = replace(self, settings=random_encoder_settings(self.settings), given=self.data)

@@ -268,7 +268,7 @@ class _EpochHooks:
     watch: _Watch|None = None          # (model, accelerator, epochs done) -> numbers; in the main process alone
     keep: Callable[[nn.Module, Path], object]|None = None # writes a checkpoint to a .safetensors file
     better: _Better|None = None        # (numbers, rows of the epochs before) -> bool; None: a higher score is better
-    stop: Callable[[Sequence[dict[str, float]]], bool]|None = None # of the rows so far: end here
+    stop: Callable[[Sequence[dict[str, float]]], str]|None = None # of the rows so far: why to end here, or ''
 
 # %% ../../nbs/train/50_loop.ipynb #d3c9d008
 def _keep_checkpoint(
@@ -327,6 +327,23 @@ def _end_epoch(
     t.log_progress(**row)
 
 # %% ../../nbs/train/50_loop.ipynb #d3c9d013
+def _has_ended(
+    t:_Trainer,
+    hooks:_EpochHooks,
+    bar:tqdm           # a tick a step
+)->bool:
+    "Tell whether a training is at its end; where it ends early, the bar says why and is complete."
+    done, epochs = t.progress.epoch, t.settings.epochs
+    why = hooks.stop(t.history) if hooks.stop and t.history and done < epochs else ''
+    if not why: return done >= epochs
+    text = f'stopped early at epoch {done} of {epochs}: {why}'
+    t.log_progress(event='stopped early', epoch=done, text=text)
+    if not bar.disable:
+        bar.total = bar.n
+        bar.set_description(text)
+    return True
+
+
 def fit(
     model:nn.Module,                    # changed in place; has `depth` for layer decay
     data:Dataset,                       # asked for (epoch, i), gives a dict sample with 'id'
@@ -342,7 +359,7 @@ def fit(
     watch:_Watch|None=None,              # (model, accelerator, epochs done) -> numbers; in the main process alone
     keep:Callable[[nn.Module, Path], object]|None=None,# writes a checkpoint of an epoch
     better:_Better|None=None,            # (numbers, rows of the epochs before) -> bool; None: a higher score is better
-    stop:Callable[[Sequence[dict[str, float]]], bool]|None=None # of the rows so far: end here
+    stop:Callable[[Sequence[dict[str, float]]], str]|None=None # of the rows so far: why to end here, or ''
 )->list[dict[str, float]]:              # a row an epoch: epoch, lr, loss, what the hooks said, and `_TIMES`
     "Train, or continue a training; the same call after an interruption gives the numbers of an uninterrupted run."
     t = _begin_training(model, step, settings, folder, counts)
@@ -355,7 +372,7 @@ def fit(
         steps = prefetch(_read_steps(data, settings, p, t.accelerator, collate, views), settings.ahead)
         try:
             with closing(cast(Any, steps)) as stream:
-                while p.epoch < settings.epochs and not (stop and t.history and stop(t.history)):
+                while not _has_ended(t, hooks, bar):
                     _train_epoch(t, stream, n, bar)
                     _end_epoch(t, n, size, hooks)
         except KeyboardInterrupt:

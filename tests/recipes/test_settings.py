@@ -66,6 +66,28 @@ def test_conflicts_are_listed_together():
     assert [k.split()[0] for k in str(e.value).splitlines()] == ['epochs', 'mixup', 'ema']
 
 
+@pytest.mark.parametrize('name', [*_SEG_RECIPES, *_CLS_RECIPES])
+def test_recipe_for_pretrained_weights_refuses_to_start_without(name):
+    "As a job, that is with a dataset; a recipe that names its weights starts"
+    recipe = (_SEG_RECIPES | _CLS_RECIPES)[name]
+    if recipe.weights: assert override(recipe, dataset='MySet').weights in ('random', 'mirage_tiny')
+    else:
+        with pytest.raises(ValueError, match=f'recipe {name} is made for .*, and no weights are given. '
+                           f'weights=NAME_OR_FILE .*; weights=random trains {recipe.model} from random initialisation'):
+            override(recipe, dataset='MySet')
+        for given in ('random', 'w.pth'): assert override(recipe, dataset='MySet', weights=given).weights == given
+
+
+@pytest.mark.parametrize(('stage', 'dataset', 'more'), [
+    ('seg_tune', 'Duke_DME', {}), ('cls_tune', 'OCTID', {}), ('cls_tune', 'NIH_ChestXray14', {}),
+    ('cls_tune', 'COVIDx', {'recipe': 'uspec_finetune'}), ('few_shot', 'OCTID', {'recipe': 'cls_probe_mirage'})])
+def test_notebook_asks_for_weights_before_it_reads_data(execute, stage, dataset, more):
+    "The datasets are not there, which would be an error of its own"
+    with pytest.raises(ValueError, match='is made for .*and no weights are given'):
+        execute(stage, dataset=dataset, **more)
+    with pytest.raises(FileNotFoundError, match=dataset): execute(stage, dataset=dataset, weights='random', **more)
+
+
 def test_none_leaves_the_value_of_the_recipe():
     r = override(pretrain_recipe('pre_mirage', MultiMAERecipe), epochs=None, mask_ratio=0.5)
     assert (r.epochs, r.visible_tokens, r.mask_ratio) == (1600, 0, 0.5)

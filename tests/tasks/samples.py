@@ -13,7 +13,7 @@ from mirage_nb.train.devices import make_accelerator
 def settings(**changed):
     "Full tuning of a small model on small phantoms, fast enough for a test"
     plain = dict(dataset='Phantom_OCT', tune='full', size=48, epochs=3, lr=1e-3, precision='fp32', batch_size=6,
-                 weights=None, probes=False, baselines=False)
+                 weights='random', probes=False, baselines=False)
     return replace(cls_recipe('cls_small'), **plain | changed)
 
 

@@ -12,7 +12,7 @@ from tests.tasks.samples import settings
 
 def test_random_encoder_beside_a_file_that_is_only_tested():
     asked = tasks_baselines.random_probe_settings(settings(tune='probe', weights='x.pth', keep_head=True, epochs=0))
-    assert (asked.weights, asked.keep_head, asked.epochs) == (None, False, cls_recipe('cls_small').epochs)
+    assert (asked.weights, asked.keep_head, asked.epochs) == ('random', False, cls_recipe('cls_small').epochs)
 
 
 # ------------------------------------------------------------------ beside it
@@ -26,7 +26,7 @@ def test_random_encoder_is_probed_as_a_probe(name):
     for k in ('lr', 'lr_reference_batch', 'weight_decay', 'layer_decay', 'epochs', 'warmup_epochs', 'cached_views',
               'final_lr'):
         assert getattr(found, k) == getattr(own, k), k
-    assert (found.tune, found.weights, found.mixup, found.ema, found.model) == ('probe', None, 0, 0, cfg.model)
+    assert (found.tune, found.weights, found.mixup, found.ema, found.model) == ('probe', 'random', 0, 0, cfg.model)
     probe = replace(cls_recipe(name), tune='probe', lr=.3, weights=None)
     again = tasks_baselines.random_probe_settings(probe)
     assert (again.lr, again.seed) == (.3, 1), 'as this probe, and another encoder'

@@ -20,6 +20,7 @@ from mirage_nb.models.tuning import choose_training
 from mirage_nb.recipes.classification import cls_recipe
 from mirage_nb.tasks import classification as tasks_classification
 from mirage_nb.tasks.classification import ClassificationTask
+from mirage_nb.tasks.protocol import starting_weights
 from mirage_nb.train import selection as train_selection
 from mirage_nb.train.loop import _TIMES
 from mirage_nb.train.state import load_training_state
@@ -256,12 +257,12 @@ def test_a_file_is_tested_on_a_set_that_has_only_a_test(home, execute, monkeypat
 def test_report_says_first_weights(home, caplog):
     with caplog.at_level('WARNING'):
         random = settings(tune='probe', cached_views=0, weights='random')
-        assert tasks_classification.starting_weights(random) == 'random initialisation'
+        assert starting_weights(random) == 'random initialisation'
         assert 'mirage_tiny has random weights, and tune=probe trains none' in caplog.text
         caplog.clear()
-        assert tasks_classification.starting_weights(settings()) == 'random initialisation'
+        assert starting_weights(settings()) == 'random initialisation'
         tiny = settings(weights='mirage_tiny', tune='probe', cached_views=0)
-        assert tasks_classification.starting_weights(tiny) == 'mirage_tiny'
+        assert starting_weights(tiny) == 'the weights of mirage_tiny that come with the kit'
         assert not caplog.text
 
 

@@ -15,7 +15,7 @@ def ends(scores, losses, **changed):
         if not rows or train_selection.is_better(new, rows, cfg.min_delta): kept = n
         rows.append(new)
         assert kept == train_selection.best_epoch(rows, cfg.min_delta) + 1, 'what is kept is what the report calls best'
-        if train_selection.has_stalled(rows, cfg): return n, kept
+        if train_selection.why_stalled(rows, cfg): return n, kept
     return None, kept
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from ...core import unknown
+from ...core import counted, unknown
 from mirage_nb.eval.classification.metrics import (
     ALL,
     MACRO,
@@ -39,8 +39,8 @@ def image_units(
     if len(known) < 2: return ResamplingUnits(rows, 'image', 'by image (one patient only: too narrow)')
     none = (patient == '').to_numpy()
     names = np.where(none, '\0' + pred.table.id, patient)  # an image without a patient is one of its own
-    label = f'by patient ({none.sum()} images without one count as their own)' if none.any() else 'by patient'
-    return ResamplingUnits(pd.factorize(names)[0], 'patient', label)
+    alone = f' ({counted(int(none.sum()), "image")} without one, each as a patient)' if none.any() else ''
+    return ResamplingUnits(pd.factorize(names)[0], 'patient', f'by patient{alone}')
 
 # %% ../../../nbs/eval/classification/40_intervals.ipynb #070bd8ea
 _Counted = Callable[[np.ndarray], Mapping[str, np.ndarray]]  # (r, g) counts -> name -> (r, m)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ...core import counted
 from .calibration import Calibration, Temperature, apply_temperature, fit_temperature
 from .decisions import decide, label_confusion, tally_classes
 from mirage_nb.eval.classification.intervals import (
@@ -258,7 +259,8 @@ def cls_reliability(
     rows = [('rows that are scored', str(len(pred))), ('patients', str(len(patients)) if patients else 'not known'),
             ('eyes', str(len(eyes)) if eyes else 'not known'), ('unit of the intervals', scores.unit),
             ('classes left out of every mean', ', '.join(f'{c} ({why})' for c, why in lacking.items()) or 'none'),
-            ('rarest class that counts', f'{pos.idxmin()}, {int(pos.min())} positives' if len(pos) else 'none'),
+            ('rarest class that counts',
+             f'{pos.idxmin()}, {counted(int(pos.min()), "positive")}' if len(pos) else 'none'),
             ('classes that are never predicted', ', '.join(never) or 'none'),
             ('eyes or patients left out because their images disagree', out)]
     if not pred.single: rows.append(('labels that are not known', f'{int(np.isnan(y).sum())} of {y.size}'))
@@ -270,7 +272,7 @@ def cls_reliability(
         shared = ', '.join(both[:5]) + (f' and {len(both) - 5} more' if len(both) > 5 else '') if both else 'none'
         none = [c for c in pred.classes if c in set(scores.thresholds.Class[scores.thresholds.threshold.isna()])]
         rows += [('classes without a threshold, as validation has one label only', ', '.join(none) or 'none'),
-                 ('temperature and thresholds', f'chosen on {len(scores.valid)} rows of validation'),
+                 ('temperature and thresholds', f'chosen on {counted(len(scores.valid), "row")} of validation'),
                  ('patients in validation and test', shared if patients and any(valid_patients) else 'not known')]
         if scores.temperature and scores.temperature.note: rows.append(('temperature', scores.temperature.note))
     rows.append(('patients or images of training in test', 'not known from a table of predictions'))

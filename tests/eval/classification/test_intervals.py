@@ -54,7 +54,7 @@ def test_units_say_what_they_are():
     for patient, words, g in ((table.patient, 'by patient', 60),
                               ('', 'by image (patients not known: too narrow if a', None),
                               ('P1', 'by image (one patient only: too narrow)', None),
-                              (some, 'by patient (5 images without one count as their own)', None)):
+                              (some, 'by patient (5 images without one, each as a patient)', None)):
         units = image_units(check_predictions(table.assign(patient=patient)))
         assert units.label.startswith(words) and units.g == (g or units.g)
     assert 'too narrow' in evaluate_table(table.assign(patient=''), n=100).line('x')

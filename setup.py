@@ -18,6 +18,6 @@ setup(
     # the manifests and notebooks lie at the top level for people, and inside the package for an installed copy
     packages=[*find_packages(include=['mirage_nb*']), 'mirage_nb.data_manifests', 'mirage_nb.nbs'],
     package_dir={'mirage_nb.data_manifests': 'data_manifests', 'mirage_nb.nbs': 'nbs'},
-    package_data={'mirage_nb': ['weights/*'], 'mirage_nb.data_manifests': ['*.toml', '*.json'],
-                  'mirage_nb.nbs': ['[3-9]*.ipynb']},
+    package_data={'mirage_nb': ['weights/*'], 'mirage_nb.report': ['*.html', '*.css'],
+                  'mirage_nb.data_manifests': ['*.toml', '*.json'], 'mirage_nb.nbs': ['[3-9]*.ipynb']},
     zip_safe=False)

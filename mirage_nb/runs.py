@@ -7,9 +7,8 @@ __all__ = ['tuned_run', 'RunFailed', 'run_notebook', 'write_report', 'FinishedRu
 
 # %% ../nbs/20_runs.ipynb #ea8c11d9
 import ast
-import html
 import os
-import subprocess
+import shlex
 import sys
 import uuid
 from collections.abc import Iterable, Mapping
@@ -22,6 +21,7 @@ import pandas as pd
 
 from .core import resource_dir, runs_dir, unknown
 from .records import HANDOFF, Run, dataset_name, finished_runs, open_run, pipeline_notebook
+from .report.live import keep_displays, read_live_notebook
 from .storage import read_json, write_atomic
 
 # %% ../nbs/20_runs.ipynb #beb7b19a
@@ -146,7 +146,7 @@ def _file_report(
         for old in folder.glob('failed_report.*'): old.unlink()
     if out.exists():
         os.replace(out, report)
-        _write_html(report)
+        _write_html(report, error)
     if error or not (folder/'result.json').exists():
         what = error or 'it ended without a result'
         raise RunFailed(f'{notebook.name} failed: {what}\nReport: {report.with_suffix(".html")}')
@@ -154,53 +154,34 @@ def _file_report(
 
 # %% ../nbs/20_runs.ipynb #19d39f1f
 def _write_html(
-    notebook:Path # executed
-)->Path:          # .html beside it
-    "Write a notebook as one HTML file."
-    from nbconvert import HTMLExporter
-    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
-    nb = nbformat.read(notebook, 4)
-    nb, _ = CoalesceStreamsPreprocessor(enabled=True).preprocess(nb, {})  # a progress bar becomes its last line
-    page, _ = HTMLExporter(embed_images=True).from_notebook_node(nb, {'metadata': {'name': notebook.parent.name}})
-    head, body, rest = page.partition('<main>')
-    page = head + _STYLE + body + _SWITCH + _summary_box(notebook.parent/'result.json') + rest
-    return write_atomic(notebook.with_suffix('.html'), lambda p: p.write_text(page, encoding='utf-8'))
-
-
-def _summary_box(
-    result:Path # result.json of the run
-)->str:         # HTML; '' without a summary
-    "Write the summary box of a report."
-    lines = read_json(result).get('summary', []) if result.exists() else []
-    return '<ul class="summary">' + ''.join(f'<li>{html.escape(s)}</li>' for s in lines) + '</ul>' if lines else ''
-
-
-_STYLE = '''<style>
-body:has(#code:not(:checked)) .jp-CodeCell .jp-Cell-inputWrapper { display: none }
-.jp-OutputPrompt, .jp-InputPrompt { visibility: hidden }
-.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"] { background: none; opacity: .6; font-size: 90% }
-main, .summary, .switch { max-width: 76em; margin: auto }
-.summary { border-left: 4px solid #4a8; background: #f2f8f5; padding: .8em 1em .8em 2em; font: 15px/1.6 sans-serif }
-.switch { font: 13px sans-serif; text-align: right; padding: 1em 0 }
-.jp-RenderedHTMLCommon table.dataframe td { white-space: nowrap }
-</style>
-'''
-_SWITCH = '<p class="switch"><label><input type="checkbox" id="code"> show the code</label></p>'
+    notebook:Path, # executed
+    error:str=''   # what failed; '': nothing
+)->Path:           # .html beside it
+    "Write the report page of an executed notebook."
+    from mirage_nb.report.page import write_page
+    return write_page(nbformat.read(notebook, 4), notebook.with_suffix('.html'), error)
 
 # %% ../nbs/20_runs.ipynb #e1404aef
 def write_report(
     run:Run,
     stage:str,                   # as 'seg_tune'
-    parameters:Mapping[str, Any] # of the notebook, as `run_params` found them
+    parameters:Mapping[str, Any] # of the notebook
 )->str:                          # where the report is, or will be
-    "Leave the executed report in the run's folder, however the notebook was started."
-    report = run.folder/'report.html'
+    "Leave the report in the run's folder, however the notebook was started."
+    from mirage_nb.report.page import write_page, write_summary_page
+    report, source = run.folder/'report.html', pipeline_notebook(stage)
     if os.environ.get(HANDOFF): return f'{report} (written by the runner when this cell is done)'
-    words = [f'{k}={v!r}' for k, v in parameters.items() if v is not None]
-    command = [sys.executable, '-m', 'mirage_nb.runs', str(pipeline_notebook(stage)), *words, '--quiet']
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode: raise RunFailed(f'the run is finished, its report is not: {done.stderr.strip()[-2000:]}')
+    executed = read_live_notebook(source)
+    if executed is not None:
+        write_atomic(report.with_suffix('.ipynb'), lambda p: nbformat.write(executed, p))
+        write_page(executed, report)
+    elif not report.exists():
+        words = [f'{k}={v}'.replace(', ', ',') for k, v in parameters.items() if v is not None]
+        write_summary_page(report, source, shlex.join(['python', '-m', 'mirage_nb.runs', source.name, *words]))
     return str(report)
+
+
+keep_displays()  # a live kernel forgets what cells display, unless it is asked early
 
 # %% ../nbs/20_runs.ipynb #20a00002
 class FinishedRun(Run):

@@ -6,6 +6,7 @@
 __all__ = ['show_labelled', 'show_cls_curves', 'pick_cls_cases', 'show_cls_cases', 'show_baselines', 'show_learning_curve']
 
 # %% ../../nbs/figures/30_classification.ipynb #e9cdd48c
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.figure import Figure
 
 from ..data.files import read_image
 from ..eval.classification.predictions import Predictions
 from ..eval.classification.report import ClsScores
-from .common import COLOURS, draw_loss_and_rate, panel_grid
+from .common import COLOURS, DescribedFigure, draw_image, draw_loss_and_rate, image_grid, panel_grid
 
 # %% ../../nbs/figures/30_classification.ipynb #02863cee
-def _draw_image(
-    ax:Any,         # axes to draw on
+def _stretch(
     x:np.ndarray    # (c, h, w), any range
-)->None:
-    "Draw an image, stretched between its least and greatest value."
+)->np.ndarray:      # (h, w) or (h, w, 3) in [0, 1]
+    "Stretch an image between its least and greatest value."
     low, high = float(x.min()), float(x.max())
     x = (x - low)/max(high - low, 1e-9)
-    ax.imshow(x[0] if len(x) == 1 else x.transpose(1, 2, 0), cmap='gray', vmin=0, vmax=1)
-    ax.set(xticks=[], yticks=[])
+    return x[0] if len(x) == 1 else x.transpose(1, 2, 0)
 
 
 def _label_text(
@@ -47,12 +45,15 @@ def show_labelled(
     samples:Sequence[Mapping[str, Any]], # of a dataset: id, label and the image
     modality:str,                        # key of the image
     classes:Sequence[str]
-)->Figure:
+)->DescribedFigure:
     "Draw the images of a batch with their labels."
-    fig, (axes,) = panel_grid(1, len(samples), 2.2, 2.4)
-    for ax, s in zip(axes, samples, strict=True):
-        _draw_image(ax, np.asarray(s[modality]))
-        ax.set_title(f"{_label_text(s['label'], classes)}\n{s['id']}", fontsize=8)
+    images = [_stretch(np.asarray(s[modality])) for s in samples]
+    cols = min(len(samples), 4)
+    fig, axes = image_grid(-(-len(samples)//cols), cols, images[0].shape, 2.6)
+    for ax in axes.ravel()[len(samples):]: ax.set_axis_off()
+    words = [f"{_label_text(s['label'], classes)}\n{s['id']}" for s in samples]
+    for ax, image, text in zip(axes.ravel(), images, words, strict=False): draw_image(ax, image, text)
+    fig.description = f'Images with their labels: {"; ".join(w.replace(chr(10), ", ") for w in words)}'
     return fig
 
 # %% ../../nbs/figures/30_classification.ipynb #2f6b68c2
@@ -62,7 +63,7 @@ _NAMES = {'bacc': 'balanced accuracy', 'auroc': 'mean AUROC'}
 def show_cls_curves(
     history:pd.DataFrame, # a row an epoch: epoch, loss, valid_loss, bacc, auroc, lr
     best:int              # row of the epoch that was kept
-)->Figure:
+)->DescribedFigure:
     "Draw losses, validation scores and learning rate by epoch, the kept epoch marked."
     fig, (axes,) = panel_grid(1, 3, 3.6, 2.6)
     draw_loss_and_rate(axes, history)
@@ -73,6 +74,7 @@ def show_cls_curves(
     axes[1].set(title=f'validation, kept: epoch {int(history.epoch.iloc[best])}', xlabel='epoch', ylim=(-.02, 1.02))
     if axes[1].lines: axes[1].legend(frameon=False, fontsize=8, loc='lower right')
     sns.despine(fig)
+    fig.description = f'Losses, validation scores and learning rate by epoch; {axes[1].get_title()} of {len(history)}'
     return fig
 
 # %% ../../nbs/figures/30_classification.ipynb #071ddffa
@@ -94,60 +96,80 @@ def pick_cls_cases(
                           'prediction': chosen[i]} for case, i in rows])
 
 # %% ../../nbs/figures/30_classification.ipynb #592f0936
+def _case_text(
+    case:Mapping[str, Any] # row of `pick_cls_cases`
+)->str:
+    "Write truth and prediction of a case above its image."
+    truth, prediction = (textwrap.shorten(str(case[k]), 30, placeholder=' ...') for k in ('truth', 'prediction'))
+    return f"{truth}\npredicted {prediction}\nscore of the truth {case['right']:.2f}\n{case['id']}"
+
+
 def show_cls_cases(
     cases:pd.DataFrame,  # of `pick_cls_cases`
     files:Mapping[str, Path] # id -> image
-)->Figure:
+)->DescribedFigure:
     "Draw the best and the worst cases, with truth and prediction."
     kinds = list(dict.fromkeys(cases.case))
-    fig, axes = panel_grid(len(kinds), int(cases.case.value_counts().max()), 2.3, 2.6)
+    images = {k: _stretch(read_image(files[k], 3).transpose(2, 0, 1)) for k in cases.id}
+    shape = next(iter(images.values())).shape
+    fig, axes = image_grid(len(kinds), int(cases.case.value_counts().max()), shape, 2.7)
     for line, kind in zip(axes, kinds, strict=True):
         for ax in line: ax.set_axis_off()
         for ax, r in zip(line, cases[cases.case == kind].to_dict('records'), strict=False):
             ax.set_axis_on()
-            _draw_image(ax, read_image(files[r['id']], 3).transpose(2, 0, 1))
-            ax.set_title(f"{r['truth']}, predicted {r['prediction']}\n{r['right']:.2f} right, {r['id']}", fontsize=7,
-                         color=COLOURS[1] if r['truth'] != r['prediction'] else 'k')
-        line[0].set_ylabel(kind)
+            draw_image(ax, images[r['id']])
+            wrong = r['truth'] != r['prediction']
+            ax.set_title(_case_text(r), fontsize=9, color=COLOURS[1] if wrong else 'k')
+        line[0].set_ylabel(kind, fontsize=10)
+    words = [f"{r['case']}: {r['id']}, {r['truth']}, predicted {r['prediction']}" for r in cases.to_dict('records')]
+    fig.description = f'Images that the model is most right and most wrong about. {"; ".join(words)}'
     return fig
 
 # %% ../../nbs/figures/30_classification.ipynb #0411f305
 def show_baselines(
     results:Mapping[str, ClsScores], # name -> scores of the same images
     metrics:Sequence[str]=('balanced accuracy', 'AUROC')
-)->Figure:
+)->DescribedFigure:
     "Draw the means of several results with their intervals."
-    fig, (axes,) = panel_grid(1, len(metrics), 4.2, .32*len(results) + 1.1)
-    for ax, metric in zip(axes, metrics, strict=True):
-        for i, s in enumerate(results.values()):
+    fig, axes = panel_grid(len(metrics), 1, 5.4, .42*len(results) + .8)
+    names, words = [textwrap.fill(k, 26) for k in results], []
+    for ax, metric in zip(axes[:, 0], metrics, strict=True):
+        for i, (k, s) in enumerate(results.items()):
             rows = s.summary[(s.summary.metric == metric) & s.summary.Class.isin(('all', 'mean (macro)'))]
             if not len(rows): continue
             row = rows.iloc[0]
-            ax.hlines(i, row.low, row.high, color=COLOURS[i % len(COLOURS)], lw=2, alpha=.6)
-            ax.plot(row['mean'], i, 'o', color=COLOURS[i % len(COLOURS)], ms=5)
-        ax.set(yticks=range(len(results)), yticklabels=list(results), xlabel=metric, xlim=(-.02, 1.02))
-        ax.invert_yaxis(); ax.grid(axis='x', alpha=.3)
-        if ax is not axes[0]: ax.set_yticklabels([])
+            words.append(f'{k} {metric} {row["mean"]:.3f}')
+            ax.hlines(i, row.low, row.high, color=COLOURS[i % len(COLOURS)], lw=2.5, alpha=.6)
+            ax.plot(row['mean'], i, 'o', color=COLOURS[i % len(COLOURS)], ms=5.5)
+        ax.set(yticks=range(len(results)), yticklabels=names, xlim=(-.02, 1.02), ylim=(len(results) - .5, -.5))
+        ax.set_xlabel(f'{metric}, 0 to 1', fontsize=11)
+        ax.tick_params(labelsize=11)
+        ax.grid(axis='x', alpha=.3)
     sns.despine(fig)
+    fig.description = f'Means with their intervals: {"; ".join(words)}'
     return fig
 
 # %% ../../nbs/figures/30_classification.ipynb #57a0aab3
 def show_learning_curve(
     curve:pd.DataFrame # of `tasks.few_shot.learning_curve`
-)->Figure:
+)->DescribedFigure:
     "Draw the mean over the subsets of each size with its interval, and their range."
     metrics = list(dict.fromkeys(curve.metric))
-    fig, (axes,) = panel_grid(1, len(metrics), 4., 3.)
-    for ax, metric in zip(axes, metrics, strict=True):
+    fig, axes = panel_grid(len(metrics), 1, 5.4, 2.9)
+    for ax, metric in zip(axes[:, 0], metrics, strict=True):
         t = curve[curve.metric == metric]
         ax.fill_between(t.shots, t.low, t.high, color=COLOURS[0], alpha=.2, lw=0, label='95 % interval')
         ax.plot(t.shots, t['mean'], 'o-', ms=4, color=COLOURS[0], label=f'mean of {t.seeds.max()} subsets')
         ax.vlines(t.shots, t.least, t.most, color='.4', lw=1, label='least to most')
         unit = 'labelled images per class' if t.shots.max() >= 1 else 'share of the labels'
-        ax.set(title=metric, xlabel=unit, ylim=(-.02, 1.02))
+        ax.set(ylim=(-.02, 1.02))
+        ax.set_title(metric, fontsize=12); ax.set_xlabel(unit, fontsize=11)
         if t.shots.min() > 0 and len(t) > 1: ax.set_xscale('log', base=2)
         ax.set_xticks(list(t.shots), [f'{k:g}' for k in t.shots]); ax.minorticks_off()
-        ax.grid(alpha=.3)
-    axes[0].legend(frameon=False, fontsize=8)
+        ax.tick_params(labelsize=11); ax.grid(alpha=.3)
+    axes[0, 0].legend(frameon=False, fontsize=10, loc='lower right')
     sns.despine(fig)
+    last = curve[curve.shots == curve.shots.max()]
+    words = [f'{r.metric} {r["mean"]:.3f}' for _, r in last.iterrows()]
+    fig.description = f'{", ".join(metrics)} by {unit}; with {curve.shots.max():g}: {", ".join(words)}'
     return fig

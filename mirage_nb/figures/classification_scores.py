@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.figure import Figure
 
 from ..eval.classification.calibration import apply_temperature, reliability_curve, stated_answers
 from ..eval.classification.metrics import undefined_classes
 from ..eval.classification.report import ClsScores, confusion_table, intervals_text
-from .common import COLOURS, panel_grid
+from .common import COLOURS, DescribedFigure, panel_grid
 
 # %% ../../nbs/figures/35_classification_scores.ipynb #11e0de48
 _DASHES: tuple[Any, ...] = '-', (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1, 1, 1, 1, 1))
@@ -43,7 +42,7 @@ def show_roc_pr(
     scores:ClsScores,
     bands:pd.DataFrame, # of `eval.classification.intervals.curve_bands`
     most:int=5          # classes to a row, at most 5
-)->Figure:
+)->DescribedFigure:
     "Draw ROC and precision-recall curves with 95 % bands."
     names = list(dict.fromkeys(bands.Class))
     rows = [names[i:i + most] for i in range(0, len(names), most)]
@@ -59,12 +58,13 @@ def show_roc_pr(
         pair[0].set(xlabel='1 - specificity', ylabel='sensitivity', title='ROC')
         pair[1].set(xlabel='recall (sensitivity)', ylabel='precision', title='precision and recall')
     sns.despine(fig)
+    fig.description = f'ROC and precision-recall curves with 95 % bands of {", ".join(map(str, names))}'
     return fig
 
 # %% ../../nbs/figures/35_classification_scores.ipynb #39890cd3
 def show_confusion(
     scores:ClsScores
-)->Figure:
+)->DescribedFigure:
     "Draw counts of truth by decision, with the share of the row."
     counts = confusion_table(scores.pred)
     side = max(3., (.75 if scores.pred.single else .45)*len(counts) + 1.6)
@@ -82,13 +82,14 @@ def show_confusion(
     ax.set_title(title, fontsize=10)
     ax.set(xlabel='decision' if scores.pred.single else '', ylabel='truth' if scores.pred.single else '')
     ax.tick_params(axis='both', length=0, rotation=0)
+    fig.description = f'Confusion table: {title}, of {", ".join(map(str, counts.index))}'
     return fig
 
 # %% ../../nbs/figures/35_classification_scores.ipynb #42860bba
 def show_reliability(
     scores:ClsScores,
     bins:int=15       # of equal width
-)->Figure:
+)->DescribedFigure:
     "Draw the share of right answers by confidence, before and after temperature scaling."
     forms = {'as predicted': scores.pred}
     if scores.temperature: forms[f'at temperature {scores.temperature.value:.2f}'] = apply_temperature(
@@ -110,13 +111,14 @@ def show_reliability(
     left.legend(frameon=False, fontsize=8, loc='upper left')
     left.grid(alpha=.25)
     sns.despine(fig)
+    fig.description = f'{left.get_ylabel()} by {what}, and the number of answers: {", ".join(forms)}'
     return fig
 
 # %% ../../nbs/figures/35_classification_scores.ipynb #98fffa60
 def show_class_scores(
     scores:ClsScores,
     rules:Sequence[str]=('Youden',) # of the thresholds to draw
-)->Figure:
+)->DescribedFigure:
     "Draw the scores of each class, of images that have it and that do not."
     pred, cuts = scores.pred, scores.thresholds
     names = [c for c in pred.classes if c not in undefined_classes(pred)]
@@ -138,4 +140,5 @@ def show_class_scores(
         ax.legend(frameon=False, fontsize=7)
     for ax in axes.ravel()[len(names):]: ax.set_axis_off()
     sns.despine(fig)
+    fig.description = f'Scores of images that have a class and of those that do not: {", ".join(names)}'
     return fig

@@ -13,11 +13,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from .common import COLOURS, panel_grid
+from .common import COLOURS, DescribedFigure, draw_image, image_grid, panel_grid
 from ..models.inference import InferenceModel
 
 # %% ../../nbs/figures/40_pretraining.ipynb #8e40b006
@@ -46,28 +45,18 @@ def _with_hidden(
     hidden = mask.reshape(rows, -1).numpy().astype(bool)
     return np.where(hidden.repeat(h//rows, 0).repeat(w//hidden.shape[1], 1)[..., None], instead, image)
 
-
-def _draw_rgb(
-    ax:Any,           # axes to draw on
-    image:np.ndarray, # (h, w, 3)
-    title:str=''      # above it
-)->None:
-    "Draw an image without its axes."
-    ax.imshow(image, interpolation='nearest')
-    ax.set(xticks=[], yticks=[])
-    ax.set_title(title, fontsize=9)
-
 # %% ../../nbs/figures/40_pretraining.ipynb #8e40b009
 def show_pairs(
     batch:Mapping[str, Any], # id, and (b, c, h, w) images or (b, h, w) class maps by name
     names:Sequence[str]      # of the modalities, a row each
-)->Figure:
+)->DescribedFigure:
     "Draw samples as the model gets them."
-    fig, axes = panel_grid(len(names), len(batch['id']), 2., 2.)
+    fig, axes = image_grid(len(names), len(batch['id']), batch[names[0]].shape[-2:], 2.2)
     for line, k in zip(axes, names, strict=True):
-        for ax, x in zip(line, batch[k], strict=True): _draw_rgb(ax, _to_rgb(x))
+        for ax, x in zip(line, batch[k], strict=True): draw_image(ax, _to_rgb(x))
         line[0].set_ylabel(k, fontsize=9)
-    for ax, name in zip(axes[0], batch['id'], strict=True): ax.set_title(name, fontsize=8)
+    for ax, name in zip(axes[0], batch['id'], strict=True): ax.set_title(name, fontsize=9)
+    fig.description = f'Samples as the model gets them, {", ".join(names)}: {", ".join(map(str, batch["id"]))}'
     return fig
 
 
@@ -83,42 +72,45 @@ def _snapshot_modalities(
 def show_snapshots(
     snapshots:Mapping[int, Mapping[str, Tensor]], # epoch -> images, of `eval.pretraining.read_snapshot_images`
     sample:int=0                                  # which of the samples
-)->Figure:
+)->DescribedFigure:
     "Draw the truth, what was shown of it, and the prediction of the rest after some epochs."
     last = snapshots[max(snapshots)]
     names = _snapshot_modalities(last)
-    fig, axes = panel_grid(len(names), 2 + len(snapshots), 1.9, 1.9)
+    fig, axes = image_grid(len(names), 2 + len(snapshots), last[f'truth.{names[0]}'].shape[-2:], 2.)
     for line, k in zip(axes, names, strict=True):
         true = _to_rgb(last[f'truth.{k}'][sample])
-        _draw_rgb(line[0], true, 'truth')
-        _draw_rgb(line[1], _with_hidden(true, last[f'mask.{k}'][sample]), 'shown')
+        draw_image(line[0], true, 'truth')
+        draw_image(line[1], _with_hidden(true, last[f'mask.{k}'][sample]), 'shown')
         for ax, (epoch, images) in zip(line[2:], snapshots.items(), strict=True):
             if f'masked.{k}' not in images:  # it is an input only
                 ax.set_axis_off()
                 continue
             made = _to_rgb(images[f'masked.{k}'][sample])
             hidden = _with_hidden(np.ones_like(made), last[f'mask.{k}'][sample]) < 1
-            _draw_rgb(ax, np.where(hidden, made, true), f'epoch {epoch}' if epoch else 'random weights')
+            draw_image(ax, np.where(hidden, made, true), f'epoch {epoch}' if epoch else 'random weights')
         line[0].set_ylabel(k, fontsize=9)
+    fig.description = (f'Truth, the part that is shown, and the prediction of the rest at epoch '
+                       f'{", ".join(map(str, snapshots))}: {", ".join(names)}')
     return fig
 
 # %% ../../nbs/figures/40_pretraining.ipynb #aa3ce3f7
 def show_cross(
     images:Mapping[str, Tensor]   # of one snapshot, by name
-)->Figure|None:                   # None: the model was trained on one modality
+)->DescribedFigure|None:                   # None: the model was trained on one modality
     "Draw what a model predicts from the B-scan alone, beside the truth."
     made = {k: next((f'{what}.{k}' for what in ('cross', 'normalised') if f'{what}.{k}' in images), '')
             for k in _snapshot_modalities(images)}
     others = [k for k in made if k != 'bscan' and made[k]]
     if not others: return None
     n = len(images['truth.bscan'])
-    fig, axes = panel_grid(n, 1 + 2*len(others), 1.9, 1.9)
+    fig, axes = image_grid(n, 1 + 2*len(others), images['truth.bscan'].shape[-2:], 2.)
     for i, line in enumerate(axes):
-        _draw_rgb(line[0], _to_rgb(images['truth.bscan'][i]), '' if i else 'B-scan, all that is shown')
+        draw_image(line[0], _to_rgb(images['truth.bscan'][i]), '' if i else 'B-scan, all that is shown')
         for j, k in enumerate(others):
-            _draw_rgb(line[1 + 2*j], _to_rgb(images[f'truth.{k}'][i]), '' if i else f'{k}, truth')
+            draw_image(line[1 + 2*j], _to_rgb(images[f'truth.{k}'][i]), '' if i else f'{k}, truth')
             units = ', in units of its spread' if made[k].startswith('normalised') else ''
-            _draw_rgb(line[2 + 2*j], _to_rgb(images[made[k]][i]), '' if i else f'{k}, predicted{units}')
+            draw_image(line[2 + 2*j], _to_rgb(images[made[k]][i]), '' if i else f'{k}, predicted{units}')
+    fig.description = f'What the model predicts from the B-scan alone, beside the truth: {", ".join(others)}'
     return fig
 
 # %% ../../nbs/figures/40_pretraining.ipynb #8e40b0a1
@@ -136,49 +128,54 @@ def show_reconstruction(
     model:InferenceModel,                    # of `models.loading.load_model`
     images:Mapping[str, object],         # by modality, any subset; arrays or tensors in [0, 1] or uint8
     masks:Mapping[str, object]|None=None # by modality: (b, n), 0 visible, 1 hidden; None: all is shown
-)->Figure:                               # a row for each modality, three columns for each sample
+)->DescribedFigure:                               # a row for each modality, three columns for each sample
     "Draw what is given of every modality, what is shown of that, and what the model reconstructs."
     given, drawn = _as_given(model, images), model.reconstruct(images, masks)
     n = len(next(iter(given.values())))
     names = _snapshot_modalities({f'truth.{k}': v for k, v in (given | drawn).items()})
     hidden = {} if masks is None else {k: torch.as_tensor(m).cpu() for k, m in masks.items()}
-    fig, axes = panel_grid(len(names), 3*n, 1.9, 1.9)
+    fig, axes = image_grid(len(names), 3*n, next(iter((given | drawn).values())).shape[-2:], 1.9)
     for line, k in zip(axes, names, strict=True):
         for i in range(n):
             whole, shown, made = line[3*i:3*i + 3]
             if k in given:
                 true = _to_rgb(given[k][i])
-                _draw_rgb(whole, true, 'given')
-                _draw_rgb(shown, _with_hidden(true, hidden[k][i]) if k in hidden else true, 'shown')
+                draw_image(whole, true, 'given')
+                draw_image(shown, _with_hidden(true, hidden[k][i]) if k in hidden else true, 'shown')
             else:
-                for ax in (whole, shown): _draw_rgb(ax, np.full((2, 2, 3), 0.15), 'not given')
+                for ax in (whole, shown): draw_image(ax, np.full((2, 2, 3), 0.15), 'not given')
             if k in drawn:
                 guess = _to_rgb(drawn[k][i].cpu())
                 partly = k in hidden and k in given
-                _draw_rgb(made, _with_hidden(true, hidden[k][i], guess) if partly else guess, 'predicted')
-            else: _draw_rgb(made, np.full((2, 2, 3), 0.15), 'not predicted')
+                draw_image(made, _with_hidden(true, hidden[k][i], guess) if partly else guess, 'predicted')
+            else: draw_image(made, np.full((2, 2, 3), 0.15), 'not predicted')
         line[0].set_ylabel(k, fontsize=9)
+    fig.description = f'What is given, what is shown of it, and what the model reconstructs: {", ".join(names)}'
     return fig
 
 # %% ../../nbs/figures/40_pretraining.ipynb #8e40b012
 def show_pretraining(
     history:pd.DataFrame,  # a row an epoch: epoch, loss_NAME, samples_per_s, lr
     snapshots:pd.DataFrame # a row a snapshot: epoch, valid_NAME or seen_NAME, and perhaps probe
-)->Figure:
+)->DescribedFigure:
     "Draw the losses of each modality, the probe, throughput and learning rate by epoch."
     names = [k.removeprefix('loss_') for k in map(str, history) if k.startswith('loss_')] or ['']
     start, of = ('valid_', 'validation') if 'valid_loss' in snapshots else ('seen_', 'training, fixed masks')
-    fig, axes = panel_grid(1, len(names) + 2, 3., 2.5)
-    for ax, k, colour in zip(axes[0], names, COLOURS, strict=False):
+    panels = len(names) + 2
+    fig, grid = panel_grid(-(-panels//3), 3, 3.2, 2.6)
+    axes = grid.ravel()
+    for ax in axes[panels:]: ax.set_axis_off()
+    for ax, k, colour in zip(axes, names, COLOURS, strict=False):
         ax.plot(history.epoch, history[f'loss_{k}' if k else 'loss'], color=colour, label='training')
         ax.plot(snapshots.epoch, snapshots[start + (k or 'loss')], 'o--', ms=4, color=colour, alpha=.6, label=of)
         ax.set(title=f'loss, {k}' if k else 'loss', xlabel='epoch', yscale='log')  # random weights are far off
         ax.legend(frameon=False, fontsize=8)
-    probe, pace = axes[0, len(names):]
+    probe, pace = axes[len(names):panels]
     if 'probe' in snapshots: probe.plot(snapshots.epoch, snapshots.probe, 'o-', color=COLOURS[1])
     probe.set(title='linear probe, balanced accuracy', xlabel='epoch', ylim=(0, 1.02))
     pace.plot(history.epoch, history.samples_per_s, color=COLOURS[-1])
     pace.set(title='samples per second', xlabel='epoch', ylim=(0, None))
-    for ax in axes[0]: ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for ax in axes[:panels]: ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     sns.despine(fig)
+    fig.description = f'Losses of {", ".join(k or "the images" for k in names)}, linear probe and throughput by epoch'
     return fig

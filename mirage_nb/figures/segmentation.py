@@ -13,46 +13,55 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.figure import Figure
 
 from ..data.files import read_image, unit_range
 from ..data.manifest import ClassInfo
 from ..data.masks import read_mask
 from ..eval.segmentation.alignment import apply_invalid, is_invalid, mapping_table, resize_nearest
 from ..eval.segmentation.metrics import SEG_METRICS
-from .common import COLOURS, class_colours, draw_legend, draw_loss_and_rate, panel_grid
+from mirage_nb.figures.common import (
+    COLOURS,
+    DescribedFigure,
+    blend_classes,
+    draw_image,
+    draw_legend,
+    draw_loss_and_rate,
+    image_grid,
+    panel_grid,
+)
 
 # %% ../../nbs/figures/20_segmentation.ipynb #dc3813a9
-def _draw_overlay(
+def _draw_mask(
     ax:Any,                      # axes to draw on
     image:np.ndarray,            # (h, w) in [0, 1]
-    mask:np.ndarray|None,        # (h, w) class indices; None: the image alone
+    mask:np.ndarray,             # (h, w) class indices
     classes:Sequence[ClassInfo]
-)->None:
+)->tuple[np.ndarray, np.ndarray]: # what is seen, (h, w, 3), and the mask, for the legend
     "Draw a B-scan with its classes over it."
-    ax.imshow(image, cmap='gray', vmin=0, vmax=1, aspect='auto')
-    if mask is not None: ax.imshow(class_colours(classes)[mask], interpolation='nearest', aspect='auto')
-    ax.set(xticks=[], yticks=[])
+    seen = blend_classes(image, mask, classes)
+    draw_image(ax, seen)
+    return seen, mask
 
 # %% ../../nbs/figures/20_segmentation.ipynb #dfedce4c
 def show_batch(
     samples:Sequence[Mapping[str, Any]], # of a dataset: id, bscan (1, h, w), semseg (h, w)
     classes:Sequence[ClassInfo]
-)->Figure:
+)->DescribedFigure:
     "Draw B-scans, with their masks below."
-    fig, axes = panel_grid(2, len(samples))
-    for (top, low), s in zip(axes.T, samples, strict=True):
-        image = np.asarray(s['bscan'])[0]
-        _draw_overlay(top, image, None, classes)
-        _draw_overlay(low, image, np.asarray(s['semseg']), classes)
-        top.set_title(s['id'], fontsize=9)
-    draw_legend(fig, classes)
+    images = [np.asarray(s['bscan'])[0] for s in samples]
+    fig, axes = image_grid(2, len(samples), images[0].shape)
+    drawn = []
+    for (top, low), s, image in zip(axes.T, samples, images, strict=True):
+        draw_image(top, image, s['id'])
+        drawn.append(_draw_mask(low, image, np.asarray(s['semseg']), classes))
+    draw_legend(fig, classes, drawn)
+    fig.description = f'B-scans, and below each the same with its classes: {", ".join(s["id"] for s in samples)}'
     return fig
 
 # %% ../../nbs/figures/20_segmentation.ipynb #385eea0a
 def show_curves(
     history:pd.DataFrame # a row an epoch: epoch, loss, valid_loss, mIoU, lr
-)->Figure:
+)->DescribedFigure:
     "Draw losses and validation score by epoch, the best epoch marked."
     fig, (axes,) = panel_grid(1, 3, 3.6, 2.6)
     draw_loss_and_rate(axes, history)
@@ -63,30 +72,45 @@ def show_curves(
                      textcoords='offset points', ha='right', fontsize=8)
     axes[1].set(title='mean IoU, validation', xlabel='epoch')
     sns.despine(fig)
+    fig.description = (f'Losses, mean IoU of the validation split and learning rate by epoch; the best mean IoU is '
+                       f'{best.mIoU:.3f} at epoch {best.epoch:.0f} of {len(history)}')
     return fig
 
 # %% ../../nbs/figures/20_segmentation.ipynb #acd81ac7
+def _draw_intervals(
+    ax:Any,                         # axes to draw on
+    tables:Mapping[str, pd.DataFrame], # name -> mean, low and high, by class
+    names:list[str]                 # of the rows, top to bottom
+)->None:
+    "Draw points with their intervals, those of several results beside each other."
+    for i, (k, t) in enumerate(tables.items()):
+        y = np.arange(len(names)) + .72*((i + .5)/len(tables) - .5)
+        t = t.reindex(names)
+        ax.hlines(y, t.low, t.high, color=COLOURS[i % len(COLOURS)], lw=2.5, alpha=.6)
+        ax.plot(t['mean'], y, 'o', color=COLOURS[i % len(COLOURS)], ms=5.5, label=k)
+    means = [i for i, n in enumerate(names) if n.startswith('mean')]
+    if means: ax.axhline(means[0] - .5, color='.7', lw=.8)
+    ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - .5, -.5))
+    ax.tick_params(labelsize=11)
+    ax.grid(axis='x', alpha=.3)
+
+
 def show_scores(
     summaries:Mapping[str, pd.DataFrame], # name -> table of `eval.segmentation.summary.summarise`
     metric:str='Dice'                     # a metric of those tables
-)->Figure:
+)->DescribedFigure:
     "Draw the scores of each class with their intervals."
     tables = {k: t[t.metric == metric].set_index('Class') for k, t in summaries.items()}
     names = list(next(iter(tables.values())).index)
-    fig, ((ax,),) = panel_grid(1, 1, 7, .34*len(names) + 1)
-    for i, (k, t) in enumerate(tables.items()):
-        y = np.arange(len(names)) + .22*(i - (len(tables) - 1)/2)
-        t = t.reindex(names)
-        ax.hlines(y, t.low, t.high, color=COLOURS[i % len(COLOURS)], lw=2, alpha=.6)
-        ax.plot(t['mean'], y, 'o', color=COLOURS[i % len(COLOURS)], ms=5, label=k)
-    means = [i for i, n in enumerate(names) if n.startswith('mean')]
-    if means: ax.axhline(means[0] - .5, color='.7', lw=.8)
+    fig, ((ax,),) = panel_grid(1, 1, 5.4, (.2 + .12*len(tables))*len(names) + .9 + .25*len(tables))
+    _draw_intervals(ax, tables, names)
     unit = SEG_METRICS[metric].unit if metric in SEG_METRICS else ''
-    ax.set(yticks=range(len(names)), yticklabels=names, xlabel=f'{metric}, {unit or "0 to 1"}')
+    ax.set_xlabel(f'{metric}, {unit or "0 to 1"}', fontsize=11)
     if not unit: ax.set_xlim(-.02, 1.02)
-    ax.invert_yaxis(); ax.grid(axis='x', alpha=.3)
-    if len(tables) > 1: ax.legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
+    if len(tables) > 1: fig.legend(frameon=False, loc='outside upper left', fontsize=11)
     sns.despine(fig)
+    last = [f'{k} {t["mean"].iloc[-1]:.3f}' for k, t in tables.items() if len(t)]
+    fig.description = f'{metric} of each class with its interval; {names[-1]}: {", ".join(last)}'
     return fig
 
 # %% ../../nbs/figures/20_segmentation.ipynb #78bd80b6
@@ -102,6 +126,19 @@ def pick_cases(
     return pd.DataFrame([{'case': k, 'id': score.index[i], metric: score.iloc[i]} for k, i in places.items()])
 
 # %% ../../nbs/figures/20_segmentation.ipynb #0bbb043d
+def _draw_case(
+    line:Sequence[Any],          # four axes
+    image:np.ndarray,            # (h, w) in [0, 1]
+    masks:Sequence[np.ndarray],  # ground truth and prediction, (h, w) class indices
+    wrong:np.ndarray,            # (h, w) pixels that differ
+    classes:Sequence[ClassInfo]
+)->list[tuple[np.ndarray, np.ndarray]]: # what is seen and its mask, for the legend
+    "Draw B-scan, ground truth, prediction and wrong pixels of one slice."
+    for ax in (line[0], line[3]): draw_image(ax, image)
+    line[3].imshow(np.where(wrong[..., None], [1., .1, .1, .8], 0.), aspect='equal', interpolation='nearest')
+    return [_draw_mask(ax, image, mask, classes) for ax, mask in zip(line[1:3], masks, strict=True)]
+
+
 def show_cases(
     cases:pd.DataFrame,          # of `pick_cases`
     table:pd.DataFrame,          # of `data.segmentation.seg_table`
@@ -109,26 +146,24 @@ def show_cases(
     classes:Sequence[ClassInfo], # of the masks
     source:Sequence[ClassInfo]|None=None,  # of the predictions; None: the same
     class_map:Mapping[int, int]|None=None  # predicted grey value -> grey value of the masks
-)->Figure:
+)->DescribedFigure:
     "Draw B-scan, ground truth, prediction and wrong pixels of chosen slices."
-    fig, axes = panel_grid(len(cases), 4)
     rows, invalid = table.set_index('id'), [c.index for c in classes if is_invalid(c)]
-    for line, case in zip(axes, cases.to_dict('records'), strict=True):
-        image = unit_range(read_image(rows.bscan[case['id']]))
+    images = [unit_range(read_image(rows.bscan[k])) for k in cases.id]
+    fig, axes = image_grid(len(cases), 4, images[0].shape if images else (1, 1), 2.9)
+    drawn, words = [], []
+    for line, case, image in zip(axes, cases.to_dict('records'), images, strict=True):
         true = read_mask(rows.semseg[case['id']], classes)
         pred = resize_nearest(read_mask(folder/f"{case['id']}.png", source or classes), true.shape)
         if class_map and source: pred = mapping_table(class_map, source, classes)[pred]
-        _draw_overlay(line[0], image, None, classes)
-        _draw_overlay(line[1], image, true, classes)
-        _draw_overlay(line[2], image, pred, classes)
-        _draw_overlay(line[3], image, None, classes)
         wrong = true != apply_invalid(pred, true, invalid, by_prediction=False)[0]
-        line[3].imshow(np.where(wrong[..., None], [1., .1, .1, .8], 0.), aspect='auto', interpolation='nearest')
-        value = next(f'{k} {case[k]:.2f}' for k in SEG_METRICS if k in case)
-        line[0].set_ylabel(f"{case['case']}\n{case['id']}\n{value}", fontsize=9)
+        drawn += _draw_case(line, image, (true, pred), wrong, classes)
+        words.append(f"{case['case']}\n{case['id']}\n{next(f'{k} {case[k]:.2f}' for k in SEG_METRICS if k in case)}")
+        line[0].set_ylabel(words[-1], fontsize=10)
     titles = 'B-scan', 'ground truth', 'prediction', 'pixels that differ'
     for ax, title in zip(axes[0], titles, strict=True): ax.set_title(title, fontsize=10)
-    draw_legend(fig, classes)
+    draw_legend(fig, classes, drawn)
+    fig.description = f'{", ".join(titles)}, a row for each: {"; ".join(w.replace(chr(10), " ") for w in words)}'
     return fig
 
 # %% ../../nbs/figures/20_segmentation.ipynb #8aab240a
@@ -137,7 +172,7 @@ def show_predictions(
     folder:Path,                 # with the prediction ID.png of each
     classes:Sequence[ClassInfo],
     most:int=4                   # images to show, evenly from first to last
-)->Figure:
+)->DescribedFigure:
     "Draw B-scans, with their predictions below."
     picks = table.iloc[np.unique(np.linspace(0, len(table) - 1, min(most, len(table))).round().astype(int))]
     samples = [{'id': k, 'bscan': unit_range(read_image(p))[None], 'semseg': read_mask(folder/f'{k}.png', classes)}

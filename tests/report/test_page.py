@@ -1,0 +1,146 @@
+"The report page: offline, small, in the order of a reader, the same from the runner and from a live kernel"
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from mirage_nb.records import Run
+from mirage_nb.report.page import write_page
+from mirage_nb.runs import _find_notebook, run_notebook, write_report
+from mirage_nb.storage import read_json, write_json
+
+TUNE = {'dataset': 'Phantom_OCT', 'epochs': 1, 'size': 64, 'head': 'linear', 'baselines': True, 'seed': 5}
+FETCHED = re.compile(r'''(\bsrc\s*=|<link[^>]*href\s*=|@import|url\()\s*["']?(https?:)?//''', re.I)
+
+
+class Text(HTMLParser):
+    "Words of a page, without code, style and messages; descriptions of images; identifiers; links"
+    def __init__(self, page):
+        super().__init__()
+        self.words, self.alts, self.ids, self.links, self.hidden = [], [], [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        a = dict(attrs)
+        self.ids += [a['id']] if 'id' in a else []
+        self.links += [a['href']] if tag == 'a' else []
+        if tag == 'img': self.alts.append(a.get('alt', ''))
+        hide = tag in ('style', 'script') or a.get('class') in ('code', 'messages')
+        if tag in ('style', 'script', 'div', 'details'): self.hidden.append((tag, hide))
+
+    def handle_endtag(self, tag):
+        if self.hidden and self.hidden[-1][0] == tag: self.hidden.pop()
+
+    def handle_data(self, data):
+        if not any(h for _, h in self.hidden) and data.strip(): self.words.append(' '.join(data.split()))
+
+
+def page_of(path): return path.read_text(encoding='utf-8')
+
+
+@pytest.fixture(scope='module')
+def run(at_home, tmp_path_factory):
+    "Folder of a run that the runner made"
+    with at_home(tmp_path_factory.mktemp('page')): yield run_notebook('seg_tune', TUNE, quiet=True)
+
+
+def check_page(page):
+    "What holds for every report"
+    assert not FETCHED.search(page), FETCHED.search(page)
+    assert len(page.encode()) < 3_000_000 and '<script' not in page
+    text = Text(page)
+    assert all(text.alts) and not [a for a in text.alts if a.startswith(('No description', 'Figure of the section'))]
+    assert len(set(text.ids)) == len(text.ids), 'two places of one name'
+    assert {k[1:] for k in text.links if k.startswith('#')} <= {*text.ids}
+    return text
+
+
+@pytest.mark.slow
+def test_page_of_a_run(run):
+    text, result = check_page(page_of(run/'report.html')), read_json(run/'result.json')
+    page, all_words = page_of(run/'report.html'), '\n'.join(text.words)
+    assert re.findall(r'<h1>(.*?)</h1>', page) == [result['summary'][0]] and page.index('<h1>') < page.index('<h2>')
+    titles = re.findall(r'<h2>(.*?)</h2>', page)
+    firsts = [t.split(':')[0] for t in titles]
+    assert firsts == ['Main result', 'Scores', 'Examples', 'Data', 'Model', 'Training', 'Reliability', 'Settings',
+                      'Provenance', 'About this notebook', 'Files of this run']
+    assert len(text.alts) >= 4 and any(a.startswith('Dice of each class') for a in text.alts)
+    assert all((run/k).exists() for k in text.links if not k.startswith(('#', 'http')))
+    assert {'predictions/', 'test_volumes.csv', 'report.ipynb'} <= {*text.links}
+    for line in result['summary'][1:]: assert line in all_words
+    folded = re.findall(r'<details>\s*<summary><h2>(.*?)</h2>', page)
+    assert folded == ['Settings', 'Provenance', 'About this notebook']
+
+
+@pytest.mark.slow
+def test_live_kernel_makes_the_page_of_the_runner(run, tmp_path):
+    by_runner = Text(page_of(run/'report.html'))
+    (run/'report.html').unlink(); (run/'report.ipynb').unlink()
+    words = [w for k, v in TUNE.items() for w in ('-p', k, str(v))]
+    notebook, out = str(_find_notebook('seg_tune')), str(tmp_path/'out.ipynb')
+    done = subprocess.run([sys.executable, '-m', 'papermill', notebook, out, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    live = check_page(page_of(run/'report.html'))
+    same = lambda words: [w for w in words if ': finished' not in w and ': new' not in w]  # the state of the run
+    assert same(live.words) == same(by_runner.words) and live.alts == by_runner.alts and live.links == by_runner.links
+    cells = nbformat.read(run/'report.ipynb', 4).cells
+    assert [c.source for c in cells] == [c.source for c in nbformat.read(out, 4).cells]
+
+
+@pytest.mark.slow
+def test_failed_run_says_what_failed_at_the_top(at_home, tmp_path):
+    with at_home(tmp_path), pytest.raises(RuntimeError, match='convnet'):
+        run_notebook('seg_tune', TUNE | {'head': 'convnet'}, quiet=True)
+    path = next(tmp_path.rglob('failed_report.html'))
+    text = check_page(page_of(path))
+    top = '\n'.join(text.words[:text.words.index('What failed:') + 4])
+    assert "no head 'convnet'. Did you mean 'convnext'?" in top and 'the run failed' in top
+    assert 'Not reached:' in '\n'.join(text.words) and '#failed' in text.links and 'failed' in text.ids
+
+
+def executed(*cells):
+    return new_notebook(cells=[new_markdown_cell('# Toy\n\n> A toy.'), *cells])
+
+
+def test_sections_of_added_cells_stay_in_the_middle(tmp_path):
+    result = new_output('execute_result', {'text/plain': '7'})
+    heads = 'Settings', 'Data', 'My own look', 'Main result: all', 'Provenance', 'Scores'
+    cells = [c for h in heads for c in (new_markdown_cell(f'## {h}'), new_code_cell('7', outputs=[result]))]
+    page = page_of(write_page(executed(*cells), tmp_path/'report.html'))
+    titles = re.findall(r'<h2>(.*?)</h2>', page)
+    assert titles[:-1] == ['Main result: all', 'Scores', 'Data', 'My own look', 'Settings', 'Provenance']
+
+
+def test_what_a_network_would_be_asked_for_is_left_out(tmp_path):
+    away = ('<script src="https://a.org/x.js"></script><link rel="stylesheet" href="//a.org/x.css"><style>@import '
+            '"https://a.org/y.css"; p { background: url(http://a.org/p.png) }</style><img src="https://a.org/z.png">')
+    cells = new_markdown_cell(f'## Mine\n\n![there](https://a.org/b.png)\n\n{away}'), new_code_cell(
+        'x', outputs=[new_output('display_data', {'text/html': away})])
+    page = page_of(write_page(executed(*cells), tmp_path/'report.html'))
+    assert not FETCHED.search(page) and '<a href="https://a.org/b.png">' in page
+
+
+def test_verdicts_and_headline_stand_before_all_else(tmp_path):
+    verdicts = [{'level': 'warning', 'text': 'One seed only.'}, {'level': 'good', 'text': 'Better than the baselines.'}]
+    write_json(tmp_path/'result.json', {'summary': ['mean Dice 0.9', 'tuned: 0.9'], 'verdicts': verdicts})
+    words = Text(page_of(write_page(executed(new_markdown_cell('## Scores\nAll.')), tmp_path/'report.html'))).words
+    start = words.index('mean Dice 0.9')
+    assert words[start + 1:start + 9] != [] and words.index('One seed only.') > start
+    order = [words.index(w) for w in ('One seed only.', 'Better than the baselines.', 'tuned: 0.9', 'All.')]
+    assert order == sorted(order) and words[words.index('One seed only.') - 1] == 'Warning'
+
+
+def test_report_without_a_kernel(home, monkeypatch):
+    folder = home/'run'
+    write_json(folder/'result.json', {'summary': ['mean Dice 0.9']})
+    said = write_report(Run(folder, {}, {}, True), 'seg_tune', {'epochs': 3, 'size': [64, 48], 'lr': None})
+    page = page_of(folder/'report.html')
+    assert said == str(folder/'report.html') and 'mean Dice 0.9' in page and 'Fine-tune a segmentation model' in page
+    assert 'python -m mirage_nb.runs 30_seg_tune.ipynb epochs=3' in page and 'size=[64,48]' in page
+    (folder/'report.html').write_text('that of the runner')
+    write_report(Run(folder, {}, {}, True), 'seg_tune', {})
+    assert page_of(folder/'report.html') == 'that of the runner'

@@ -1,0 +1,64 @@
+"The paper pack: files that LaTeX and Word take, complete and written once"
+import re
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+import pytest
+from docx import Document
+from PIL import Image
+
+from mirage_nb.figures.common import panel_grid
+from mirage_nb.recipes.segmentation import seg_recipe
+from mirage_nb.records import Run
+from mirage_nb.report.paper import write_paper
+from mirage_nb.storage import write_json
+
+TABLE = pd.DataFrame({'Dice_a': ['0.91 [0.87, 0.95]', '–'], 'HD95': [np.nan, 2.5], 'n': [3, 4]},
+                     pd.Index(['fluid_1 & 2', '50 %'], name='Class'))
+
+
+@pytest.fixture
+def pack(tmp_path):
+    settings = asdict(seg_recipe('seg_small')) | {'dataset': 'Duke_DME', 'tune': 'lora'}
+    versions = {'mirage_nb': '0', 'torch': '2'}
+    write_json(tmp_path/'run.json', {'stage': 'seg_tune', 'settings': settings, 'versions': versions})
+    write_json(tmp_path/'result.json', {'device': 'CPU', 'precision': 'fp32'})
+    fig, ((ax,),) = panel_grid(1, 1, 3, 2)
+    ax.plot([1, 2], [1, 2])
+    run = Run(tmp_path, settings, {}, True)
+    tables = {'scores': ('Scores_1, 95 %', TABLE), 'none': ('', None)}
+    return lambda: write_paper(run, tables, {'curve': fig, 'none': None})
+
+
+def test_tables(pack):
+    tex, rows = (pack()/'tables'/'scores.tex').read_text(), pd.read_csv(pack()/'tables'/'scores.csv', dtype=str)
+    assert all(k in tex for k in (r'\toprule', r'\bottomrule', r'\caption{Scores\_1, 95 \%}', r'fluid\_1 \& 2'))
+    assert not re.search(r'(?<!\\)[&%#_](?![^{]*})', tex.partition(r'\midrule')[2].replace(' & ', ' '))
+    assert rows.Class.tolist() == list(TABLE.index) and rows.HD95.fillna('').tolist() == ['', '2.500']
+
+
+def test_word(pack):
+    doc = Document(str(pack()/'paper.docx'))
+    assert [c.text for c in doc.tables[0].rows[1].cells] == ['fluid_1 & 2', '0.91 [0.87, 0.95]', '', '3']
+    texts = [p.text for p in doc.paragraphs]
+    assert any('Table 1. Scores_1' in t for t in texts) and not any('[@' in t for t in texts)
+
+
+def test_figures(pack):
+    home = pack()/'figures'
+    assert sorted(p.name for p in home.iterdir()) == ['curve.pdf', 'curve.png', 'curve.svg']
+    with Image.open(home/'curve.png') as image: assert round(image.info['dpi'][0]) == 600
+
+
+def test_everything_cited_is_in_the_bibliography(pack):
+    tex, bib = ((pack()/k).read_text() for k in ('methods.tex', 'references.bib'))
+    cited = set(re.findall(r'cite{([^}]+)}', tex))
+    assert cited <= set(re.findall(r'@\w+{([^,]+),', bib)) and {'Duke_DME', 'mirage', 'lora'} <= cited
+
+
+def test_written_once(pack):
+    old = (pack()/'methods.md')
+    old.write_text('changed by the author')
+    pack()
+    assert old.read_text() == 'changed by the author'

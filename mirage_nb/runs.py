@@ -20,6 +20,7 @@ import nbformat
 import pandas as pd
 
 from .core import resource_dir, runs_dir, unknown
+from .recipes.cells import values_in
 from .records import HANDOFF, Run, dataset_name, finished_runs, open_run, pipeline_notebook
 from .report.live import keep_displays, read_live_notebook
 from .storage import read_json, write_atomic
@@ -44,16 +45,15 @@ def tuned_run(
     return open_run(run_notebook(stage, _SHORT[stage], quiet=True))
 
 # %% ../nbs/20_runs.ipynb #d733bba0
-def _parameter_names(
+def _parameter_values(
     notebook:str|Path # .ipynb file
-)->list[str]:         # names assigned in the cell tagged `parameters`
-    "List the parameters of a pipeline notebook."
+)->dict[str, Any]:    # by name, in the order of the cell
+    "Read what the cell tagged `parameters` of a pipeline notebook assigns."
     path = Path(notebook)
     cells = [c for c in nbformat.read(path, 4).cells if 'parameters' in c.metadata.get('tags', [])]
     if len(cells) != 1:
         raise ValueError(f"{path} has {len(cells)} cells tagged 'parameters'; a pipeline has exactly one")
-    return [t.id for node in ast.parse(cells[0].source).body if isinstance(node, ast.Assign)
-            for t in node.targets if isinstance(t, ast.Name)]
+    return values_in(cells[0].source)
 
 
 def _find_notebook(
@@ -91,12 +91,21 @@ def _parse_parameters(
     return found
 
 
+def _check_settings(
+    notebook:Path,               # that is to run
+    parameters:Mapping[str, Any] # that differ from its own
+)->None:
+    "Raise the error that a notebook would raise for its parameters, before a kernel starts and data are read."
+    from mirage_nb.tasks.settings import check_parameters  # PyTorch takes seconds: only who needs it pays
+    check_parameters(notebook.stem[3:], {**_parameter_values(notebook), **parameters})
+
+
 def _check_names(
     names:Iterable[str],
     notebook:Path        # that they are for
 )->None:
     "Raise an error for a name that is no parameter of a notebook."
-    known = _parameter_names(notebook)
+    known = _parameter_values(notebook)
     for name in names:
         if name not in known: raise TypeError(f"{notebook.name}: {unknown('parameter', name, known)}")
 
@@ -111,8 +120,9 @@ def run_notebook(
     quiet:bool=False            # no progress bar
 )->Path:                        # the run's folder
     "Run a pipeline notebook in a kernel of its own; the report goes to the run's folder."
-    from papermill import PapermillExecutionError, execute_notebook
     path = _find_notebook(notebook)
+    _check_settings(path, parameters or {})
+    from papermill import PapermillExecutionError, execute_notebook
     desk = runs_dir()/'.running'
     desk.mkdir(parents=True, exist_ok=True)
     out = desk/f'{path.stem}-{uuid.uuid4().hex[:8]}.ipynb'
@@ -258,8 +268,8 @@ def _main(
     try:
         notebook = _find_notebook(words[0])
         folder = run_notebook(notebook, _parse_parameters(words[1:], notebook), quiet)
-    except (RunFailed, OSError, TypeError, ValueError) as e:
-        sys.stderr.write(f'{e}\n')
+    except (RunFailed, OSError, TypeError, ValueError, KeyError) as e:
+        sys.stderr.write(f'{e.args[0] if isinstance(e, KeyError) else e}\n')
         return 1
     except KeyboardInterrupt:
         sys.stderr.write('interrupted; the same command goes on from the last saved state\n')

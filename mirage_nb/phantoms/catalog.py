@@ -7,12 +7,17 @@ __all__ = ['PHANTOMS']
 
 # %% ../../nbs/phantoms/60_catalog.ipynb #98808538
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
-from .cxr import make_phantom_cxr
-from .oct import make_phantom_oct
-from .uwf import make_phantom_uwf
-
 # %% ../../nbs/phantoms/60_catalog.ipynb #0a066645
-PHANTOMS: dict[str, Callable[..., Path]] = {
-    'Phantom_OCT': make_phantom_oct, 'Phantom_CXR': make_phantom_cxr, 'Phantom_UWF': make_phantom_uwf}
+def _maker(
+    kind:str # as 'oct'
+)->Callable[..., Path]:
+    "Give the function that draws a synthetic dataset; its module, which needs SciPy, is imported by the first call."
+    def make(folder:Path, **options:object)->Path:
+        return getattr(import_module(f'.{kind}', 'mirage_nb.phantoms'), f'make_phantom_{kind}')(folder, **options)
+    return make
+
+
+PHANTOMS: dict[str, Callable[..., Path]] = {f'Phantom_{k.upper()}': _maker(k) for k in ('oct', 'cxr', 'uwf')}

@@ -6,7 +6,7 @@ import papermill
 import pytest
 
 from mirage_nb.core import resource_dir
-from mirage_nb.recipes.cells import _options_of, _values_in, parameters_cell, write_cells
+from mirage_nb.recipes.cells import _options_of, parameters_cell, values_in, write_cells
 from mirage_nb.recipes.settings import override
 
 PIPELINES = sorted(resource_dir('nbs').glob('[3-9]?_*.ipynb'))
@@ -22,8 +22,8 @@ def read(path):
 @pytest.mark.parametrize('path', PIPELINES, ids=lambda p: p.stem)
 def test_committed_cell_is_the_generated_one(path):
     kind, source = read(path)
-    assert source == parameters_cell(kind, _values_in(source)), 'run: python -m mirage_nb.recipes.cells'
-    values = _values_in(source)
+    assert source == parameters_cell(kind, values_in(source)), 'run: python -m mirage_nb.recipes.cells'
+    values = values_in(source)
     job = values | ({'weights': 'random'} if 'weights' in values else {})  # which a recipe may ask for
     assert override(kind(), **job) and sorted(values) == sorted(f.name for f in fields(kind))
 
@@ -34,7 +34,7 @@ def test_papermill_reads_every_option(path, monkeypatch):
     kind, source = read(path)
     found = papermill.inspect_notebook(path)
     assert list(found) == [k.name for k in sorted(fields(kind), key=lambda f: source.index(f'\n{f.name} '))]
-    assert all(found[k]['default'] == repr(v) and found[k]['help'] for k, v in _values_in(source).items())
+    assert all(found[k]['default'] == repr(v) and found[k]['help'] for k, v in values_in(source).items())
     lines = source.splitlines()
     assert not [k for k in lines if k.count('=') != (not k.startswith('#')) or len(k) > 120]
 

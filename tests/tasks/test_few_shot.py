@@ -11,7 +11,8 @@ from mirage_nb.data.classification import LabelledImages
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.recipes.classification import FewShot, cls_recipe
 from mirage_nb.tasks.classification import ClassificationTask
-from mirage_nb.tasks.few_shot import _make_subset, few_shot_recipe, learning_curve, run_subsets, subset_table
+from mirage_nb.tasks.few_shot import _make_subset, learning_curve, run_subsets, subset_table
+from mirage_nb.tasks.settings import few_shot_recipe
 from tests.tasks.samples import train_cls
 
 LABELS = '''task = "classification"

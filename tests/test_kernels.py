@@ -1,0 +1,106 @@
+"The pipelines as a user of JupyterLab runs them: twice from top to bottom in one kernel, and with a changed parameter"
+import os
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from jupyter_client.manager import start_new_kernel
+
+from mirage_nb.records import HANDOFF
+from mirage_nb.runs import _find_notebook
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {'seg_tune': {'epochs': 1, 'size': 64, 'batch_size': 4, 'baselines': False},
+         'cls_tune': {'epochs': 1, 'size': 64, 'probes': False, 'baselines': False},
+         'few_shot': {'epochs': 1, 'size': 64, 'resamples': 50, 'seeds': 1, 'shots': [1, 2]},
+         'predict': {}, 'seg_eval': {}, 'cls_eval': {'resamples': 100},
+         'pretrain_multimae': {'epochs': 1, 'size': 64, 'batch_size': 8, 'eval_every': 0},
+         'pretrain_mae': {'dataset': 'Phantom_OCT/train/bscan', 'epochs': 1, 'size': 32, 'batch_size': 4,
+                          'eval_every': 0}}
+CHANGED = {'predict': {'batch_size': 3}}  # of the others the seed
+
+
+class Kernel:
+    "A kernel that runs cells, and what it said"
+    def __init__(self, env):
+        self.manager, self.client = start_new_kernel(kernel_name='python3', env=env, cwd=str(ROOT))
+
+    def run(self, source):
+        "Run a cell; an error of it is raised here, and what it shows as text is returned"
+        shown, failed = [], []
+
+        def hook(message):
+            kind, content = message['msg_type'], message['content']
+            if kind in ('execute_result', 'display_data'): shown.append(content['data'].get('text/plain', ''))
+            if kind == 'error': failed.append(content)
+        reply = self.client.execute_interactive(source, output_hook=hook, timeout=300)['content']
+        if reply['status'] == 'ok': return '\n'.join(shown)
+        raise RuntimeError(re.sub(r'\x1b\[[\d;]*m', '', '\n'.join(failed[0]['traceback'])))
+
+    def stop(self):
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture(scope='module')
+def place(phantoms, tmp_path_factory):
+    return {'MIRAGE_DATA': str(phantoms), 'MIRAGE_RUNS': str(tmp_path_factory.mktemp('runs')), 'OMP_NUM_THREADS': '1',
+            HANDOFF: str(tmp_path_factory.mktemp('handoff')/'handoff.json')}
+
+
+@pytest.fixture
+def kernel(place):
+    made = Kernel({**os.environ, **place, 'PYTHONPATH': str(ROOT)})
+    yield made
+    made.stop()
+
+
+def cells(stage, **values):
+    "The code of a pipeline, the values of its parameters cell changed as a user types them there"
+    for c in nbformat.read(_find_notebook(stage), 4).cells:
+        if c.cell_type != 'code': continue
+        lines = c.source.splitlines()
+        if 'parameters' in c.metadata.get('tags', []):
+            for k, v in values.items():
+                i = next(i for i, line in enumerate(lines) if re.match(rf'{k} +=', line))
+                lines[i] = re.sub(r'= .*?( *#)', lambda m, v=v: f'= {v!r}{m[1]}', lines[i], count=1)
+        yield '\n'.join(lines)
+
+
+def run_all(kernel, stage, until=None, **values):
+    "Run a pipeline from the top; what each cell shows"
+    shown = []
+    for source in cells(stage, **values):
+        shown.append(kernel.run(source))
+        if until and until in source: break
+    return shown
+
+
+@pytest.mark.parametrize('stage', SMALL)
+def test_two_passes_in_one_kernel(kernel, stage, phantoms):
+    small = dict(SMALL[stage])
+    if stage == 'pretrain_mae': small['dataset'] = str(phantoms/small['dataset'])
+    first, second = (run_all(kernel, stage, **small) for _ in range(2))
+    states = [next(s for s in shown if s.startswith('run ')).splitlines() for shown in (first, second)]
+    assert states[0][0].endswith(': new') and states[1][0].endswith(': finished') and states[0][1] == states[1][1]
+    assert len(first) == len(second)
+    other = run_all(kernel, stage, 'start_run(', **{**small, **CHANGED.get(stage, {'seed': 1})})[-1].splitlines()
+    assert other[0].endswith(': new') and other[1] != states[0][1]
+
+
+def test_a_misspelt_name_is_found_in_both_cells(kernel):
+    source = list(cells('predict'))
+    head, parameters, settings = source[0], source[1], source[2]
+    for text in (head, parameters): kernel.run(text)
+    kernel.run('batch = 3\nnote = "my own"')  # a user's cell: nothing that counts
+    kernel.run('batch_size = 3')              # but this is an option
+    assert re.search(r'batch_size +3 +parameter', kernel.run(f'{settings.splitlines()[0]}\n'
+                     "settings_table(choose_settings('predict', params)[0], params)"))
+    for wrong in (f'{parameters}\nbatchsize = 3', '# Parameters\nbatchsize = 3\n'):
+        kernel.run(wrong)
+        with pytest.raises(RuntimeError, match="no parameter 'batchsize'. Did you mean 'batch_size'?"):
+            kernel.run(settings)
+        kernel.run(parameters)  # corrected, and run again
+        kernel.run(f'{settings.splitlines()[0]}\nassert "batchsize" not in params')

@@ -62,7 +62,6 @@ class PhotoTrain:
         if not 0 < scale[0] <= scale[1] <= 1: raise ValueError(f'scale is {scale}; it takes parts, as (0.2, 1)')
         from timm.data import create_transform  # takes seconds: only who needs it pays
         mean, std = find_norm(norm)
-        from timm.data import create_transform  # takes seconds: only who needs it pays
         self.steps = create_transform(size, is_training=True, scale=scale, hflip=flip, color_jitter=0.,
                                       auto_augment=augment or None, interpolation='bicubic', mean=mean, std=std,
                                       re_prob=erase, re_mode='pixel', re_count=1)

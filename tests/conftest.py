@@ -88,3 +88,10 @@ def execute(home, monkeypatch):
             if 'parameters' in c.metadata.get('tags', []): space |= parameters
         return space
     return run
+
+
+@pytest.fixture
+def plain(plain_run):
+    "History of the plain run of a test file, which all others are compared with"
+    import pandas as pd
+    return pd.read_csv(plain_run/'history.csv')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'ARRAY_SUFFIXES', 'MASK_SUFFIXES', 'grey_values', 'as_plane', 'read_image', 'check_image',
-           'unit_range', 'full_range']
+           'unit_range']
 
 # %% ../../nbs/data/10_files.ipynb #dbbed046
 from collections.abc import Iterator, Sequence
@@ -170,15 +170,10 @@ def check_image(
 
 # %% ../../nbs/data/10_files.ipynb #ef8b3751
 def unit_range(
-    x:np.ndarray # (h, w) uint8 or uint16
-)->np.ndarray:   # (h, w) float32 in [0, 1]
-    "Stretch an image to [0, 1] by its own minimum and maximum."
+    x:np.ndarray,         # (h, w) uint8 or uint16
+    by_type:bool=False    # divide by the greatest value that its type holds; else by its own minimum and maximum
+)->np.ndarray:            # (h, w) float32 in [0, 1]
+    "Bring the grey values of an image to [0, 1]."
+    if by_type: return np.multiply(x, np.float32(1/np.iinfo(x.dtype).max), dtype=np.float32)
     low, high = x.min(), x.max()
     return np.multiply(x - low, np.float32(1 / max(int(high) - int(low), 1)), dtype=np.float32)
-
-
-def full_range(
-    x:np.ndarray # (h, w) uint8 or uint16
-)->np.ndarray:   # (h, w) float32 in [0, 1]
-    "Divide an image by the greatest value that its type holds."
-    return np.multiply(x, np.float32(1/np.iinfo(x.dtype).max), dtype=np.float32)

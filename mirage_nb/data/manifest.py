@@ -19,11 +19,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, WithJsonSchema
 
 from ..core import data_dir, resource_dir, unknown
-from .labels import LabelFacts, label_faults
+from .labels import LabelFacts, is_background, label_faults
 from ..phantoms.catalog import PHANTOMS
 from ..recipes.classification import cls_recipe
+from ..recipes.faults import list_faults
 from ..recipes.segmentation import seg_recipe
-from ..recipes.settings import Count, Options, list_faults, option_comments, options
+from ..recipes.settings import Count, Options, option_comments, options
 from ..storage import hash_file, hash_value, read_json
 
 # %% ../../nbs/data/05_manifest.ipynb #f57dbe66
@@ -98,7 +99,7 @@ def _group_of(
     low = label.casefold().strip()
     if low == 'invalid': return 'invalid'
     if low in {s.casefold() for s in lesions}: return 'lesion'
-    return 'background' if 'background' in low or 'bg' in low or 'above ilm' in low else 'layer'
+    return 'background' if is_background(label) else 'layer'
 
 # %% ../../nbs/data/05_manifest.ipynb #92c0e061
 @options

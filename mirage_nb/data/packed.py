@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -388,9 +389,10 @@ def _parse_size(
     text:str # '512' or '496x512'
 )->tuple[int, int]:
     "Read rows and columns from an argument, as 512 or 496x512."
-    rows, _, cols = text.partition('x')
-    size = int(rows), int(cols or rows)
-    if min(size) < 1: raise ValueError(text)
+    found = re.fullmatch(r'(\d+)(?:x(\d+))?', text)
+    size = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if min(size) < 1: raise argparse.ArgumentTypeError(
+        f"'{text}' is no size; it takes pixels above 0, as 512, or rows and columns, as 496x512")
     return size
 
 
@@ -398,8 +400,10 @@ def _parse_classes(
     text:str # 'bscanlayermap=13'
 )->tuple[str, int]:
     "Read a modality and its number of classes from an argument, as bscanlayermap=13."
-    name, _, n = text.partition('=')
-    return name, int(n)
+    found = re.fullmatch(r'(\w+)=([1-9]\d*)', text)
+    if not found: raise argparse.ArgumentTypeError(
+        f"'{text}' names no number of classes; it takes NAME=N, as bscanlayermap=13")
+    return found[1], int(found[2])
 
 # %% ../../nbs/data/93_packed.ipynb #84a561c8
 def _command_parser()->argparse.ArgumentParser:

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from ..core import unknown
 from .audit import find_leaks, hash_content
 from .cache import ImageCache
-from .files import IMAGE_SUFFIXES, MASK_SUFFIXES, full_range, read_image, unit_range
+from .files import IMAGE_SUFFIXES, MASK_SUFFIXES, read_image, unit_range
 from .folders import list_images, split_id
 from .input_spec import InputSpec, normalise_view
 from .manifest import SPLITS, ClassInfo, Manifest, classes_of, dataset_dir, patient_of
@@ -151,7 +151,7 @@ class SegDataset(Dataset[dict[str, Any]]):
         epoch, i = index if isinstance(index, tuple) else (0, index)
         key = (self.seed, int(epoch), self.ids[i])
         raw, mask = self.read(i)
-        x = full_range(raw) if self.spec.mean else unit_range(raw)
+        x = unit_range(raw, by_type=bool(self.spec.mean))
         view = train_view(x, mask, self.size, keyed_generator(*key)) if self.augment else eval_view(x, mask, self.size)
         image = normalise_view(view[0], self.spec)
         sample = {'id': self.ids[i], 'key': sample_key(*key), 'bscan': image, 'size': raw.shape}

@@ -154,6 +154,7 @@ class EncoderModel(nn.Module):
     encoder:Encoder
     depth:int          # of the encoder
     tune = 'full'      # what trains, as `models.tuning.choose_training` sets it
+    kind = ''          # of a model with such a head, as its file names it: 'seg_model' or 'cls_model'
 
     def layer_of(self, name:str)->int:
         "Find the layer of a parameter, for learning rates that fall with depth."

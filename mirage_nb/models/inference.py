@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..core import log
 from .encoder import Encoded, in_order
-from .mae import denormalise, patchify, unpatchify
 from .mirage import Modality, MultiViT
 from .mirage_mae import MultiMAE, grids_of
+from .patches import denormalise, patchify, unpatchify
 
 # %% ../../nbs/models/80_inference.ipynb #63fc89b3
 def _as_tensor(

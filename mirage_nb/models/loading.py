@@ -6,7 +6,7 @@
 __all__ = ['load_model']
 
 # %% ../../nbs/models/87_loading.ipynb #beef8081
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from ..core import IMAGENET_NORM
 from .architecture import build_like
-from .checkpoints import Checkpoint, load_weights, read_checkpoint, read_metadata
+from .checkpoints import Checkpoint, load_weights, model_kind, read_checkpoint, rebuild_model
 from .encoder import EncoderRecord
 from .inference import InferenceModel
 from .mirage import MultiViT
@@ -24,19 +24,13 @@ from .timm_encoder import PREFIX
 from .zoo import ENCODERS, build_encoder, check_options, encoder_record, weights_file
 
 # %% ../../nbs/models/87_loading.ipynb #00395f93
-def _rebuild_model(
+def _load_ours(
     ckpt:Checkpoint # of `save_pretrain_model` or `export_encoder`
 )->tuple[nn.Module, EncoderRecord, dict[str, Any]]: # with its weights; the images it reads; its metadata
     "Rebuild a model from a file of ours."
-    about = read_metadata(ckpt)
-    kinds = {'pretrain_model': pretrain_model, 'encoder': build_encoder}
-    kind = next((k for k in kinds if k in about), None)
-    if kind is None: raise ValueError(
-        f'{ckpt.path} holds neither a model from pre-training nor an encoder, but {", ".join(about) or "nothing named"}'
-        + ('; load_seg_model reads it' if 'seg_model' in about else ''))
-    model:nn.Module = kinds[kind](**about[kind])
-    load_weights(model, ckpt, may_be_new=())
-    name = about[kind]['name']
+    builders:dict[str, Callable[..., nn.Module]] = {'pretrain_model': pretrain_model, 'encoder': build_encoder}
+    model, about = rebuild_model(ckpt, builders)
+    name = about[model_kind(ckpt)]['name']
     return model, encoder_record(MAES[name][0] if name in MAES else CNN_MAES.get(name, name)), about
 
 # %% ../../nbs/models/87_loading.ipynb #fcd4ab6a
@@ -62,7 +56,7 @@ def load_model(
     ckpt = read_checkpoint(weights_file(name_or_path) or '')
     if 'about' in ckpt.meta:
         check_options(f'{ckpt.path.name}, which says itself how it is built', options, ())
-        model, e, about = _rebuild_model(ckpt)
+        model, e, about = _load_ours(ckpt)
         norm = (about.get('mean', e.mean), about.get('std', e.std)) if mean is None or std is None else (mean, std)
         return InferenceModel(model, norm[0], norm[1], about).to(device)
     heads = {(e.d, e.depth): e.heads for e in ENCODERS.values() if e.heads}

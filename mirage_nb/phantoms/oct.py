@@ -19,7 +19,7 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt, gaussian_filter1d
 
 from ..core import unknown
-from .drawing import bumps, random_path, random_surface
+from .drawing import bumps, draw_in_turn, random_path, random_surface
 from .writing import write_once
 from ..randomness import sample_key
 from ..storage import write_json
@@ -129,8 +129,7 @@ def _draw_disease(
     patient:int # counted from 0
 )->str:         # one of DISEASES
     "Draw the disease of a patient; each four in a row have one each."
-    order = np.random.default_rng(sample_key('phantom group', seed, patient//4)).permutation(4)
-    return _DISEASES[int(order[patient % 4])]
+    return _DISEASES[draw_in_turn('phantom group', seed, patient, len(_DISEASES))]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from ..core import unknown
-from .drawing import random_path, random_surface, smooth_step
+from .drawing import draw_in_turn, random_path, random_surface, smooth_step
 from .writing import write_csv, write_once
 from ..randomness import sample_key
 from ..storage import write_json
@@ -37,15 +37,6 @@ class _Fundus:
     macula: tuple[float, float] # x, y
     vessels: np.ndarray # in [0, 1], 1 in the middle of a wide vessel
     veins: tuple[np.ndarray, ...] # paths (m, 2) of x, y
-
-
-def _draw_class(
-    seed:int,
-    patient:int # counted from 0
-)->str:         # one of CLASSES
-    "Draw the class of a patient; each five in a row have one each."
-    order = np.random.default_rng(sample_key('uwf group', seed, patient//5)).permutation(5)
-    return _CLASSES[int(order[patient % 5])]
 
 
 def _draw_arcades(
@@ -269,7 +260,7 @@ def _phantom_uwf(
     key = [np.random.default_rng(sample_key('uwf', what, seed, patient, *k)) for what, k in
            (('eye', ()), ('place', (picture,)), ('lesions', (picture,)), ('light', (picture,)))]
     person, place, sick, rng = key
-    label = _draw_class(seed, patient)
+    label = _CLASSES[draw_in_turn('uwf group', seed, patient, len(_CLASSES))]
     f = _draw_fundus(person, place, size)
     marks = _lesions_of_class(label, f, sick)
     two = _draw_lids(_colour_retina(f, marks, person, rng), f, rng)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Count', 'Whole', 'Positive', 'NotNegative', 'BelowOne', 'Fraction', 'Precision', 'tuples_too', 'Size', 'rows_cols',
-           'list_faults', 'options', 'Options', 'override', 'option_comments', 'list_options', 'settings_table']
+           'options', 'Options', 'override', 'notebook_parameters', 'option_comments', 'list_options', 'settings_table']
 
 # %% ../../nbs/recipes/10_settings.ipynb #616f4f26
 import inspect
@@ -12,26 +12,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, field, fields, is_dataclass, replace
 from functools import wraps
-from types import UnionType
-from typing import (
-    Annotated,
-    Any,
-    ClassVar,
-    Literal,
-    Self,
-    TypeVar,
-    Union,
-    dataclass_transform,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, dataclass_transform
 
 import pandas as pd
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from ..core import unknown
+from .faults import list_faults
 
 # %% ../../nbs/recipes/10_settings.ipynb #d3ed4bc3
 Count = Annotated[int, Field(ge=1)]
@@ -61,139 +48,6 @@ def _check_size(size:int|list[int])->int|list[int]:
 
 
 Size = Annotated[int | Annotated[list[int], tuples_too], AfterValidator(_check_size)]
-
-# %% ../../nbs/recipes/10_settings.ipynb #c1a9ce51
-def _plain(
-    note:Any # annotation
-)->Any:      # the same without Annotated and None
-    "Strip an annotation down to the types that a value may have."
-    if get_origin(note) is Annotated: return _plain(get_args(note)[0])
-    if get_origin(note) in (Union, UnionType):
-        kinds = [k for k in get_args(note) if k is not type(None)]
-        return _plain(kinds[0]) if len(kinds) == 1 else Union[tuple(kinds)]  # noqa: UP007
-    return note
-
-
-def _follow(
-    note:Any,              # annotation, or a class of options
-    place:tuple[Any, ...], # of an error: names, indices and pydantic's names of alternatives
-    path:str=''            # walked so far
-)->tuple[str, Any]:        # as 'labels.shares[1]', and the annotation found there
-    "Follow the place of an error through nested types."
-    kind = _plain(note)
-    if not place or get_origin(kind) is Union: return path, note  # of alternatives the whole value is named
-    part, rest = place[0], place[1:]
-    if is_dataclass(kind):
-        hints = get_type_hints(kind, include_extras=True)
-        return _follow(hints.get(part, Any), rest, f'{path}.{part}' if path else str(part))
-    inner = [k for k in get_args(kind) if k is not Ellipsis] or [Any]
-    if rest == ('[key]',): return f'{path}.{part}', inner[0]  # the key itself is wrong
-    if isinstance(part, int): return _follow(inner[min(part, len(inner) - 1)], rest, f'{path}[{part}]')
-    return _follow(inner[-1], rest, f'{path}.{part}')
-
-# %% ../../nbs/recipes/10_settings.ipynb #8082478f
-def _type_name(
-    note:Any # annotation
-)->str:      # as 'int or list[int]'
-    "Name the types of an annotation."
-    kind = _plain(note)
-    if get_origin(kind) is Union: return ' or '.join(_type_name(k) for k in get_args(kind))
-    if get_origin(kind) is Literal: return ' or '.join(dict.fromkeys(type(k).__name__ for k in get_args(kind)))
-    if get_origin(kind) in (list, tuple, dict):
-        inner = [_type_name(k) for k in get_args(kind) if k is not Ellipsis]
-        return f"{get_origin(kind).__name__}[{', '.join(dict.fromkeys(inner))}]"
-    return 'table' if is_dataclass(kind) else getattr(kind, '__name__', str(kind))
-
-
-def _bounds(
-    note:Any # annotation
-)->dict[str, Any]: # of ge, gt, le, lt, min_length, max_length those that are set
-    "Collect the limits that an annotation sets."
-    marks = [m for meta in getattr(note, '__metadata__', ()) for m in getattr(meta, 'metadata', [meta])]
-    own = {k: v for m in marks for k in ('ge', 'gt', 'le', 'lt', 'min_length', 'max_length')
-           if (v := getattr(m, k, None)) is not None}
-    if get_origin(note) is Annotated or get_origin(note) in (Union, UnionType):
-        for inner in get_args(note): own = _bounds(inner) | own
-    return own
-
-
-def _range_text(
-    limits:Mapping[str, Any] # as found by `_bounds`
-)->str:                      # as '1 or more', 'from 0 to below 1'
-    "Say in words which numbers a range holds."
-    low, high = limits.get('ge', limits.get('gt')), limits.get('le', limits.get('lt'))
-    above = 'gt' in limits
-    if high is None: return f'above {low:g}' if above else f'{low:g} or more'
-    if low is None: return f'at most {high:g}' if 'le' in limits else f'below {high:g}'
-    upper = f'up to {high:g}' if 'le' in limits else f'below {high:g}'
-    return f'above {low:g} and {upper}' if above else f"from {low:g} to {upper.removeprefix('up to ')}"
-
-
-def _length_text(
-    limits:Mapping[str, Any] # as found by `_bounds`
-)->str:                      # as '2 values', '1 value or more'
-    "Say in words how many values a list takes."
-    low, high = limits.get('min_length'), limits.get('max_length')
-    many = f"{low or high} value{'s' if (low or high) != 1 else ''}"
-    return many if low == high else f'{many} or more' if high is None else f'{low or 0} to {high} values'
-
-# %% ../../nbs/recipes/10_settings.ipynb #62deae51
-def _demand(
-    kind:str,               # of an error, as pydantic names it
-    value:Any,              # that it got
-    note:Any,               # annotation of what was asked for
-    takes:str               # the same in words
-)->str:                     # as 'is 1 or more, not 0'
-    "Say what would be right, and what was given instead."
-    limits, many = _bounds(note), get_args(_plain(note)) if get_origin(_plain(note)) is tuple else ()
-    if kind in ('missing', 'too_long') and many: return f'takes {len(many)} values, not {value!r}'
-    if kind in ('too_short', 'too_long'): return f'takes {_length_text(limits)}, not {value!r}'
-    if kind.startswith('string_') and not str(value).strip(): return f'is empty; it takes {takes}'
-    if kind == 'finite_number': return f'is a finite number, not {value!r}'
-    if kind.startswith(('greater_than', 'less_than')): return f'is {_range_text(limits)}, not {value!r}'
-    return f'takes {takes}, got {value!r}'
-
-
-def _fault(
-    error:Any,              # one of pydantic's
-    place:str,              # as 'labels.shares[1]'
-    note:Any,               # annotation there
-    words:Mapping[str, str] # name of a type -> how a user calls it
-)->list[str]:
-    "Word one error: what is wrong with the value, where, and what would be right."
-    kind, value, (table, _, name) = error['type'], error['input'], place.rpartition('.')
-    head, takes = f'{table}: ' if table else '', words.get(_type_name(note), _type_name(note))
-    if kind == 'value_error':
-        texts = error['ctx']['error'].args
-        return [text if text.startswith(place) else f'{place}: {text}' for text in texts]
-    if kind == 'missing' and get_origin(_plain(note)) is not tuple:
-        return [f"{head}'{name}' is missing; it takes {takes}"]
-    if kind == 'literal_error' and isinstance(value, str):
-        return [head + unknown(name, value, [k for k in get_args(_plain(note)) if k])]
-    type_shown = kind.endswith(('_type', 'literal_error')) and not words
-    return [f'{place} {_demand(kind, value, note, takes)}' + (f' ({type(value).__name__})' if type_shown else '')]
-
-# %% ../../nbs/recipes/10_settings.ipynb #3d80f5cb
-def list_faults(
-    error:ValidationError,
-    kind:type,                       # class of options that was to be made
-    noun:str='parameter',            # what its fields are called
-    words:Mapping[str, str]|None=None # name of a type -> how a user calls it; None: as Python does
-)->list[str]:                        # one text a fault, in the order of the fields
-    "List all faults that a validation has found, in words for the user."
-    found: dict[str, list[str]] = {}
-    errors: list[Any] = [dict(e) for e in error.errors(include_url=False)]
-    for e in errors:
-        if e['type'] == 'missing' and isinstance(e['loc'][-1], int): e['loc'] = e['loc'][:-1]  # a short tuple
-    for e in sorted(errors, key=lambda e: len(e['loc'])):  # of alternatives the shortest place
-        place, note = _follow(kind, e['loc'])
-        if place in found: continue
-        if e['type'] != 'unexpected_keyword_argument': found[place] = _fault(e, place, note, words or {})
-        else:
-            table, _, name = place.rpartition('.')
-            known = fields(_plain(_follow(kind, e['loc'][:-1])[1]))
-            found[place] = [(f'{table}: ' if table else '') + unknown(noun, name, [f.name for f in known])]
-    return [text for place in dict.fromkeys(_follow(kind, e['loc'])[0] for e in errors) for text in found[place]]
 
 # %% ../../nbs/recipes/10_settings.ipynb #7e313fe0
 _T = TypeVar('_T')
@@ -248,6 +102,19 @@ def override(
     for name, (other, none) in recipe._either.items():
         if changed.get(name) and params.get(other) is None: changed[other] = none
     return replace(recipe, **changed)
+
+# %% ../../nbs/recipes/10_settings.ipynb #9cc17dfa
+_PLAIN = (bool, int, float, str, list, type(None))
+
+
+def notebook_parameters(
+    variables:Mapping[str, object], # `globals()` of a notebook, before any other cell defines a plain value
+    kind:type[Options]              # of the notebook
+)->dict[str, Any]:                  # the parameters
+    "Collect what a parameters cell has defined: plain values, and anything under the name of an option."
+    own, known = {'In', 'Out'}, {f.name for f in fields(kind)}  # the first are the notebook's own
+    return {k: v for k, v in variables.items()
+            if k in known or type(v) in _PLAIN and not k.startswith('_') and k not in own}
 
 # %% ../../nbs/recipes/10_settings.ipynb #c8b11f85
 def option_comments(

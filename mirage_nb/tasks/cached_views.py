@@ -7,6 +7,8 @@ __all__ = ['cache_views']
 
 # %% ../../nbs/tasks/10_cached_views.ipynb #26ddd2fd
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,51 @@ class _CachedViews(Dataset[dict[str, Any]]):
         return {'id': name, 'key': sample_key(self.data.seed, epoch, name), **maps, 'semseg': self.masks[view, i]}
 
 
+@dataclass(frozen=True)
+class _ViewFile:
+    "Layout of a file of cached views: of each view the tokens of all layers, one after the other."
+    shapes: tuple[torch.Size, ...] # of one view's map of each layer, (d, rows, cols)
+    k: int                         # views an image
+    n: int                         # images
+    kind: torch.dtype
+
+    @property
+    def sizes(self)->list[int]: return [s.numel() for s in self.shapes]
+
+    @property
+    def nbytes(self)->int: return self.k*self.n*sum(self.sizes)*self.kind.itemsize
+
+    def open(self, path:Path)->list[Tensor]:
+        "Map a file, made if it is not there, as (k, images, d, rows, cols) for each layer."
+        size = self.nbytes//self.kind.itemsize
+        flat = torch.from_file(str(path), shared=True, size=size, dtype=self.kind).view(self.k, self.n, -1)
+        return [part.unflatten(2, s) for part, s in zip(flat.split(self.sizes, 2), self.shapes, strict=True)]
+
+    def reserve(self, path:Path)->None:
+        "Reserve the space of a file: a disk that fills up later would kill the process without a word."
+        if not hasattr(os, 'posix_fallocate'): return
+        with open(path, 'wb') as f: os.posix_fallocate(f.fileno(), 0, self.nbytes)
+
+# %% ../../nbs/tasks/10_cached_views.ipynb #fe57d49d
+def _encode_views(
+    path:Path,              # file to write
+    layout:_ViewFile,
+    encode:Callable[[Tensor], list[Tensor]], # B-scans to a map for each layer
+    data:SegDataset,
+    batch_size:int          # images at a time
+)->None:
+    "Encode the views of all images into a file."
+    layout.reserve(path)
+    maps, total = layout.open(path), layout.k*layout.n
+    with tqdm(total=total, desc=f'keeping views ({layout.nbytes/1e6:,.0f} MB)', unit='view', delay=3) as bar:
+        for v in range(layout.k):
+            for start in range(0, layout.n, batch_size):
+                batch = collate([data[v, i] for i in range(start, min(start + batch_size, layout.n))])
+                for m, one in zip(maps, encode(batch['bscan']), strict=True):
+                    m[v, start:start + len(batch['id'])] = one.to('cpu', layout.kind)
+                bar.update(len(batch['id']))
+
+
 def cache_views(
     model:SegModel,        # with a frozen encoder
     data:SegDataset,       # with augmentation
@@ -50,32 +97,17 @@ def cache_views(
 )->_CachedViews:
     "Encode k views of every image once; a file that exists already is used."
     kind = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}[precision]
-    accelerator = make_accelerator(precision)
+    accelerator, file = make_accelerator(precision), folder/'views.bin'
     model = model.to(accelerator.device).eval()
     masks = torch.stack([torch.stack([data[v, i]['semseg'] for i in range(len(data))]) for v in range(k)])
-    with torch.no_grad(), accelerator.autocast():
-        shapes = [m.shape[1:] for m in model.features({'bscan': data[0, 0]['bscan'][None].to(accelerator.device)})]
-    sizes, file = [s.numel() for s in shapes], folder/'views.bin'
-    numbers = k*len(data)*sum(sizes)
 
-    def on_disk(path:Path)->list[Tensor]:
-        flat = torch.from_file(str(path), shared=True, size=numbers, dtype=kind).view(k, len(data), sum(sizes))
-        return [part.unflatten(2, s) for part, s in zip(flat.split(sizes, 2), shapes, strict=True)]
+    @torch.no_grad()
+    def encode(bscan:Tensor)->list[Tensor]:
+        with accelerator.autocast(): return model.features({'bscan': bscan.to(accelerator.device)})
 
-    def write(path:Path)->None:
-        if hasattr(os, 'posix_fallocate'):  # a disk that fills up later would kill the process without a word
-            with open(path, 'wb') as f: os.posix_fallocate(f.fileno(), 0, numbers*kind.itemsize)
-        maps = on_disk(path)
-        bar = tqdm(total=k*len(data), desc=f'keeping views ({numbers*kind.itemsize/1e6:,.0f} MB)', unit='view', delay=3)
-        with torch.no_grad(), accelerator.autocast(), bar:
-            for v in range(k):
-                for start in range(0, len(data), batch_size):
-                    batch = collate([data[v, i] for i in range(start, min(start + batch_size, len(data)))])
-                    found = model.features({'bscan': batch['bscan'].to(accelerator.device)})
-                    for m, one in zip(maps, found, strict=True):
-                        m[v, start:start + len(batch['id'])] = one.to('cpu', kind)
-                    bar.update(len(batch['id']))
-
-    if accelerator.is_main_process and not file.exists(): write_atomic(file, write)
+    shapes = tuple(m.shape[1:] for m in encode(data[0, 0]['bscan'][None]))
+    layout = _ViewFile(shapes, k, len(data), kind)
+    if accelerator.is_main_process and not file.exists():
+        write_atomic(file, lambda path: _encode_views(path, layout, encode, data, batch_size))
     accelerator.wait_for_everyone()
-    return _CachedViews(data, on_disk(file), masks)
+    return _CachedViews(data, layout.open(file), masks)

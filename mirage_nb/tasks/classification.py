@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -23,17 +22,16 @@ from ..data.classification import ClsDataset, LabelledImages, load_labelled
 from ..data.input_spec import InputSpec
 from ..data.labels import LabelFacts
 from ..data.manifest import Manifest, read_manifest
-from ..data.normalization import Norm, find_norm
+from ..data.normalization import Norm, choose_norm
 from ..data.splits import few_label_subset
 from ..eval.classification.predict import TunedClassifier, predict_logits, validation_numbers
 from ..eval.classification.report import ClsScores, evaluate_table
 from ..eval.features import EncoderFeatures
-from ..models.checkpoints import Checkpoint, LoadReport, read_checkpoint, save_weights
-from ..models.classification import cls_model, save_cls_model, start_classifier
+from ..models.checkpoints import LoadReport, read_checkpoint, save_weights
+from ..models.classification import cls_model, start_classifier
 from ..models.heads.classification import ClsHead, ClsModel
-from ..models.tuning import choose_training
+from ..models.tuning import save_tuned_model
 from ..models.zoo import encoder_record, weights_file
-from ..randomness import sample_key
 from ..recipes.classification import ClsRecipe
 from ..recipes.settings import rows_cols
 from .baselines import predict_majority, probe_encoder, random_probe_settings
@@ -44,6 +42,7 @@ from mirage_nb.tasks.cross_dataset import (
     predict_splits,
     read_predicted_splits,
 )
+from .fine_tuning import FineTuning
 from .protocol import Training, example_samples, train
 from ..train.batches import as_batch, model_inputs
 from ..train.devices import Batch
@@ -69,8 +68,7 @@ def _input_spec(
 )->InputSpec:
     "Choose how the encoder of a task reads the images of a dataset."
     f, facts = encoder_record(cfg.model), manifest.labels or LabelFacts(where={}, values={}, class_maps={})
-    stated = Norm(facts.mean, facts.std) if facts.mean else find_norm(cfg.norm) if cfg.norm else f
-    norm = stated if f.mean else f  # MIRAGE scales each image by itself
+    norm = choose_norm(Norm(facts.mean, facts.std), Norm(f.mean, f.std), cfg.norm)
     same = ('eval_crop', 'augmentation', 'crop_scale_min', 'rand_augment', 'random_erasing')
     return InputSpec(modality=_input_modality(cfg, manifest), channels=f.channels, size=rows_cols(cfg.size),
                      mean=norm.mean, std=norm.std, fill=facts.fill, **{k: getattr(cfg, k) for k in same})
@@ -127,8 +125,8 @@ def _count_known_labels(
 
 # %% ../../nbs/tasks/30_classification.ipynb #b60a00c1
 @dataclass(eq=False)
-class _ClsParts:
-    "Data, model and features of a classification."
+class _ClsParts(FineTuning[ClsModel]):
+    "Data of a classification, and what its encoder reads."
     settings: ClsRecipe
     manifest: Manifest
     given: LabelledImages|None = None  # images with other splits than the dataset's own
@@ -159,17 +157,6 @@ class _ClsParts:
         "Make the data sets of training and validation."
         return cls_datasets(self.data, self.input_spec, self.settings)
 
-    @cached_property
-    def checkpoint(self)->Checkpoint|None:
-        "Read the weights to start from."
-        file = weights_file(self.settings.weights, self.settings.model)
-        return read_checkpoint(file) if file else None
-
-    @cached_property
-    def weights_sha256(self)->str:
-        "Hash the file of the weights to start from; '' without one."
-        return self.checkpoint.sha256 if self.checkpoint else ''
-
     @property
     def fit_settings(self)->FitSettings:
         "Choose what the loop needs of the recipe."
@@ -178,24 +165,6 @@ class _ClsParts:
 # %% ../../nbs/tasks/30_classification.ipynb #bf601abf
 class _ClsBuilt(_ClsParts):
     "Model of a classification, and the file that keeps it."
-    @cached_property
-    def _start(self)->tuple[ClsModel, LoadReport|None]:
-        "Build the model, with the weights to start from."
-        cfg, classes = self.settings, self.data.classes
-        torch.manual_seed(sample_key(cfg.seed, 'first weights'))
-        model = cls_model(**self.keywords)
-        report = start_classifier(model, self.checkpoint, classes if cfg.keep_head else ())
-        choose_training(model, cfg.tune, cfg.last_blocks, cfg.lora_rank)
-        needed = cfg.probes and cfg.tune != 'probe'  # by the probes of the encoder before its training
-        if self.weights_sha256 and not needed: self.checkpoint = None
-        return model, report
-
-    @property
-    def model(self)->ClsModel: return self._start[0]
-
-    @property
-    def loaded(self)->LoadReport|None: return self._start[1]
-
     @property
     def keywords(self)->dict[str, Any]:
         "Keywords of `cls_model`."
@@ -203,6 +172,17 @@ class _ClsBuilt(_ClsParts):
         return {'name': cfg.model, 'n_classes': len(self.data.classes), 'pool': cfg.pool, 'size': rows_cols(cfg.size),
                 'patch': cfg.patch, 'drop_path': cfg.drop_path, 'modality': self.input_spec.modality,
                 'head_init_std': cfg.head_init_std}
+
+    def build(self)->ClsModel: return cls_model(**self.keywords)
+
+    def load(self, model:ClsModel)->LoadReport|None:
+        "Take the weights of the checkpoint, and with keep_head its last layer."
+        return start_classifier(model, self.checkpoint, self.data.classes if self.settings.keep_head else ())
+
+    @property
+    def needs_checkpoint(self)->bool:
+        "Tell whether probes of the encoder before its training are still to come."
+        return self.settings.probes and self.settings.tune != 'probe'
 
     @cached_property
     def features(self)->EncoderFeatures:
@@ -220,7 +200,7 @@ class _ClsBuilt(_ClsParts):
 
     def save(self, model:nn.Module, path:Path)->Path:
         "Write a model that `load_cls_model` can rebuild."
-        return save_cls_model(cast(ClsModel, model_to_keep(model)), path, self.keywords, **self.metadata)
+        return save_tuned_model(cast(ClsModel, model_to_keep(model)), path, self.keywords, **self.metadata)
 
     def classifier(self, folder:Path)->TunedClassifier:
         "Open the kept model: from its file, or as it is in memory after a linear probe."

@@ -16,7 +16,7 @@ from ..data.manifest import ClassInfo, read_manifest
 from ..data.segmentation import folder_table, seg_table
 from ..eval.classification.predict import predict_cls
 from ..eval.segmentation.predict import predict_images
-from ..models.checkpoints import Checkpoint, read_checkpoint, read_metadata
+from ..models.checkpoints import Checkpoint, model_kind, read_checkpoint, read_metadata
 from ..recipes.segmentation import SegPredict
 from ..records import Run, open_run
 from ..storage import save_table
@@ -67,7 +67,7 @@ def predict(
     at = (run if isinstance(run, Run) else open_run(run)).folder
     table = folder_table(Path(images).expanduser())
     model = read_checkpoint(at/'best.safetensors')
-    if 'cls_model' in read_metadata(model):
+    if model_kind(model) == 'cls_model':
         return predict_cls(model, table.rename(columns={'bscan': 'image'})[['id', 'image']], batch_size)
     to = Path(folder).expanduser() if folder else at/'predicted'/Path(images).expanduser().resolve().name
     return predict_images(model, table, to, batch_size)

@@ -19,14 +19,7 @@ from torch.utils.data import Dataset
 
 from ..core import log, unknown
 from ..data.normalization import Norm
-from mirage_nb.eval.pretraining import (
-    extract_features,
-    group_features,
-    linear_probe,
-    probe_gain,
-    save_snapshot,
-    snapshot_losses,
-)
+from ..eval.pretraining import extract_features, linear_probe, probe_gain, save_snapshot, snapshot_losses
 from ..models.checkpoints import LoadReport, encoder_part, export_encoder, load_weights, read_checkpoint
 from ..models.pretraining import pretrain_model, save_pretrain_model
 from ..models.zoo import build_encoder, weights_file
@@ -134,11 +127,9 @@ class _PretrainEvaluated(_PretrainParts):
         "Probe frozen features; None where labels are missing or do not suffice, or nothing is held out."
         if self.labels is None or not self.held_out: return None
         def read(m:nn.Module, batch:Batch)->Tensor: return self.features(m, self.plain(to_device(batch, device)))
-        parts = [extract_features(model, d, spread_evenly(len(cast(Any, d)), _PROBED), read, self.collate)
-                 for d in (self.train, self.shown)]
-        try:
-            train, valid = (group_features(f, self.labels) for f in parts)
-            return linear_probe(train, valid)
+        train, valid = (extract_features(model, d, spread_evenly(len(cast(Any, d)), _PROBED), read, self.collate)
+                        for d in (self.train, self.shown))
+        try: return linear_probe(train, valid, self.labels)
         except ValueError as e:  # labels that do not suffice stop no pre-training
             log.warning('no probe: %s', e)
             return None
@@ -228,33 +219,47 @@ class PretrainTask(_PretrainEvaluated):
         return Training(self.model, self.train, settings, self.collate, hooks=hooks, before=first)
 
 # %% ../../nbs/tasks/78_pretrain.ipynb #a8fb0497
+def _card_rows(
+    task:PretrainTask,
+    history:pd.DataFrame,   # of its training
+    snapshots:pd.DataFrame  # of `eval.pretraining.read_snapshots`
+)->dict[str, str]:          # what it is of -> the fact
+    "Collect the facts of a pre-trained encoder: data, recipe, figures, licence."
+    cfg, last, minutes = task.settings, snapshots.iloc[-1], history.seconds.iloc[-1]/60
+    start, of = snapshot_losses(snapshots)
+    names = [k for k in map(str, snapshots) if k.startswith(start)]
+    weights = sum(v.numel() for v in task.model.parameters())
+    inputs, size = ', '.join(map(str, task.keywords.get('modalities') or ['image'])), cfg.size or "the model's own"
+    return {
+        'model': f'{cfg.model}, {weights:,} parameters with its decoders',
+        'input': f'{inputs}, {size} pixels',
+        'data': f'{cfg.dataset}: {len(cast(Any, task.train)):,} samples, licence: {task.licence}',
+        'recipe': f'{cfg.recipe}, {cfg.epochs} epochs, batch {cfg.batch_size}, base lr {cfg.base_lr}, seed {cfg.seed}',
+        'starting weights': cfg.weights or 'random',
+        'training': f'{minutes:.0f} minutes, {history.samples_per_s.median():.1f} samples/s, '
+                    f'loss {history.loss.iloc[-1]:.4f}',
+        f'losses, {of}': ', '.join(f'{k.removeprefix(start)} {float(last[k]):.4f}' for k in names),
+        'probe' if 'probe' in snapshots else 'snapshots':
+            probe_gain(snapshots) or f'{len(snapshots)}, without labels',
+        'licence of the weights': 'that of the data; nothing of other weights is in them unless named above'}
+
+
 def model_card(
     task:PretrainTask,
     history:pd.DataFrame,   # of its training
     snapshots:pd.DataFrame, # of `eval.pretraining.read_snapshots`
     command:str             # that makes the weights again
 )->str:                     # markdown
-    "Write the card of a pre-trained encoder: data, recipe, figures, licence."
-    cfg, last, minutes = task.settings, snapshots.iloc[-1], history.seconds.iloc[-1]/60
-    start, of = snapshot_losses(snapshots)
-    names = [k for k in map(str, snapshots) if k.startswith(start)]
-    losses = ', '.join(f'{k.removeprefix(start)} {float(last[k]):.4f}' for k in names)
+    "Write the card of a pre-trained encoder."
+    rows = '\n'.join(f'| {k} | {v} |' for k, v in _card_rows(task, history, snapshots).items())
     hashes = '\n'.join(f'- {k}: `{v[:16]}`' for k, v in task.hashes.items())
-    return f'''# {cfg.model}, encoder pre-trained on {cfg.dataset}
+    return f'''# {task.settings.model}, encoder pre-trained on {task.settings.dataset}
 
 Made by mirage_nb: `load_model` reads it, and the fine-tunings take it by `weights=`.
 
 | | |
 |---|---|
-| model | {cfg.model}, {sum(v.numel() for v in task.model.parameters()):,} parameters with its decoders |
-| input | {", ".join(map(str, task.keywords.get("modalities") or ["image"]))}, {cfg.size or "the model's own"} pixels |
-| data | {cfg.dataset}: {len(cast(Any, task.train)):,} samples, licence: {task.licence} |
-| recipe | {cfg.recipe}, {cfg.epochs} epochs, batch {cfg.batch_size}, base lr {cfg.base_lr}, seed {cfg.seed} |
-| starting weights | {cfg.weights or "random"} |
-| training | {minutes:.0f} minutes, {history.samples_per_s.median():.1f} samples/s, loss {history.loss.iloc[-1]:.4f} |
-| losses, {of} | {losses} |
-| {"probe" if "probe" in snapshots else "snapshots"} | {probe_gain(snapshots) or f"{len(snapshots)}, without labels"} |
-| licence of the weights | that of the data; nothing of other weights is in them unless named above |
+{rows}
 
 Hashes of what it was made from:
 

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -22,19 +21,19 @@ from ..data.segmentation import SegData, SegDataset, check_files, collate, load_
 from ..eval.segmentation.metrics import pixel_miou
 from ..eval.segmentation.predict import predict_images, validate_seg
 from ..eval.segmentation.report import SegScores, save_seg_scores, score_folder
-from ..models.checkpoints import Checkpoint, LoadReport, read_checkpoint
-from ..models.segmentation import SegModel, save_seg_model, seg_model, start_segmenter
-from ..models.tuning import choose_training
-from ..models.zoo import encoder_record, weights_file
-from ..randomness import sample_key
+from ..models.checkpoints import LoadReport
+from ..models.segmentation import SegModel, seg_model, start_segmenter
+from ..models.tuning import save_tuned_model
+from ..models.zoo import encoder_record
 from ..recipes.segmentation import SegRecipe
 from ..recipes.settings import rows_cols
 from ..storage import save_table
 from .baselines import random_encoder_settings, seg_baseline_masks
 from .cached_views import cache_views
+from .fine_tuning import FineTuning
 from .protocol import Training, example_samples, train
 from ..train.devices import Batch
-from ..train.losses import SegLoss, is_background, seg_loss
+from ..train.losses import SegLoss, ignored_classes, seg_loss
 from ..train.settings import FitSettings, pick_precision
 
 # %% ../../nbs/tasks/20_segmentation.ipynb #d03d70ea
@@ -63,7 +62,7 @@ def _seg_fit_settings(
 
 # %% ../../nbs/tasks/20_segmentation.ipynb #76a30897
 @dataclass(eq=False)
-class _SegParts:
+class _SegParts(FineTuning[SegModel]):
     "Data and model of a segmentation."
     settings: SegRecipe
     manifest: Manifest
@@ -84,39 +83,16 @@ class _SegParts:
         "Read every mask once, and count the pixels and images of each class, by split."
         return {s: check_files(t, self.data.classes) for s, t in self.data.tables.items() if t.semseg.notna().all()}
 
-    @cached_property
-    def checkpoint(self)->Checkpoint|None:
-        "Read the weights to start from."
-        file = weights_file(self.settings.weights, self.settings.model)
-        return read_checkpoint(file) if file else None
-
-    @cached_property
-    def weights_sha256(self)->str:
-        "Hash the file of the weights to start from; '' without one."
-        return self.checkpoint.sha256 if self.checkpoint else ''
-
-    @cached_property
-    def _start(self)->tuple[SegModel, LoadReport|None]:
-        "Build the model, with the weights to start from."
-        torch.manual_seed(sample_key(self.settings.seed, 'first weights'))
-        model = seg_model(**self.keywords)
-        report = start_segmenter(model, self.checkpoint)
-        choose_training(model, self.settings.tune, self.settings.last_blocks, self.settings.lora_rank)
-        if self.weights_sha256: self.checkpoint = None  # it is in the model
-        return model, report
-
-    @property
-    def model(self)->SegModel: return self._start[0]
-
-    @property
-    def loaded(self)->LoadReport|None: return self._start[1]
-
     @property
     def keywords(self)->dict[str, Any]:
         "Keywords of `seg_model`."
         cfg = self.settings
         return {'name': cfg.model, 'n_classes': len(self.data.classes), 'head': cfg.head, 'size': rows_cols(cfg.size),
                 'patch': cfg.patch, 'drop_path': cfg.drop_path}
+
+    def build(self)->SegModel: return seg_model(**self.keywords)
+
+    def load(self, model:SegModel)->LoadReport|None: return start_segmenter(model, self.checkpoint)
 
 # %% ../../nbs/tasks/20_segmentation.ipynb #34784b79
 class _SegTrained(_SegParts):
@@ -139,14 +115,14 @@ class _SegTrained(_SegParts):
     def validate(self, model:nn.Module, accelerator:Accelerator)->dict[str, float]:
         "Measure the mean IoU over all pixels, and the loss, on the validation split."
         cfg, labels = self.settings, [c.label for c in self.data.classes]
-        ignored = [i for i, label in enumerate(labels) if is_background(label)] if cfg.loss == 'CE-ignore-bg' else []
+        ignored = ignored_classes(labels) if cfg.loss == 'CE-ignore-bg' else []
         counts, value = validate_seg(cast(SegModel, model), self.sets['val'], len(labels), self.loss, accelerator,
                                      min(8, cfg.batch_size))
         return {'score': pixel_miou(counts, ignored), 'valid_loss': value}
 
     def save(self, model:nn.Module, path:Path)->Path:
         "Write a model that `load_seg_model` can rebuild."
-        return save_seg_model(cast(SegModel, model), path, self.keywords, dataset=self.settings.dataset,
+        return save_tuned_model(cast(SegModel, model), path, self.keywords, dataset=self.settings.dataset,
                               classes=[asdict(c) for c in self.data.classes], precision=self.fit_settings.precision)
 
     def training(self, folder:Path)->Training:

@@ -344,6 +344,29 @@ def _has_ended(
     return True
 
 
+def _run_epochs(
+    t:_Trainer,
+    steps:Iterator[list[Batch]], # of `_read_steps`
+    count:int,                   # samples of the data set
+    hooks:_EpochHooks
+)->None:
+    "Train to the end, or until a hook says that it is enough; an interruption saves the state first."
+    s, p, main = t.settings, t.progress, t.accelerator.is_main_process
+    n = len(_epoch_batches(count, s, 0, 0, t.accelerator.num_processes))
+    size = min(s.batch_size, count*s.repeated_augmentation)
+    with tqdm(total=s.epochs*n, initial=p.epoch*n + p.step, desc='training', unit='step', mininterval=2,
+              disable=not main or p.epoch == s.epochs) as bar:
+        try:
+            with closing(cast(Any, steps)) as stream:
+                while not _has_ended(t, hooks, bar):
+                    _train_epoch(t, stream, n, bar)
+                    _end_epoch(t, n, size, hooks)
+        except KeyboardInterrupt:
+            if t.whole and not isinstance(t.model, FSDPModule): t.save()
+            t.log_progress(event='interrupted', epoch=p.epoch, step=p.step)
+            raise
+
+
 def fit(
     model:nn.Module,                    # changed in place; has `depth` for layer decay
     data:Dataset,                       # asked for (epoch, i), gives a dict sample with 'id'
@@ -363,20 +386,6 @@ def fit(
 )->list[dict[str, float]]:              # a row an epoch: epoch, lr, loss, what the hooks said, and `_TIMES`
     "Train, or continue a training; the same call after an interruption gives the numbers of an uninterrupted run."
     t = _begin_training(model, step, settings, folder, counts)
-    hooks = _EpochHooks(validate, keep_best, watch, keep, better, stop)
-    p, count, main = t.progress, len(cast(Any, data)), t.accelerator.is_main_process
-    n = len(_epoch_batches(count, settings, 0, 0, t.accelerator.num_processes))
-    size = min(settings.batch_size, count*settings.repeated_augmentation)
-    with tqdm(total=settings.epochs*n, initial=p.epoch*n + p.step, desc='training', unit='step', mininterval=2,
-              disable=not main or p.epoch == settings.epochs) as bar:
-        steps = prefetch(_read_steps(data, settings, p, t.accelerator, collate, views), settings.ahead)
-        try:
-            with closing(cast(Any, steps)) as stream:
-                while not _has_ended(t, hooks, bar):
-                    _train_epoch(t, stream, n, bar)
-                    _end_epoch(t, n, size, hooks)
-        except KeyboardInterrupt:
-            if t.whole and not isinstance(t.model, FSDPModule): t.save()
-            t.log_progress(event='interrupted', epoch=p.epoch, step=p.step)
-            raise
+    steps = prefetch(_read_steps(data, settings, t.progress, t.accelerator, collate, views), settings.ahead)
+    _run_epochs(t, steps, len(cast(Any, data)), _EpochHooks(validate, keep_best, watch, keep, better, stop))
     return t.history

@@ -9,6 +9,16 @@ from mirage_nb.data.segmentation import collate
 VALUES = (0, 80, 160)  # in the masks of Tiny
 LABELS = ('Background', 'RNFL', 'Fluid')
 IDS = [f'S{i}' for i in range(6)]  # of triplets
+MANIFEST = '''
+title = "Tiny"
+task = "segmentation"
+modality = "bscan"
+layout = "splits"
+source = "a test"
+licence = "none"
+citation = "none"
+get = "made by a test"
+'''
 
 
 def write_triplets(folder, ids=IDS, size=(64, 64)):
@@ -22,6 +32,21 @@ def write_triplets(folder, ids=IDS, size=(64, 64)):
             if i % 3 == 2: Image.fromarray(v).save(folder/k/f'{id}.png')
             else: np.save(folder/k/f'{id}.npy', v[None] if i % 3 else v)
     return folder
+
+
+def write_nested(root, n, a_folder=50):
+    "n pictures under nested folders, 16 different ones under many names"
+    root.mkdir(parents=True)
+    kinds = []
+    for i in range(16):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (6, 5 + i, 3), dtype=np.uint8)).save(root/f'm{i}.png')
+        kinds.append((root/f'm{i}.png').read_bytes())
+        (root/f'm{i}.png').unlink()
+    for i in range(n):
+        folder = root/f's{i//a_folder//4}'/f'{i//a_folder % 4}'
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder/f'p{i:05d}.png').write_bytes(kinds[i % 16])
+    return root
 
 
 def batch_of(ds, epoch=0, which=None): return collate([ds[(epoch, i)] for i in (which or range(len(ds)))])

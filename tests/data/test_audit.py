@@ -6,17 +6,7 @@ from PIL import Image
 from mirage_nb.data.audit import find_leaks, hash_content
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.data.segmentation import seg_table
-
-MANIFEST = '''
-title = "Tiny"
-task = "segmentation"
-modality = "bscan"
-layout = "splits"
-source = "a test"
-licence = "none"
-citation = "none"
-get = "made by a test"
-'''
+from tests.data.samples import MANIFEST
 
 
 def content_of(table): return hash_content(table.id, {k: table[k] for k in ('bscan', 'semseg')})

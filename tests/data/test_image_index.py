@@ -13,27 +13,13 @@ from PIL import Image
 from mirage_nb.core import log
 from mirage_nb.data import image_index as module
 from mirage_nb.data.image_index import _inspect_file, _read_journal, index_images
-
-
-def tree(root, n, a_folder=50):
-    "n pictures under nested folders, 16 different ones under many names"
-    root.mkdir(parents=True)
-    kinds = []
-    for i in range(16):
-        Image.fromarray(np.random.default_rng(i).integers(0, 255, (6, 5 + i, 3), dtype=np.uint8)).save(root/f'm{i}.png')
-        kinds.append((root/f'm{i}.png').read_bytes())
-        (root/f'm{i}.png').unlink()
-    for i in range(n):
-        folder = root/f's{i//a_folder//4}'/f'{i//a_folder % 4}'
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder/f'p{i:05d}.png').write_bytes(kinds[i % 16])
-    return root
+from tests.data.samples import write_nested
 
 
 @pytest.mark.slow
 def test_killed_and_resumed(tmp_path):
     "What was looked at before the kill is not looked at again, and the result is that of one run"
-    root, index = tree(tmp_path/'t', 600), tmp_path/'i.safetensors'
+    root, index = write_nested(tmp_path/'t', 600), tmp_path/'i.safetensors'
     slow = ('import sys, time; import mirage_nb.data.image_index as m; look = m._inspect_file\n'
             'def slowly(*a): time.sleep(0.005); return look(*a)\n'
             'm._inspect_file = slowly; all = m._inspect_files\n'
@@ -55,7 +41,7 @@ def test_killed_and_resumed(tmp_path):
 
 
 def test_later_starts_touch_no_file(tmp_path, monkeypatch):
-    root, index = tree(tmp_path/'t', 100), tmp_path/'i.safetensors'
+    root, index = write_nested(tmp_path/'t', 100), tmp_path/'i.safetensors'
     first = index_images(root, index)
     for name in ('_inspect_file', '_scan_folder'): monkeypatch.setattr(module, name, lambda *a: 1/0)
     again = index_images(root, index)
@@ -64,7 +50,7 @@ def test_later_starts_touch_no_file(tmp_path, monkeypatch):
 
 
 def test_refresh_reads_only_what_changed(tmp_path, monkeypatch, caplog):
-    root, index = tree(tmp_path/'t', 100), tmp_path/'i.safetensors'
+    root, index = write_nested(tmp_path/'t', 100), tmp_path/'i.safetensors'
     old = index_images(root, index)
     Image.new('RGB', (40, 30)).save(old.path(3))
     os.remove(old.path(4))
@@ -84,7 +70,7 @@ def test_refresh_reads_only_what_changed(tmp_path, monkeypatch, caplog):
 
 def test_a_changed_folder_renews_the_listing(tmp_path, monkeypatch, caplog):
     "Files that came, went or were renamed are noticed at the next start, and nothing else is read"
-    root, index = tree(tmp_path/'t', 200), tmp_path/'i.safetensors'
+    root, index = write_nested(tmp_path/'t', 200), tmp_path/'i.safetensors'
     first, looked, real = index_images(root, index), [], module._inspect_file
     monkeypatch.setattr(module, '_inspect_file', lambda *a: looked.append(a[0]) or real(*a))
     last = first.name(199)
@@ -105,7 +91,7 @@ def test_a_changed_folder_renews_the_listing(tmp_path, monkeypatch, caplog):
 
 def test_a_listing_of_before_is_renewed(tmp_path):
     "Listings without times of folders are taken up, and no file is read again"
-    root, index = tree(tmp_path/'t', 20), tmp_path/'i.safetensors'
+    root, index = write_nested(tmp_path/'t', 20), tmp_path/'i.safetensors'
     listing = index_images(root, index)
     module._save_index(replace(listing, folders={}), index)
     again = index_images(root, index)

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from mirage_nb.data.image_index import index_images
 from mirage_nb.data.image_sets import ImageDataset, MixedDataset, collate_images
+from tests.data.samples import write_nested
 
 
 @pytest.fixture(scope='module')
@@ -78,23 +79,8 @@ def test_unreadable_picture_is_named(tmp_path):
     with pytest.raises(ValueError, match=r'x\.png \(10 bytes\) cannot be read as an image'): data[0]
 
 
-def tree(root, n, a_folder=50):
-    "n pictures under nested folders, 16 different ones under many names"
-    root.mkdir(parents=True)
-    kinds = []
-    for i in range(16):
-        Image.fromarray(np.random.default_rng(i).integers(0, 255, (6, 5 + i, 3), dtype=np.uint8)).save(root/f'm{i}.png')
-        kinds.append((root/f'm{i}.png').read_bytes())
-        (root/f'm{i}.png').unlink()
-    for i in range(n):
-        folder = root/f's{i//a_folder//4}'/f'{i//a_folder % 4}'
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder/f'p{i:05d}.png').write_bytes(kinds[i % 16])
-    return root
-
-
 def test_a_file_that_is_gone_is_named(tmp_path):
-    listing = index_images(tree(tmp_path/'t', 3), tmp_path/'i.safetensors')
+    listing = index_images(write_nested(tmp_path/'t', 3), tmp_path/'i.safetensors')
     data = ImageDataset(listing, name='uwf')
     listing.path(1).unlink()
     with pytest.raises(FileNotFoundError, match=r'p00001\.png of uwf is gone .* Put it back, or start again'): data[1]

@@ -11,19 +11,10 @@ from mirage_nb.core import resource_dir
 from mirage_nb.data.manifest import _list_manifests, _main, classes_of, dataset_dir, manifest_schema, read_manifest
 from mirage_nb.data.segmentation import seg_table
 from mirage_nb.recipes.classification import cls_recipe
+from tests.data.samples import MANIFEST
 
 FOLDER = resource_dir('data_manifests')
 FILES = sorted(FOLDER.glob('*.toml'))
-MANIFEST = '''
-title = "Tiny"
-task = "segmentation"
-modality = "bscan"
-layout = "splits"
-source = "a test"
-licence = "none"
-citation = "none"
-get = "made by a test"
-'''
 
 
 # ------------------------------------------------------------------ finding a dataset

@@ -173,7 +173,10 @@ def test_command(triplets, tmp_path, capsys):
     assert capsys.readouterr().err == f'no folder {tmp_path/"nowhere"}\n'
     assert _main([str(triplets), str(tmp_path/'x'), '--modalities', 'sol']) == 1
     assert "no modality 'sol'. Did you mean 'slo'?" in capsys.readouterr().err
-    with pytest.raises(SystemExit): _main([str(triplets), str(tmp_path/'x'), '--size', '0'])
-    assert "argument --size: invalid _parse_size value: '0'" in capsys.readouterr().err
+    for words, text in {('--size', '0'): "argument --size: '0' is no size; it takes pixels above 0, as 512",
+                        ('--size', '12xa'): "argument --size: '12xa' is no size",
+                        ('--classes', 'x=0'): "argument --classes: 'x=0' names no number of classes"}.items():
+        with pytest.raises(SystemExit): _main([str(triplets), str(tmp_path/'x'), *words])
+        assert text in ' '.join(capsys.readouterr().err.split())
     done = subprocess.run([sys.executable, '-m', 'mirage_nb.data.packed', '--help'], capture_output=True, text=True)
     assert done.returncode == 0 and 'FOLDER' in done.stdout and 'The same command goes on' in done.stdout

@@ -12,18 +12,9 @@ from mirage_nb.data.files import read_image, unit_range
 from mirage_nb.data.folders import list_images
 from mirage_nb.data.manifest import classes_of, dataset_dir, read_manifest
 from mirage_nb.data.segmentation import SegDataset, check_files, collate, folder_table, seg_table
+from tests.data.samples import MANIFEST
 
 SIZE = (48, 32)
-MANIFEST = '''
-title = "Tiny"
-task = "segmentation"
-modality = "bscan"
-layout = "splits"
-source = "a test"
-licence = "none"
-citation = "none"
-get = "made by a test"
-'''
 
 
 def dataset(root, split='train', **options):

@@ -33,10 +33,6 @@ def plain_run(at_home, tmp_path_factory):
     return folder/'run'
 
 
-@pytest.fixture
-def plain(plain_run): return pd.read_csv(plain_run/'history.csv')
-
-
 def close(a, b, rel=1e-4, numbers=NUMBERS):
     assert len(a) == len(b)
     for k in numbers: assert a[k].tolist() == pytest.approx(b[k].tolist(), rel=rel), k

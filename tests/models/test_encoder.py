@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from mirage_nb.models.checkpoints import save_weights
-from mirage_nb.models.classification import cls_model, load_cls_model, save_cls_model, start_classifier
+from mirage_nb.models.classification import cls_model, load_cls_model, start_classifier
 from mirage_nb.models.heads.segmentation import HEADS
-from mirage_nb.models.segmentation import SegModel, load_seg_model, save_seg_model, seg_model, start_segmenter
-from mirage_nb.models.tuning import choose_training
+from mirage_nb.models.segmentation import SegModel, load_seg_model, seg_model, start_segmenter
+from mirage_nb.models.tuning import choose_training, save_tuned_model
 from mirage_nb.models.zoo import ENCODERS, _cnn_record, _mirage_record, _vit_record, build_encoder, encoder_record
 from mirage_nb.train.optim import param_groups
 
@@ -68,7 +68,7 @@ def test_segmentation(name, head, tmp_path):
     x = {'bscan': images(name)}
     moved = step(model, x, torch.randint(3, (2, *SIZES[name])))
     assert any(k.startswith('encoder.') for k in moved) and any(k.startswith('head.') for k in moved)
-    again, about = load_seg_model(save_seg_model(model, tmp_path/'a.safetensors', keywords, note='x'))
+    again, about = load_seg_model(save_tuned_model(model, tmp_path/'a.safetensors', keywords, note='x'))
     with torch.no_grad(): scores = model.eval()(x)
     assert scores.shape == (2, 3, *SIZES[name]) and torch.equal(again(x), scores) and about['note'] == 'x'
     maps = model.features(x)
@@ -82,7 +82,7 @@ def test_classification(name, tmp_path):
         model = cls_model(**keywords)
         x = {model.encoder.modality: images(name)}
         assert {'head.weight', 'head.bias'} <= step(model, x, torch.tensor([0, 2]))
-        again, _ = load_cls_model(save_cls_model(model, tmp_path/f'{pool}.safetensors', keywords))
+        again, _ = load_cls_model(save_tuned_model(model, tmp_path/f'{pool}.safetensors', keywords))
         with torch.no_grad(): assert torch.equal(again(x), model.eval()(x))
 
 
@@ -101,7 +101,7 @@ def test_what_trains(name, tune, tmp_path):
     if tune == 'probe': assert not inside
     if tune == 'last': assert inside and inside <= {depth, depth + 1}
     if tune == 'lora': assert inside and all('lora_' in k for k in moved if k.startswith('encoder.'))
-    again, _ = load_seg_model(save_seg_model(model, tmp_path/'a.safetensors', keywords))
+    again, _ = load_seg_model(save_tuned_model(model, tmp_path/'a.safetensors', keywords))
     with torch.no_grad(): torch.testing.assert_close(again(x), model.eval()(x), rtol=1e-3, atol=1e-4)
 
 
@@ -122,9 +122,9 @@ def test_weights_go_from_one_kind_of_model_to_the_other(name, tmp_path):
     "From a bare encoder's file, from a classifier's, and from a segmentation model's"
     model, keywords = segmenter(name, 'linear')
     classifier = cls_model(name, 3, size=SIZES[name])
-    start_classifier(classifier, save_seg_model(model, tmp_path/'seg.safetensors', keywords))
+    start_classifier(classifier, save_tuned_model(model, tmp_path/'seg.safetensors', keywords))
     other = segmenter(name, 'linear')[0]
-    start_segmenter(other, save_cls_model(classifier, tmp_path/'cls.safetensors', {'name': name, 'n_classes': 3}))
+    start_segmenter(other, save_tuned_model(classifier, tmp_path/'cls.safetensors', {'name': name, 'n_classes': 3}))
     bare = build_encoder(name, size=SIZES[name])
     report = start_segmenter(segmenter(name, 'linear')[0], save_weights(bare, tmp_path/'bare.safetensors', {}))
     assert set(report.loaded) == set(bare.state_dict())
@@ -152,6 +152,29 @@ def test_heads_take_what_an_encoder_of_the_user_gives():
     for head in HEADS:
         model = SegModel(Pixels(), 3, head, HEAD_OPTIONS.get(head))
         assert model({'bscan': torch.rand(2, 3, 16, 24)}).shape == (2, 3, 16, 24)
+
+
+def test_head_of_several_layers(monkeypatch):
+    "Of a network whose maps shrink it gets the channels of each, and the maps as they are"
+    class Two(torch.nn.Module):
+        taps = (1, 3)
+
+        def __init__(self, d, n_classes):
+            super().__init__()
+            self.score = torch.nn.ModuleList([torch.nn.Conv2d(c, n_classes, 1) for c in d])
+
+        def forward(self, maps, keys=None):
+            fine, coarse = (score(m) for score, m in zip(self.score, maps, strict=True))
+            return fine + torch.nn.functional.interpolate(coarse, fine.shape[-2:])
+
+    monkeypatch.setitem(HEADS, 'two', Two)
+    for name, widths in (('resnet50', [512, 2048]), ('mirage', [24, 24])):
+        model = SegModel(build_encoder(name, size=SIZES[name]), 3, 'two')
+        assert [s.in_channels for s in model.head.score] == widths
+        assert model({'bscan': images(name)}).shape == (2, 3, *SIZES[name])
+    monkeypatch.setattr(Two, 'taps', (1, 11))
+    with pytest.raises(ValueError, match="the head 'two' reads the layer 11 of an encoder with 4; it has 0 to 3"):
+        SegModel(build_encoder('resnet50'), 3, 'two')
 
 
 def test_sizes_that_a_model_does_not_take():

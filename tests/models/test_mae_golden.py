@@ -7,7 +7,8 @@ from safetensors.torch import load_file
 
 from mirage_nb.models.checkpoints import load_weights, read_checkpoint
 from mirage_nb.models.cnn_mae import CnnMAE, _hide_patches
-from mirage_nb.models.mae import MAE, count_visible, order_patches, patchify, unpatchify
+from mirage_nb.models.mae import MAE, count_visible, order_patches
+from mirage_nb.models.patches import patchify, unpatchify
 from mirage_nb.models.positions import token_grid
 from mirage_nb.train.losses import _masked_mse, patch_mse
 
@@ -67,7 +68,7 @@ def test_masks_and_predictions(model, tensors):
     for ratio in ratios(tensors):
         mask, recorded = tensors[f'mask.{ratio}'], tensors[f'pred.{ratio}']
         with torch.no_grad():
-            every = model(x, noise=noise, mask_ratio=ratio, every=True)
+            every = model(x, noise=noise, mask_ratio=ratio, all_patches=True)
             hidden = model(x, noise=noise, mask_ratio=ratio)
         assert torch.equal(every.mask, mask.bool()) and torch.equal(hidden.mask, mask.bool())
         close(by_place(every), recorded)
@@ -79,7 +80,7 @@ def test_masks_and_predictions(model, tensors):
 @pytest.mark.parametrize('every', [False, True])
 def test_losses(model, facts, tensors, norm_pix, every):
     for ratio in ratios(tensors):
-        out = model({'image': tensors['input']}, noise=tensors['noise'], mask_ratio=ratio, every=every)
+        out = model({'image': tensors['input']}, noise=tensors['noise'], mask_ratio=ratio, all_patches=every)
         loss = patch_mse(out.patches, out.ids, out.mask, tensors['input'], model.patch, bool(norm_pix))
         assert loss.item() == pytest.approx(facts[f'ratio{ratio}_normpix{norm_pix}'], rel=1e-4)
 
@@ -88,7 +89,7 @@ def test_nothing_hidden_trains_nothing(model, tensors):
     "0/0 would be hidden in the loss and show in the gradient"
     for every in (False, True):
         model.zero_grad()
-        out = model({'image': tensors['input']}, mask_ratio=0, every=every)
+        out = model({'image': tensors['input']}, mask_ratio=0, all_patches=every)
         loss = patch_mse(out.patches, out.ids, out.mask, tensors['input'], model.patch, norm_pix=True)
         loss.backward()
         assert loss.item() == 0
@@ -102,7 +103,8 @@ def test_published_checkpoint_loads_strictly(facts, golden, tensors):
     report = load_weights(made, path, may_be_new=())
     assert not (report.new or report.unused or report.resized)
     ratio = ratios(tensors)[0]
-    with torch.no_grad(): out = made({'image': tensors['input']}, noise=tensors['noise'], mask_ratio=ratio, every=True)
+    x = {'image': tensors['input']}
+    with torch.no_grad(): out = made(x, noise=tensors['noise'], mask_ratio=ratio, all_patches=True)
     close(by_place(out), tensors[f'pred.{ratio}'])
 
 

@@ -46,6 +46,14 @@ def test_every_option_has_a_meaning_and_a_place(kind):
     assert table['set by'].eq('parameter').sum() == 1 and table.meaning.to_dict() == {k: notes[k] for k in table.index}
 
 
+def test_report_begins_with_the_subject():
+    assert list_options(SegRecipe)[:5] == ['dataset', 'recipe', 'model', 'weights', 'head']
+    small = override(_SEG_RECIPES['seg_small'], epochs=3)
+    shown = settings_table(small, {'epochs': 3, 'lr': None})
+    assert shown.loc['epochs', ['value', 'set by']].tolist() == ['3', 'parameter']
+    assert shown.loc['lr', 'set by'] == 'recipe'
+
+
 @pytest.mark.parametrize('kind', [SegRecipe, ClsRecipe, MultiMAERecipe, MAERecipe], ids=lambda k: k.__name__)
 def test_trainings_share_their_options(kind):
     shared = [f.name for f in fields(TrainingRecipe)]

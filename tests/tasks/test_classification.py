@@ -14,9 +14,9 @@ from mirage_nb.data import classification as data_classification
 from mirage_nb.eval.classification import predict as classification_predict
 from mirage_nb.eval.classification.predictions import read_predictions
 from mirage_nb.launch import local as launch_local
-from mirage_nb.models.classification import cls_model, load_cls_model, save_cls_model
+from mirage_nb.models.classification import cls_model, load_cls_model
 from mirage_nb.models.heads import classification as heads_classification
-from mirage_nb.models.tuning import choose_training
+from mirage_nb.models.tuning import choose_training, save_tuned_model
 from mirage_nb.recipes.classification import cls_recipe
 from mirage_nb.tasks import classification as tasks_classification
 from mirage_nb.tasks.classification import ClassificationTask
@@ -184,7 +184,7 @@ def test_a_frozen_encoder_sees_each_image_once(home, monkeypatch):
     monkeypatch.setattr(heads_classification.ClsModel, 'summaries', counted)
     cfg, n = settings(tune='probe', cached_views=2, epochs=5), {s: len(t) for s, t in data().splits.items()}
     keywords = {'name': 'mirage_tiny', 'n_classes': 2, 'size': [48, 48]}
-    file = save_cls_model(cls_model(**keywords), home/'start.safetensors', keywords)
+    file = save_tuned_model(cls_model(**keywords), home/'start.safetensors', keywords)
     cfg = replace(cfg, weights=str(file))
     train_cls(cfg, home/'a')
     assert sum(seen) == 2*n['train'] + n['val']
@@ -223,10 +223,10 @@ def test_a_last_layer_needs_a_file(changed, words):
 def test_a_tuned_file_of_another_task_is_refused(home):
     model = cls_model('mirage_tiny', 2, size=(48, 48))
     keywords = {'name': 'mirage_tiny', 'n_classes': 2, 'size': [48, 48]}
-    file = save_cls_model(model, home/'a.safetensors', keywords, classes=['AMD', 'CNV'])
+    file = save_tuned_model(model, home/'a.safetensors', keywords, classes=['AMD', 'CNV'])
     cfg = settings(weights=str(file), keep_head=True, epochs=0)
     with pytest.raises(ValueError, match='was tuned for AMD, CNV; the classes here are '): train_cls(cfg, home/'x')
-    own = save_cls_model(model, home/'b.safetensors', {**keywords, 'pool': 'cls'}, classes=list(data().classes))
+    own = save_tuned_model(model, home/'b.safetensors', {**keywords, 'pool': 'cls'}, classes=list(data().classes))
     with pytest.raises(ValueError, match="was tuned with pool 'cls', not 'global': take that"):
         train_cls(replace(cfg, weights=str(own)), home/'x')
 

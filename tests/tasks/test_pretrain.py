@@ -52,10 +52,6 @@ def plain_run(at_home, tmp_path_factory):
     return folder/'run'
 
 
-@pytest.fixture
-def plain(plain_run): return pd.read_csv(plain_run/'history.csv')
-
-
 def numbers(history): return history.drop(columns=list(train_loop._TIMES))
 
 

@@ -81,7 +81,7 @@ PLANS = {  # in the middle of what the process dies
     'the first checkpoint': lambda: at(1, torch, 'save', lambda f, state, path: half(path, lambda p: f(state, p))),
     'a validation': lambda: at(2, tasks_segmentation, 'validate_seg', lambda f, *a, **k: die()),
     'the best model': lambda: at(1, checkpoints, 'save_file', lambda f, s, p, m: half(p, lambda q: f(s, q, m))),
-    'an epoch after the best model': lambda: at(1, tasks_segmentation, 'save_seg_model',
+    'an epoch after the best model': lambda: at(1, tasks_segmentation, 'save_tuned_model',
                                                 lambda f, *a, **k: (f(*a, **k), die())),
     'an end, the history written': lambda: at(1, tasks_protocol, 'save_table', lambda f, *a: (f(*a), die())),
     'a prediction': lambda: at(3, predict, 'write_mask', lambda f, *a: die()),
@@ -191,7 +191,7 @@ STOPS = {  # where the user's Ctrl-C arrives
     'after a step of the optimizer': lambda m: at_in(m, 6, torch.optim.AdamW, 'step',
                                                      lambda f, *a, **k: (f(*a, **k), interrupt())),
     'in a validation': lambda m: at_in(m, 2, tasks_segmentation, 'validate_seg', interrupt),
-    'before the best model': lambda m: at_in(m, 2, tasks_segmentation, 'save_seg_model', interrupt),
+    'before the best model': lambda m: at_in(m, 2, tasks_segmentation, 'save_tuned_model', interrupt),
     'while the best model is written': lambda m: at_in(m, 1, checkpoints, 'save_file', interrupt)}
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ...data.labels import is_background
 from ...data.manifest import ClassInfo
 
 # %% ../../../nbs/eval/segmentation/10_alignment.ipynb #8e2b36f6
@@ -18,17 +19,12 @@ def is_invalid(c:ClassInfo)->bool:
     return c.group == 'invalid' or 'invalid' in c.label.lower()
 
 
-def _has_background_label(c:ClassInfo)->bool:
-    "Tell whether a label names background, by the words that published tables go by."
-    return any(word in c.label.lower() for word in ('bg', 'background', 'above ilm'))
-
-
 def scored_classes(
     classes:Sequence[ClassInfo], # of a dataset
     background:bool=False        # keep classes whose label names background
 )->list[ClassInfo]:
     "List the classes that get a score: not invalid and, unless asked for, not background."
-    kept = [c for c in classes if not is_invalid(c) and (background or not _has_background_label(c))]
+    kept = [c for c in classes if not is_invalid(c) and (background or not is_background(c.label))]
     if not kept: raise ValueError(f'no class is left to score among {", ".join(c.label for c in classes)}')
     return kept
 

@@ -147,7 +147,7 @@ def validate_seg(
 
 # %% ../../../nbs/eval/segmentation/50_predict.ipynb #02df6de9
 def predict_images(
-    model_file:Path|Checkpoint, # of `save_seg_model`, or what `read_checkpoint` returned
+    model_file:Path|Checkpoint, # of `save_tuned_model`, or what `read_checkpoint` returned
     table:pd.DataFrame, # images; masks are not read
     folder:Path,        # receives ID.png
     batch_size:int=4

@@ -72,6 +72,8 @@ class ClsHead(nn.Module):
 # %% ../../../nbs/models/heads/10_classification.ipynb #4e992e9d
 class ClsModel(EncoderModel, ClsHead):
     "Encoder with a classifier on it."
+    kind = 'cls_model'
+
     def __init__(self,
         encoder:Encoder,
         n_classes:int,

@@ -273,6 +273,10 @@ def build_seg_head(
 )->nn.Module:             # with `taps`, the layers whose maps it reads
     "Build a segmentation head for the maps of an encoder."
     if name not in HEADS: raise ValueError(unknown('head', name, HEADS))
-    if name != 'dpt': return HEADS[name](widths[-1], n_classes, **options)
-    hooks = options.pop('hooks', even_hooks(len(widths)))
-    return _DPTHead([widths[i] for i in hooks], n_classes, hooks, pyramid=pyramid, **options)
+    kind:Any = HEADS[name]
+    if kind is _DPTHead: options = {'hooks': even_hooks(len(widths)), 'pyramid': pyramid, **options}
+    taps = options.get('hooks') or kind.taps
+    if far := [i for i in taps if not -len(widths) <= i < len(widths)]: raise ValueError(
+        f'the head {name!r} reads the layer {far[0]} of an encoder with {len(widths)}; it has 0 to {len(widths) - 1}')
+    d = [widths[i] for i in taps]
+    return kind(d if len(d) > 1 else d[0], n_classes, **options)

@@ -53,7 +53,7 @@ def test_masks(tuned, home, images):
 
 def test_scores_of_classes(tuned, home, images):
     table = predict(tuned/'cls', images)
-    scores = table.filter(regex='^p')
+    scores = table.filter(regex='^prob:')
     assert table.id.tolist() == ['a', 'b', 'c'] and scores.shape[1] == 4
     assert scores.sum(axis=1).tolist() == pytest.approx([1, 1, 1], abs=1e-4)
     assert not (tuned/'cls'/'predicted').exists()
@@ -62,7 +62,7 @@ def test_scores_of_classes(tuned, home, images):
 def test_plan(tuned, home, images):
     "Everything is checked before anything runs; the identity follows from model and images"
     plan = plan_prediction(SegPredict(run=str(tuned/'seg'), images=str(images)))
-    assert plan.sources['model'] == hash_file(tuned/'seg'/'best.safetensors') and len(plan.classes) == 5
+    assert plan.sources['model'] == hash_file(tuned/'seg'/'best.safetensors') and len(plan.classes) == 13
     assert plan.predict(home).id.tolist() == ['a', 'b', 'c'] and (home/'predictions.csv').exists()
     own = plan_prediction(SegPredict(run=str(tuned/'seg')))
     assert len(own.table) == 8 and own.table.semseg.isna().all() and own.sources['data'] != plan.sources['data']

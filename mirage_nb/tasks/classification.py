@@ -31,7 +31,7 @@ from ..models.checkpoints import LoadReport, read_checkpoint, save_weights
 from ..models.classification import cls_model, start_classifier
 from ..models.heads.classification import ClsHead, ClsModel
 from ..models.tuning import save_tuned_model
-from ..models.zoo import encoder_record, weights_file
+from ..models.zoo import encoder_record
 from ..recipes.classification import ClsRecipe
 from ..recipes.settings import rows_cols
 from .baselines import predict_majority, probe_encoder, random_probe_settings

@@ -53,7 +53,7 @@ def test_masks(tuned, home, images):
 
 def test_scores_of_classes(tuned, home, images):
     table = predict(tuned/'cls', images)
-    scores = table.filter(regex='^prob:')
+    scores = table.filter(regex='^score:')
     assert table.id.tolist() == ['a', 'b', 'c'] and scores.shape[1] == 4
     assert scores.sum(axis=1).tolist() == pytest.approx([1, 1, 1], abs=1e-4)
     assert not (tuned/'cls'/'predicted').exists()

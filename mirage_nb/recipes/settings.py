@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Count', 'Whole', 'Positive', 'NotNegative', 'BelowOne', 'Fraction', 'Precision', 'tuples_too', 'Size', 'rows_cols',
-           'options', 'Options', 'override', 'notebook_parameters', 'option_comments', 'list_options', 'settings_table']
+           'options', 'Options', 'override', 'option_comments', 'list_options', 'settings_table']
 
 # %% ../../nbs/recipes/10_settings.ipynb #616f4f26
 import inspect
@@ -102,19 +102,6 @@ def override(
     for name, (other, none) in recipe._either.items():
         if changed.get(name) and params.get(other) is None: changed[other] = none
     return replace(recipe, **changed)
-
-# %% ../../nbs/recipes/10_settings.ipynb #9cc17dfa
-_PLAIN = (bool, int, float, str, list, type(None))
-
-
-def notebook_parameters(
-    variables:Mapping[str, object], # `globals()` of a notebook, before any other cell defines a plain value
-    kind:type[Options]              # of the notebook
-)->dict[str, Any]:                  # the parameters
-    "Collect what a parameters cell has defined: plain values, and anything under the name of an option."
-    own, known = {'In', 'Out'}, {f.name for f in fields(kind)}  # the first are the notebook's own
-    return {k: v for k, v in variables.items()
-            if k in known or type(v) in _PLAIN and not k.startswith('_') and k not in own}
 
 # %% ../../nbs/recipes/10_settings.ipynb #c8b11f85
 def option_comments(

@@ -60,8 +60,9 @@ def _one_header(
     "Join the row of an index's names with the row of the columns' names."
     if len(rows) != 2 or 'colspan' in rows[0]: return rows
     columns, names = ([m[2] for m in _CELL.findall(row)] for row in rows)
-    if len(columns) != len(names) or any(a and b for a, b in zip(columns, names, strict=True)): return rows
-    return [f'<tr>{"".join(f"<th>{a or b}</th>" for a, b in zip(columns, names, strict=True))}</tr>']
+    if len(columns) != len(names) or not names[0] or any(b and a for a, b in zip(columns[1:], names[1:], strict=True)):
+        return rows
+    return [f'<tr>{"".join(f"<th>{b or a}</th>" for a, b in zip(columns, names, strict=True))}</tr>']
 
 
 def _number_columns(
@@ -245,7 +246,7 @@ def _split_headings(
     return found
 
 # %% ../../nbs/report/10_page.ipynb #9a6e0022
-_PAPERMILL, _ABOUT = 'papermill-error-cell-tag', 'About this notebook'
+_PAPERMILL, _ABOUT, _UNNAMED = 'papermill-error-cell-tag', 'About this notebook', 'Results'
 
 
 def _title(
@@ -274,6 +275,7 @@ def _read_sections(
             kinds = [o['output_type'] for o in cell.get('outputs', []) if not _is_message(o)]
             found[-1].results += len(kinds)
             found[-1].failed |= 'error' in kinds
+    if found[0].results: found[0].title = _UNNAMED  # a notebook without headings
     return [*found[1:], found[0]]
 
 

@@ -48,7 +48,7 @@ def show_labelled(
 )->DescribedFigure:
     "Draw the images of a batch with their labels."
     images = [_stretch(np.asarray(s[modality])) for s in samples]
-    cols = min(len(samples), 4)
+    cols = min(4, len(samples) if len(samples) <= 4 else -(-len(samples)//2))
     fig, axes = image_grid(-(-len(samples)//cols), cols, images[0].shape, 2.6)
     for ax in axes.ravel()[len(samples):]: ax.set_axis_off()
     words = [f"{_label_text(s['label'], classes)}\n{s['id']}" for s in samples]

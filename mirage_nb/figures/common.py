@@ -62,7 +62,7 @@ def _class_colours(
     "Choose the colours of classes: cool for layers, warm for lesions, clear for background."
     layers = [c for c in classes if c.group == 'layer']
     lesions = [c for c in classes if c.group == 'lesion']
-    cool = sns.color_palette(['#4dd2ff', '#3355ff', '#30e080', '#b070ff', '#00a0a0', '#a8e000', '#8090c0', '#e080ff'],
+    cool = sns.color_palette(['#4dd2ff', '#3355ff', '#30e080', '#b070ff', '#00a0a0', '#a8e000', '#e080ff', '#8090c0'],
                              max(1, len(layers)))
     warm = sns.color_palette(['#ff2d2d', '#ffb000', '#ff5ecb', '#fff04d', '#c1440e', '#ffffff'], max(1, len(lesions)))
     out = np.zeros((len(classes), 4))

@@ -68,8 +68,9 @@ def show_curves(
     best = history.iloc[int(history.mIoU.to_numpy().argmax())]
     axes[1].plot(history.epoch, history.mIoU, color=COLOURS[2])
     axes[1].plot(best.epoch, best.mIoU, 'o', color=COLOURS[2])
-    axes[1].annotate(f'best: {best.mIoU:.3f} at epoch {best.epoch:.0f}', (best.epoch, best.mIoU), xytext=(-8, -14),
-                     textcoords='offset points', ha='right', fontsize=8)
+    axes[1].annotate(f'best: {best.mIoU:.3f} at epoch {best.epoch:.0f}', (best.epoch, best.mIoU), xytext=(0, -18),
+                     textcoords='offset points', ha='center', fontsize=9,
+                     bbox={'fc': 'w', 'ec': 'none', 'alpha': .8, 'pad': 1})
     axes[1].set(title='mean IoU, validation', xlabel='epoch')
     sns.despine(fig)
     fig.description = (f'Losses, mean IoU of the validation split and learning rate by epoch; the best mean IoU is '
@@ -102,7 +103,7 @@ def show_scores(
     "Draw the scores of each class with their intervals."
     tables = {k: t[t.metric == metric].set_index('Class') for k, t in summaries.items()}
     names = list(next(iter(tables.values())).index)
-    fig, ((ax,),) = panel_grid(1, 1, 5.4, (.2 + .12*len(tables))*len(names) + .9 + .25*len(tables))
+    fig, ((ax,),) = panel_grid(1, 1, 5.4, (.17 + .07*len(tables))*len(names) + .8 + .22*len(tables))
     _draw_intervals(ax, tables, names)
     unit = SEG_METRICS[metric].unit if metric in SEG_METRICS else ''
     ax.set_xlabel(f'{metric}, {unit or "0 to 1"}', fontsize=11)

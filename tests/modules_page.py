@@ -16,6 +16,7 @@ STAGES = {  # folder: what is in it
     'train': 'The training loop and its parts',
     'eval': 'Predictions, metrics, intervals, reports',
     'figures': 'Figures of the reports',
+    'report': 'Reports and paper packs',
     'tasks': 'Each job put together from its settings',
     'launch': 'One process, several, or Slurm'}
 HEAD = '''# Modules and notebooks

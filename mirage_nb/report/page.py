@@ -205,8 +205,8 @@ def _cell(
     return '\n'.join(part for part in (code, *results, _messages(outputs)) if part)
 
 # %% ../../nbs/report/10_page.ipynb #9a6e0020
-_PLACES = {'main result': 0, 'scores': 1, 'examples': 2, 'reliability': 90, 'settings': 95, 'provenance': 96,
-           'about': 97}  # beginning of a heading -> place on the page
+_PLACES = {'main result': 0, 'scores': 1, 'examples': 2, 'reliability': 90, 'paper pack': 94, 'settings': 95,
+           'provenance': 96, 'about': 97}  # beginning of a heading -> place on the page
 _MIDDLE, _FOLDED = 50, 95
 
 

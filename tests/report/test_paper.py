@@ -28,7 +28,11 @@ def pack(tmp_path):
     ax.plot([1, 2], [1, 2])
     run = Run(tmp_path, settings, {}, True)
     tables = {'scores': ('Scores_1, 95 %', TABLE), 'none': ('', None)}
-    return lambda: write_paper(run, tables, {'curve': fig, 'none': None})
+    def write():
+        listed = write_paper(run, tables, {'curve': fig, 'none': None})
+        assert len(listed) == 9 and all((tmp_path/k).exists() for k in listed.index)
+        return tmp_path/'paper'
+    return write
 
 
 def test_tables(pack):

@@ -49,8 +49,9 @@ def unknown(
 )->str:                  # "no dataset 'Duke_DMY'. Did you mean 'Duke_DME'? Known: …"
     "Word the error for a name that is not known."
     known = [str(k) for k in known]
-    close = get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f" Did you mean '{close[0]}'?" if close else ''
+    by_low = {k.casefold(): k for k in reversed(known)}
+    close = get_close_matches(str(name).casefold(), by_low, n=1, cutoff=0.5)
+    hint = f" Did you mean '{by_low[close[0]]}'?" if close else ''
     return f"no {kind} '{name}'.{hint} Known: {', '.join(known) or 'none'}"
 
 # %% ../nbs/01_core.ipynb #c0a70002

@@ -49,7 +49,7 @@ def read_json(
     path:str|Path # file to read
 )->Any:
     "Read a JSON file; an error names the file and the place in it."
-    try: return json.loads(Path(path).read_text(encoding='utf-8'))
+    try: return json.loads(Path(path).read_text(encoding='utf-8-sig'))  # perhaps with a mark of its encoding
     except ValueError as e: raise ValueError(f'{path} is not JSON: {e}') from e
 
 # %% ../nbs/03_storage.ipynb #96c4499c

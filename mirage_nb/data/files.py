@@ -7,7 +7,7 @@ __all__ = ['IMAGE_SUFFIXES', 'ARRAY_SUFFIXES', 'MASK_SUFFIXES', 'grey_values', '
            'unit_range']
 
 # %% ../../nbs/data/10_files.ipynb #dbbed046
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,11 +22,23 @@ ARRAY_SUFFIXES = ('.npy',)
 MASK_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp')  # without loss: JPEG invents grey values along every edge
 
 # %% ../../nbs/data/10_files.ipynb #5213b184
+def _palette_values(
+    image:Image.Image,     # with a palette
+    values:Collection[int] # that a mask may hold
+)->np.ndarray:             # (h, w) uint8
+    "Return the greys that a palette shows where the mask may hold all of them, else its indices."
+    shown = np.asarray(image.convert('RGB'))
+    grey = bool((shown == shown[..., :1]).all()) and {int(v) for v in np.unique(shown)} <= set(values)
+    return shown[..., 0] if grey else np.asarray(image)
+
+
 def grey_values(
-    image:Image.Image, # as opened
-    path:str|Path      # named in an error
-)->np.ndarray:         # (h, w) uint8 or uint16
+    image:Image.Image,        # as opened
+    path:str|Path,            # named in an error
+    values:Collection[int]=() # of a mask: those that it may hold, so that a palette of colours is no fault
+)->np.ndarray:                # (h, w) uint8 or uint16
     "Return the grey values of an image whose channels are equal; opacity is ignored."
+    if values and image.mode == 'P': return _palette_values(image, values)
     if image.mode in ('L', 'I;16', 'I;16L', 'I;16B'):
         x = np.asarray(image)
         return x if x.dtype == np.uint8 else x.astype(np.uint16)
@@ -124,14 +136,15 @@ def _shorter_side_size(
 def read_image(
     path:str|Path,          # a file that ends in one of IMAGE_SUFFIXES or ARRAY_SUFFIXES
     channels:int|None=None, # 1 or 3: convert to bytes of so many channels; None: grey values as stored, no colour
-    at_most:int=0           # with channels: shrink until the shorter side has at most so many pixels; 0: keep the size
+    at_most:int=0,          # with channels: shrink until the shorter side has at most so many pixels; 0: keep the size
+    values:Collection[int]=() # of a mask: those that it may hold; a palette that shows others stands for its indices
 )->np.ndarray:              # (h, w) uint8 or uint16; with channels (h, w, channels) uint8
     "Read an image file, as grey values or as bytes of one or three channels."
     if channels not in (None, 1, 3): raise ValueError(f'channels is {channels}; an image has 1 or 3, or None as stored')
     path = Path(path)
     read = {'.mha': read_mha, '.npy': read_npy}.get(path.suffix.lower())
     if channels is None:
-        return as_plane(read(path), path, ('uint8', 'uint16')) if read else grey_values(_decode(path), path)
+        return as_plane(read(path), path, ('uint8', 'uint16')) if read else grey_values(_decode(path), path, values)
     if read: image: Image.Image = Image.fromarray(_to_bytes(as_plane(read(path), path, ()), path))
     else: image = _decode(path, channels, at_most)
     image = _to_channels(image, channels, path)

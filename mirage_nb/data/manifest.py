@@ -90,6 +90,11 @@ class Manifest(_Facts):
     path: Path                             # file this was read from
     sha256: str                            # hash of that file
 
+    @property
+    def file(self)->Path:
+        "Name the manifest, also of a folder that has none yet."
+        return self.path if self.path.suffix == '.toml' else self.path.parent/'manifest.toml'
+
 # %% ../../nbs/data/05_manifest.ipynb #f3ce2936
 def _group_of(
     label:str,                  # name of the class
@@ -184,7 +189,7 @@ def _read_file(
     name:str   # of the dataset
 )->_ManifestFile:
     "Read and check a manifest; one error lists all faults."
-    try: raw = tomllib.loads(path.read_text(encoding='utf-8'))
+    try: raw = tomllib.loads(path.read_text(encoding='utf-8-sig'))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e: raise ValueError(f'{path} is not TOML: {e}') from e
     faults = [f"'name' is {raw['name']!r}; its file is named {name!r}"] if raw.get('name', name) != name else []
     try: file = TypeAdapter(_ManifestFile).validate_json(json.dumps(raw, default=str))
@@ -228,7 +233,8 @@ def _info_classes(
     rows = [{k: v for k, v in info[str(i)].items() if k in ('value', 'label')} for i in range(len(info))]
     try: table = TypeAdapter(_ClassTable).validate_json(json.dumps({'classes': rows}))
     except ValidationError as e:
-        raise ValueError('\n'.join(f'{path}: {k}' for k in list_faults(e, _ClassTable, 'field', _TOML))) from None
+        faults = [re.sub(r'^classes\[(\d+)\][.:] ?', r'"\1": ', k) for k in list_faults(e, _ClassTable, 'field', _TOML)]
+        raise ValueError('\n'.join(f"{path}: {k.removeprefix('classes: ')}" for k in faults)) from None
     return _class_table(table.classes, lesions)
 
 # %% ../../nbs/data/05_manifest.ipynb #24f87d76
@@ -346,8 +352,12 @@ def label_facts(
 )->LabelFacts:
     "Return what a manifest states about labels; an error if it states nothing."
     if manifest.labels: return manifest.labels
-    raise ValueError(f'{manifest.name} is a set for {manifest.task}, and {manifest.path.name} has no [labels]: '
-                     'nothing can be classified. State there where the labels of its images are')
+    what = f'{manifest.name} is a set for {manifest.task}, and {manifest.path.name}'
+    if manifest.path.suffix == '.toml': raise ValueError(
+        f'{what} has no [labels]: nothing can be classified. State there where the labels of its images are')
+    raise ValueError(f'{what} names the classes of its masks, not what a whole image shows: nothing can be classified. '
+                     f'Sort the images of a set of its own into folders, one a class, or write '
+                     f'{manifest.file} with [labels]')
 
 # %% ../../nbs/data/05_manifest.ipynb #cc584cb6
 def _describe(

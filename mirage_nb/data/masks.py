@@ -52,7 +52,7 @@ def read_mask(
     "Read the class indices of a mask file."
     if Path(path).suffix.lower() not in MASK_SUFFIXES:
         raise ValueError(f"{path} cannot be a mask: it takes a format without loss, {', '.join(MASK_SUFFIXES)}")
-    values = read_image(path)
+    values = read_image(path, values=[c.value for c in classes])
     if values.dtype != np.uint8:
         if values.max() > 255: raise ValueError(f'{path} holds grey value {values.max()}; a mask takes 0 to 255')
         values = values.astype(np.uint8)

@@ -106,8 +106,9 @@ class FilePairs:
     def plane(self, modality:str, i:int)->np.ndarray:
         "Read an image, and check class ids."
         path = self.files[modality][i]
-        x = as_plane(read_image(path), path)
-        return _check_class_ids(x, self.classes[modality], path) if modality in self.classes else x
+        if modality not in self.classes: return as_plane(read_image(path), path)
+        k = self.classes[modality]
+        return _check_class_ids(as_plane(read_image(path, values=range(k)), path), k, path)
 
     def content(self)->str:
         "Hash ids and pixels; every file is read, and one error names all that cannot be used."

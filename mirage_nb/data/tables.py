@@ -68,7 +68,7 @@ def _select_rows(
 )->pd.DataFrame:           # all columns as text, '' where empty
     "Read a table, and select the rows that count."
     if not path.is_file(): raise FileNotFoundError(f'no table {path}')
-    try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try: table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding='utf-8-sig')
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as e:
         raise ValueError(f'{path} ({path.stat().st_size} bytes) is no table: {e}') from e
     for column, value in where.items(): table = table[_read_column(table, column, path).str.strip() == value]

@@ -32,7 +32,7 @@ def _timm_config(
     import timm  # takes seconds: only who needs it pays
     arch, _, tag = name.removeprefix(PREFIX).partition('.')
     if not timm.is_model(arch):
-        close = get_close_matches(arch, timm.list_models(), n=5, cutoff=0.5)
+        close = get_close_matches(arch.casefold(), timm.list_models(), n=5, cutoff=0.5)
         hint = f'; near it are {", ".join(close)}' if close else ''
         raise KeyError(f"timm has no model '{arch}'{hint}. timm.list_models() lists all")
     tags = [t.partition('.')[2] for t in timm.list_pretrained(f'{arch}.*')]

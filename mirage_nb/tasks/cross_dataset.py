@@ -60,7 +60,7 @@ def _class_mapping(
         f'{data.name} has {"several labels" if data.multi else "one label"} an image and {source} '
         f'{"several" if multi else "one"}: a model of one cannot be scored on the other')
     home = (manifest.labels.class_maps if manifest.labels else {}).get(source)
-    return (_match_labels if multi else match_classes)(classes, data.classes, home, manifest.path.name)
+    return (_match_labels if multi else match_classes)(classes, data.classes, home, manifest.file.name)
 
 # %% ../../nbs/tasks/12_cross_dataset.ipynb #a1f0c2e1
 def _map_to_dataset(

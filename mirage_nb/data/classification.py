@@ -25,9 +25,10 @@ from .files import read_image
 from .folders import list_images, scan_folder
 from .input_spec import InputSpec, eval_image, resize_smooth, train_image
 from .manifest import SPLITS, Manifest, dataset_dir, label_facts, patient_of
-from .splits import draw_splits
+from .splits import divide
 from .tables import table_rows
 from ..randomness import sample_key
+from ..recipes.base import SplitPlan, parse_splits
 from ..storage import hash_value
 
 # %% ../../nbs/data/91_classification.ipynb #87855981
@@ -52,13 +53,12 @@ def _folder_rows(
     there = {s: root/name for s, name in manifest.splits.items() if (root/name).is_dir()}
     if there and shares: raise ValueError(
         f'{manifest.path}: shares draws splits, and {root} has them already: {", ".join(there)}. Take one of them away')
-    for split, folder in ({'': root} if shares else there).items():
+    for split, folder in (there or {'': root}).items():
         for label, images in _class_folders(folder).items():
             rows += [(k, '', split, p, label) for k, p in images.items()]
     if not rows: raise FileNotFoundError(
-        f"{root} holds no {'CLASS/ID.png' if shares else 'SPLIT/CLASS/ID.png'}" + ('' if shares else
-        f"; its splits are {', '.join(manifest.splits.values())}. Of classes without splits [labels] says "
-        'shares = [0.7, 0.1, 0.2], by which they are drawn'))
+        f'{root} holds neither CLASS/ID.png nor SPLIT/CLASS/ID.png' +
+        (f"; its splits are {', '.join(manifest.splits.values())}" if manifest.splits else ''))
     table = pd.DataFrame(rows, columns=['id', 'eye', 'split', 'image', 'label'])
     if table.groupby('id').label.nunique().max() > 1: table['id'] = table.label + '/' + table.id
     names = [Path(p).stem for p in table.image]
@@ -75,6 +75,7 @@ class LabelledImages:
     table: pd.DataFrame    # id, patient, eye, split, image, sha256, and label or label:CLASS
     leaks: pd.DataFrame    # kind ('patient' or 'image'), what, splits
     sha256: str            # over ids, splits, labels and contents
+    drawn: str = ''        # how the splits were made, in words; '': they are the dataset's own
 
     @property
     def splits(self)->dict[str, pd.DataFrame]:
@@ -131,16 +132,10 @@ def _check_splits(
 def _labelled_rows(
     manifest:Manifest
 )->pd.DataFrame:      # id, patient, eye, split, image, and label or label:CLASS
-    "Read the images of a dataset with their labels, from class folders, a table or a reader."
+    "Read the images of a dataset with their labels; the split is '' where it is to be drawn."
     facts = label_facts(manifest)
     if facts.reader: return _reader_rows(manifest)
-    table = table_rows(manifest) if facts.table else _folder_rows(manifest)
-    if facts.split or not (facts.table or facts.shares): return table
-    if not facts.shares: raise ValueError(f'{manifest.path}: labels says neither split (a column) nor shares')
-    if not (table.patient != '').any(): warnings.warn(
-        f'{manifest.path}: splits are drawn by image, for nothing says whose each is, so one person may be in two of '
-        "them. Say it by patient, as '^([^_]+)' for the part of a name before the first _", stacklevel=3)
-    return table.assign(split=draw_splits(table, dict(zip(SPLITS, facts.shares, strict=True)), manifest.name))
+    return table_rows(manifest) if facts.table else _folder_rows(manifest)
 
 
 def _reader_rows(
@@ -157,13 +152,32 @@ def _reader_rows(
     return table.drop(columns=[f'label:{c}' for c in known if facts.classes and c not in facts.classes])
 
 # %% ../../nbs/data/91_classification.ipynb #65f233b2
+def _divided(
+    manifest:Manifest,
+    table:pd.DataFrame, # of `_labelled_rows`
+    splits:str|None,    # as `load_labelled` takes them
+    need_val:bool
+)->tuple[pd.DataFrame, str]: # the table with splits, and how they were made
+    "Divide labelled images; without splits and shares they are all tested, or divided if that is wanted."
+    shares = label_facts(manifest).shares if (table.split == '').any() else ()
+    if splits is None and not shares:
+        undivided = table.split == ''
+        return table.assign(split=table.split.mask(undivided, 'test')), 'not divided' if undivided.any() else ''
+    plan = parse_splits(splits or '') or SplitPlan(shares=shares)
+    unit = 'patient' if (table.patient != '').any() else 'image'
+    split, drawn = divide(table, plan, manifest.name, unit, need_val)
+    return table.assign(split=split), drawn
+
+
 def load_labelled(
     manifest:Manifest,
-    allow_leaks:bool=False # an image in two splits is a warning, not an error
+    allow_leaks:bool=False, # an image in two splits is a warning, not an error
+    splits:str|None=None,   # how images are divided, as the option of a recipe; None: where nothing says it, not at all
+    need_val:bool=False     # draw a missing validation split out of train
 )->LabelledImages:
     "Load the labelled images of a dataset, checked."
     facts, source = label_facts(manifest), str(dataset_dir(manifest))
-    table = _labelled_rows(manifest)
+    table, drawn = _divided(manifest, _labelled_rows(manifest), splits, need_val)
     table['sha256'] = hash_images(table)
     faults, both = find_duplicates(table)
     if both and not allow_leaks: faults += [f'{f}: in more than one split' for f in both]
@@ -178,7 +192,7 @@ def load_labelled(
     table = table.sort_values(['split', 'id'], ignore_index=True)
     parts = {str(c): table[c].astype(str) for c in table if c not in ('id', 'image')}
     content = hash_value([hash_content(table.id, parts), names])
-    data = LabelledImages(manifest.name, names, multi, table, find_leaks(table, images=both), content)
+    data = LabelledImages(manifest.name, names, multi, table, find_leaks(table, images=both), content, drawn)
     _check_labels(data, source)
     return data
 

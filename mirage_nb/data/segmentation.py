@@ -7,7 +7,7 @@ __all__ = ['seg_table', 'folder_table', 'SegDataset', 'collate', 'SegData', 'loa
 
 # %% ../../nbs/data/90_segmentation.ipynb #fd0f59fb
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,23 +23,25 @@ from .cache import ImageCache
 from .files import IMAGE_SUFFIXES, MASK_SUFFIXES, read_image, unit_range
 from .folders import list_images, split_id
 from .input_spec import InputSpec, normalise_view
-from .manifest import SPLITS, ClassInfo, Manifest, classes_of, dataset_dir, patient_of
+from .manifest import SPLITS, ClassInfo, Manifest, classes_of, dataset_dir, image_folders, patient_of
 from .masks import read_mask
 from .preprocessing import Size, eval_view, train_view
+from .splits import divide
 from ..randomness import keyed_generator, sample_key
+from ..recipes.base import SplitPlan, parse_splits
 
 # %% ../../nbs/data/90_segmentation.ipynb #61ef4a02
 def _pair_masks(
     images:dict[str, Path],     # id -> B-scan
     masks:dict[str, Path]|None, # id -> mask; None where a split has none
-    folder:Path                 # that holds bscan/ and semseg/, named in an error
+    folders:tuple[Path, Path]   # of images and of masks, named in an error
 )->dict[str, tuple[Path, Path|None]]: # id -> B-scan, mask
     "Images with their masks, matched by id"
     if masks is None: return {k: (p, None) for k, p in images.items()}
-    for ids, other, kind in ((images, masks, 'semseg'), (masks, images, 'bscan')):
+    for ids, other, folder in ((images, masks, folders[1]), (masks, images, folders[0])):
         if alone := [k for k in ids if k not in other]:
             more = f"; {len(alone)} files have none: {', '.join(alone[:8])}" if len(alone) > 1 else ''
-            raise ValueError(f'{ids[alone[0]]} has no partner {alone[0]}.png in {folder/kind}{more}')
+            raise ValueError(f'{ids[alone[0]]} has no partner {alone[0]}.png in {folder}{more}')
     return {k: (p, masks[k]) for k, p in images.items()}
 
 
@@ -57,13 +59,25 @@ def _split_folder(
 def _mask_files(
     manifest:Manifest,
     split:str,
-    folder:Path # of the split
+    folder:Path # of the masks
 )->dict[str, Path]|None: # None where the split has no masks, as in a challenge's test split
     "Masks of a split by id"
-    if (folder/'semseg').is_dir(): return list_images(folder/'semseg', MASK_SUFFIXES)
+    if folder.is_dir(): return list_images(folder, MASK_SUFFIXES)
     if split == 'test' and not manifest.test_masks: return None
     hint = ', or say test_masks = false in its manifest' if split == 'test' else ''
-    raise FileNotFoundError(f"no folder {folder/'semseg'}: split '{split}' of {manifest.name} takes masks{hint}")
+    raise FileNotFoundError(f"no folder {folder}: split '{split}' of {manifest.name} takes masks{hint}")
+
+
+def _volumes(
+    pairs:Mapping[str, tuple[Path, Path|None]] # id -> B-scan, mask
+)->list[tuple[str, int]]:                      # volume, number of the slice
+    "Read volumes and slices off the names; where no name has a slice, every image is a volume."
+    found, faults = [], []
+    for k, (image, _) in pairs.items():
+        try: found.append(split_id(k))
+        except ValueError as e: faults.append(f'{image}: {e}')
+    if faults and found: raise ValueError(faults[0])
+    return found or [(k, 0) for k in pairs]
 
 
 def seg_table(
@@ -71,13 +85,11 @@ def seg_table(
     split:str # 'train', 'val' or 'test'
 )->pd.DataFrame: # id, volume, slice, patient, split, bscan (path), semseg (path or None)
     "Images of a split, with a row each"
-    folder = _split_folder(manifest, split)
-    pairs = _pair_masks(list_images(folder/'bscan'), _mask_files(manifest, split, folder), folder)
-    if not pairs: raise ValueError(f"split '{split}' of {manifest.name} is empty: no image in {folder/'bscan'}")
+    folders = image_folders(_split_folder(manifest, split))
+    pairs = _pair_masks(list_images(folders[0]), _mask_files(manifest, split, folders[1]), folders)
+    if not pairs: raise ValueError(f"split '{split}' of {manifest.name} is empty: no image in {folders[0]}")
     rows = []
-    for k, (image, mask) in pairs.items():
-        try: volume, number = split_id(k)
-        except ValueError as e: raise ValueError(f'{image}: {e}') from e
+    for (k, (image, mask)), (volume, number) in zip(pairs.items(), _volumes(pairs), strict=True):
         rows.append((k, volume, number, patient_of(manifest, volume), split, image, mask))
     return _image_table(rows)
 
@@ -181,17 +193,42 @@ class SegData:
     tables: dict[str, pd.DataFrame]  # by split: id, volume, slice, patient, split, bscan, semseg
     leaks: pd.DataFrame              # patients in more than one split
     sha256: str                      # over splits, ids and contents of all files
+    drawn: str = ''                  # how the splits were made, in words; '': they are the dataset's own
+
+
+def _divided(
+    manifest:Manifest,
+    tables:Mapping[str, pd.DataFrame], # by split
+    plan:SplitPlan
+)->tuple[dict[str, pd.DataFrame], str]: # the tables of the new splits, and how they were made
+    "Divide the images of a dataset anew; of those without a mask nothing can be learnt, so they are left out."
+    every = pd.concat([t.assign(split='' if manifest.layout == 'flat' else s) for s, t in tables.items()])
+    labelled = every[every.semseg.notna()] if plan or manifest.layout == 'flat' else every
+    if labelled.empty: raise ValueError(f'{manifest.name} has no masks, so there is nothing to learn from')
+    if not plan.file and every.volume.nunique() == 1: raise ValueError(
+        f'{manifest.name}: by their names, VOLUME_SLICE, all {len(every)} images are slices of one volume, '
+        f'{every.volume.iloc[0]!r}, and one patient cannot be divided. Name each volume by itself, as P001_07')
+    unit = 'patient' if manifest.patient else 'volume' if (every['slice'] > 0).any() else 'image'
+    table = _image_table(list(labelled.itertuples(index=False, name=None)))
+    split, drawn = divide(table, plan, manifest.name, unit)
+    if not drawn: return dict(tables), ''
+    if n := len(every) - len(labelled): drawn += f'; {n} images without masks are left out'
+    return {s: table[split == s].assign(split=s).reset_index(drop=True) for s in SPLITS if (split == s).any()}, drawn
 
 
 def load_seg_data(
-    manifest:Manifest
+    manifest:Manifest,
+    splits:str|None=None # how images are divided, as the option of a recipe; None: by their folders alone
 )->SegData:
     "Load the tables of a dataset's splits, checked."
-    classes = classes_of(manifest, dataset_dir(manifest))
-    tables = {split: seg_table(manifest, split) for split in manifest.splits}
+    root, drawn = dataset_dir(manifest), ''
+    classes = classes_of(manifest, root)
+    there = [s for s, f in manifest.splits.items() if splits is None or s != 'val' or (root/f).is_dir()]
+    tables = {split: seg_table(manifest, split) for split in there}
+    if splits is not None: tables, drawn = _divided(manifest, tables, parse_splits(splits))
     every = pd.concat(tables.values())
     content = hash_content(every.id, {k: every[k] for k in ('split', 'bscan', 'semseg')})
-    return SegData(manifest, classes, tables, find_leaks(tables), content)
+    return SegData(manifest, classes, tables, find_leaks(tables), content, drawn)
 
 # %% ../../nbs/data/90_segmentation.ipynb #ffc73634
 def check_files(

@@ -56,12 +56,22 @@ class _SegEvaluation:
         return score_folder(self.table, self.folder(run), self.data.classes, self.source, self.class_map, self.seed)
 
 # %% ../../nbs/tasks/70_evaluate.ipynb #9ef55d8d
+def _as_trained(
+    cfg:SegEval,
+    data:SegData
+)->SegData:
+    "Divide a dataset as the run that is evaluated on it did; its test would hold images to learn from otherwise."
+    kept = open_run(cfg.run).folder/'splits.csv' if cfg.run else Path()
+    same = kept.is_file() and dataset_name(open_run(cfg.run).settings['dataset']) == data.manifest.name
+    return load_seg_data(data.manifest, str(kept)) if same else data
+
+
 def plan_seg_evaluation(
     cfg:SegEval,  # with dataset, and run or predictions, filled in
     data:SegData
 )->_SegEvaluation:
     "Plan what an evaluation scores, checked before anything runs."
-    name = data.manifest.name
+    name, data = data.manifest.name, _as_trained(cfg, data)
     if cfg.run and cfg.predictions: raise ValueError(f'give run or predictions, not both: {cfg.run}, {cfg.predictions}')
     if cfg.split not in data.tables:
         raise ValueError(f'{name} has no split {cfg.split!r}; it has {", ".join(data.tables)}')

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from ..data.input_spec import InputSpec
 from ..data.manifest import Manifest, read_manifest
 from ..data.segmentation import SegData, SegDataset, check_files, collate, load_seg_data
+from ..data.splits import hash_splits
 from ..eval.segmentation.metrics import pixel_miou
 from ..eval.segmentation.predict import predict_images, validate_seg
 from ..eval.segmentation.report import SegScores, save_seg_scores, score_folder
@@ -71,7 +72,7 @@ class _SegParts(FineTuning[SegModel]):
     @cached_property
     def data(self)->SegData:
         "Load the tables of the splits, checked."
-        return self.given or load_seg_data(self.manifest)
+        return self.given or load_seg_data(self.manifest, self.settings.splits)
 
     @cached_property
     def sets(self)->dict[str, SegDataset]:
@@ -154,6 +155,7 @@ class SegmentationTask(_SegTrained):
     def sources(self)->dict[str, str]:
         "Hash what the run is made from."
         found = {'manifest': self.manifest.sha256, 'data': self.data.sha256}
+        if self.data.drawn: found['splits'] = hash_splits(self.data.tables)
         return found | ({'weights': self.weights_sha256} if self.weights_sha256 else {})
 
     def test(self, folder:Path)->SegScores|None:

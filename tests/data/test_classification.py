@@ -238,8 +238,10 @@ def test_several_labels_with_missing_ones(folders, table, tune):
 def test_no_split_to_select_on(folders, tune):
     import shutil
     shutil.rmtree(folders/'val')
-    fails(tune, "Eyes has no split 'val'; it has train, test. Say monitor='last'")
-    assert len(tune(monitor='last')['history']) == 1
+    with pytest.warns(UserWarning, match='Eyes: splits are drawn by image'): space = tune()
+    assert space['task'].data.drawn == 'drawn by image (24): 1 of the 12 in train became val, which was missing'
+    assert not set(space['task'].data.splits['val'].id) & {p.stem for p in (folders/'test').rglob('*.png')}
+    assert set(tune(monitor='last')['task'].data.splits) == {'train', 'test'}, 'the last epoch needs none'
 
 
 def test_segmentation_set_without_labels(home, tune, shared_data, monkeypatch):
@@ -318,8 +320,20 @@ def test_class_folders_with_and_without_splits(unsplit):
     (unsplit/'train').rmdir()
     text = (unsplit/'manifest.toml').read_text()
     (unsplit/'manifest.toml').write_text(text.replace('shares = [0.6, 0.2, 0.2]', ''))
-    with pytest.raises(FileNotFoundError, match=r'holds no SPLIT/CLASS/ID.png.* shares = \[0.7, 0.1, 0.2\]'):
-        load_labelled(read_manifest('Loose'))
+    drawn = load_labelled(read_manifest('Loose'), splits='')
+    assert drawn.drawn == 'drawn by patient (30): 70 % train, 15 % val, 15 % test'
+    assert set(load_labelled(read_manifest('Loose')).table.split) == {'test'}, 'nobody asks for splits'
+    (unsplit/'manifest.toml').write_text(text.replace('shares = [0.6, 0.2, 0.2]', '').replace('"classes"', '"table"'
+                                         ) + 'table = "t.csv"\nimage = "{image}"\nlabel = "dx"\n')
+    rows = [(str(p.relative_to(unsplit)), p.parent.name) for p in sorted(unsplit.rglob('*.png'))]
+    pd.DataFrame(rows, columns=['image', 'dx']).to_csv(unsplit/'t.csv', index=False, encoding='utf-8-sig')
+    with pytest.warns(UserWarning, match='drawn by image'): table = load_labelled(read_manifest('Loose'), splits='')
+    assert set(table.splits) == {'train', 'val', 'test'} and len(table.table) == 60
     (unsplit/'manifest.toml').unlink()
-    with pytest.raises(FileNotFoundError, match=r'nor folders SPLIT/CLASS.* shares = \[0.7, 0.1, 0.2\]'):
-        read_manifest('Loose')
+    with pytest.warns(UserWarning, match='drawn by image'):
+        plain = load_labelled(read_manifest('Loose'), splits='0.5/0.2/0.3')
+    assert plain.counts().sum().to_dict() == {'train': 30, 'val': 12, 'test': 18}
+    for p in unsplit.rglob('*.png'): p.unlink()
+    (unsplit/'train'/'AMD').mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match='holds neither CLASS/ID.png nor SPLIT/CLASS/ID.png; its splits are tr'):
+        load_labelled(read_manifest('Loose'))

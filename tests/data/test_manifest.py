@@ -8,7 +8,15 @@ import jsonschema
 import pytest
 
 from mirage_nb.core import resource_dir
-from mirage_nb.data.manifest import _list_manifests, _main, classes_of, dataset_dir, manifest_schema, read_manifest
+from mirage_nb.data.manifest import (
+    _list_manifests,
+    _main,
+    classes_of,
+    dataset_dir,
+    label_facts,
+    manifest_schema,
+    read_manifest,
+)
 from mirage_nb.data.segmentation import seg_table
 from mirage_nb.recipes.classification import cls_recipe
 from tests.data.samples import MANIFEST
@@ -45,8 +53,59 @@ def test_broken_info(tiny):
     (tiny/'INFO.json').write_text('{"0": ')
     with pytest.raises(ValueError, match='INFO.json is not JSON'): classes_of(read_manifest('Tiny'), tiny)
     (tiny/'INFO.json').write_text('{"0": {"value": 0, "label": "bg"}, "1": {"value": "80", "label": "RNFL"}}')
-    with pytest.raises(ValueError, match=r"INFO.json: classes\[1\].value takes a whole number, got '80'"):
+    with pytest.raises(ValueError, match="INFO.json: \"1\": value takes a whole number, got '80'"):
         classes_of(read_manifest('Tiny'), tiny)
+
+
+@pytest.mark.parametrize('rows, text', [
+    ('{"value": 0, "label": "bg"}, "1": {"value": 300}', '"1": value is from 0 to 255, not 300\n.*"1": \'label\' is missing'),
+    ('{"value": 0, "label": "bg"}, "1": {"value": 0, "label": "RNFL"}', "INFO.json: grey value 0 is both 'bg' and 'RNFL'"),
+    ('{"value": 0, "label": "bg"}', 'INFO.json: classes has 1 entries')])
+def test_faults_of_an_info_are_said_in_its_own_words(tiny, rows, text):
+    (tiny/'INFO.json').write_text('{"0": ' + rows + '}')
+    with pytest.raises(ValueError, match=text) as e: classes_of(read_manifest('Tiny'), tiny)
+    assert not [k for k in ('classes[', '[[', 'section', '.toml') if k in str(e.value)]
+
+
+def test_labels_of_a_folder_without_a_manifest(tiny):
+    with pytest.raises(ValueError, match='INFO.json names the classes of its masks.*write .*Tiny/manifest.toml with'):
+        label_facts(read_manifest('Tiny'))
+
+
+def test_byte_order_marks(tiny):
+    "Some editors put one before INFO.json and manifest.toml"
+    plain = classes_of(read_manifest('Tiny'), tiny)
+    for name, text in (('INFO.json', (tiny/'INFO.json').read_text()), ('manifest.toml', MANIFEST)):
+        (tiny/name).write_text(text, encoding='utf-8-sig')
+        assert (tiny/name).read_bytes()[:3] == b'\xef\xbb\xbf'
+        assert classes_of(read_manifest('Tiny'), tiny) == plain
+    assert read_manifest('Tiny').title == 'Tiny'
+
+
+def test_images_and_masks_are_no_classes(tmp_path, monkeypatch):
+    monkeypatch.setenv('MIRAGE_DATA', str(tmp_path))
+    for k in ('images', 'masks'):
+        (tmp_path/'Mine'/k).mkdir(parents=True)
+        (tmp_path/'Mine'/k/'P1_1.png').touch()
+    with pytest.raises(FileNotFoundError, match='with masks in masks one of them has to name the classes. INFO.json: {"0'):
+        read_manifest('Mine')
+    (tmp_path/'Mine'/'INFO.json').write_text('{"0": {"value": 0, "label": "bg"}, "1": {"value": 9, "label": "Fluid"}}')
+    found = read_manifest('Mine')
+    assert (found.task, found.layout, found.test_masks) == ('segmentation', 'flat', True)
+
+
+def test_class_folders_in_any_way(tmp_path, monkeypatch):
+    "With splits under their usual names, or without; a folder of one class is no dataset"
+    monkeypatch.setenv('MIRAGE_DATA', str(tmp_path))
+    for k in ('Loose/AMD', 'Loose/normal', 'Split/Training/AMD', 'Split/valid/AMD', 'Split/test/AMD', 'One/AMD'):
+        (tmp_path/k).mkdir(parents=True)
+        (tmp_path/k/'a.png').touch()
+    assert read_manifest('Loose').splits == {} and read_manifest('Loose').task == 'classification'
+    assert read_manifest('Split').splits == {'train': 'Training', 'val': 'valid', 'test': 'test'}
+    with pytest.raises(FileNotFoundError, match='nor two folders of images or more'): read_manifest('One')
+    (tmp_path/'Split'/'val').mkdir()
+    with pytest.raises(ValueError, match='holds val and valid; keep one folder for the split val'): read_manifest('Split')
+    assert {'Loose', 'Split'} <= set(_list_manifests())
 
 
 def test_own_dataset_in_any_way(tiny, tmp_path):

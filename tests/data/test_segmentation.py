@@ -1,7 +1,9 @@
 "Every message a user of a dataset can meet, determinism of samples, and real files"
+import shutil
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -11,7 +13,9 @@ from mirage_nb.data.audit import find_leaks
 from mirage_nb.data.files import read_image, unit_range
 from mirage_nb.data.folders import list_images
 from mirage_nb.data.manifest import classes_of, dataset_dir, read_manifest
-from mirage_nb.data.segmentation import SegDataset, check_files, collate, folder_table, seg_table
+from mirage_nb.data.segmentation import SegDataset, check_files, collate, folder_table, load_seg_data, seg_table
+from mirage_nb.data.splits import hash_splits
+from mirage_nb.eval.segmentation.report import find_graders
 from tests.data.samples import MANIFEST
 
 SIZE = (48, 32)
@@ -238,3 +242,103 @@ def test_real_duke_dme(shared_data, monkeypatch):
     assert (counts.images[:8] == len(tables['test'])).all() and 0 < counts.share.iloc[-1] < 0.2
     sample = SegDataset(tables['train'], classes, size=(128, 128), augment=True)[(1, 3)]
     assert sample['bscan'].shape == (1, 128, 128) and len(sample['semseg'].unique()) > 5
+
+
+# ------------------------------------------------------------------ folders without splits, or without val
+
+@pytest.fixture
+def loose(tiny):
+    "MySet/images and MySet/masks of six volumes of three slices, without splits"
+    root = tiny.parent/'MySet'
+    for old, new in (('bscan', 'images'), ('semseg', 'masks')):
+        (root/new).mkdir(parents=True)
+        for p in tiny.glob(f'*/{old}/*.png'): shutil.copy(p, root/new/p.name)
+        for p in tiny.glob(f'val/{old}/*.png'): shutil.copy(p, root/new/p.name.replace('P3a', 'P5a'))
+    shutil.copy(tiny/'INFO.json', root)
+    return root
+
+
+def where(data): return {k: s for s, t in data.tables.items() for k in t.id}
+
+
+def test_images_and_masks_side_by_side_are_divided_by_volume(loose):
+    with pytest.warns(UserWarning, match='MySet: splits are drawn by volume, for nothing says whose each is'):
+        data = load_seg_data(read_manifest('MySet'), '')
+    assert {s: (t.volume.nunique(), len(t)) for s, t in data.tables.items()} == {'train': (4, 12), 'val': (1, 3),
+                                                                              'test': (1, 3)}
+    assert data.drawn == 'drawn by volume (6): 70 % train, 15 % val, 15 % test' and not len(data.leaks)
+    for split, t in data.tables.items():
+        assert set(t.split) == {split} and [p.name for p in t.bscan] == [p.name for p in t.semseg]
+        sample = SegDataset(t, data.classes, size=SIZE)[0]
+        assert sample['bscan'].shape == (1, *SIZE) and sample['semseg'].shape == SIZE
+    plain = load_seg_data(read_manifest('MySet'))
+    assert list(plain.tables) == ['test'] and len(plain.tables['test']) == 18, 'an evaluation scores all of it'
+    assert plain.sha256 != data.sha256
+
+
+@pytest.mark.filterwarnings('ignore:MySet')
+def test_folds_test_every_image_once(loose):
+    found = [load_seg_data(read_manifest(loose), f'fold {k} of 3') for k in (1, 2, 3)]
+    tested = [k for d in found for k in d.tables['test'].id]
+    assert sorted(tested) == sorted(p.stem for p in (loose/'images').iterdir())
+    assert len({d.sha256 for d in found}) == 3 == len({hash_splits(d.tables) for d in found})
+    assert where(load_seg_data(read_manifest(loose), 'fold 2 of 3')) == where(found[1])
+    assert where(load_seg_data(read_manifest(loose), 'fold 2 of 3, seed 1')) != where(found[1])
+
+
+def test_two_eyes_of_one_patient_stay_together(loose):
+    (loose/'manifest.toml').write_text(MANIFEST.replace('"splits"', '"flat"') + "patient = '^(P[0-9]+)'")
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        data = load_seg_data(read_manifest('MySet'), '0.4/0.3/0.3')
+    assert data.drawn == 'drawn by patient (5): 40 % train, 30 % val, 30 % test'
+    assert pd.concat(data.tables).groupby('patient').split.nunique().max() == 1
+    with pytest.raises(ValueError, match='6 folds take 6 patients or more; there are 5'):
+        load_seg_data(read_manifest('MySet'), 'fold 1 of 6')
+
+
+def test_missing_val_is_drawn_from_train(tiny):
+    shutil.rmtree(tiny/'val')
+    with pytest.warns(UserWarning, match='drawn by volume'): data = load_seg_data(read_manifest('Tiny'), '')
+    assert data.drawn == 'drawn by volume (4): 1 of the 3 in train became val, which was missing'
+    assert set(data.tables['test'].volume) == {'P4a'} and list(data.tables) == ['train', 'val', 'test']
+    with pytest.raises(ValueError, match="Tiny has no split 'val'"): seg_table(read_manifest('Tiny'), 'val')
+    (tiny/'manifest.toml').write_text(MANIFEST)  # a manifest that says 'splits' does not change this
+    with pytest.warns(UserWarning): assert where(load_seg_data(read_manifest('Tiny'), '')) == where(data)
+
+
+def test_own_splits_stay_unless_others_are_asked_for(tiny):
+    own, asked = load_seg_data(read_manifest('Tiny')), load_seg_data(read_manifest('Tiny'), '')
+    assert asked.sha256 == own.sha256 and not asked.drawn
+    with pytest.warns(UserWarning): again = load_seg_data(read_manifest('Tiny'), 'fold 1 of 5')
+    assert sorted(where(again)) == sorted(where(own)) and where(again) != where(own)
+
+
+@pytest.mark.filterwarnings('ignore:Tiny')
+def test_images_without_masks_are_not_learnt_from(tiny):
+    shutil.rmtree(tiny/'test'/'semseg')
+    data = load_seg_data(read_manifest('Tiny'), 'fold 1 of 3')
+    assert data.drawn.endswith('; 3 images without masks are left out') and 'P4a_1' not in where(data)
+    for split in ('train', 'val'): shutil.rmtree(tiny/split)
+    (tiny/'test'/'bscan').rename(tiny/'bscan')
+    (tiny/'test').rmdir()
+    with pytest.raises(ValueError, match='Tiny has no masks, so there is nothing to learn from'):
+        load_seg_data(read_manifest('Tiny'), '')
+
+
+def test_names_without_slices(loose):
+    "Where no name has one, every image is a volume; where all are of one volume nothing can be divided"
+    for k in ('images', 'masks'):
+        for i, p in enumerate(sorted((loose/k).iterdir())): p.rename(p.with_name(f'eye{i:02}.png'))
+    with pytest.warns(UserWarning, match='drawn by image'): data = load_seg_data(read_manifest('MySet'), '')
+    assert [len(t) for t in data.tables.values()] == [12, 3, 3]
+    for k in ('images', 'masks'):
+        for p in sorted((loose/k).iterdir()): p.rename(p.with_name(p.name.replace('eye', 'img_')))
+    with pytest.raises(ValueError, match="all 18 images are slices of one volume, 'img', and one patient cannot"):
+        load_seg_data(read_manifest('MySet'), '')
+
+
+def test_other_graders_of_masks(loose):
+    shutil.copytree(loose/'masks', loose/'masks_second')
+    table = load_seg_data(read_manifest('MySet')).tables['test']
+    assert find_graders(table) == {'second': loose/'masks_second'}

@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 
 from mirage_nb.data.manifest import SPLITS
-from mirage_nb.data.splits import draw_splits, few_label_subset
+from mirage_nb.data.splits import divide, draw_splits, few_label_subset, hash_splits, save_splits
+from mirage_nb.recipes.base import parse_splits
+from mirage_nb.storage import hash_file
 
 
 def images(seed):
@@ -93,3 +95,87 @@ def test_few_shots_are_of_as_many_patients_as_there_are():
     one = pd.get_dummies(t.label).add_prefix('label:').astype(float).assign(id=t.id, patient=t.patient)
     one.loc[:29, 'label:a'] = 0.  # without any finding
     assert few_label_subset(one, ('a', 'b'), .5).groupby(['label:a', 'label:b']).patient.nunique().tolist() == [5, 3, 5]
+
+
+# ------------------------------------------------------------------ what the option `splits` asks for
+
+@pytest.mark.parametrize('k', range(1, 5))
+def test_folds_share_no_patient_and_hold_every_label(k):
+    who = np.repeat(np.arange(60), 3)
+    t = pd.DataFrame({'id': [f'i{i}' for i in range(180)], 'patient': [f'P{w}' for w in who], 'split': '',
+                      'label': np.where(who < 4, 'rare', 'common')})
+    split, how = divide(t, parse_splits(f'fold {k} of 4'), 'x')
+    assert how == f'drawn by patient (60): fold {k} of 4 is the test'
+    found = t.assign(split=split).groupby('patient').agg({'split': ['nunique', 'first'], 'label': 'first'})
+    assert (found['split', 'nunique'] == 1).all()
+    assert pd.crosstab(found['split', 'first'], found['label', 'first']).to_dict() == {
+        'common': {'train': 28, 'val': 14, 'test': 14}, 'rare': {'train': 2, 'val': 1, 'test': 1}}
+
+
+def test_each_patient_is_tested_in_one_fold_and_chosen_by_in_one():
+    t = people_with(n=23).assign(split='train')  # what the dataset says does not count
+    folds = [divide(t, parse_splits(f'fold {k} of 5'), 'x')[0] for k in range(1, 6)]
+    for role in ('test', 'val'): assert (sum((f == role).astype(int) for f in folds) == 1).all()
+    again = divide(t.sample(frac=1, random_state=0), parse_splits('fold 1 of 5'), 'x')[0]
+    assert again.sort_index().tolist() == folds[0].tolist(), 'the order of the table counts for nothing'
+
+
+def test_draws_follow_from_the_name_or_the_seed():
+    t = people_with(n=40).assign(split='')
+    def draw(text, name): return divide(t, parse_splits(text), name)[0].tolist()
+    assert draw('0.7/0.15/0.15', 'A') == draw('', 'A') != draw('', 'B')
+    assert draw('0.7/0.15/0.15, seed 3', 'A') == draw('0.7/0.15/0.15, seed 3', 'B') != draw('0.7/0.15/0.15, seed 4', 'A')
+
+
+def test_missing_validation_comes_from_train_alone():
+    t = people_with(n=40)
+    t = t.assign(split=np.where(t.patient.str.endswith('1'), 'test', 'train'))
+    split, how = divide(t, parse_splits(''), 'x')
+    assert how == 'drawn by patient (40): 5 of the 36 in train became val, which was missing'
+    assert ((split == 'test') == (t.split == 'test')).all()
+    assert t.assign(split=split).groupby('patient').split.nunique().max() == 1
+    assert t[split == 'val'].patient.nunique() == 5  # of 36
+
+
+def test_unknown_patients_are_said():
+    t = people_with(n=40).assign(split='', patient='')
+    with pytest.warns(UserWarning, match='x: splits are drawn by image, for nothing says whose each is'):
+        assert divide(t, parse_splits(''), 'x', 'image')[1].startswith('drawn by image (')
+
+
+@pytest.mark.parametrize('n, shares', [(3, {1: 3}), (4, {2: 1, 1: 2}), (20, {14: 1, 3: 2})])
+def test_few_patients(n, shares):
+    t = pd.DataFrame({'id': range(n), 'patient': [f'P{i}' for i in range(n)], 'split': ''})
+    assert divide(t, parse_splits(''), 'x')[0].value_counts().value_counts().to_dict() == shares
+
+
+def test_too_few_patients():
+    t = pd.DataFrame({'id': list('abcd'), 'patient': ['P', 'P', 'Q', 'Q'], 'split': ''})
+    with pytest.raises(ValueError, match='2 patients are too few for 0.34/0.33/0.33: none is in test. Ask for other'):
+        divide(t, parse_splits(''), 'x')
+    with pytest.raises(ValueError, match='3 folds take 3 patients or more; there are 2'):
+        divide(t, parse_splits('fold 1 of 3'), 'x')
+
+
+def test_a_file_divides_as_the_run_did(tmp_path):
+    t = people_with(n=20).assign(split='')
+    split, how = divide(t, parse_splits('fold 2 of 5'), 'x')
+    tables = {s: t[split == s] for s in SPLITS}
+    shown = save_splits(tables, how, tmp_path).value
+    assert hash_file(tmp_path/'splits.csv') == hash_splits(tables) and shown['SHA-256'] == hash_splits(tables)[:16]
+    again, how = divide(t.iloc[::-1], parse_splits(f'{tmp_path}/splits.csv'), 'another name')
+    assert again.sort_index().tolist() == split.tolist() and how == f'read from {tmp_path}/splits.csv'
+    assert save_splits(tables, '', tmp_path/'new').value.tolist() == ["the dataset's own"]
+    assert not (tmp_path/'new').exists()
+
+
+@pytest.mark.parametrize('change, text', [
+    (lambda s: s.iloc[1:], 'splits.csv has no split for 1 images: i0. It is of another dataset, or images were added'),
+    (lambda s: pd.concat([s, s.head(1).assign(id='new')]), 'lists, and the dataset lacks, 1 images: new'),
+    (lambda s: pd.concat([s, s.head(1)]), 'line 12: i0 is listed twice; keep one of its lines'),
+    (lambda s: s.assign(split='vall'), "splits.csv, line 2: no split 'vall'. Did you mean 'val'"),
+    (lambda s: s.drop(columns='split'), "no column 'split'")])
+def test_faults_of_a_file_of_splits(tmp_path, change, text):
+    t = pd.DataFrame({'id': [f'i{k}' for k in range(10)], 'patient': '', 'split': ''})
+    change(t.assign(split='train')).to_csv(tmp_path/'splits.csv', index=False)
+    with pytest.raises(ValueError, match=text): divide(t, parse_splits(str(tmp_path/'splits.csv')), 'x')

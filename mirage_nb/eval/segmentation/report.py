@@ -170,5 +170,5 @@ def find_graders(
     "Find folders of other graders' masks that are complete for a split."
     if not len(table) or table.semseg.isna().any(): return {}
     here = Path(table.semseg.iloc[0]).parent
-    found = {p.name.removeprefix('semseg_'): p for p in sorted(here.parent.glob('semseg_*')) if p.is_dir()}
+    found = {p.name.removeprefix(f'{here.name}_'): p for p in sorted(here.parent.glob(f'{here.name}_*')) if p.is_dir()}
     return {k: p for k, p in found.items() if all((p/f'{i}.png').exists() for i in table.id)}

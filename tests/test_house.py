@@ -312,7 +312,9 @@ def options_are_read(root):
     "An option that no code reads is a promise that nobody keeps; a recipe and its notebook know the same options"
     trees = {k: ast.parse(p.read_text()) for k, p in modules(root).items()}
     defined = [n for k, tree in trees.items() if k.startswith('recipes.') for n in tree.body]
-    recipes, parents = options_by_recipe([n for n in defined if isinstance(n, ast.ClassDef)])
+    settings = [n for n in defined if isinstance(n, ast.ClassDef)  # a plain data class holds no options
+                and not any('dataclass' in words_in(d) for d in n.decorator_list)]
+    recipes, parents = options_by_recipe(settings)
     made = {f.name: k for f in defined if isinstance(f, ast.FunctionDef) and f.returns
             for k in words_in(f.returns) if k in recipes}  # seg_recipe -> SegRecipe
     read = options_read([tree for k, tree in trees.items() if not k.startswith('recipes.')], parents)

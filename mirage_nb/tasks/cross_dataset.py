@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import log, unknown
+from ..core import counted, log, unknown
 from ..data.audit import shared_images
 from ..data.classification import LabelledImages, load_labelled, match_classes
 from ..data.manifest import Manifest
@@ -195,14 +195,15 @@ def leak_table(
     found = dict(data.splits)
     known = {s: t.patient[t.patient != ''].nunique() for s, t in found.items()}
     both = '; '.join(f'{r.what} ({r.splits})' for r in data.leaks[data.leaks.kind == 'patient'].itertuples())
-    rows = [(s, f'{len(t)} images of {known[s] or "an unknown number of"} patients') for s, t in found.items()]
+    rows = [(s, f'{counted(len(t), "image")} of ' + (
+        counted(known[s], 'patient') if known[s] else 'an unknown number of patients')) for s, t in found.items()]
     if data.drawn: rows.append(('splits', data.drawn))
     both = (both or 'none') if all(known.values()) else 'cannot be said: not known'
     rows += [('patients in more than one split', both),
              ('equal images in more than one split', '; '.join(data.leaks.what[data.leaks.kind == 'image']) or 'none')]
     if other is not None and other is not data:
         text = {k: '; '.join(other.leaks.what[other.leaks.kind == k]) or 'none' for k in ('image', 'label')}
-        rows += [(f'test, {other.name}', f'{len(other.splits["test"])} images'),
+        rows += [(f'test, {other.name}', counted(len(other.splits['test']), 'image')),
                  (f'images of training or validation in the test of {other.name}', text['image']),
                  (f'labels of {other.name} that the model does not say, so that are not scored', text['label'])]
     return pd.DataFrame(rows, columns=['question', 'answer']).set_index('question')

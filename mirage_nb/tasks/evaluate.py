@@ -56,6 +56,42 @@ class _SegEvaluation:
         return score_folder(self.table, self.folder(run), self.data.classes, self.source, self.class_map, self.seed)
 
 # %% ../../nbs/tasks/70_evaluate.ipynb #9ef55d8d
+def _given_predictions(
+    cfg:SegEval,
+    data:SegData,
+    table:pd.DataFrame,   # of the split
+    hashes:dict[str, str] # of manifest and data
+)->_SegEvaluation:
+    "Plan to score a folder of predictions by any program."
+    folder = Path(cfg.predictions).expanduser().resolve()
+    if not folder.is_dir(): raise FileNotFoundError(f'no folder of predictions {folder}')
+    there = [k for k in table.id if (folder/f'{k}.png').exists()]
+    own = {'predictions': hash_value({k: hash_file(folder/f'{k}.png') for k in there})}
+    return _SegEvaluation(data, table, None, None, folder, None, hashes | own, cfg.seed)
+
+
+def _model_predictions(
+    cfg:SegEval,
+    data:SegData,
+    table:pd.DataFrame,   # of the split
+    hashes:dict[str, str] # of manifest and data
+)->_SegEvaluation:
+    "Plan to score the model of a run; predictions of the same images are not made again."
+    run, name = open_run(cfg.run), data.manifest.name
+    model = read_checkpoint(run.folder/'best.safetensors')
+    source = tuple(ClassInfo(**c) for c in read_metadata(model)['classes'])
+    home = dataset_name(run.settings['dataset'])
+    same = [(c.value, c.label) for c in source] == [(c.value, c.label) for c in data.classes]
+    if not same and home not in data.manifest.class_maps: raise ValueError(
+        f'{name} and {home} have other classes, and {data.manifest.file} has no [class_maps.{home}]: '
+        f'say there what each grey value of {home} means')
+    same_files = run.sources['data'] == data.sha256  # else predictions are of other images
+    ready = run.folder/'predictions' if same_files and cfg.split == 'test' else None
+    class_map = None if same else data.manifest.class_maps[home]
+    return _SegEvaluation(data, table, None if same else source, class_map, ready, model,
+                          hashes | {'model': model.sha256}, cfg.seed)
+
+
 def _as_trained(
     cfg:SegEval,
     data:SegData
@@ -78,25 +114,7 @@ def plan_seg_evaluation(
     table, hashes = data.tables[cfg.split], {'manifest': data.manifest.sha256, 'data': data.sha256}
     if table.semseg.isna().any():
         raise ValueError(f'the {cfg.split} split of {name} has no masks: nothing can be scored')
-    if cfg.predictions:
-        folder = Path(cfg.predictions).expanduser().resolve()
-        if not folder.is_dir(): raise FileNotFoundError(f'no folder of predictions {folder}')
-        there = [k for k in table.id if (folder/f'{k}.png').exists()]
-        hashes['predictions'] = hash_value({k: hash_file(folder/f'{k}.png') for k in there})
-        return _SegEvaluation(data, table, None, None, folder, None, hashes, cfg.seed)
-    run = open_run(cfg.run)
-    model = read_checkpoint(run.folder/'best.safetensors')
-    hashes['model'] = model.sha256
-    source = tuple(ClassInfo(**c) for c in read_metadata(model)['classes'])
-    home = dataset_name(run.settings['dataset'])
-    same = [(c.value, c.label) for c in source] == [(c.value, c.label) for c in data.classes]
-    if not same and home not in data.manifest.class_maps: raise ValueError(
-        f'{name} and {home} have other classes, and {data.manifest.file} has no [class_maps.{home}]: '
-        f'say there what each grey value of {home} means')
-    same_files = run.sources['data'] == data.sha256  # else predictions are of other images
-    ready = run.folder/'predictions' if same_files and cfg.split == 'test' else None
-    class_map = None if same else data.manifest.class_maps[home]
-    return _SegEvaluation(data, table, None if same else source, class_map, ready, model, hashes, cfg.seed)
+    return (_given_predictions if cfg.predictions else _model_predictions)(cfg, data, table, hashes)
 
 # %% ../../nbs/tasks/70_evaluate.ipynb #4d2a5f56
 _TEST, _VALID = 'predictions_test.csv', 'predictions_val.csv'  # in the folder of a tuning

@@ -22,7 +22,7 @@ from ..data.classification import load_labelled
 from ..data.image_index import ImageIndex, index_images
 from ..data.image_sets import ImageDataset, MixedDataset, collate_images
 from ..data.manifest import SPLITS, Manifest, read_manifest
-from ..data.normalization import NORMS, Norm, find_norm, normalise_images
+from ..data.normalization import NORMS, Norm, choose_norm, find_norm, normalise_images
 from ..eval.pretraining import as_bytes
 from ..models.cnn_mae import Reconstruction
 from ..models.pretraining import CNN_MAES, MAES
@@ -76,11 +76,11 @@ def _image_folder(
 # %% ../../nbs/tasks/85_pretrain_mae.ipynb #7d30a036
 def _folder_norm(
     folder:Path # of pictures
-)->Norm:
-    "Read the mean and deviation of a folder's INFO.json, else take ImageNet's."
+)->Norm:        # empty: it states none
+    "Read the mean and deviation that a folder's INFO.json states."
     file = folder/'INFO.json'
     said = read_json(file) if file.is_file() else {}
-    if not {'mean', 'std'} & said.keys(): return NORMS['imagenet']
+    if not {'mean', 'std'} & said.keys(): return Norm((), ())
     try: return find_norm(Norm(said['mean'], said['std']))
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f'{file}: mean and std take three numbers each, as [0.5, 0.4, 0.3] ({e})') from e
@@ -113,7 +113,8 @@ def _folder_data(
         f'{folder} has {", ".join(there)} and no train to learn from; give the path of the folder to learn from')
     masks = [folder/s/k for s in ('', *there) for k in ('semseg', 'bscanlayermap') if (folder/s/k).is_dir()]
     if masks: raise ValueError(_MASK_FOLDERS.format(folder))
-    norm, renew = _folder_norm(folder), 'WORLD_SIZE' not in os.environ  # of several processes none looks for changes
+    norm = choose_norm(_folder_norm(folder), NORMS['imagenet'])
+    renew = 'WORLD_SIZE' not in os.environ  # of several processes none looks for changes
     where = {s: folder/s for s in there if s != 'test'} or {'train': folder}
     found = {s: index_images(f, renew=renew) for s, f in where.items()}
     made = {s: ImageDataset(f, name=folder.name, norm=norm, load_size=load_size, seed=seed) for s, f in found.items()}
@@ -133,7 +134,7 @@ def _load_image_set(
     facts = manifest.labels
     if not facts: raise ValueError(_MASK_FOLDERS.format(manifest.name))
     data = load_labelled(manifest, splits='')
-    norm = Norm(facts.mean, facts.std) if len(facts.mean) == 3 else NORMS['imagenet']
+    norm = choose_norm(Norm(facts.mean, facts.std), NORMS['imagenet'])
     made = {s: ImageDataset(t, name=manifest.name, norm=norm, load_size=load_size, seed=seed)
             for s, t in data.splits.items() if s in ('train', 'val')}
     if 'train' not in made: raise ValueError(f'{manifest.name} has no split train to learn from')

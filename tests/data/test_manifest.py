@@ -58,11 +58,11 @@ def test_broken_info(tiny):
 
 
 @pytest.mark.parametrize('rows, text', [
-    ('{"value": 0, "label": "bg"}, "1": {"value": 300}', '"1": value is from 0 to 255, not 300\n.*"1": \'label\' is missing'),
-    ('{"value": 0, "label": "bg"}, "1": {"value": 0, "label": "RNFL"}', "INFO.json: grey value 0 is both 'bg' and 'RNFL'"),
-    ('{"value": 0, "label": "bg"}', 'INFO.json: classes has 1 entries')])
+    (', "1": {"value": 300}', '"1": value is from 0 to 255, not 300\n.*"1": \'label\' is missing'),
+    (', "1": {"value": 0, "label": "RNFL"}', "INFO.json: grey value 0 is both 'bg' and 'RNFL'"),
+    ('', 'INFO.json: classes has 1 entries')])
 def test_faults_of_an_info_are_said_in_its_own_words(tiny, rows, text):
-    (tiny/'INFO.json').write_text('{"0": ' + rows + '}')
+    (tiny/'INFO.json').write_text('{"0": {"value": 0, "label": "bg"}' + rows + '}')
     with pytest.raises(ValueError, match=text) as e: classes_of(read_manifest('Tiny'), tiny)
     assert not [k for k in ('classes[', '[[', 'section', '.toml') if k in str(e.value)]
 
@@ -87,7 +87,7 @@ def test_images_and_masks_are_no_classes(tmp_path, monkeypatch):
     for k in ('images', 'masks'):
         (tmp_path/'Mine'/k).mkdir(parents=True)
         (tmp_path/'Mine'/k/'P1_1.png').touch()
-    with pytest.raises(FileNotFoundError, match='with masks in masks one of them has to name the classes. INFO.json: {"0'):
+    with pytest.raises(FileNotFoundError, match='masks in masks one of them has to name the classes. INFO.json: {"0'):
         read_manifest('Mine')
     (tmp_path/'Mine'/'INFO.json').write_text('{"0": {"value": 0, "label": "bg"}, "1": {"value": 9, "label": "Fluid"}}')
     found = read_manifest('Mine')
@@ -104,7 +104,8 @@ def test_class_folders_in_any_way(tmp_path, monkeypatch):
     assert read_manifest('Split').splits == {'train': 'Training', 'val': 'valid', 'test': 'test'}
     with pytest.raises(FileNotFoundError, match='nor two folders of images or more'): read_manifest('One')
     (tmp_path/'Split'/'val').mkdir()
-    with pytest.raises(ValueError, match='holds val and valid; keep one folder for the split val'): read_manifest('Split')
+    with pytest.raises(ValueError, match='holds val and valid; keep one folder for the split val'):
+        read_manifest('Split')
     assert {'Loose', 'Split'} <= set(_list_manifests())
 
 

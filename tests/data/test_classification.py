@@ -239,7 +239,7 @@ def test_no_split_to_select_on(folders, tune):
     import shutil
     shutil.rmtree(folders/'val')
     with pytest.warns(UserWarning, match='Eyes: splits are drawn by image'): space = tune()
-    assert space['task'].data.drawn == 'drawn by image (24): 1 of the 12 in train became val, which was missing'
+    assert space['task'].data.drawn == 'drawn by image (24): 2 of the 12 in train became val, which was missing'
     assert not set(space['task'].data.splits['val'].id) & {p.stem for p in (folders/'test').rglob('*.png')}
     assert set(tune(monitor='last')['task'].data.splits) == {'train', 'test'}, 'the last epoch needs none'
 

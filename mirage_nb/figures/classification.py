@@ -167,7 +167,7 @@ def show_learning_curve(
         if t.shots.min() > 0 and len(t) > 1: ax.set_xscale('log', base=2)
         ax.set_xticks(list(t.shots), [f'{k:g}' for k in t.shots]); ax.minorticks_off()
         ax.tick_params(labelsize=11); ax.grid(alpha=.3)
-    axes[0, 0].legend(frameon=False, fontsize=10, loc='lower right')
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=10, loc='outside upper left')
     sns.despine(fig)
     last = curve[curve.shots == curve.shots.max()]
     words = [f'{r.metric} {r["mean"]:.3f}' for _, r in last.iterrows()]

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
@@ -33,10 +34,11 @@ def panel_grid(
     cols:int,
     width:float=3.2,       # of a panel, inches
     height:float=2.4,      # of a panel, inches
-    layout:str='constrained' # of matplotlib
+    images:bool=False        # panels of fixed proportions, close together
 )->tuple[DescribedFigure, np.ndarray]: # figure, (rows, cols) axes
     "Make a figure of empty panels."
-    size = width*cols, height*rows
+    size, gap = (width*cols, height*rows), .04 if images else .08  # inches
+    layout = ConstrainedLayoutEngine(h_pad=gap, w_pad=gap, compress=images)
     fig, axes = plt.subplots(rows, cols, figsize=size, squeeze=False, layout=layout, FigureClass=DescribedFigure)
     plt.close(fig)  # shown by being returned, not twice
     return cast(DescribedFigure, fig), axes
@@ -50,7 +52,7 @@ def image_grid(
 )->tuple[DescribedFigure, np.ndarray]: # figure, (rows, cols) axes
     "Make a figure of empty panels in the proportions of an image."
     ratio = min(max(shape[0]/shape[1], .3), 1.6)
-    return panel_grid(rows, cols, width, width*ratio + .25, 'compressed')
+    return panel_grid(rows, cols, width, width*ratio + .25, images=True)
 
 # %% ../../nbs/figures/10_common.ipynb #2bfdedc7
 COLOURS = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#7F7F7F'

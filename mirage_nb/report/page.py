@@ -246,7 +246,8 @@ def _split_headings(
     return found
 
 # %% ../../nbs/report/10_page.ipynb #9a6e0022
-_PAPERMILL, _ABOUT, _UNNAMED = 'papermill-error-cell-tag', 'About this notebook', 'Results'
+_PAPERMILL = 'papermill-error-cell-tag'
+_ABOUT, _UNNAMED, _START = 'About this notebook', 'Results', 'Start of the notebook'
 
 
 def _title(
@@ -275,7 +276,7 @@ def _read_sections(
             kinds = [o['output_type'] for o in cell.get('outputs', []) if not _is_message(o)]
             found[-1].results += len(kinds)
             found[-1].failed |= 'error' in kinds
-    if found[0].results: found[0].title = _UNNAMED  # a notebook without headings
+    if found[0].results: found[0].title = _START if found[0].failed else _UNNAMED  # of a notebook without headings
     return [*found[1:], found[0]]
 
 

@@ -47,6 +47,7 @@ def _markdown(
         kind, data = next(iter(bundle.items()))
         source = source.replace(f'attachment:{name}', f'data:{kind};base64,{data}')
     page = re.sub(r'<a class="anchor-link".*?</a>', '', markdown2html(source))
+    page = re.sub(r'<(/?)h[12]\b', r'<\1h3', page)  # the page has these itself
     return _offline(page).replace('alt=""', 'alt="image of the text"')
 
 # %% ../../nbs/report/10_page.ipynb #9a6e0009

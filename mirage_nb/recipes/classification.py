@@ -36,6 +36,8 @@ def _cls_conflicts(
         yield 'epochs is 1 or more, not 0; with keep_head=True, 0 tests the model of a file (weights=FILE) as it is'
     if r.keep_head and r.weights in (None, 'random'):
         yield f'keep_head takes the last layer of a file: name one by weights, which is {r.weights}'
+    if r.class_map and not r.test_dataset:
+        yield 'class_map says what classes are in another dataset: name that by test_dataset, or leave class_map out'
     if r.tune == 'probe' and r.cached_views >= 0 and (r.mixup or r.ema):
         yield 'mixup and ema need tune full, last or lora, or cached_views=-1: cached features do not change'
     if r.mixup and r.repeated_augmentation > 1:
@@ -93,7 +95,9 @@ class ClsRecipe(FineTuningRecipe):
     crop_scale_min: Fraction = 0.08     # augmentation 'photo': smallest part of the area that a crop takes
     rand_augment: str = ''              # augmentation 'photo': RandAugment, as 'rand-m9-mstd0.5-inc1'; '': none
     random_erasing: BelowOne = 0.       # augmentation 'photo': probability to erase a box
-    test_dataset: str = ''              # dataset to test on instead, by the class map of its manifest
+    test_dataset: str = ''              # dataset to test on instead; classes of the same name match
+    # classes of other names there, as ['CNV > AMD', 'X >'], which leaves X out
+    class_map: Annotated[list[str], tuples_too]|None = None
     allow_leaks: bool = False           # go on although an image is in two splits
     probes: bool = True                 # also logistic regression and nearest neighbours on the untrained encoder
     baselines: bool = False             # also the same on a frozen random encoder

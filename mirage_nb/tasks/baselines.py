@@ -85,7 +85,8 @@ def random_probe_settings(
 )->ClsRecipe:
     "Change the settings of a classification to those of a probe of an encoder with random weights."
     asked = replace(cfg, weights='random', keep_head=False, tune='probe', cached_views=max(cfg.cached_views, 0),
-                    epochs=cfg.epochs or 1, mixup=0., ema=0., processes=1, accumulate=1, test_dataset='')
+                    epochs=cfg.epochs or 1, mixup=0., ema=0., processes=1, accumulate=1, test_dataset='',
+                    class_map=None)
     if cfg.tune == 'probe' and cfg.epochs:
         random = weights_file(cfg.weights, cfg.model) is None
         return replace(asked, seed=cfg.seed + 1) if random else asked  # another random encoder

@@ -147,7 +147,7 @@ class _ClsParts(FineTuning[ClsModel]):
             if 'test' in self.data.splits: check_scorable(self.data, self.manifest, self.data)
             return self.manifest, self.data
         other = read_manifest(self.settings.test_dataset)
-        return other, load_test_data(self.data, other, self.settings.allow_leaks)
+        return load_test_data(self.data, other, self.settings.allow_leaks, self.settings.class_map or ())
 
     @cached_property
     def input_spec(self)->InputSpec:

@@ -8,6 +8,7 @@ __all__ = ['predict_split', 'check_scorable', 'load_test_data', 'PredictedSplits
 
 # %% ../../nbs/tasks/12_cross_dataset.ipynb #9f580e55
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +19,9 @@ import pandas as pd
 from ..core import counted, log, unknown
 from ..data.audit import shared_images
 from ..data.classification import LabelledImages, load_labelled, match_classes
-from ..data.manifest import Manifest
+from ..data.manifest import Manifest, label_facts
 from ..eval.classification.predict import TunedClassifier, predictions_table
-from ..eval.classification.predictions import check_predictions, map_classes
+from ..eval.classification.predictions import check_predictions, map_classes, parse_map
 from ..storage import save_table
 
 # %% ../../nbs/tasks/12_cross_dataset.ipynb #7a951abe
@@ -61,6 +62,61 @@ def _class_mapping(
         f'{"several" if multi else "one"}: a model of one cannot be scored on the other')
     home = (manifest.labels.class_maps if manifest.labels else {}).get(source)
     return (_match_labels if multi else match_classes)(classes, data.classes, home, manifest.file.name)
+
+# %% ../../nbs/tasks/12_cross_dataset.ipynb #f3d42e9e
+def _pair_classes(
+    model:Sequence[str],        # classes of the model
+    there:Sequence[str],        # of the dataset it is tested on
+    stated:Mapping[str, str],   # class of either -> what it is in the other, '' to leave it out
+    names:tuple[str, str]       # of the two datasets, for an error
+)->tuple[dict[str, str], dict[str, str]]: # class of the model, and of the dataset -> class that is scored, '' for none
+    "Pair the classes of a model with those of another dataset."
+    def low(c:str)->str: return c.casefold().strip()
+    ours, theirs = {low(c): c for c in model}, {low(c): c for c in there}
+    said = {low(k): theirs.get(low(v), ours.get(low(v), v)) for k, v in stated.items()}
+    for k in stated:
+        if low(k) not in {*ours, *theirs}: raise ValueError(f'class_map: {unknown("class", k, [*model, *there])}')
+    def renamed(c:str)->bool: return low(c) in said and (low(c) not in ours or low(said[low(c)]) not in theirs)
+    truth = {c: said[low(c)] if renamed(c) else c for c in there}
+    scored = {low(v): v for v in truth.values() if v}
+    meant = {c: said.get(low(c), c) for c in model}
+    alone = [[c for c, v in meant.items() if v and low(v) not in scored],
+             [c for c, v in truth.items() if v and low(v) not in map(low, meant.values())]]
+    if any(alone): raise ValueError(_unpaired(alone, (model, there), names))
+    return {c: scored.get(low(v), '') for c, v in meant.items()}, truth
+
+
+def _unpaired(
+    alone:Sequence[Sequence[str]],    # classes without a partner, of the model and of the dataset
+    classes:Sequence[Sequence[str]],  # all of them
+    names:Sequence[str]               # of the two datasets
+)->str:
+    "Word the error for classes without a partner."
+    every = '; '.join(f'{name} has {", ".join(c)}' for name, c in zip(names, classes, strict=True))
+    lost = ' and '.join(f'{", ".join(c)} of {name}' for name, c in zip(names, alone, strict=True) if c)
+    out = ','.join(repr(f'{c} >') for c in dict.fromkeys(c for part in alone for c in part))
+    return (f"{every}. There is no partner for {lost}. class_map says what a class is in the other dataset, as 'CNV > "
+            f"AMD', or leaves it out of the test: class_map=\"[{out}]\" leaves out all of these")
+
+# %% ../../nbs/tasks/12_cross_dataset.ipynb #f1938464
+def _with_class_map(
+    data:LabelledImages,   # that the model learns from
+    manifest:Manifest,     # of the dataset it is tested on
+    other:LabelledImages,  # of the same dataset
+    pairs:Sequence[str]    # option `class_map`
+)->tuple[Manifest, LabelledImages]: # the same with the classes that are scored
+    "Apply the option `class_map`; without it a class map of the manifest holds, or equal names."
+    home, facts = parse_map(pairs), label_facts(manifest)
+    own = facts.class_maps.get(data.name)
+    if data.multi != other.multi or not home and (own is not None or data.multi): return manifest, other
+    stated = {**(own or {}), **home}
+    if data.multi: names = {c: c for c in data.classes if c.casefold() in map(str.casefold, other.classes)} | stated
+    else:
+        names, truth = _pair_classes(data.classes, other.classes, stated, (data.name, other.name))
+        table = other.table.assign(label=other.table.label.map(truth))
+        kept = tuple(dict.fromkeys(v for v in truth.values() if v))
+        other = replace(other, classes=kept, table=table[table.label != ''].reset_index(drop=True))
+    return replace(manifest, labels=replace(facts, class_maps={**facts.class_maps, data.name: names})), other
 
 # %% ../../nbs/tasks/12_cross_dataset.ipynb #a1f0c2e1
 def _map_to_dataset(
@@ -110,15 +166,33 @@ def check_scorable(
     return names
 
 
+def _class_notes(
+    names:Mapping[str, str], # class of the model -> class that is scored
+    whole:LabelledImages,    # dataset that is tested on
+    other:LabelledImages     # the same in the classes that are scored
+)->list[str]:
+    "Say which classes have another name in the test, and which are left out."
+    model = [f'{c} of the model is {v}' if v else f'{c} of the model is left out' for c, v in names.items()
+             if c.casefold() != v.casefold()]
+    if whole.multi: return model
+    tested, now = whole.splits['test'], dict(zip(other.table.id, other.table.label, strict=True))
+    counts = Counter((c, now.get(k, '')) for k, c in zip(tested.id, tested.label, strict=True))
+    return model + [f'{c} of {other.name} is {v}' if v else f'{counted(n, "image")} of {c} of {other.name} left out'
+                    for (c, v), n in sorted(counts.items()) if c != v]
+
+
 def load_test_data(
     data:LabelledImages,  # that the model learns from
     manifest:Manifest,    # of the dataset it is tested on
-    allow_leaks:bool=False  # warn of images that are learnt from too, where it is an error else
-)->LabelledImages: # its leaks: images that are learnt from too (kind 'image'), labels that the model lacks ('label')
+    allow_leaks:bool=False, # warn of images that are learnt from too, where it is an error else
+    class_map:Sequence[str]=() # as ['CNV > AMD', 'X >']
+)->tuple[Manifest, LabelledImages]: # in the classes that are scored; leaks: images that are learnt from too ('image'),
+    # labels that the model lacks ('label'), classes that mean something else or nothing ('class')
     "Load another dataset that a classifier is tested on, checked before the training."
-    other = load_labelled(manifest, allow_leaks)
-    if 'test' not in other.splits: raise ValueError(
-        f'{other.name} has no test split, so nothing can be tested on it; it has {", ".join(other.splits)}')
+    whole = load_labelled(manifest, allow_leaks)
+    if 'test' not in whole.splits: raise ValueError(
+        f'{whole.name} has no test split, so nothing can be tested on it; it has {", ".join(whole.splits)}')
+    manifest, other = _with_class_map(data, manifest, whole, class_map)
     names = check_scorable(data, manifest, other)
     lacking = [c for c in other.classes if c not in names.values()]
     learnt = data.table[data.table.split.isin(('train', 'val'))]
@@ -129,8 +203,9 @@ def load_test_data(
                                              'for scores that are too good')
         warnings.warn(text, stacklevel=2)
     if lacking: log.warning('%s: the model does not say %s, so these are not scored', other.name, ', '.join(lacking))
-    labels = pd.DataFrame({'what': lacking, 'splits': '', 'kind': 'label'}, dtype=str)
-    return replace(other, leaks=pd.concat([leaks.assign(kind='image'), labels], ignore_index=True))
+    found = [('label', c) for c in lacking] + [('class', text) for text in _class_notes(names, whole, other)]
+    notes = pd.DataFrame([(what, '', kind) for kind, what in found], columns=['what', 'splits', 'kind'], dtype=str)
+    return manifest, replace(other, leaks=pd.concat([leaks.assign(kind='image'), notes], ignore_index=True))
 
 # %% ../../nbs/tasks/12_cross_dataset.ipynb #688ecdde
 @dataclass(frozen=True)
@@ -202,8 +277,9 @@ def leak_table(
     rows += [('patients in more than one split', both),
              ('equal images in more than one split', '; '.join(data.leaks.what[data.leaks.kind == 'image']) or 'none')]
     if other is not None and other is not data:
-        text = {k: '; '.join(other.leaks.what[other.leaks.kind == k]) or 'none' for k in ('image', 'label')}
+        text = {k: '; '.join(other.leaks.what[other.leaks.kind == k]) or 'none' for k in ('image', 'label', 'class')}
         rows += [(f'test, {other.name}', counted(len(other.splits['test']), 'image')),
                  (f'images of training or validation in the test of {other.name}', text['image']),
-                 (f'labels of {other.name} that the model does not say, so that are not scored', text['label'])]
+                 (f'labels of {other.name} that the model does not say, so that are not scored', text['label']),
+                 (f'classes that are called otherwise in {other.name}, or left out', text['class'])]
     return pd.DataFrame(rows, columns=['question', 'answer']).set_index('question')

@@ -149,7 +149,7 @@ def test_why_there_is_no_calibration(home, tuned):
 
 def test_wrong_maps_end_it_before_training(home, execute):
     small = dict(dataset='Phantom_OCT', recipe='cls_small', size=32, epochs=1, probes=False, baselines=False)
-    with pytest.raises(ValueError, match='nothing that the model says .* means cyst'):
+    with pytest.raises(ValueError, match='There is no partner for cyst of Else'):
         execute('cls_tune', test_dataset=other(home/'Else', [*CLASSES, 'cyst']), **small)
     table = pd.read_csv(home/'Else'/'t.csv').assign(part='train', dx=(CLASSES*2)[:8])
     with pytest.raises(ValueError, match='Else has no test split'):
@@ -175,7 +175,9 @@ def test_several_labels_in_another_set(home, caplog):
     ours = load_labelled(read_manifest(a))
     with caplog.at_level(logging.WARNING): there = other_images(cfg, ours)
     assert 'B: the model does not say Edema' in caplog.text
-    assert tasks_cross_dataset.leak_table(ours, there).answer.iloc[-1] == 'Edema'
+    answers = tasks_cross_dataset.leak_table(ours, there).answer
+    assert answers['labels of B that the model does not say, so that are not scored'] == 'Edema'
+    assert answers.iloc[-1] == 'Pleural Effusion of the model is Effusion'
     train_cls(cfg, home/'run')
     scores = score(cfg, home/'run', ours)
     assert scores.pred.classes == ('Mass', 'Effusion', 'Hernia') and scores.undefined == {'Hernia': 'no label is known'}
@@ -218,3 +220,96 @@ def test_images_without_labels(home, changed):
     assert check_predictions(labelled).table.sha256.tolist() == said.sha256.tolist()
     with pytest.raises(ValueError, match='the table of images lacks image; it has id'):
         classification_predict.predict_cls(home/'run'/'best.safetensors', table[['id']])
+
+
+# ------------------------------------------------------------------ class folders without any manifest
+
+def class_folders(folder, n=4, first=0, splits=('',), **classes):
+    "Folders of noise: CLASS/ID.png, or SPLIT/CLASS/ID.png; of each class so many as it says, or n"
+    for s, split in enumerate(splits):
+        for k, (c, own) in enumerate(classes.items()):
+            at = folder/split/c
+            at.mkdir(parents=True)
+            noise(at, own or n, first + 1000*s + 100*k)
+    return str(folder)
+
+
+@pytest.fixture
+def sets(home):
+    "A with splits and three classes; B without, and with other names"
+    return {'dataset': class_folders(home/'A', splits=('train', 'val', 'test'), AMD=0, CNV=0, normal=0),
+            'test_dataset': class_folders(home/'B', first=50_000, Normal=3, drusen=5, wet=4, scar=2)}
+
+
+MAP = ['drusen > AMD', 'wet > CNV', 'scar >']
+
+
+def test_every_class_without_a_partner_is_in_one_error_with_its_remedy(sets):
+    with pytest.raises(ValueError) as e: ClassificationTask.from_settings(settings(**sets, epochs=1)).sources()
+    assert str(e.value) == (
+        'A has AMD, CNV, normal; B has Normal, drusen, scar, wet. There is no partner for AMD, CNV of A and drusen, scar, '
+        "wet of B. class_map says what a class is in the other dataset, as 'CNV > AMD', or leaves it out of the test: "
+        'class_map="[\'AMD >\',\'CNV >\',\'drusen >\',\'scar >\',\'wet >\']" leaves out all of these')
+    with pytest.raises(ValueError, match="for scar of B. .*class_map=\"\\['scar >'\\]\""):
+        other_images(settings(**sets, class_map=MAP[:2]), None)
+
+
+def test_class_folders_are_tested_by_the_map_of_the_command(sets, home):
+    cfg = settings(**sets, epochs=1, class_map=MAP)
+    task = ClassificationTask.from_settings(cfg)
+    there = task.test_home[1]
+    assert there.counts().test.to_dict() == {'Normal': 3, 'AMD': 5, 'CNV': 4}, 'a set without splits is all tested'
+    train_cls(cfg, home/'run')
+    scores = score(cfg, home/'run', task.data)
+    assert scores.pred.classes == scores.valid.classes == ('AMD', 'CNV', 'Normal') and len(scores.pred) == 12
+    own = classification_predict.predict_cls(home/'run'/'best.safetensors', there.splits['test'])
+    assert scores.pred.p[:, 2] == pytest.approx(own['score:normal'].to_numpy())
+    answers = tasks_cross_dataset.leak_table(task.data, there).answer
+    assert answers['classes that are called otherwise in B, or left out'] == (
+        'drusen of B is AMD; 2 images of scar of B left out; wet of B is CNV')
+    assert read_predictions(home/'run'/'predictions_test.csv').classes == scores.pred.classes, '51 can read it'
+
+
+def test_a_class_of_the_model_that_is_left_out(sets, home):
+    "Its score is left out, and its images of validation; the others sum to 1"
+    cfg = settings(**sets, epochs=1, class_map=['AMD >', 'wet > CNV', 'drusen >', 'scar > CNV'])
+    task = ClassificationTask.from_settings(cfg)
+    train_cls(cfg, home/'run')
+    scores = score(cfg, home/'run', task.data)
+    assert scores.pred.classes == ('CNV', 'Normal') and len(scores.pred) == 9 and len(scores.valid) == 8
+    own = classification_predict.predict_cls(home/'run'/'best.safetensors', task.test_home[1].splits['test'])
+    p = own[['score:CNV', 'score:normal']].to_numpy()
+    np.testing.assert_allclose(scores.pred.p, p/p.sum(1, keepdims=True), rtol=1e-5)
+
+
+def test_map_of_the_command_and_of_a_manifest(home, tuned):
+    "Entries of the command go before those of the manifest, which stay for the others"
+    maps = '[labels.class_maps.Phantom_OCT]\nnormal = "well"\nDME = "ill"\nAMD = "ill"\nCSC = "well"'
+    cfg = replace(tuned[0], test_dataset=other(home/'Else', ['ill', 'well'], more=maps), class_map=['CSC > ill'])
+    task = ClassificationTask.from_settings(cfg, data=data())
+    names = task.test_home[0].labels.class_maps['Phantom_OCT']
+    assert names == {'normal': 'well', 'DME': 'ill', 'AMD': 'ill', 'CSC': 'ill'}
+
+
+@pytest.mark.parametrize('pairs, text', [
+    (['AMD = CNV'], "class_map holds 'AMD = CNV'; each entry is 'CLASS > NAME', or 'CLASS >' to leave it out"),
+    (['drusn > AMD'], "class_map: no class 'drusn'. Did you mean 'drusen'?")])
+def test_wrong_maps_of_the_command(sets, pairs, text):
+    with pytest.raises(ValueError) as e: other_images(settings(**sets, class_map=pairs), None)
+    assert text in str(e.value)
+
+
+def test_a_map_needs_another_dataset():
+    with pytest.raises(ValueError, match='class_map says what classes are in another dataset: name that by test_data'):
+        settings(class_map=['AMD >'])
+
+
+def test_several_labels_by_the_map_of_the_command(home):
+    rows = {'id': [f'a{i}' for i in range(24)], 'image': noise(home/'A', 24), 'part': ['train', 'val', 'test']*8}
+    a = write_set(home/'A', pd.DataFrame(rows | labels_of(24, 'Mass', 'Effusion', 'Hernia')),
+                  ['Mass', 'Effusion', 'Hernia'], multi=True)
+    rows = {'id': [f'b{i}' for i in range(8)], 'image': noise(home/'B', 8, 50), 'part': 'test'}
+    b = write_set(home/'B', pd.DataFrame(rows | labels_of(8, 'Fluid', 'mass')), ['Fluid', 'mass'], multi=True)
+    task = ClassificationTask.from_settings(settings(dataset=a, test_dataset=b, class_map=['Effusion > Fluid']))
+    names = tasks_cross_dataset._class_mapping('A', task.data.classes, True, *task.test_home)
+    assert names == {'Mass': 'mass', 'Effusion': 'Fluid', 'Hernia': 'Hernia'}

@@ -75,8 +75,8 @@ def execute(home, monkeypatch):
     "Runs the code of a pipeline notebook in this process, as if the runner had started it: (stage, **parameters)"
     import nbformat
 
+    from mirage_nb.recipes.pipelines import find_notebook
     from mirage_nb.records import HANDOFF
-    from mirage_nb.runs import _find_notebook as find_notebook
     monkeypatch.setenv(HANDOFF, str(home/'handoff.json'))
     monkeypatch.setenv('MPLBACKEND', 'agg')
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import nbformat
 
+from mirage_nb.recipes.pipelines import find_notebook, parse_parameters
 from mirage_nb.records import HANDOFF
-from mirage_nb.runs import _find_notebook, _parse_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT/'README.md', *sorted((ROOT/'docs').glob('*.md'))]
@@ -81,8 +81,8 @@ def commands_of(path):
 def words_of(command):
     "Notebook and parameters of a command of the runner"
     name, *words = shlex.split(command.removeprefix(RUNNER))
-    notebook = _find_notebook(name)
-    return notebook, _parse_parameters(words, notebook)
+    notebook = find_notebook(name)
+    return notebook, parse_parameters(words, notebook)
 
 
 def placed(value, root):

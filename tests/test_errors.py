@@ -1,9 +1,11 @@
 "Bad input, as a user meets it: through the notebook and the command line"
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from PIL import Image
 from mirage_nb import runs as runs
 from mirage_nb.models.checkpoints import save_weights
 from mirage_nb.models.zoo import ENCODERS, _mirage_record, build_encoder
+from mirage_nb.recipes.classification import ClsRecipe
+from mirage_nb.recipes.settings import option_comments
 from mirage_nb.train import loop as train_loop
 
 TINY = {'size': 64, 'epochs': 1, 'head': 'linear', 'baselines': False, 'precision': 'fp32'}
@@ -185,15 +189,21 @@ def test_parameter(fails, parameters, pieces):
     (['seg_tune', 'dataset', 'A'], "'dataset' is not of the form name=value")])
 def test_command_line(home, capsys, monkeypatch, words, said):
     monkeypatch.setattr(runs, 'run_notebook', lambda *a: pytest.fail('a kernel was started'))
-    assert runs._main(words) == 1
+    assert runs.main(words) == 1
     out, err = capsys.readouterr()
     assert said in err and not out and len(err.splitlines()) == 1
 
 
 def test_help_names_every_parameter(capsys):
-    assert runs._main(['--help']) == 0 and runs._main([]) == 2
+    notes = option_comments(ClsRecipe)
+    assert runs.main(['--help']) == 0 and runs.main([]) == 2
     out = capsys.readouterr().out
-    assert all(k in out for k in ('30_seg_tune.ipynb', 'dataset', 'epochs', '50_seg_eval.ipynb', '33_predict.ipynb'))
+    assert all(k in out for k in ('seg_tune', 'Fine-tune a segmentation model', 'seg_eval', 'predict'))
+    for words in (['31_cls_tune.ipynb', '--help'], ['cls_tune', '-h', 'lr=3']):
+        assert runs.main(words) == 0
+        out = capsys.readouterr().out
+        assert all(f'\n  {f.name} ' in out and notes[f.name] in out for f in fields(ClsRecipe))
+        assert re.search(r'\n  tune +probe \| full \| last \| lora \(default: probe\)', out)
 
 
 @pytest.mark.slow

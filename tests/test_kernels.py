@@ -7,8 +7,8 @@ import nbformat
 import pytest
 from jupyter_client.manager import start_new_kernel
 
+from mirage_nb.recipes.pipelines import find_notebook
 from mirage_nb.records import HANDOFF
-from mirage_nb.runs import _find_notebook
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,7 +59,7 @@ def kernel(place):
 
 def cells(stage, **values):
     "The code of a pipeline, the values of its parameters cell changed as a user types them there"
-    for c in nbformat.read(_find_notebook(stage), 4).cells:
+    for c in nbformat.read(find_notebook(stage), 4).cells:
         if c.cell_type != 'code': continue
         lines = c.source.splitlines()
         if 'parameters' in c.metadata.get('tags', []):

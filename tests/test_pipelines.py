@@ -19,7 +19,8 @@ from mirage_nb.data.masks import read_mask
 from mirage_nb.data.segmentation import load_seg_data
 from mirage_nb.eval.segmentation.report import score_folder
 from mirage_nb.models.segmentation import load_seg_model
-from mirage_nb.runs import RunFailed, _find_notebook, run_notebook
+from mirage_nb.recipes.pipelines import find_notebook
+from mirage_nb.runs import RunFailed, run_notebook
 
 pytestmark = pytest.mark.slow
 TUNE = {'dataset': 'Phantom_OCT', 'epochs': 4, 'size': [64, 48], 'batch_size': 4, 'head': 'linear', 'baselines': True,
@@ -35,7 +36,7 @@ def tuned(phantoms, tmp_path_factory):
         m.setenv('OMP_NUM_THREADS', '1')
         before = dict(os.environ)
         start = time.monotonic()
-        folder = run_notebook(_find_notebook('nbs/30_seg_tune.ipynb'), TUNE, quiet=True)
+        folder = run_notebook(find_notebook('nbs/30_seg_tune.ipynb'), TUNE, quiet=True)
         assert dict(os.environ) == before
         return folder, time.monotonic() - start
 
@@ -112,7 +113,7 @@ def test_second_run_is_recognised(run, tuned):
 
 def papermill(out, cwd, **parameters):
     words = [w for k, v in parameters.items() for w in ('-p', k, str(v))]
-    return subprocess.run([sys.executable, '-m', 'papermill', str(_find_notebook('seg_tune')), str(out), *words],
+    return subprocess.run([sys.executable, '-m', 'papermill', str(find_notebook('seg_tune')), str(out), *words],
                           cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
@@ -135,18 +136,19 @@ def test_papermill_with_a_misspelt_parameter(home, tmp_path):
 
 
 def test_failed_notebook_leaves_a_report(home, capsys):
-    words = ['seg_tune', 'head=convnet', 'epochs=1', 'size=64', '--quiet']
-    assert runs._main(words) == 1
+    (home/'cut.pth').write_bytes(b'no weights')
+    words = ['seg_tune', f'weights={home/"cut.pth"}', 'epochs=1', 'size=64', '--quiet']
+    assert runs.main(words) == 1
     err = capsys.readouterr().err
-    folder = next((home/'runs'/'seg_tune'/'Phantom_OCT').iterdir())
-    assert "no head 'convnet'. Did you mean 'convnext'?" in err and str(folder/'failed_report.html') in err
-    assert 'convnet' in text(folder/'failed_report.html') and not (folder/'result.json').exists()
+    folder = next((home/'runs'/'failed').iterdir())
+    assert 'cut.pth cannot be read (10 bytes): truncated' in err and str(folder/'failed_report.html') in err
+    assert 'cut.pth cannot be read' in text(folder/'failed_report.html') and not (folder/'result.json').exists()
     assert not (folder/'report.html').exists()
 
 
 def test_dead_kernel_is_a_failure(home, tmp_path):
     "A kernel that dies, or a notebook that ends without a result, is no success"
-    notebook = json.loads(text(_find_notebook('seg_tune')))
+    notebook = json.loads(text(find_notebook('seg_tune')))
     for name, line in (('dead', 'import os; os._exit(0)'), ('empty', 'pass')):
         cells = [c for c in notebook['cells'] if 'parameters' in c['metadata'].get('tags', [])]
         cells = cells + [cells[0] | {'source': line, 'metadata': {}, 'id': name}]
@@ -240,7 +242,7 @@ def test_another_dataset_without_a_class_map(run, other, execute, home):
 
 
 def test_evaluation_without_a_run(home, execute):
-    with pytest.raises(FileNotFoundError, match='no finished run on Duke_DME in .*30_seg_tune dataset=Duke_DME'):
+    with pytest.raises(FileNotFoundError, match='no finished run on Duke_DME in .*mirage-nb seg_tune dataset=Duke_DME'):
         execute('seg_eval', tuned_on='Duke_DME')
     with pytest.raises(FileNotFoundError, match='is not the folder of a run: no run.json'):
         execute('seg_eval', run=str(home))
@@ -280,6 +282,6 @@ def test_prediction_errors(run, execute, home):
 def test_unfinished_run_is_not_evaluated(run, home, execute):
     part = home/'part'
     shutil.copytree(run, part, ignore=shutil.ignore_patterns('result.json'))
-    with pytest.raises(ValueError, match='is not finished; go on with it .*30_seg_tune.ipynb .*dataset='):
+    with pytest.raises(ValueError, match='is not finished; go on with it .*mirage-nb seg_tune .*dataset='):
         execute('seg_eval', run=str(part))
     assert Path(part/'run.json').exists()

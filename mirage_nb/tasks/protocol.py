@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..core import log
+from ..locks import hold_folder
 from ..models.checkpoints import LoadReport
 from ..recipes.base import FineTuningRecipe, describe_weights, weights_label
-from ..records import hold_folder
 from ..storage import save_table
 from ..train.devices import Batch, make_accelerator
 from ..train.loop import fit

@@ -268,8 +268,8 @@ def test_a_split_in_which_no_label_varies_stops_before_training(folders, table, 
 
 
 def test_every_manifest_names_a_recipe():
-    from mirage_nb.recipes.classification import _CLS_RECIPES as CLS_RECIPES
-    from mirage_nb.recipes.segmentation import _SEG_RECIPES as RECIPES
+    from mirage_nb.recipes.classification import CLS_RECIPES
+    from mirage_nb.recipes.segmentation import SEG_RECIPES as RECIPES
     for name in _list_manifests():
         m = read_manifest(name)
         assert not m.labels or m.labels.recipe in CLS_RECIPES, f'{name}: {m.labels.recipe}'

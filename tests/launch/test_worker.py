@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from mirage_nb import records
+from mirage_nb import locks
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.launch import local as launch_local
 from mirage_nb.launch import worker as launch_worker
@@ -48,7 +48,7 @@ def holder(home):
 def test_one_training_in_a_folder(home, holder, monkeypatch):
     "Another command is told who is there, and may train as soon as that process is gone, however it ended"
     trained = []
-    monkeypatch.setattr(records, '_PATIENCE', 0.)
+    monkeypatch.setattr(locks, '_PATIENCE', 0.)
     monkeypatch.setattr(tasks_protocol, '_fit', lambda task, folder: trained.append(folder))
     said = 'run is in use by process 7 on a node.*Wait until that ends, or end it'
     with pytest.raises(RuntimeError, match=said): launch_local.launch_training(settings(), home/'run')
@@ -67,7 +67,7 @@ def test_one_training_in_a_folder(home, holder, monkeypatch):
 def test_disk_without_locks(home, monkeypatch, caplog):
     def no_locks(*a): raise OSError(errno.ENOLCK, 'No locks available')
     monkeypatch.setattr(fcntl, 'lockf', no_locks)
-    with records.hold_folder(home/'run', 'training'): assert 'is on a disk without locks' in caplog.text
+    with locks.hold_folder(home/'run', 'training'): assert 'is on a disk without locks' in caplog.text
 
 
 # ------------------------------------------------------------------ Slurm

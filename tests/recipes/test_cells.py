@@ -6,7 +6,7 @@ import papermill
 import pytest
 
 from mirage_nb.core import resource_dir
-from mirage_nb.recipes.cells import _options_of, parameters_cell, values_in, write_cells
+from mirage_nb.recipes.cells import options_of, parameters_cell, values_in, write_cells
 from mirage_nb.recipes.settings import override
 
 PIPELINES = sorted(resource_dir('nbs').glob('[3-9]?_*.ipynb'))
@@ -16,7 +16,7 @@ def read(path):
     "Options of a pipeline, and the source of its parameters cell"
     code = [c for c in nbformat.read(path, 4).cells if c.cell_type == 'code']
     source, = (c.source for c in code if 'parameters' in c.metadata.get('tags', []))
-    return _options_of('\n'.join(c.source for c in code)), source
+    return options_of('\n'.join(c.source for c in code)), source
 
 
 @pytest.mark.parametrize('path', PIPELINES, ids=lambda p: p.stem)

@@ -8,13 +8,13 @@ from dataclasses import asdict, fields, replace
 import pytest
 
 from mirage_nb.recipes.base import TrainingRecipe
-from mirage_nb.recipes.classification import _CLS_RECIPES, _TUNED_BY, ClsEval, ClsRecipe, FewShot, cls_recipe
-from mirage_nb.recipes.pretraining import _PRETRAIN_RECIPES, MAERecipe, MultiMAERecipe, pretrain_recipe
-from mirage_nb.recipes.segmentation import _SEG_RECIPES, SegEval, SegPredict, SegRecipe
+from mirage_nb.recipes.classification import _TUNED_BY, CLS_RECIPES, ClsEval, ClsRecipe, FewShot, cls_recipe
+from mirage_nb.recipes.pretraining import PRETRAIN_RECIPES, MAERecipe, MultiMAERecipe, pretrain_recipe
+from mirage_nb.recipes.segmentation import SEG_RECIPES, SegEval, SegPredict, SegRecipe
 from mirage_nb.recipes.settings import list_options, option_comments, override, settings_table
 
 KINDS = [SegRecipe, ClsRecipe, MultiMAERecipe, MAERecipe, FewShot, SegEval, SegPredict, ClsEval]
-RECIPES = _SEG_RECIPES | _CLS_RECIPES | _PRETRAIN_RECIPES
+RECIPES = SEG_RECIPES | CLS_RECIPES | PRETRAIN_RECIPES
 
 
 def test_all_faults_at_once(execute):
@@ -48,7 +48,7 @@ def test_every_option_has_a_meaning_and_a_place(kind):
 
 def test_report_begins_with_the_subject():
     assert list_options(SegRecipe)[:5] == ['dataset', 'recipe', 'model', 'weights', 'head']
-    small = override(_SEG_RECIPES['seg_small'], epochs=3)
+    small = override(SEG_RECIPES['seg_small'], epochs=3)
     shown = settings_table(small, {'epochs': 3, 'lr': None})
     assert shown.loc['epochs', ['value', 'set by']].tolist() == ['3', 'parameter']
     assert shown.loc['lr', 'set by'] == 'recipe'
@@ -74,10 +74,10 @@ def test_conflicts_are_listed_together():
     assert [k.split()[0] for k in str(e.value).splitlines()] == ['epochs', 'mixup', 'ema']
 
 
-@pytest.mark.parametrize('name', [*_SEG_RECIPES, *_CLS_RECIPES])
+@pytest.mark.parametrize('name', [*SEG_RECIPES, *CLS_RECIPES])
 def test_recipe_for_pretrained_weights_refuses_to_start_without(name):
     "As a job, that is with a dataset; a recipe that names its weights starts"
-    recipe = (_SEG_RECIPES | _CLS_RECIPES)[name]
+    recipe = (SEG_RECIPES | CLS_RECIPES)[name]
     if recipe.weights: assert override(recipe, dataset='MySet').weights in ('random', 'mirage_tiny')
     else:
         with pytest.raises(ValueError, match=f'recipe {name} is made for .*, and no weights are given. '
@@ -104,7 +104,7 @@ def test_none_leaves_the_value_of_the_recipe():
 
 
 def test_recipe_by_name():
-    for name, other in _TUNED_BY.items(): assert cls_recipe(name).recipe == other and name in _PRETRAIN_RECIPES
+    for name, other in _TUNED_BY.items(): assert cls_recipe(name).recipe == other and name in PRETRAIN_RECIPES
     with pytest.raises(KeyError, match="no recipe 'pre_mirage'. .*; pre_mirage is one of 40_pre"):
         pretrain_recipe('pre_mirage', MAERecipe)
 

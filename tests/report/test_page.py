@@ -8,9 +8,10 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from mirage_nb.recipes.pipelines import find_notebook
 from mirage_nb.records import Run
 from mirage_nb.report.page import write_page
-from mirage_nb.runs import _find_notebook, run_notebook, write_report
+from mirage_nb.runs import run_notebook, write_report
 from mirage_nb.storage import read_json, write_json
 
 TUNE = {'dataset': 'Phantom_OCT', 'epochs': 1, 'size': 64, 'head': 'linear', 'baselines': True, 'seed': 5}
@@ -81,7 +82,7 @@ def test_live_kernel_makes_the_page_of_the_runner(run, tmp_path):
     by_runner = Text(page_of(run/'report.html'))
     (run/'report.html').unlink(); (run/'report.ipynb').unlink()
     words = [w for k, v in TUNE.items() for w in ('-p', k, str(v))]
-    notebook, out = str(_find_notebook('seg_tune')), str(tmp_path/'out.ipynb')
+    notebook, out = str(find_notebook('seg_tune')), str(tmp_path/'out.ipynb')
     done = subprocess.run([sys.executable, '-m', 'papermill', notebook, out, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     live = check_page(page_of(run/'report.html'))

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from mirage_nb.recipes.classification import _CLS_RECIPES, cls_recipe
+from mirage_nb.recipes.classification import CLS_RECIPES, cls_recipe
 from mirage_nb.tasks import baselines as tasks_baselines
 from mirage_nb.tasks.classification import ClassificationTask
 from tests.tasks.samples import settings
@@ -17,7 +17,7 @@ def test_random_encoder_beside_a_file_that_is_only_tested():
 
 # ------------------------------------------------------------------ beside it
 
-@pytest.mark.parametrize('name', list(_CLS_RECIPES))
+@pytest.mark.parametrize('name', list(CLS_RECIPES))
 def test_random_encoder_is_probed_as_a_probe(name):
     "Whatever the tuning mixes or averages, and whatever rate it takes for the encoder"
     cfg = replace(cls_recipe(name), tune='full', mixup=.8, ema=.9, lr=1e-5)

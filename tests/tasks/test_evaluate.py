@@ -73,7 +73,7 @@ def test_bad_parameters(execute, files, home):
                       (dict(predictions=files['test'], valid_predictions=files['test']), 'cannot be tested on it'),
                       (dict(predictions=files['test'], level='slice'), "no level 'slice'. Known: image, eye, patient"),
                       (dict(predictions=files['test'], class_map=['AMD']), "each entry is 'CLASS > NAME'"),
-                      (dict(tuned_on='Duke_DME'), 'python -m mirage_nb.runs 31_cls_tune dataset=Duke_DME')):
+                      (dict(tuned_on='Duke_DME'), 'mirage-nb cls_tune dataset=Duke_DME')):
         with pytest.raises((ValueError, FileNotFoundError)) as e: execute('cls_eval', resamples=100, **bad)
         assert said in str(e.value)
     with pytest.raises(ValueError, match="no parameter 'prediction'. Did you mean 'predictions'"):

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pandas as pd
 
 from .commands.help import describe_commands, describe_notebook
@@ -29,7 +28,6 @@ from mirage_nb.recipes.pipelines import (
     run_command,
 )
 from .records import HANDOFF, Run, dataset_name, finished_runs, open_run
-from .report.live import keep_displays, read_live_notebook
 from .storage import read_json, write_atomic
 
 # %% ../nbs/20_runs.ipynb #beb7b19a
@@ -131,6 +129,8 @@ def _write_html(
     error:str=''   # what failed; '': nothing
 )->Path:           # .html beside it
     "Write the report page of an executed notebook."
+    import nbformat
+
     from mirage_nb.report.page import write_page
     return write_page(nbformat.read(notebook, 4), notebook.with_suffix('.html'), error)
 
@@ -141,6 +141,9 @@ def write_report(
     parameters:Mapping[str, Any] # of the notebook
 )->str:                          # where the report is, or will be
     "Leave the report in the run's folder, however the notebook was started."
+    import nbformat
+
+    from mirage_nb.report.live import read_live_notebook
     from mirage_nb.report.page import write_page, write_summary_page
     report, source = run.folder/'report.html', pipeline_notebook(stage)
     if os.environ.get(HANDOFF): return f'{report} (written by the runner when this cell is done)'
@@ -153,7 +156,9 @@ def write_report(
     return str(report)
 
 
-keep_displays()  # a live kernel forgets what cells display, unless it is asked early
+if 'IPython' in sys.modules:
+    from mirage_nb.report.live import keep_displays
+    keep_displays()  # a live kernel forgets what cells display, unless it is asked early
 
 # %% ../nbs/20_runs.ipynb #20a00002
 class FinishedRun(Run):

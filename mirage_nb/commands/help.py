@@ -10,9 +10,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import nbformat
-
-from ..recipes.cells import options_of
+from ..recipes.cells import options_of, read_cells
 from ..recipes.classification import CLS_RECIPES
 from ..recipes.faults import describe_type
 from ..recipes.pipelines import find_notebook, parameter_values, pipeline_notebooks
@@ -25,8 +23,8 @@ def summarise_notebook(
     path:Path # of a pipeline
 )->tuple[str, str]: # title, and what it does in a sentence; '' where it says nothing
     "Read the title of a notebook and the sentence below it."
-    words = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'markdown']
-    lines = words[0].splitlines() if words else []
+    words = read_cells(path, 'markdown')
+    lines = words[0][0].splitlines() if words else []
     def first(mark:str)->str: return next((k.removeprefix(mark) for k in lines if k.startswith(mark)), '')
     return first('# '), first('> ')
 
@@ -69,7 +67,7 @@ def describe_notebook(
 )->str:
     "Write what a notebook does, and its parameters with their types, choices, defaults and meanings."
     path = find_notebook(name)
-    kind = options_of('\n'.join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code'))
+    kind = options_of(path)
     lines = [f'usage: mirage-nb {path.stem[3:]} [NAME=VALUE ...]', '', summarise_notebook(path)[1], '']
     if kind is None: return '\n'.join([*lines, *(f'  {k} = {v!r}' for k, v in parameter_values(path).items())]) + '\n'
     (values, source), notes = _defaults(kind, parameter_values(path)), option_comments(kind)

@@ -13,10 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from ..core import resource_dir, unknown
-from .cells import values_in
+from .cells import read_cells, values_in
 
 # %% ../../nbs/recipes/60_pipelines.ipynb #60a00006
 def pipeline_notebooks()->dict[str, Path]: # stage -> notebook, in the order of their numbers
@@ -49,10 +47,10 @@ def parameter_values(
 )->dict[str, Any]:    # by name, in the order of the cell
     "Read what the cell tagged `parameters` of a pipeline notebook assigns."
     path = Path(notebook)
-    cells = [c for c in nbformat.read(path, 4).cells if 'parameters' in c.metadata.get('tags', [])]
+    cells = [source for source, tags in read_cells(path) if 'parameters' in tags]
     if len(cells) != 1:
         raise ValueError(f"{path} has {len(cells)} cells tagged 'parameters'; a pipeline has exactly one")
-    return values_in(cells[0].source)
+    return values_in(cells[0])
 
 
 def check_names(

@@ -16,7 +16,7 @@ def read(path):
     "Options of a pipeline, and the source of its parameters cell"
     code = [c for c in nbformat.read(path, 4).cells if c.cell_type == 'code']
     source, = (c.source for c in code if 'parameters' in c.metadata.get('tags', []))
-    return options_of('\n'.join(c.source for c in code)), source
+    return options_of(path), source
 
 
 @pytest.mark.parametrize('path', PIPELINES, ids=lambda p: p.stem)

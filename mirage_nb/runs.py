@@ -76,6 +76,29 @@ def _execute(
     return ''
 
 
+def _file_report(
+    notebook:Path, # that was run
+    out:Path,      # executed copy, perhaps not to its end
+    handoff:Path,  # says the run's folder, if it came so far
+    error:str      # of the cell that failed; '' if none did
+)->Path:           # the run's folder
+    "Move a report to its run's folder; raise RunFailed if the run has no result."
+    folder = Path(read_json(handoff)['folder']) if handoff.exists() else runs_dir()/'failed'/out.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    handoff.unlink(missing_ok=True)
+    name = 'report' if not error else 'failed_report'
+    report = folder/f'{name}.ipynb'
+    if not error:
+        for old in folder.glob('failed_report.*'): old.unlink()
+    if out.exists():
+        os.replace(out, report)
+        _write_html(report, error)
+    if error or not (folder/'result.json').exists():
+        what = error or 'it ended without a result'
+        raise RunFailed(f'{notebook.name} failed: {what}\nReport: {report.with_suffix(".html")}')
+    return folder
+
+# %% ../nbs/20_runs.ipynb #38b09778
 def run_notebook(
     notebook:str|Path,          # path, file name or stage
     parameters:Mapping[str, Any]|None=None, # values for its parameters cell
@@ -98,29 +121,6 @@ def run_notebook(
     folder = _file_report(path, out, out.with_suffix('.json'), _execute(path, out, parameters or {}, console))
     key = key or run_key(stage, values)  # phantoms were drawn by the run
     if key and key == run_key(stage, values): remember_run(key, folder)
-    return folder
-
-
-def _file_report(
-    notebook:Path, # that was run
-    out:Path,      # executed copy, perhaps not to its end
-    handoff:Path,  # says the run's folder, if it came so far
-    error:str      # of the cell that failed; '' if none did
-)->Path:           # the run's folder
-    "Move a report to its run's folder; raise RunFailed if the run has no result."
-    folder = Path(read_json(handoff)['folder']) if handoff.exists() else runs_dir()/'failed'/out.stem
-    folder.mkdir(parents=True, exist_ok=True)
-    handoff.unlink(missing_ok=True)
-    name = 'report' if not error else 'failed_report'
-    report = folder/f'{name}.ipynb'
-    if not error:
-        for old in folder.glob('failed_report.*'): old.unlink()
-    if out.exists():
-        os.replace(out, report)
-        _write_html(report, error)
-    if error or not (folder/'result.json').exists():
-        what = error or 'it ended without a result'
-        raise RunFailed(f'{notebook.name} failed: {what}\nReport: {report.with_suffix(".html")}')
     return folder
 
 # %% ../nbs/20_runs.ipynb #19d39f1f

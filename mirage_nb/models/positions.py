@@ -21,10 +21,10 @@ def sincos_positions(
 )->Tensor:    # (1, d, rows, cols)
     "Compute the sine-cosine positions of a grid of tokens."
     if d % 4: raise ValueError(f'the width {d} is not a multiple of 4, as sine-cosine positions in 2-D need')
-    freq = 10000**(-torch.arange(d//4, dtype=torch.float64)/(d//4))
+    freq = 10000**(-torch.arange(d//4, dtype=torch.float64, device='cpu')/(d//4))
 
     def axis(k:int)->Tensor:  # (d/2, k)
-        angle = freq[:, None] * torch.arange(k, dtype=torch.float64)
+        angle = freq[:, None] * torch.arange(k, dtype=torch.float64, device='cpu')
         return torch.cat([angle.sin(), angle.cos()])
 
     row = axis(rows)[:, :, None].expand(-1, -1, cols)

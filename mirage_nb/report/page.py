@@ -75,17 +75,28 @@ def _number_columns(
     return [any(column) and all(map(_NUMBER.fullmatch, column)) for column in zip(*cells, strict=True)]
 
 
+def _shorten(
+    text:str,  # of a cell
+    digits:int # decimals at most
+)->str:
+    "Round a number that has too many decimals; a small one keeps as many digits that count."
+    if not re.fullmatch(rf'[-+]?\d+\.\d{{{digits + 1},}}', text.strip()): return text
+    value = float(text)
+    return f'{value:.{digits}f}' if abs(value) >= .01 or not value else f'{value:.{digits}g}'
+
+
 def _mark(
     row:str,               # of a table, HTML
-    numbers:Sequence[bool] # of the last columns
+    digits:Sequence[int|None] # decimals of the last columns; None: they hold text
 )->str:
-    "Mark the cells of a row that are in columns of numbers."
-    n = len(_CELL.findall(row)) - len(numbers)
+    "Mark and shorten the cells of a row that are in columns of numbers."
+    n = len(_CELL.findall(row)) - len(digits)
     if 'colspan' in row or n < 0: return row
-    marks = iter([False]*n + list(numbers))
+    columns = iter([None]*n + list(digits))
     def cell(m:re.Match[str])->str:
-        mark = ' class="number"' if next(marks) else ''
-        return f'<{m[1]}{m[2]}{mark}>{m[3]}</{m[1]}>'
+        most = next(columns)
+        if most is None: return m[0]
+        return f'<{m[1]}{m[2]} class="number">{m[3] if m[1] == "th" else _shorten(m[3], most)}</{m[1]}>'
     return _CELL.sub(cell, row)
 
 # %% ../../nbs/report/10_page.ipynb #9a6e0010
@@ -98,9 +109,13 @@ def _table(
     "Set a table of pandas: one header row, columns of numbers marked."
     head, split, body = table.partition('<tbody')
     if not split: return table
-    numbers = _number_columns(_ROW.findall(body))
-    header = [_mark(row, numbers) for row in _one_header(_ROW.findall(head))]
-    return f'<table><thead>{"".join(header)}</thead><tbody{_ROW.sub(lambda m: _mark(m[0], numbers), body)}'
+    numbers, header = _number_columns(_ROW.findall(body)), _one_header(_ROW.findall(head))
+    names = [m[2] for m in _CELL.findall(header[-1])][-len(numbers):] if header and numbers else []
+    pixels = [any(w in name for w in ('HD95', 'pixel')) for name in names]
+    pixels += [False]*(len(numbers) - len(pixels))
+    digits = [(2 if px else 3) if number else None for number, px in zip(numbers, pixels, strict=True)]
+    top = ''.join(_mark(row, digits) for row in header)
+    return f'<table><thead>{top}</thead><tbody{_ROW.sub(lambda m: _mark(m[0], digits), body)}'
 
 
 def _html_output(

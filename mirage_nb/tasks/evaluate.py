@@ -6,7 +6,7 @@
 __all__ = ['plan_seg_evaluation', 'load_eval_tables', 'compare_tables', 'evaluate']
 
 # %% ../../nbs/tasks/70_evaluate.ipynb #7c8482e5
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,13 +36,13 @@ from ..storage import hash_file, hash_value
 class _SegEvaluation:
     "Predictions of a segmentation that are to be scored."
     data: SegData
-    table: pd.DataFrame                  # of the split
-    source: tuple[ClassInfo, ...]|None   # classes of the predictions; None: the dataset's own
-    class_map: dict[int, int]|None       # predicted grey value -> the dataset's
-    ready: Path|None                     # folder of predictions that are there; None: the model makes them
-    model: Checkpoint|None               # of the model
-    sources: dict[str, str]              # hashes, for the run's identity
+    table: pd.DataFrame                       # of the split
+    sources: dict[str, str]                   # hashes, for the run's identity
     seed: int
+    source: tuple[ClassInfo, ...]|None = None # classes of the predictions; None: the dataset's own
+    class_map: dict[int, int]|None = None     # predicted grey value -> the dataset's
+    ready: Path|None = None                   # folder of predictions that are there; None: the model makes them
+    model: Checkpoint|None = None             # of the model
 
     def folder(self, run:Path)->Path:
         "Name the folder where the predictions are, or will be."
@@ -58,26 +58,22 @@ class _SegEvaluation:
 # %% ../../nbs/tasks/70_evaluate.ipynb #9ef55d8d
 def _given_predictions(
     cfg:SegEval,
-    data:SegData,
-    table:pd.DataFrame,   # of the split
-    hashes:dict[str, str] # of manifest and data
+    plan:_SegEvaluation # of the dataset alone
 )->_SegEvaluation:
     "Plan to score a folder of predictions by any program."
     folder = Path(cfg.predictions).expanduser().resolve()
     if not folder.is_dir(): raise FileNotFoundError(f'no folder of predictions {folder}')
-    there = [k for k in table.id if (folder/f'{k}.png').exists()]
+    there = [k for k in plan.table.id if (folder/f'{k}.png').exists()]
     own = {'predictions': hash_value({k: hash_file(folder/f'{k}.png') for k in there})}
-    return _SegEvaluation(data, table, None, None, folder, None, hashes | own, cfg.seed)
+    return replace(plan, ready=folder, sources=plan.sources | own)
 
 
 def _model_predictions(
     cfg:SegEval,
-    data:SegData,
-    table:pd.DataFrame,   # of the split
-    hashes:dict[str, str] # of manifest and data
+    plan:_SegEvaluation # of the dataset alone
 )->_SegEvaluation:
     "Plan to score the model of a run; predictions of the same images are not made again."
-    run, name = open_run(cfg.run), data.manifest.name
+    run, data, name = open_run(cfg.run), plan.data, plan.data.manifest.name
     model = read_checkpoint(run.folder/'best.safetensors')
     source = tuple(ClassInfo(**c) for c in read_metadata(model)['classes'])
     home = dataset_name(run.settings['dataset'])
@@ -88,8 +84,8 @@ def _model_predictions(
     same_files = run.sources['data'] == data.sha256  # else predictions are of other images
     ready = run.folder/'predictions' if same_files and cfg.split == 'test' else None
     class_map = None if same else data.manifest.class_maps[home]
-    return _SegEvaluation(data, table, None if same else source, class_map, ready, model,
-                          hashes | {'model': model.sha256}, cfg.seed)
+    return replace(plan, source=None if same else source, class_map=class_map, ready=ready, model=model,
+                   sources=plan.sources | {'model': model.sha256})
 
 
 def _as_trained(
@@ -107,14 +103,15 @@ def plan_seg_evaluation(
     data:SegData
 )->_SegEvaluation:
     "Plan what an evaluation scores, checked before anything runs."
-    name, data = data.manifest.name, _as_trained(cfg, data)
     if cfg.run and cfg.predictions: raise ValueError(f'give run or predictions, not both: {cfg.run}, {cfg.predictions}')
+    name, data = data.manifest.name, _as_trained(cfg, data)
     if cfg.split not in data.tables:
         raise ValueError(f'{name} has no split {cfg.split!r}; it has {", ".join(data.tables)}')
     table, hashes = data.tables[cfg.split], {'manifest': data.manifest.sha256, 'data': data.sha256}
     if table.semseg.isna().any():
         raise ValueError(f'the {cfg.split} split of {name} has no masks: nothing can be scored')
-    return (_given_predictions if cfg.predictions else _model_predictions)(cfg, data, table, hashes)
+    plan = _SegEvaluation(data, table, hashes, cfg.seed)
+    return _given_predictions(cfg, plan) if cfg.predictions else _model_predictions(cfg, plan)
 
 # %% ../../nbs/tasks/70_evaluate.ipynb #4d2a5f56
 _TEST, _VALID = 'predictions_test.csv', 'predictions_val.csv'  # in the folder of a tuning

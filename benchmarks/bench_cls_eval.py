@@ -25,7 +25,7 @@ def ranked(y, p, w):
 
 
 def plain_single(pred, w):
-    "Five metrics of one resample, one label an image"
+    "Five metrics of one resample, one label per image"
     true, said = pred.y.argmax(1), pred.p.argmax(1)
     return [*ranked(pred.y, pred.p, w), sk.f1_score(true, said, average='macro', sample_weight=w),
             sk.recall_score(true, said, average='macro', sample_weight=w),
@@ -33,7 +33,7 @@ def plain_single(pred, w):
 
 
 def plain_several(pred, w):
-    "Two metrics of one resample, several labels an image, all known"
+    "Two metrics of one resample, several labels per image, all known"
     return ranked(pred.y, pred.p, w)
 
 

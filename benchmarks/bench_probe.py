@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from benchmarks import row
 from mirage_nb.models.classification import cls_model
 from mirage_nb.models.tuning import choose_training
-from mirage_nb.train.features import FeatureStore, KeptFeatures, fill_store
+from mirage_nb.train.features import CachedFeatures, FeatureStore, fill_store
 
 N, SIZE, CLASSES, EPOCHS, BATCH, LR = 8, 256, 4, 20, 4, 1e-3
 AIM = 15.
@@ -52,7 +52,7 @@ def kept(m: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, folder: Path) -> 
         with torch.no_grad(): return m.summaries({'bscan': x[[int(k) for k in keys]]})
 
     names = [str(i) for i in range(N)]
-    data = KeptFeatures(names, fill_store(FeatureStore(folder), names, encode, BATCH)[None], y)
+    data = CachedFeatures(names, fill_store(FeatureStore(folder), names, encode, BATCH)[None], y)
     opt = torch.optim.AdamW(m.head.parameters(), lr=LR)
     for at in orders():
         batch = data.__getitems__(at.tolist())[0]

@@ -39,7 +39,7 @@ def _lock(
                 raise RuntimeError(f'{folder} is in use by {who}, and a run is trained once at a time. Wait until that '
                                    'ends, or end it') from None
         except OSError as e:
-            return log.warning('%s is on a disk without locks (%s): see that one command alone trains there', folder, e)
+            return log.warning('%s is on a disk without locks (%s): only one command may train there', folder, e)
         else: break
     file.truncate(0)
     file.write(f'process {os.getpid()} on {socket.gethostname()}')

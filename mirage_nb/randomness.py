@@ -29,7 +29,7 @@ def keyed_generator(
 
 # %% ../nbs/02_randomness.ipynb #929fa284
 def keyed_rand(
-    keys:Iterable[int], # one a sample, from `sample_key`
+    keys:Iterable[int], # one per sample, from `sample_key`
     *shape:int,         # of one sample's draw
     salt:int=0          # another value gives other numbers for the same keys
 )->Tensor:              # (b, *shape), uniform in [0, 1), on the CPU

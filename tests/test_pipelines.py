@@ -237,7 +237,7 @@ def test_another_dataset_through_its_class_map(run, other, execute, home):
 def test_another_dataset_without_a_class_map(run, other, execute, home):
     path = home/'data'/'Other'/'manifest.toml'
     path.write_text(text(path).split('[class_maps')[0])
-    with pytest.raises(ValueError, match=r'Other and Phantom_OCT have other classes, and \S+ has no .*Phantom_OCT'):
+    with pytest.raises(ValueError, match=r'Other and Phantom_OCT have different classes, and \S+ has no .*Phantom_OCT'):
         execute('seg_eval', run=str(run), dataset='Other')
 
 

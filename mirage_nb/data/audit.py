@@ -35,7 +35,7 @@ def hash_images(
         except (OSError, ValueError) as e: wrong.append(str(e) if str(path) in str(e) else f'{path}: {e}')
     if wrong:
         more = f'\n... and {len(wrong) - 10} more' if len(wrong) > 10 else ''
-        raise ValueError('\n'.join([f'{len(wrong)} of {len(table)} images cannot be read; mend them or take them out:',
+        raise ValueError('\n'.join([f'{len(wrong)} of {len(table)} images cannot be read; repair or remove them:',
                                     *wrong[:10]]) + more)
     return found
 
@@ -52,7 +52,7 @@ def find_duplicates(
             text = f"{word}{f' {value}' if key == 'id' else ''} ({names})"
             if main_label(group).nunique() > 1: faults.append(f'{text} has more than one label')
             elif group.split.nunique() > 1: leaks.append(text)
-            elif key == 'id': faults.append(f'{text} stands more than once')
+            elif key == 'id': faults.append(f'{text} occurs more than once')
     return faults, leaks
 
 # %% ../../nbs/data/50_audit.ipynb #dbbaa5ed
@@ -60,7 +60,7 @@ def find_leaks(
     tables:pd.DataFrame|Mapping[str, pd.DataFrame], # id, patient ('' where not known) and split; or split -> table
     contents:bool=False,                            # also compare the files in bscan byte by byte
     images:Sequence[str]=()                         # messages of `find_duplicates`, which become rows too
-)->pd.DataFrame:                                    # kind ('patient' or 'image'), what, splits; a row a leak
+)->pd.DataFrame:                                    # kind ('patient' or 'image'), what, splits; one row per leak
     "Find patients, and images, that are in more than one split, and warn of them."
     every = tables if isinstance(tables, pd.DataFrame) else pd.concat(
         [t.assign(split=s) for s, t in tables.items()], ignore_index=True)
@@ -69,7 +69,7 @@ def find_leaks(
     rows += [{'kind': 'image', 'what': text, 'splits': ''} for text in images]
     if rows:
         names = '; '.join(f"{r['kind']} {r['what']}{' in ' if r['splits'] else ''}{r['splits']}" for r in rows[:5])
-        warnings.warn(f'{len(rows)} in more than one split, so scores are too good: {names}', stacklevel=2)
+        warnings.warn(f'{len(rows)} in more than one split, so scores are too high: {names}', stacklevel=2)
     return pd.DataFrame(rows, columns=['kind', 'what', 'splits'])
 
 
@@ -91,7 +91,7 @@ def shared_images(
     learnt:pd.DataFrame, # id, split, sha256 of the images that a model learns from or is chosen by
     tested:pd.DataFrame, # id, sha256 of the images that it is tested on
     names:Sequence[str]  # of the two datasets
-)->pd.DataFrame:         # what, splits; a row an image
+)->pd.DataFrame:         # what, splits; one row per image
     "Find test images of another dataset that a model has seen, by content."
     both = tested.merge(learnt, on='sha256', suffixes=('', '_learnt'))
     what = [f'{a} of {names[1]} is {b} of {names[0]}' for a, b in zip(both.id, both.id_learnt, strict=True)]

@@ -9,9 +9,10 @@ __all__ = ['ImageCache']
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+# %% ../../nbs/data/14_cache.ipynb #2a4c420c
 _T = TypeVar('_T')
 
-# %% ../../nbs/data/14_cache.ipynb #2a4c420c
+
 def _count_bytes(
     x:Any # an array, a tuple of arrays, or None
 )->int:

@@ -104,7 +104,7 @@ def _check_labels(
                                      'The manifest lists the classes, and its labels.values says what a value means')
         there = [c for c in data.classes if (data.table.label == c).any()]
         if len(there) < 2: raise ValueError(
-            f'{source} holds one class only, {", ".join(there)}; there is nothing to tell apart')
+            f'{source} holds one class only, {", ".join(there)}; there is nothing to distinguish')
     _check_splits(data, source)
     for split in found:
         n = counts[split] if not data.multi else counts[split]['positive']
@@ -125,7 +125,7 @@ def _check_splits(
         else: told = split == 'train' or table.label.nunique() > 1  # a class that training lacks has its own message
         if told: continue
         what = 'no label is 1 for some and 0 for others' if data.multi else f'all are {table.label.iloc[0]}'
-        raise ValueError(f'{source}: nothing can be told apart in {split}: of its {len(table)} images {what}. '
+        raise ValueError(f'{source}: nothing can be distinguished in {split}: of its {len(table)} images {what}. '
                          f'Move some images of another class there, or take {split} out')
 
 # %% ../../nbs/data/91_classification.ipynb #65f233a7
@@ -183,7 +183,7 @@ def load_labelled(
     if both and not allow_leaks: faults += [f'{f}: in more than one split' for f in both]
     if faults:
         rest = f'\n... and {len(faults) - 10} more' if len(faults) > 10 else ''
-        remedy = '\nKeep one of each; allow_leaks=True goes on with images in two splits, for scores that are too good'
+        remedy = '\nKeep one of each; allow_leaks=True continues with both, and with scores that are too high'
         text = '\n'.join([f'{source}: {len(faults)} faults:', *faults[:10]])
         raise ValueError(text + rest + (remedy if both else ''))
     multi = 'label' not in table
@@ -258,17 +258,17 @@ class ClsDataset(Dataset[dict[str, Any]]):
 def match_classes(
     source:Sequence[str],      # classes of the model
     classes:Sequence[str],     # of the set it is tested on
-    said:Mapping[str, str]|None=None, # class of the model -> class of the set, as in its manifest; None: by name
+    stated:Mapping[str, str]|None=None, # class of the model -> class of the set, as in its manifest; None: by name
     where:str='the manifest'   # named in an error
 )->dict[str, str]:             # class of the model -> class of the set, '' for none
     "Map the classes of a model to those of another dataset."
     def low(c:str)->str: return c.casefold().strip()
-    names, given = {low(c): c for c in classes}, {low(k): v for k, v in (said or {}).items()}
-    out = {c: names.get(low(given.get(low(c), '') if said is not None else c), '') for c in source}
+    names, given = {low(c): c for c in classes}, {low(k): v for k, v in (stated or {}).items()}
+    out = {c: names.get(low(given.get(low(c), '') if stated is not None else c), '') for c in source}
     for k, v in given.items():
         if v and low(v) not in names:
             raise ValueError(f"{where}, class_maps: {k!r} becomes {v!r}; {unknown('class', v, classes)}")
     if lost := [c for c in classes if c not in out.values()]:
-        raise ValueError(f'{where}: nothing that the model says ({", ".join(source)}) means {", ".join(lost)}; '
+        raise ValueError(f'{where}: no class of the model ({", ".join(source)}) means {", ".join(lost)}; '
                          '[labels.class_maps.SOURCE] says which class means which')
     return out

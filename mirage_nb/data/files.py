@@ -19,7 +19,7 @@ from .formats import read_mha, read_mha_header, read_npy
 # %% ../../nbs/data/10_files.ipynb #cbeb2b05
 IMAGE_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp', '.jpg', '.jpeg', '.mha')
 ARRAY_SUFFIXES = ('.npy',)
-MASK_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp')  # without loss: JPEG invents grey values along every edge
+MASK_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp')  # without loss: JPEG adds grey values along every edge
 
 # %% ../../nbs/data/10_files.ipynb #5213b184
 def _palette_values(

@@ -31,7 +31,7 @@ _IGNORED = ('thumbs.db', 'desktop.ini', '__macosx', 'thumbs', 'checkpoints',    
 
 
 class FolderContent(NamedTuple):
-    "Entries of a folder, each sorted by name."
+    "Hold the entries of a folder, each sorted by name."
     folders: list[os.DirEntry[str]]
     files: list[os.DirEntry[str]]   # with one of the suffixes
     others: list[os.DirEntry[str]]  # all other files
@@ -56,7 +56,7 @@ def _scan_below(
     folder:str|Path,
     suffixes:Sequence[str]
 )->Iterator[FolderContent]:
-    "Scan a folder and all folders below it; one that links make twice is scanned once."
+    "Scan a folder and all folders below it; a folder that links reach twice is scanned once."
     todo, seen = [str(folder)], set[tuple[int, int]]()
     while todo:
         s = os.stat(here := todo.pop())

@@ -45,7 +45,7 @@ def read_npy(
     except FileNotFoundError: raise
     except (ValueError, EOFError, OSError, SyntaxError) as e:
         size = path.stat().st_size
-        raise ValueError(f'{path} is damaged or no array of numpy ({size} bytes): {e}. Copy it again') from e
+        raise ValueError(f'{path} is damaged, or not an array of NumPy ({size} bytes): {e}. Copy it again') from e
 
 # %% ../../nbs/data/08_formats.ipynb #7d54fbff
 _MHA_TYPES = {'MET_UCHAR': 'u1', 'MET_CHAR': 'i1', 'MET_USHORT': 'u2', 'MET_SHORT': 'i2', 'MET_UINT': 'u4',
@@ -63,7 +63,8 @@ def read_mha_header(
         key, _, value = line[1].decode('latin-1').partition('=')
         fields[key.strip()], at = value.strip(), line.end()
         if key.strip() == 'ElementDataFile': break
-    else: raise ValueError(f"{path} is no MetaImage: no line 'ElementDataFile' in its first 64 KiB. Copy it again")
+    else: raise ValueError(
+        f"{path} is not a MetaImage file: no line 'ElementDataFile' in its first 64 KiB. Copy it again")
     if fields['ElementDataFile'] != 'LOCAL':
         raise ValueError(f"{path} keeps its pixels in {fields['ElementDataFile']!r}; it takes one file, 'LOCAL'")
     kind, size = fields.get('ElementType', ''), fields.get('DimSize', '').split()

@@ -118,7 +118,7 @@ def _scan_tree(
     suffixes:tuple[str, ...], # lower case
     pool:ThreadPoolExecutor
 )->tuple[list[tuple[str, int, int]], dict[str, int]]: # files: path below the root, size, time; times of folders
-    "Scan all image files below a folder; folders that links make twice are scanned once."
+    "Scan all image files below a folder; folders that links reach twice are scanned once."
     todo, seen, out, times = [str(root)], set[tuple[int, int]](), [], dict[str, int]()
     cut = len(str(root)) + 1
     with tqdm(desc='scanning', unit='file', delay=3) as bar:
@@ -179,7 +179,7 @@ def _inspect_files(
 class ImageIndex:
     "Index the image files below a folder, sorted by path."
     root: Path
-    names: np.ndarray          # (bytes,) uint8, paths below the root, one behind the other
+    names: np.ndarray          # (bytes,) uint8, paths below the root, one after the other
     ends: np.ndarray           # (n,) int64, where each path ends
     size: np.ndarray           # (n,) int64, bytes
     mtime: np.ndarray          # (n,) int64, nanoseconds
@@ -199,7 +199,7 @@ class ImageIndex:
     def path(self, i:int)->Path: return self.root/self.name(i)
 
     def table(self)->pd.DataFrame:
-        "Make a table with a row an image: id (path below the root), image, size, width, height."
+        "Make a table with one row per image: id (path below the root), image, size, width, height."
         names = [self.name(i) for i in range(len(self))]
         return pd.DataFrame({'id': names, 'image': [self.root/n for n in names], 'size': self.size,
                              'width': self.shape[:, 0], 'height': self.shape[:, 1]})
@@ -234,7 +234,7 @@ def _save_index(
     listing:ImageIndex,
     path:str|Path   # a .safetensors file
 )->Path:
-    "Write an index, wholly or not at all."
+    "Write an index, completely or not at all."
     words = {'form': _form} | {k: json.dumps(getattr(listing, k)) for k in ('faults', 'broken', 'folders')}
     arrays = {k: np.ascontiguousarray(getattr(listing, k)) for k in _arrays}
     return write_atomic(path, lambda p: save_file(arrays, p, metadata=words))
@@ -250,7 +250,8 @@ def _open_index(
             words, arrays = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
     except (SafetensorError, OSError) as e: raise ValueError(f'{path} cannot be read: {e}. Delete it') from e
     if words.get('form') != _form or set(arrays) != set(_arrays):
-        raise ValueError(f'{path} is no listing of this version ({words.get("form")}); delete it and it is made anew')
+        raise ValueError(
+            f'{path} is not an index of this version ({words.get("form")}); delete it, and it is made again')
     broken = {k: tuple(v) for k, v in json.loads(words['broken']).items()}
     return ImageIndex(Path(root), **arrays, faults=json.loads(words['faults']), broken=broken,
                    folders=json.loads(words.get('folders', '{}')))  # an older listing has none, and is renewed

@@ -66,8 +66,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         file = self.source.path(i) if isinstance(self.source, ImageIndex) else self.files[i]  # type: ignore[index]
         try: return read_image(file, self.channels, self.load_size)
         except FileNotFoundError as e: raise FileNotFoundError(
-            f'{file} of {self.name} is gone since its images were listed. Put it back, or start again: a folder that '
-            'has changed is listed anew') from e
+            f'{file} of {self.name} was deleted after its images were listed. Restore it, or start again: a folder '
+            'that has changed is listed again') from e
 
     def sample(self, i:int, id:str, key:int)->dict[str, Any]:
         "Return the sample of an image under a name and a key."

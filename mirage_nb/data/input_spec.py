@@ -101,7 +101,7 @@ def _photo_views(
     h, w = spec.size
     if h != w or spec.channels != 3 or not spec.mean: raise ValueError(
         f'crops of photographs are for a square of three channels with mean and std, not for {h} x {w} pixels of '
-        f"{spec.channels}{' without' if not spec.mean else ' with'} them; say augmentation='oct' and eval_crop=1")
+        f"{spec.channels}{' without' if not spec.mean else ' with'} them; set augmentation='oct' and eval_crop=1")
     norm = Norm(*(v*3 if len(v) == 1 else v for v in (spec.mean, spec.std)))
     train = PhotoTrain(h, norm, spec.rand_augment, spec.random_erasing, (spec.crop_scale_min, 1.))
     return train, PhotoEval(h, norm, spec.eval_crop)

@@ -39,7 +39,7 @@ _Grey = Annotated[int, Field(ge=0, le=255)]
 
 @dataclass(frozen=True)
 class ClassInfo:
-    "One class of a mask"
+    "Hold one class of a mask."
     index: int  # in the model's output, from 0
     value: int  # grey value in the mask file, 0 to 255
     label: str
@@ -145,9 +145,9 @@ class _Splits(Options):
 
 
 def _check_grey(text:str)->str:
-    "Return the key of a class map as it is; an error if it is no grey value."
+    "Return the key of a class map as it is; an error if it is not a grey value."
     if re.fullmatch(r'\d+', text) and int(text) <= 255: return text
-    raise ValueError(f'the grey value {text!r} is no whole number from 0 to 255')
+    raise ValueError(f'the grey value {text!r} is not a whole number from 0 to 255')
 
 
 _GreyMap = Annotated[dict[Annotated[str, AfterValidator(_check_grey)], _Grey], WithJsonSchema({
@@ -280,7 +280,7 @@ def _read_folder(folder:Path)->Manifest|None:
 
 
 def _missing_classes(folder:Path)->str:
-    "Word the error for a folder that does not name its classes."
+    "Write the error message for a folder that does not name its classes."
     masks = find_masks(folder)
     head = f'{folder} holds neither manifest.toml nor INFO.json'
     if masks: return (f'{head}: with masks in {masks[0].relative_to(folder)} one of them has to name the classes. '
@@ -362,7 +362,7 @@ def label_facts(
     if manifest.path.suffix == '.toml': raise ValueError(
         f'{what} has no [labels]: nothing can be classified. State there where the labels of its images are')
     raise ValueError(f'{what} names the classes of its masks, not what a whole image shows: nothing can be classified. '
-                     f'Sort the images of a set of its own into folders, one a class, or write '
+                     f'Sort the images of a set of its own into folders, one per class, or write '
                      f'{manifest.file} with [labels]')
 
 # %% ../../nbs/data/05_manifest.ipynb #cc584cb6

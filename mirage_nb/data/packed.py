@@ -82,7 +82,7 @@ def _conversion_hash(
 # %% ../../nbs/data/93_packed.ipynb #7e51c3a1
 def _make_plan(
     pairs:FilePairs,
-    size:tuple[int, int]|None, # of every image; None: the commonest of each modality
+    size:tuple[int, int]|None, # of every image; None: the most common of each modality
     quiet:bool=False           # no progress bar
 )->dict[str, Any]:             # format, version, samples, modalities: size, classes, resized (number of images)
     "Plan a conversion from the headers of all files, and name all that cannot be read in one error."
@@ -168,8 +168,8 @@ def _write_rows(
                     log.warning('%s. Nothing more is packed; the rest is read, to name all that cannot be used', e)
                     wrong = _find_unusable(pairs, i, bar) or [str(e)]
                     raise ValueError(first_of_many(
-                        f'{len(wrong)} files cannot be packed; mend them, and the same command goes on after {at} of '
-                        f'{n} samples:', wrong)) from e
+                        f'{len(wrong)} files cannot be packed; repair them, and run the same command again, '
+                        f'which continues after {at} of {n} samples:', wrong)) from e
                 planes = {k: _resize_plane(x, kinds[k]['size'], k in pairs.classes) for k, x in found.items()}
                 for k, x in planes.items(): files[k].write(x.tobytes())
                 digests.write(np.array([hash_pixels(x) for x in planes.values()], '<u8').tobytes())
@@ -215,21 +215,21 @@ def _resume_packing(
     states:np.ndarray,         # of `_file_states`
     quiet:bool                 # no progress bar
 )->tuple[dict[str, Any], int]: # the plan, samples that are there
-    "Resume a conversion that was interrupted; files that are not packed yet may have been mended."
+    "Resume a conversion that was interrupted; files that are not packed yet may have been repaired."
     plan = read_json(part/'plan.json') if (part/'plan.json').is_file() else {}
     if plan.get('asked') != _conversion_hash(pairs, size):
-        raise FileExistsError(f'{part} is the start of another conversion. Delete it, or name another OUT')
+        raise FileExistsError(f'{part} is the start of another conversion. Delete it, or choose another OUT')
     done, before = read_json(part/'done.json'), np.fromfile(part/'states.bin', np.int64).reshape(states.shape)
     changed = (before != states).any(-1)
     lost = [str(pairs.files[k][i]) for j, k in enumerate(pairs.modalities) for i in range(done) if changed[j, i]]
     if lost: raise FileExistsError(first_of_many(
-        f'{len(lost)} files have changed since they were packed in {part}. Delete it, or name another OUT:', lost))
+        f'{len(lost)} files have changed since they were packed in {part}. Delete it, or choose another OUT:', lost))
     if not changed.any(): return plan, done
     new, old = _make_plan(pairs, size, quiet), plan['modalities']
     for k, v in new['modalities'].items():
         if done and v['size'] != old[k]['size']: raise FileExistsError(
-            f'{part} packs {k} at {old[k]["size"]}, and {v["size"]} is the commonest size now that files have changed. '
-            'Delete it, name another OUT, or ask for a size')
+            f'{part} packs {k} at {old[k]["size"]}, and {v["size"]} is the most common size now that files have '
+            'changed. Delete it, choose another OUT, or ask for a size')
     write_json(part/'plan.json', plan := plan | new)
     write_atomic(part/'states.bin', states.tofile)
     return plan, done
@@ -262,7 +262,7 @@ def _begin_packing(
 def pack(
     pairs:FilePairs,                # of `folder_pairs` or `table_pairs`
     out:str|Path,                   # folder to make
-    size:tuple[int, int]|None=None, # of every image; None: the commonest of each modality
+    size:tuple[int, int]|None=None, # of every image; None: the most common of each modality
     every:int=256,                  # samples between two notes of what is safe
     quiet:bool=False                # no progress bar
 )->Path:                            # `out`
@@ -271,7 +271,7 @@ def pack(
     states = _file_states(pairs)
     if is_packed(out) and read_json(out/'packed.json').get('stamp') == _conversion_hash(pairs, size, states): return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f'{out} is there and is not this set packed. Delete it, or name another OUT')
+        raise FileExistsError(f'{out} exists and is not this dataset, packed. Delete it, or choose another OUT')
     part, plan, done = _begin_packing(pairs, out, size, states, quiet)
     _write_rows(pairs, plan, part, done, lambda k: write_json(part/'done.json', k), every, quiet)
     for k, v in plan['modalities'].items():
@@ -310,19 +310,21 @@ class _PackedPairs:
 def _read_plan(
     folder:Path # of a packed set
 )->dict[str, Any]:
-    "Read the description of a packed dataset, and refuse what is none."
+    "Read the description of a packed dataset, and refuse any other folder."
     part = folder if folder.name.endswith('.part') else folder.with_name(folder.name + '.part')
     if not is_packed(folder):
         if (part/'plan.json').is_file():
             done, n = read_json(part/'done.json'), read_json(part/'plan.json')['samples']
             raise ValueError(f'{part} is incomplete: {done} of {n} samples are packed. '
-                             'The command that began it goes on')
-        raise FileNotFoundError(f'{folder} is no packed set: it has no packed.json')
+                             'Run the command that began it again')
+        raise FileNotFoundError(f'{folder} is not a packed dataset: it has no packed.json')
     plan = read_json(folder/'packed.json')
     if not isinstance(plan, dict) or plan.get('format') != _FORMAT:
-        raise ValueError(f"{folder/'packed.json'} is not of a packed set: it does not say 'format': '{_FORMAT}'")
+        raise ValueError(
+            f"{folder/'packed.json'} does not describe a packed dataset: it does not state 'format': '{_FORMAT}'")
     if plan['version'] != _VERSION: raise ValueError(
-        f'{folder} is a packed set of version {plan["version"]}, and this kit reads version {_VERSION}; pack it again')
+        f'{folder} is a packed dataset of version {plan["version"]}, and this kit reads version {_VERSION}; pack it '
+        'again')
     return plan
 
 
@@ -343,7 +345,7 @@ def _map_rows(
 # %% ../../nbs/data/93_packed.ipynb #f4c6fe46
 def _open_packed(
     folder:str|Path,            # that `pack` made
-    modalities:Sequence[str]=() # to read; none: all there are
+    modalities:Sequence[str]=() # to read; none: all available
 )->_PackedPairs:
     "Open a packed dataset."
     folder = Path(folder)
@@ -362,7 +364,7 @@ def _open_packed(
 # %% ../../nbs/data/93_packed.ipynb #a4f36991
 def open_pairs(
     path:str|Path,              # a packed set, a folder of the published layout, or a CSV file
-    modalities:Sequence[str]=() # to read; none: all there are of MODALITIES, or all of a packed set
+    modalities:Sequence[str]=() # to read; none: all available of MODALITIES, or all of a packed set
 )->Pairs:
     "Open paired samples: packed, in folders, or named by a table."
     path = Path(path).expanduser()
@@ -409,14 +411,14 @@ def _parse_classes(
 def _command_parser()->argparse.ArgumentParser:
     "Define the command line."
     p = argparse.ArgumentParser('python -m mirage_nb.data.packed', description='Pack paired images into one file for '
-                                'each modality. The same command goes on after an interruption.')
+                                'each modality. After an interruption, the same command continues.')
     p.add_argument('source', metavar='FOLDER', help='folder that holds bscan/, slo/, bscanlayermap/ (any of them), or '
                    'a CSV file with a column id and a column of paths for each modality')
     p.add_argument('out', metavar='OUT', help='folder to make')
     p.add_argument('--modalities', nargs='+', default=[], metavar='NAME', help='which to pack; default: those of '
                    'MIRAGE that are there')
     p.add_argument('--size', type=_parse_size, metavar='N or ROWSxCOLS', help='size of every image; default: the '
-                   'commonest of each modality, and nothing is touched where all agree')
+                   'most common of each modality, and images stay as they are where all agree')
     p.add_argument('--classes', nargs='+', default=[*CLASS_COUNTS.items()], type=_parse_classes,
                    metavar='NAME=N', help='modalities that hold class ids, and how many; default: bscanlayermap=13')
     return p
@@ -435,7 +437,7 @@ def _main(
         sys.stderr.write(f'{e.args[0] if isinstance(e, KeyError) else e}\n')
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write('interrupted; the same command goes on\n')
+        sys.stderr.write('interrupted; the same command continues\n')
         return 130
     sys.stdout.write(f'{out}: {plan["samples"]} samples, {total/2**20:,.1f} MiB\n'
                      f'{json.dumps(plan["modalities"], indent=1)}\n')

@@ -46,7 +46,7 @@ def _check_class_ids(
 # %% ../../nbs/data/92_paired.ipynb #919f4695
 def _list_planes(
     folder:Path,         # of one modality; folders below it are not searched
-    is_map:bool=False    # class ids, which JPEG would falsify
+    is_map:bool=False    # class ids, which JPEG would corrupt
 )->dict[str, Path]:      # id -> file, sorted by id
     "List the images or arrays of a folder by id, and refuse an empty one."
     takes = (*ARRAY_SUFFIXES, *(MASK_SUFFIXES if is_map else IMAGE_SUFFIXES))
@@ -56,7 +56,7 @@ def _list_planes(
 
 
 def _paired_ids(
-    found:Mapping[str, Iterable[str]], # by modality: the ids there are
+    found:Mapping[str, Iterable[str]], # by modality: the ids that exist
     where:str|Path                     # named in an error
 )->list[str]:                          # sorted
     "Match the ids of all modalities, and name what is missing."
@@ -64,9 +64,9 @@ def _paired_ids(
     every = set().union(*have.values())
     lacks = {k: sorted(every - v) for k, v in have.items() if every - v}
     if lacks:
-        said = '; '.join(f"{k} lacks {len(v)} of {len(every)}: {', '.join(v[:5])}{', ...' if len(v) > 5 else ''}"
+        lacking = '; '.join(f"{k} lacks {len(v)} of {len(every)}: {', '.join(v[:5])}{', ...' if len(v) > 5 else ''}"
                          for k, v in lacks.items())
-        raise ValueError(f'{where}: {said}. A sample takes all of {", ".join(have)}; add the files, take away their '
+        raise ValueError(f'{where}: {lacking}. A sample takes all of {", ".join(have)}; add the files, take away their '
                          'partners, or ask for fewer modalities')
     return sorted(every)
 
@@ -163,7 +163,7 @@ def _sizes_differ_message(
     first:str,              # file that others are compared with
     size_first:Sequence[int]
 )->str:
-    "Word the error for an image that does not fit into a batch."
+    "Write the error message for an image that does not fit into a batch."
     (h, w), (h0, w0) = size, size_first
     return (f'{this} is {h} x {w}, {first} {h0} x {w0}; a batch takes one size. '
             'python -m mirage_nb.data.packed makes them equal')
@@ -175,7 +175,7 @@ class PairedDataset(Dataset[dict[str, Any]]):
         self,
         pairs:Pairs,                  # of `folder_pairs`, `table_pairs` or `data.packed.open_packed`
         *,
-        modalities:Sequence[str]=(),  # to give; none: all there are
+        modalities:Sequence[str]=(),  # to give; none: all available
         ids:Sequence[str]|None=None,  # to give, in this order; None: all
         seed:int=0
     ):
@@ -240,7 +240,7 @@ def _read_all(
 def _check_pairs(
     ds:PairedDataset,
     quiet:bool=False # no progress bar
-)->pd.DataFrame:     # a row a modality: samples, rows, cols, least and most (values)
+)->pd.DataFrame:     # one row per modality: samples, rows, cols, least and most (values)
     "Read every image once; one error names all that are wrong."
     wrong: list[str] = []
     least, most = dict.fromkeys(ds.modalities, 255), dict.fromkeys(ds.modalities, 0)

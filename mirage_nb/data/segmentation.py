@@ -36,7 +36,7 @@ def _pair_masks(
     masks:dict[str, Path]|None, # id -> mask; None where a split has none
     folders:tuple[Path, Path]   # of images and of masks, named in an error
 )->dict[str, tuple[Path, Path|None]]: # id -> B-scan, mask
-    "Images with their masks, matched by id"
+    "Match images with their masks by id."
     if masks is None: return {k: (p, None) for k, p in images.items()}
     for ids, other, folder in ((images, masks, folders[1]), (masks, images, folders[0])):
         if alone := [k for k in ids if k not in other]:
@@ -49,7 +49,7 @@ def _split_folder(
     manifest:Manifest,
     split:str # 'train', 'val' or 'test'
 )->Path:
-    "Folder of a split"
+    "Find the folder of a split."
     if split not in SPLITS: raise ValueError(unknown('split', split, SPLITS))
     if split not in manifest.splits:
         raise ValueError(f"{manifest.name} has no split '{split}'; it has {', '.join(manifest.splits)}")
@@ -61,17 +61,17 @@ def _mask_files(
     split:str,
     folder:Path # of the masks
 )->dict[str, Path]|None: # None where the split has no masks, as in a challenge's test split
-    "Masks of a split by id"
+    "Find the masks of a split by id."
     if folder.is_dir(): return list_images(folder, MASK_SUFFIXES)
     if split == 'test' and not manifest.test_masks: return None
-    hint = ', or say test_masks = false in its manifest' if split == 'test' else ''
+    hint = ', or set test_masks = false in its manifest' if split == 'test' else ''
     raise FileNotFoundError(f"no folder {folder}: split '{split}' of {manifest.name} takes masks{hint}")
 
 
 def _volumes(
     pairs:Mapping[str, tuple[Path, Path|None]] # id -> B-scan, mask
 )->list[tuple[str, int]]:                      # volume, number of the slice
-    "Read volumes and slices off the names; where no name has a slice, every image is a volume."
+    "Read volumes and slices from the names; where no name has a slice, every image is a volume."
     found, faults = [], []
     for k, (image, _) in pairs.items():
         try: found.append(split_id(k))
@@ -84,7 +84,7 @@ def seg_table(
     manifest:Manifest,
     split:str # 'train', 'val' or 'test'
 )->pd.DataFrame: # id, volume, slice, patient, split, bscan (path), semseg (path or None)
-    "Images of a split, with a row each"
+    "List the images of a split, a row each."
     folders = image_folders(_split_folder(manifest, split))
     pairs = _pair_masks(list_images(folders[0]), _mask_files(manifest, split, folders[1]), folders)
     if not pairs: raise ValueError(f"split '{split}' of {manifest.name} is empty: no image in {folders[0]}")
@@ -97,7 +97,7 @@ def seg_table(
 def _image_table(
     rows:list[tuple[Any, ...]] # id, volume, slice, patient, split, bscan, semseg
 )->pd.DataFrame:
-    "Table of images in the order of volume and slice"
+    "Make a table of images in the order of volume and slice."
     columns = ['id', 'volume', 'slice', 'patient', 'split', 'bscan', 'semseg']
     table = pd.DataFrame({c: pd.Series([r[i] for r in rows], dtype='int64' if c == 'slice' else object)
                           for i, c in enumerate(columns)})
@@ -111,7 +111,7 @@ def _image_table(
 def folder_table(
     folder:str|Path # images, without masks
 )->pd.DataFrame:    # as `seg_table`; split '', semseg None; a name without a slice of its own is a volume of its own
-    "Images of any folder, for prediction"
+    "List the images of any folder, for prediction."
     rows: list[tuple[Any, ...]] = []
     for k, p in list_images(folder).items():
         try: volume, number = split_id(k)
@@ -123,7 +123,7 @@ def folder_table(
 
 # %% ../../nbs/data/90_segmentation.ipynb #f94b52ca
 class SegDataset(Dataset[dict[str, Any]]):
-    "B-scans of a table with their masks, at the model's size"
+    "Serve B-scans of a table with their masks, at the model's size."
     def __init__(
         self,
         table:pd.DataFrame,              # as `seg_table` or `folder_table` gives
@@ -147,11 +147,11 @@ class SegDataset(Dataset[dict[str, Any]]):
     def __len__(self)->int: return len(self.ids)
 
     def read(self, i:int)->tuple[np.ndarray, np.ndarray|None]:
-        "Grey values (h0, w0) of an image and the class indices of its mask"
+        "Read the grey values (h0, w0) of an image and the class indices of its mask."
         return self.cache.get(i, lambda: self._decode(i))
 
     def _decode(self, i:int)->tuple[np.ndarray, np.ndarray|None]:
-        "Read an image and its mask, which have one size"
+        "Read an image and its mask, which have one size."
         x, mask = read_image(self.images[i]), self.masks[i]
         y = None if mask is None else read_mask(mask, self.classes)
         if y is not None and y.shape != x.shape:
@@ -173,7 +173,7 @@ class SegDataset(Dataset[dict[str, Any]]):
 def collate(
     samples:list[dict[str, Any]] # of one dataset
 )->dict[str, Any]:               # id and size: lists; key: int64 tensor; images and masks: stacked
-    "Batch of samples"
+    "Make a batch of samples."
     if any(s.keys() != samples[0].keys() for s in samples):
         names = ', '.join(s['id'] for s in samples)
         raise ValueError(f'a batch takes samples of one kind; {names} differ in what they hold')
@@ -234,8 +234,8 @@ def load_seg_data(
 def check_files(
     table:pd.DataFrame,
     classes:Sequence[ClassInfo]=()
-)->pd.DataFrame: # a row a class: label, group, images (number that hold it), share (of all pixels)
-    "Read every file of a table once; one error names all that are wrong"
+)->pd.DataFrame: # one row per class: label, group, images (number that hold it), share (of all pixels)
+    "Read every file of a table once; one error names all that are wrong."
     ds = SegDataset(table, classes, size=(1, 1), keep_mb=0)
     counts, wrong = np.zeros((len(ds), len(classes)), np.int64), []
     for i in range(len(ds)):

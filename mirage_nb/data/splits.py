@@ -41,7 +41,7 @@ def _order_patients(
 # %% ../../nbs/data/40_splits.ipynb #f8366fdf
 def _patient_labels(
     table:pd.DataFrame # id, patient, and label or label:CLASS
-)->pd.DataFrame:       # a row a patient, a column a label, the rarest first: whether any of the patient's images has it
+)->pd.DataFrame:       # one row per patient, one column per label, the rarest first: whether any image has it
     "Collect the labels of each patient."
     each = pd.get_dummies(table.label) if 'label' in table else table.filter(regex='^label:') == 1
     has = each.groupby(patient_ids(table)).max()
@@ -247,8 +247,8 @@ def divide(
     complete = own != {''} and not (need_val and 'train' in own and 'val' not in own)
     if complete and not plan: return table.split, ''
     if unit != 'patient': warnings.warn(
-        f'{name}: splits are drawn by {unit}, for nothing says whose each is, so one person may be in two of them. Say '
-        "it in a manifest, as patient = '^([^_]+)' for the part of a name before the first _", stacklevel=2)
+        f'{name}: splits are drawn by {unit}, because no patient is known, so one person may be in two of them. '
+        "State the patient in a manifest, as patient = '^([^_]+)' for the part before the first _", stacklevel=2)
     split, how = _draw_asked(table, plan, name if plan.seed is None else plan.seed)
     n, more = patient_ids(table).nunique(), '' if plan.seed is None else f', seed {plan.seed}'
     return split, f'drawn by {unit} ({n}{more}): {how}'
@@ -285,7 +285,7 @@ def _draw_in_turns(
     rows:pd.DataFrame, # id, patient; in the order of ids
     seed:int
 )->list[Any]:          # its index: an image of every patient, then a second one of every patient who has it, and so on
-    "Order images by turns of patients, who stand in a random order."
+    "Order images by turns of patients, in random order."
     who = pd.DataFrame({'order': [sample_key('few', seed, p) for p in patient_ids(rows)],
                         'within': [sample_key('few', seed, k) for k in rows.id]}, index=rows.index)
     who = who.sort_values(['order', 'within'], kind='stable')
@@ -300,7 +300,7 @@ def few_label_subset(
 )->pd.DataFrame:            # rows in the order of the table
     "Draw a subset with few labels of each class."
     if shots < 0 or shots > 1 and shots != int(shots):
-        raise ValueError(f'shots takes a number of images a class, or a part below 1, not {shots}')
+        raise ValueError(f'shots takes a number of images per class, or a part below 1, not {shots}')
     if not shots: return table
     rows, kept = table.sort_values('id'), set[Any]()
     for c in classes:

@@ -46,7 +46,7 @@ def first_bad_line(
 # %% ../../nbs/data/30_tables.ipynb #e117b543
 def read_list(
     path:str|Path, # a text file
-    least:int,     # fields a line has at least
+    least:int,     # fields that a line has at least
     form:str       # of a line, named in an error
 )->list[tuple[int, list[str]]]: # number of the line, its fields
     "Read the lines of a list file; empty ones do not count."
@@ -70,7 +70,7 @@ def _select_rows(
     if not path.is_file(): raise FileNotFoundError(f'no table {path}')
     try: table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding='utf-8-sig')
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as e:
-        raise ValueError(f'{path} ({path.stat().st_size} bytes) is no table: {e}') from e
+        raise ValueError(f'{path} ({path.stat().st_size} bytes) is not a table: {e}') from e
     for column, value in where.items(): table = table[_read_column(table, column, path).str.strip() == value]
     if not len(table): raise ValueError(f'{path} has no rows' + (f' where {dict(where)}' if where else ''))
     return table.reset_index(drop=True)
@@ -107,7 +107,7 @@ def _multi_labels(
     table:pd.DataFrame,
     facts:LabelFacts,
     path:Path           # named in an error
-)->pd.DataFrame:        # a column a class: 1, 0 or NaN
+)->pd.DataFrame:        # one column per class: 1, 0 or NaN
     "Read several labels a row: joined in one cell, or a column each."
     if facts.label:
         parts = [[v.strip() for v in cell.split(facts.joined)] for cell in _read_column(table, facts.label, path)]

@@ -13,7 +13,7 @@ from scipy.stats import wilcoxon
 
 # %% ../../nbs/eval/20_comparison.ipynb #db1c9ffa
 class _Paired(NamedTuple):
-    "Outcome of a paired comparison"
+    "Hold the outcome of a paired comparison."
     n: int             # pairs with both values
     difference: float  # mean of a - b
     p: float           # two-sided; NaN without pairs
@@ -27,7 +27,7 @@ def paired_wilcoxon(
     "Compare paired scores by Wilcoxon's signed-rank test, pairs with NaN left out."
     a, b = np.asarray(a, float), np.asarray(b, float)
     if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(f'{a.shape} and {b.shape} scores are no pairs; one row each, of the same volumes, is needed')
+        raise ValueError(f'{a.shape} and {b.shape} scores are not pairs; one row each, of the same volumes, is needed')
     d = (a - b)[~np.isnan(a - b)]
     if not len(d): return _Paired(0, float('nan'), float('nan'), 'no pair has both values')
     moved = d[d != 0]  # zero differences say nothing about the sign
@@ -42,7 +42,7 @@ def holm(
     "Adjust p-values for multiple comparisons by Holm's procedure."
     p = np.asarray(p, float)
     bad = p[(p < 0) | (p > 1)]
-    if len(bad): raise ValueError(f'{bad[0]} is no p-value; numbers from 0 to 1 (or NaN) are needed')
+    if len(bad): raise ValueError(f'{bad[0]} is not a p-value; numbers from 0 to 1 (or NaN) are needed')
     out, known = np.full(p.shape, np.nan), np.flatnonzero(~np.isnan(p))
     order = known[np.argsort(p[known], kind='stable')]
     out[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1)

@@ -35,7 +35,7 @@ def extract_features(
     read:_Read,         # (model, batch) -> (b, d)
     join:Callable[[list[dict[str, Any]]], dict[str, Any]]=collate, # samples to a batch
     batch_size:int=32
-)->pd.DataFrame:        # a row an image, by id
+)->pd.DataFrame:        # one row per image, by id
     "Extract the features of chosen images."
     ids, rows = list[str](), list[Tensor]()
     for start in range(0, len(picks), batch_size):
@@ -46,7 +46,7 @@ def extract_features(
 
 # %% ../../nbs/eval/40_pretraining.ipynb #2541121b
 def _group_features(
-    features:pd.DataFrame, # a row an image, by id
+    features:pd.DataFrame, # one row per image, by id
     labels:pd.DataFrame    # id, group, label
 )->tuple[np.ndarray, np.ndarray]: # (groups, d), (groups,)
     "Average the features of each group, as a volume, and find its label."
@@ -62,14 +62,14 @@ _PROBE = RegressionOptions(strengths=(1.,), balanced=True, steps=1000, eps=0.)
 
 
 def linear_probe(
-    train:pd.DataFrame, # features, a row an image, by id
+    train:pd.DataFrame, # features, one row per image, by id
     valid:pd.DataFrame, # the same, of other patients
     labels:pd.DataFrame # id, group, label
 )->float:               # 0 to 1
     "Compute the balanced accuracy of logistic regression on frozen features."
     (x, seen), (x_valid, true) = (_group_features(f, labels) for f in (train, valid))
     names, y = np.unique(seen, return_inverse=True)
-    if len(names) < 2: raise ValueError(f"the training labels are all '{seen[0]}'; a probe tells two or more apart")
+    if len(names) < 2: raise ValueError(f"the training labels are all '{seen[0]}'; a probe distinguishes two or more")
     scores = logistic_probe({'train': x, 'valid': x_valid}, {'train': y}, len(names), _PROBE).scores['valid']
     return float(balanced_accuracy_score(true, names[scores.argmax(1)]))
 
@@ -81,7 +81,7 @@ def save_snapshot(
     numbers:Mapping[str, float]
 )->None:
     "Save images and numbers of an epoch."
-    at = folder/'looks'/f'epoch-{epoch:05d}'
+    at = folder/'snapshots'/f'epoch-{epoch:05d}'
     kept = {k: v.detach().cpu().contiguous() for k, v in images.items()}
     write_atomic(at.with_suffix('.safetensors'), lambda p: save_file(kept, p))
     write_json(at.with_suffix('.json'), {'epoch': epoch, **numbers})
@@ -89,9 +89,9 @@ def save_snapshot(
 
 def read_snapshots(
     folder:Path # of the run
-)->pd.DataFrame: # a row a snapshot: epoch, and its numbers
+)->pd.DataFrame: # one row per snapshot: epoch, and its numbers
     "Read the numbers of all snapshots."
-    return pd.DataFrame([read_json(p) for p in sorted((folder/'looks').glob('epoch-*.json'))])
+    return pd.DataFrame([read_json(p) for p in sorted((folder/'snapshots').glob('epoch-*.json'))])
 
 
 def read_snapshot_images(
@@ -99,7 +99,7 @@ def read_snapshot_images(
     most:int=4    # snapshots, the first and the last among them
 )->dict[int, dict[str, Tensor]]: # by epoch, in order
     "Read the images of some snapshots, evenly spread."
-    files = sorted((folder/'looks').glob('epoch-*.safetensors'))
+    files = sorted((folder/'snapshots').glob('epoch-*.safetensors'))
     if not files: raise FileNotFoundError(f'{folder} holds no snapshots: its training has not begun')
     picks = np.unique(np.linspace(0, len(files) - 1, min(most, len(files))).round().astype(int))
     return {int(files[i].stem.removeprefix('epoch-')): load_file(files[i]) for i in picks}

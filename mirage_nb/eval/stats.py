@@ -22,14 +22,14 @@ FEW_UNITS = 5  # below this many units a table carries a warning
 
 @dataclass(frozen=True)
 class ResamplingUnits:
-    "The units that a bootstrap draws, each with all its rows"
+    "Hold the units that a bootstrap draws, each with all its rows."
     of: np.ndarray # (m,) number of the unit of each row, from 0
     kind: str      # 'patient', 'volume', 'image' or 'slice'
     label: str     # for a table, as 'by patient'
 
     @property
     def g(self)->int:
-        "Number of units."
+        "Count the units."
         return int(self.of.max()) + 1
 
     def few(self,

@@ -29,7 +29,7 @@ def launch_training(
     cfg:TrainingJob,     # settings of a training, as SegRecipe
     folder:Path,         # the run's, or one below it
     task:Task|None=None  # built from the settings, for a training in this process; None: it is built here
-)->pd.DataFrame:         # a row an epoch
+)->pd.DataFrame:         # one row per epoch
     "Train in this process, in several, or on other machines, as the settings say."
     stage, nodes, slurm = stage_of(cfg), getattr(cfg, 'nodes', 1), getattr(cfg, 'slurm', '')
     if (folder/'history.csv').exists(): return pd.read_csv(folder/'history.csv')

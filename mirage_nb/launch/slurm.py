@@ -34,7 +34,7 @@ class SlurmTask:
         train_here(self.folder)
 
     def checkpoint(self)->Any:
-        "Return what submitit submits again: the same task, which goes on where its state was saved."
+        "Return what submitit submits again: the same task, which continues from its saved state."
         return submitit.helpers.DelayedSubmission(self)
 
 
@@ -43,7 +43,7 @@ def _minutes_of(
 )->int:      # rounded up
     "Convert a time to minutes."
     found = re.fullmatch(r'(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?', text)
-    if not found: raise ValueError(f"slurm: the time '{text}' is not one; write it as 48:00:00 or 2-00:00:00")
+    if not found: raise ValueError(f"slurm: '{text}' is not a time; write it as 48:00:00 or 2-00:00:00")
     days, *numbers = found.groups()
     parts = [int(k) for k in numbers if k]
     if days is None and len(parts) < 3: parts = [0, *parts]  # the first are minutes
@@ -97,11 +97,11 @@ def _living_job(
     file = folder/'slurm'/'job.json'
     if not file.exists(): return None
     number = read_json(file)['job']
-    said = subprocess.run(['squeue', '-h', '-j', number, '-o', '%T'], capture_output=True, text=True)
-    if said.returncode and 'invalid job id' not in said.stderr.lower(): raise RuntimeError(
-        f'squeue does not say whether job {number} of {folder} still runs: {said.stderr.strip()}. Try again, or delete '
-        f'{file} if it has ended')
-    return submitit.SlurmJob(folder/'slurm', number, range(tasks)) if said.stdout.strip() else None
+    answer = subprocess.run(['squeue', '-h', '-j', number, '-o', '%T'], capture_output=True, text=True)
+    if answer.returncode and 'invalid job id' not in answer.stderr.lower(): raise RuntimeError(
+        f'squeue does not tell whether job {number} of {folder} still runs: {answer.stderr.strip()}. Try again, or '
+        f'delete {file} if it has ended')
+    return submitit.SlurmJob(folder/'slurm', number, range(tasks)) if answer.stdout.strip() else None
 
 
 def submit(
@@ -113,7 +113,7 @@ def submit(
     if not local and shutil.which('sbatch') is None: raise FileNotFoundError(
         f"slurm is '{cfg.slurm}', and there is no sbatch on this machine: start the notebook on one that submits jobs")
     job = None if local else _living_job(folder, tasks)
-    if job: log.warning('%s: job %s was submitted before and lives; it is followed', folder, job.job_id)
+    if job: log.warning('%s: job %s was submitted before and is still running; it is followed', folder, job.job_id)
     else:
         job = _slurm_executor(folder, cfg).submit(SlurmTask(folder))
         if not local: write_json(folder/'slurm'/'job.json', {'job': job.job_id})

@@ -33,11 +33,11 @@ def _head_count(
     published:int|None,           # for this width and depth
     width:int                     # of a token
 )->int:
-    "Choose the number of attention heads, which no tensor tells."
+    "Choose the number of attention heads, which the tensors do not determine."
     heads = options.get(keyword, published)
     if heads is None: raise ValueError(
         f'how many attention heads {what} of width {width} has is not in its tensors, and no named model has this '
-        f'size. Say it: {keyword}=...')
+        f'size. Give it: {keyword}=...')
     return int(heads)
 
 

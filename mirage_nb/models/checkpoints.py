@@ -77,7 +77,7 @@ def read_checkpoint(
             content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # what a broken file raises depends on where it broke
         name = re.search(r'GLOBAL (\S+)', str(e)) if isinstance(e, pickle.UnpicklingError) else None
-        if name: raise ValueError(f"{path} is refused: it wants to call '{name[1]}', which could run code. "
+        if name: raise ValueError(f"{path} is refused: it would call '{name[1]}', which could run code. "
                                   'Ask for the weights as .safetensors') from e
         raise ValueError(f'{path} cannot be read ({path.stat().st_size:,} bytes): truncated or not a checkpoint. '
                          f'Get it again ({type(e).__name__}: {str(e)[:200]})') from e
@@ -163,7 +163,7 @@ def _usually_new(
 
 # %% ../../nbs/models/70_checkpoints.ipynb #bef67481
 def load_weights(
-    model:nn.Module,                       # changed in place, wholly or not at all
+    model:nn.Module,                       # changed in place, completely or not at all
     checkpoint:str|Path|Checkpoint,        # file, or what `read_checkpoint` returned
     may_be_new:Sequence[str]|None=None     # beginnings of keys that the file may lack, or have otherwise; None: usual
 )->LoadReport:
@@ -179,7 +179,7 @@ def load_weights(
             w = _fit_positions(model, k, state, v)
             if w is not None: resized.append(k)
         if w is not None and w.shape == v.shape: fit[k] = w
-    done = {own[k].data_ptr() for k in fit}  # a module may stand under two names
+    done = {own[k].data_ptr() for k in fit}  # a module may have two names
     new = [k for k, v in own.items() if k not in fit and v.data_ptr() not in done]
     unused = [k for k in state if k not in own]
     more = [k for k in unused if re.match(r'(blocks|encoder)\.\d+\.|register_tokens$', k) or _in_blocks(model, k)]
@@ -205,7 +205,7 @@ def _misfit_message(
     wrong:Sequence[str],        # keys that one of the two lacks, or has in another shape
     unused:Sequence[str]        # keys of the file that the model does not have
 )->str:
-    "Word the error for a checkpoint of another model."
+    "Write the error message for a checkpoint of another model."
     shapes = [f'{k} is {tuple(state[k].shape)} there and {tuple(own[k].shape)} here'
               for k in wrong if k in state and k in own]
     lines = [f'{ckpt.path} does not fit',
@@ -225,10 +225,10 @@ _KINDS = {  # key of the keywords in a file's metadata -> what the file holds, a
 
 def read_metadata(
     ckpt:Checkpoint # read from a file of `save_weights`
-)->dict[str, Any]:  # what was said of the model
+)->dict[str, Any]:  # what the file states of the model
     "Read the metadata of a file of ours."
     if 'about' not in ckpt.meta: raise ValueError(
-        f'{ckpt.path} does not say which model it holds: no run of this kit wrote it. Give the model by name')
+        f'{ckpt.path} does not state which model it holds: no run of this kit wrote it. Give the model by name')
     return json.loads(ckpt.meta['about'])
 
 

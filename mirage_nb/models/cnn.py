@@ -43,7 +43,7 @@ class CnnEncoder(Encoder):
         name:str='densenet121' # of torchvision, 'densenet121' or 'resnet50'
     ):
         if name not in _WIDTHS: raise KeyError(unknown('convolutional network', name, _WIDTHS))
-        import torchvision  # takes seconds: only who needs it pays
+        import torchvision  # takes seconds: imported where it is needed
         net:Any = torchvision.models.get_model(name, weights=None)
         last = net.classifier if hasattr(net, 'classifier') else net.fc
         super().__init__(d=last.in_features, depth=4)
@@ -52,7 +52,7 @@ class CnnEncoder(Encoder):
             if part not in ('classifier', 'avgpool', 'fc'): self.add_module(part, module)
 
     def layer_of(self, name:str)->int:
-        "Find the layer of a parameter: 0 before the first stage, i + 1 in stage i, depth + 1 behind them."
+        "Find the layer of a parameter: 0 before the first stage, i + 1 in stage i, depth + 1 after them."
         if name.startswith(self.entry): return 0
         stage = re.match(r'(?:features\.)?(?:layer|denseblock|transition)(\d)\.', name)
         return int(stage[1]) if stage else self.depth + (not name.startswith('features.norm5.'))
@@ -65,7 +65,7 @@ class CnnEncoder(Encoder):
         x:Mapping[str, Tensor],   # {'image': (b, 3, h, w)}, normalised as for the weights
         keys:Tensor|None=None,    # not used: nothing here is random
         taps:Sequence[int]=(-1,)  # stages whose maps are wanted
-    )->list[Tensor]:              # one (b, channels, rows, columns) a tap, after a ReLU, 4 to 32 pixels a place
+    )->list[Tensor]:              # one (b, channels, rows, columns) per tap, after a ReLU, 4 to 32 pixels per place
         "Encode images as maps after chosen stages."
         h, found = single_image(x, self.modality, self.channels), []
         with self.gradient():

@@ -47,7 +47,7 @@ class CnnMAE(nn.Module):
         channels:int=3          # of an image
     ):
         super().__init__()
-        import segmentation_models_pytorch as smp  # takes seconds: only who needs it pays
+        import segmentation_models_pytorch as smp  # takes seconds: imported where it is needed
         known = smp.encoders.get_encoder_names()
         if name not in known: raise KeyError(unknown('convolutional network', name, known))
         self.model = smp.Unet(name, encoder_weights=None, in_channels=channels, classes=channels)

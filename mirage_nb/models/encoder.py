@@ -44,7 +44,7 @@ class _Layers(nn.Module):
         self.depth, self.frozen, self.drop_path_rates = depth, 'full', linear_rates(drop_path, depth)
 
     def layer_of(self, name:str)->int:
-        "Find the layer of a parameter: 0 before the first block, i + 1 in block i, depth + 1 behind them."
+        "Find the layer of a parameter: 0 before the first block, i + 1 in block i, depth + 1 after them."
         if name.startswith(self.entry): return 0
         block = re.match(rf'{self.tower}\.(\d+)\.', name)
         return int(block[1]) + 1 if block else self.depth + 1
@@ -75,7 +75,7 @@ class _Layers(nn.Module):
     def limit_drop_path(self,
         first:int # layer, as `layer_of` counts
     )->None:
-        "Leave no block out before a layer: what is frozen runs as it is."
+        "Disable drop path before a layer, so that frozen blocks run unchanged."
         self.drop_path_rates = [r if i + 1 >= first else 0. for i, r in enumerate(self.drop_path_rates)]
 
 # %% ../../nbs/models/12_encoder.ipynb #13c0eced

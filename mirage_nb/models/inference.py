@@ -100,7 +100,7 @@ def _check_visible(
 
 
 def _match_range(
-    model:MultiMAE,             # that draws normalised patches
+    model:MultiMAE,             # that predicts normalised patches
     drawn:Mapping[str, Tensor], # as it draws them
     x:Mapping[str, Tensor],     # what it was given
     asked:bool                  # by name; else what cannot be told is left out
@@ -109,9 +109,9 @@ def _match_range(
     patches = {m.name: m.patch for m in model.outputs if not m.classes}
     lost = [k for k in drawn if k in patches and k not in x]
     if lost and (asked or len(lost) == len(drawn)): raise ValueError(
-        f'{", ".join(lost)}: this model draws patches of mean 0 and variance 1 (norm_pix), and nobody knows the '
-        'brightness of an image that is not given; give it, or take normalised=True for what the model draws')
-    if lost: log.warning('%s: left out, for the model draws normalised patches (norm_pix) and the image is not '
+        f'{", ".join(lost)}: this model predicts patches of mean 0 and variance 1 (norm_pix), and the '
+        'brightness of an image that is not given is unknown; give it, or set normalised=True for normalised patches')
+    if lost: log.warning('%s: left out, for the model predicts normalised patches (norm_pix) and the image is not '
                          'given; normalised=True gives them', ', '.join(lost))
     return {k: restore_range(v, x[k], patches[k]) if k in patches else v for k, v in drawn.items() if k not in lost}
 
@@ -169,7 +169,7 @@ class InferenceModel:
     )->dict[str, Tensor]:                          # images (b, c, h, w), class maps (b, h, w)
         "Reconstruct images: MIRAGE from all that is given, the others after hiding the usual share."
         if not hasattr(self.model, 'reconstruct'): raise TypeError(
-            f'this {type(self.model).__name__} is an encoder alone and draws no images; load the file of '
+            f'this {type(self.model).__name__} is an encoder alone and predicts no images; load the file of '
                 'its pre-training')
         x = self.prepare(images)
         given = None if masks is None else {k: _as_tensor(k, m).to(self.device) for k, m in masks.items()}

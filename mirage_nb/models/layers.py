@@ -102,7 +102,7 @@ class Block(nn.Module):
 # %% ../../nbs/models/10_layers.ipynb #98b17862
 def drop_path_scale(
     keys:Tensor|None, # (b,) sample keys; None: drawn from torch's global generator
-    rates:list[float],# chance to leave a branch out, one a block
+    rates:list[float],# chance to leave a branch out, one per block
     b:int,            # samples in the batch
     salt:int=0        # another value for another part of the model
 )->Tensor:            # (blocks, 2, b): 0 or 1/(1 - rate)
@@ -127,7 +127,7 @@ def run_blocks(
     taps:Sequence[int]=(-1,),      # blocks whose tokens are wanted
     scale:Tensor|None=None,        # (blocks, 2, b) of `drop_path_scale`; None: no branch is left out
     checkpointing:bool=False       # compute each block again in the backward pass, to save memory
-)->list[Tensor]:                   # one (b, n, d) a tap
+)->list[Tensor]:                   # one (b, n, d) per tap
     "Run tokens through blocks, and return those after chosen blocks."
     chain = list(blocks)
     for i in taps:

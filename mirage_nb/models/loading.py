@@ -55,7 +55,7 @@ def load_model(
     if str(name_or_path).startswith(PREFIX): return _load_named(str(name_or_path)).to(device)
     ckpt = read_checkpoint(weights_file(name_or_path) or '')
     if 'about' in ckpt.meta:
-        check_options(f'{ckpt.path.name}, which says itself how it is built', options, ())
+        check_options(f'{ckpt.path.name}, which states how it is built', options, ())
         model, e, about = _load_ours(ckpt)
         norm = (about.get('mean', e.mean), about.get('std', e.std)) if mean is None or std is None else (mean, std)
         return InferenceModel(model, norm[0], norm[1], about).to(device)

@@ -22,7 +22,7 @@ from ..randomness import keyed_rand
 
 # %% ../../nbs/models/30_mae.ipynb #f127925d
 def draw_noise(
-    keys:Iterable[int]|None, # one a sample, from `sample_key`; None: torch's global generator
+    keys:Iterable[int]|None, # one per sample, from `sample_key`; None: torch's global generator
     b:int,                   # samples
     n:int                    # patches of a sample
 )->Tensor:                   # (b, n) in [0, 1), on the CPU
@@ -100,7 +100,7 @@ class _PatchDecoder(ViT):
         decoder_d:int=512,          # width of a token in the decoder
         decoder_depth:int=8,        # its blocks
         decoder_heads:int=16,       # its attention heads
-        cross_attention:bool=False, # hidden patches look at the visible ones only
+        cross_attention:bool=False, # hidden patches attend to the visible ones only
         **encoder:Any               # keywords of `ViT`
     ):
         super().__init__(train_positions=False, **encoder)
@@ -146,7 +146,7 @@ class MAE(_PatchDecoder):
         count_visible(self.grid[0]*self.grid[1], mask_ratio)
         if not 0 < share <= 1: raise ValueError(f'share of the hidden patches is above 0 and up to 1, not {share}')
         if share < 1 and not self.cross_attention: raise ValueError(
-            f'share {share}: hidden patches look at each other in this decoder, all are needed; take cross_attention')
+            f'share {share}: hidden patches attend to each other in this decoder, all are needed; take cross_attention')
         self.mask_ratio, self.norm_pix, self.share = mask_ratio, norm_pix, share
 
     def forward(self,

@@ -161,7 +161,7 @@ class MultiViT(Encoder):
         keys:Tensor|None=None,      # (b,) sample keys for drop path; None: torch's global generator
         taps:Sequence[int]=(-1,),   # blocks whose output is wanted
         visible:Visible|None=None   # which tokens the encoder sees; None: all
-    )->list[Tensor]:                # one (b, n + 1, d) a tap
+    )->list[Tensor]:                # one (b, n + 1, d) per tap
         "Run tokens through blocks, and return those after chosen blocks."
         with self.gradient(): return self.run(self.tokens(x, visible), keys, taps)
 

@@ -40,7 +40,7 @@ def _draw_shares(
 def _draw_masks(
     tokens:Mapping[str, int],       # by modality: how many tokens a sample has
     keep:int,                       # visible tokens of a sample, over all modalities
-    keys:Iterable[int],             # one a sample, from `sample_key`
+    keys:Iterable[int],             # one per sample, from `sample_key`
     alpha:float=1.,                 # of the Dirichlet distribution of shares, above 0
     uniform_modalities:bool=False   # first draw which modalities are shown, each non-empty subset as likely
 )->dict[str, Tensor]:               # by modality: (b, n), True where masked
@@ -144,7 +144,7 @@ def grids_of(
 
 # %% ../../nbs/models/50_mirage_mae.ipynb #4579b932
 class MultiMAE(MultiViT):
-    "Masked autoencoder of several modalities (Bachmann et al. 2022; for OCT Morano et al. 2025, arXiv 2506.08900)."
+    "Masked autoencoder of several modalities (Bachmann et al. 2022; for OCT Morano et al. 2025, npj Digit Med 8:576)."
     norm_pix = False  # images are predicted as patches of mean 0 and variance 1
 
     def __init__(self,

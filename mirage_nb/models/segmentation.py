@@ -34,7 +34,7 @@ class SegModel(EncoderModel):
 
     def __init__(self,
         encoder:Encoder,
-        n_classes:int,        # classes to tell apart
+        n_classes:int,        # number of classes
         head:str='convnext',  # 'linear', 'convnext', 'segmenter' or 'dpt'
         head_options:Mapping[str, Any]|None=None # keywords of the head
     ):
@@ -63,7 +63,7 @@ class SegModel(EncoderModel):
         keys:Tensor|None=None    # (b,) sample keys for the head's drop path and dropout
     )->Tensor:                   # (b, n_classes, *size)
         "Score each pixel, in float32."
-        scores = self.head(maps, keys).float().contiguous()  # still small: cheap here, dear after the next line
+        scores = self.head(maps, keys).float().contiguous()  # still small: cheap here, expensive after the next line
         return F.interpolate(scores, tuple(size), mode='bilinear', align_corners=False)
 
     def forward(self,
@@ -79,7 +79,7 @@ class SegModel(EncoderModel):
 # %% ../../nbs/models/90_segmentation.ipynb #cf4cbd30
 def seg_model(
     name:str,                 # of the encoder, as 'mirage_base', 'RETFound_mae' or 'resnet50'
-    n_classes:int,            # classes to tell apart, background included
+    n_classes:int,            # number of classes, background included
     head:str='convnext',      # 'linear', 'convnext', 'segmenter' or 'dpt'
     size:Sequence[int]|None=None, # rows and columns of the images, pixels; None: those of pre-training
     patch:int|None=None,      # side of a patch, pixels; None: that of pre-training

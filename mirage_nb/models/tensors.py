@@ -43,7 +43,7 @@ def _numbers_in(
 def _vit_size(
     state:Mapping[str, Tensor] # under our names
 )->dict[str, Any]:
-    "Read off the size of a vision transformer with a class token, and of its decoder."
+    "Infer the size of a vision transformer with a class token, and of its decoder."
     patches = state['patch_embed.proj.weight']
     size:dict[str, Any] = {
         'width': patches.shape[0], 'depth': len(_numbers_in(state, r'blocks\.(\d+)\.')), 'patch': patches.shape[-1],
@@ -61,7 +61,7 @@ def _vit_size(
 def _cnn_size(
     state:Mapping[str, Tensor] # under torchvision's names
 )->dict[str, Any]:
-    "Read off the kind of a convolutional network, and the layers of each stage."
+    "Infer the kind of a convolutional network, and the layers of each stage."
     kinds = {'densenet': r'features\.denseblock{}\.denselayer(\d+)\.', 'resnet': r'layer{}\.(\d+)\.'}
     for kind, pattern in kinds.items():
         stages = [len(_numbers_in(state, pattern.format(i))) for i in (1, 2, 3, 4)]
@@ -74,7 +74,7 @@ _SIGNS = ('patch_embed.proj.weight', 'pos_embed', 'global_tokens', 'conv1.weight
 
 def infer_architecture(
     state:Mapping[str, Tensor] # of a model of any family
-)->dict[str, Any]:             # what can be read off; empty if it is another kind of model
+)->dict[str, Any]:             # what can be inferred; empty if it is another kind of model
     "Infer the size of the encoder that a state dict belongs to."
     state = rename_tensors(state, dict.fromkeys(_SIGNS, torch.empty(0)))
     if {'patch_embed.proj.weight', 'pos_embed', 'blocks.0.norm1.weight'} <= state.keys(): return _vit_size(state)

@@ -29,11 +29,11 @@ def _timm_config(
     name:str # as 'timm:convnext_tiny.fb_in22k'
 )->Any:      # timm's: input_size, mean, std, hf_hub_id
     "Find what timm states for a name."
-    import timm  # takes seconds: only who needs it pays
+    import timm  # takes seconds: imported where it is needed
     arch, _, tag = name.removeprefix(PREFIX).partition('.')
     if not timm.is_model(arch):
         close = get_close_matches(arch.casefold(), timm.list_models(), n=5, cutoff=0.5)
-        hint = f'; near it are {", ".join(close)}' if close else ''
+        hint = f'; similar: {", ".join(close)}' if close else ''
         raise KeyError(f"timm has no model '{arch}'{hint}. timm.list_models() lists all")
     tags = [t.partition('.')[2] for t in timm.list_pretrained(f'{arch}.*')]
     if tag and tag not in tags:
@@ -272,14 +272,14 @@ def timm_weights(
     from huggingface_hub.errors import EntryNotFoundError
     repository = _timm_config(name).hf_hub_id
     if not repository:
-        raise ValueError(f"timm's hub has no weights for {name}; say weights=random, or weights=PATH of a file")
+        raise ValueError(f"timm's hub has no weights for {name}; set weights=random, or weights=PATH of a file")
     file = 'model.safetensors'
     try: return Path(hf_hub_download(repository, file))
     except Exception as e:  # what a missing network raises depends on where it is missing
         if isinstance(e, EntryNotFoundError) and not isinstance(e, FileNotFoundError): file = 'pytorch_model.bin'
         raise ConnectionError(
             f'the weights of {name} cannot be fetched here ({type(e).__name__}). On a machine with a network, download '
-            f'{hf_hub_url(repository, file)} , copy it here, and say weights=PATH of it') from e
+            f'{hf_hub_url(repository, file)} , copy it here, and set weights=PATH of it') from e
 
 # %% ../../nbs/models/62_timm_encoder.ipynb #119a186e
 _OPTIONS = 'size', 'channels', 'drop_path', 'checkpointing', 'patch'

@@ -128,7 +128,7 @@ class ViT(_PatchTokens):
         keys:Tensor|None=None,      # (b,) sample keys for drop path; None: torch's global generator
         taps:Sequence[int]=(-1,),   # blocks whose output is wanted
         ids:Tensor|None=None        # (b, k) numbers of the patches that the encoder sees; None: all
-    )->list[Tensor]:                # one (b, first + n or k, d) a tap
+    )->list[Tensor]:                # one (b, first + n or k, d) per tap
         "Encode images as the tokens after chosen blocks, the class token first, before any norm."
         with self.gradient(): return self.run(self.tokens(x, ids), keys, taps)
 

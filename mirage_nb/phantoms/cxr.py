@@ -381,7 +381,7 @@ def make_phantom_cxr(
     size:int=128,         # pixels of a side
     missing:float=0.05    # share of the labels that are left empty
 )->Path:                  # `folder`
-    "Write Phantom_CXR unless it exists already; it appears wholly or not at all."
+    "Write Phantom_CXR unless it exists already; it appears completely or not at all."
     if patients < 40: raise ValueError(f'patients={patients} leaves a split without some finding; use 40 or more')
     if not 1 <= films <= 99 or size < 32: raise ValueError(f'{films=}, {size=}: 1 to 99 films of 32 or more pixels')
     if not 0 <= missing < 1: raise ValueError(f'missing={missing}; it takes a share from 0 to below 1')

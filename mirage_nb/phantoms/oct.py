@@ -289,13 +289,13 @@ def _to_grey_scale(
     "Map the light to the device's grey scale."
     s, h, w = db.shape
     x = np.linspace(0, 1, w)
-    looks, floor = person.uniform(0.9, 6), person.uniform(-18, -13.5)
+    exposures, floor = person.uniform(0.9, 6), person.uniform(-18, -13.5)
     black, white = floor + person.uniform(-3.5, 0.5), person.uniform(2, 7)
     edge = rng.uniform(0, 5)*np.abs(2*x - rng.uniform(0.8, 1.2))**6
     gain = (1.1*bumps(x, 14) @ rng.standard_normal((14, s), np.float32)).T - edge
     power = np.exp(np.float32(np.log(10)/10)*(db + gain.astype(np.float32)[:, None]))
     speckle, noise = (rng.standard_exponential(db.shape, np.float32) for _ in range(2))
-    weight = min(1., looks**-0.5)
+    weight = min(1., exposures**-0.5)
     power *= 1 + (speckle - 1)*np.float32(weight)
     power += np.float32(10**(floor/10))*(1 + (noise - 1)*np.float32(weight))
     for axis, low, high in ((1, 0.35, 0.75), (2, 0.35, 0.8)):
@@ -418,11 +418,11 @@ def make_phantom_oct(
     folder:str|Path,                 # the dataset's own folder, as data/Phantom_OCT
     seed:int=0,
     patients:int=28,                 # at least 12, so that each split has each disease
-    volumes:int=2,                   # most volumes a patient; the fewest is 1
+    volumes:int=2,                   # most volumes per patient; the fewest is 1
     slices:int=4,                    # B-scans a volume
     size:tuple[int, int]=(256, 256), # (h, w)
 )->Path:                             # `folder`
-    "Write Phantom_OCT unless it exists already; it appears wholly or not at all."
+    "Write Phantom_OCT unless it exists already; it appears completely or not at all."
     if patients < 12: raise ValueError(f'patients={patients} leaves a split without some disease; use 12 or more')
     if not 1 <= volumes <= 26 or slices < 1: raise ValueError(f'{volumes=}, {slices=}: 1 to 26 and 1 or more')
     folder = Path(folder).expanduser().resolve()

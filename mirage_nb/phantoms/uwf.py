@@ -279,10 +279,10 @@ def make_phantom_uwf(
     folder:str|Path,                # the dataset's own folder, as data/Phantom_UWF
     seed:int=0,
     patients:int=200,               # at least 25, so that each split has each class
-    pictures:int=3,                 # most images a patient; the fewest is 1
+    pictures:int=3,                 # most images per patient; the fewest is 1
     size:tuple[int, int]=(128, 160) # (h, w)
 )->Path:                            # `folder`
-    "Write Phantom_UWF unless it exists already; it appears wholly or not at all."
+    "Write Phantom_UWF unless it exists already; it appears completely or not at all."
     if patients < 25: raise ValueError(f'patients={patients} leaves a split without some class; use 25 or more')
     if not 1 <= pictures <= 9 or min(size) < 32:
         raise ValueError(f'{pictures=}, {size=}: 1 to 9 pictures of 32 or more pixels')

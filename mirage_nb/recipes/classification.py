@@ -72,10 +72,10 @@ class ClsRecipe(FineTuningRecipe):
     cached_views: Annotated[int, Field(ge=-1)] = 8
     shots: NotNegative = 0.             # training images of each class, or, below 1, their fraction; 0: all
     epochs: Whole = 1000                # passes over the training split, at most; 0, with keep_head: only test
-    batch_size: Count|None = None       # images a step, of all processes; None: a quarter of the images, at most 64
+    batch_size: Count|None = None       # images per step, of all processes; None: a quarter of the images, at most 64
     repeated_augmentation: Count = 1    # views of each image in a batch
     lr: Positive = 1e-3
-    lr_reference_batch: Count|None = None # batch size that lr is for, with which it grows; None: lr as it stands
+    lr_reference_batch: Count|None = None # batch size that lr is for, with which it grows; None: lr as given
     final_lr: NotNegative = 1e-8        # last learning rate, of a half cosine
     warmup_epochs: NotNegative = 10.    # epochs of linear warm-up from 0; with fewer epochs, at most half of them
     weight_decay: NotNegative = 0.01
@@ -98,7 +98,7 @@ class ClsRecipe(FineTuningRecipe):
     test_dataset: str = ''              # dataset to test on instead; classes of the same name match
     # classes of other names there, as ['CNV > AMD', 'X >'], which leaves X out
     class_map: Annotated[list[str], tuples_too]|None = None
-    allow_leaks: bool = False           # go on although an image is in two splits
+    allow_leaks: bool = False           # continue although an image is in two splits
     probes: bool = True                 # also logistic regression and nearest neighbours on the untrained encoder
     baselines: bool = False             # also the same on a frozen random encoder
     seed: int = 0                       # seed of weights, order, augmentation and shots

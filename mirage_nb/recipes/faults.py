@@ -73,7 +73,7 @@ def _bounds(
 def _range_text(
     limits:Mapping[str, Any] # as found by `_bounds`
 )->str:                      # as '1 or more', 'from 0 to below 1'
-    "Say in words which numbers a range holds."
+    "Describe in words which numbers a range holds."
     low, high = limits.get('ge', limits.get('gt')), limits.get('le', limits.get('lt'))
     above = 'gt' in limits
     if high is None: return f'above {low:g}' if above else f'{low:g} or more'
@@ -85,7 +85,7 @@ def _range_text(
 def _length_text(
     limits:Mapping[str, Any] # as found by `_bounds`
 )->str:                      # as '2 values', '1 value or more'
-    "Say in words how many values a list takes."
+    "Describe in words how many values a list takes."
     low, high = limits.get('min_length'), limits.get('max_length')
     many = f"{low or high} value{'s' if (low or high) != 1 else ''}"
     return many if low == high else f'{many} or more' if high is None else f'{low or 0} to {high} values'
@@ -107,7 +107,7 @@ def _demand(
     note:Any,               # annotation of what was asked for
     takes:str               # the same in words
 )->str:                     # as 'is 1 or more, not 0'
-    "Say what would be right, and what was given instead."
+    "Describe what would be right, and what was given instead."
     limits, many = _bounds(note), get_args(_plain(note)) if get_origin(_plain(note)) is tuple else ()
     if kind in ('missing', 'too_long') and many: return f'takes {len(many)} values, not {value!r}'
     if kind in ('too_short', 'too_long'): return f'takes {_length_text(limits)}, not {value!r}'
@@ -123,7 +123,7 @@ def _fault(
     note:Any,               # annotation there
     words:Mapping[str, str] # name of a type -> how a user calls it
 )->list[str]:
-    "Word one error: what is wrong with the value, where, and what would be right."
+    "Describe one error: what is wrong with the value, where, and what would be right."
     kind, value, (table, _, name) = error['type'], error['input'], place.rpartition('.')
     head, takes = f'{table}: ' if table else '', words.get(_type_name(note), _type_name(note))
     if kind == 'value_error':

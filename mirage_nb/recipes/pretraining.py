@@ -31,7 +31,7 @@ class PretrainRecipe(TrainingRecipe):
     mask_ratio: _Share|None = None  # share of the tokens that is hidden
     norm_pix: bool = False          # predict patches of images with mean 0 and variance 1
     epochs: Count = 1600
-    batch_size: Count = 256         # views a step, of all processes together
+    batch_size: Count = 256         # views per step, of all processes together
     repeated_augmentation: Count = 1 # views of each image in a batch
     base_lr: Positive = 1e-4        # highest learning rate, for a batch of 256
     warmup_epochs: NotNegative = 40. # epochs of linear warm-up from 0; with fewer epochs, at most half of them
@@ -60,7 +60,7 @@ class MultiMAERecipe(PretrainRecipe):
 
     recipe: str = 'pre_mirage'        # 'pre_mirage' (published) or 'pre_mirage_small' (for a laptop)
     model: str = 'mirage_base'
-    modalities: _Names|None = None    # modalities to learn from, as ['bscan', 'slo']; None: all there are
+    modalities: _Names|None = None    # modalities to learn from, as ['bscan', 'slo']; None: all available
     outputs: _Names|None = None       # modalities to predict; None: those it learns from
     visible_tokens: Whole = 98        # tokens of a sample that are shown; 0: as mask_ratio says
     alpha: Positive = 1.              # of the Dirichlet distribution that shares visible tokens among modalities

@@ -15,7 +15,7 @@ from .settings import BelowOne, Count, NotNegative, Options, Positive, Size, Who
 # %% ../../nbs/recipes/20_segmentation.ipynb #f6eb8b42
 @options
 class SegRecipe(FineTuningRecipe):
-    "Options of fine-tuning for segmentation; the defaults are MIRAGE's (Morano et al. 2025, npj Digital Medicine 8)."
+    "Options of fine-tuning for segmentation; the defaults are MIRAGE's (Morano et al. 2025)."
     _made_for: ClassVar[Mapping[str, str]] = {'seg_200e_convnext': "MIRAGE's pre-trained weights, as MIRAGE-Base.pth"}
 
     recipe: str = 'seg_200e_convnext'
@@ -26,7 +26,7 @@ class SegRecipe(FineTuningRecipe):
     tune: Literal['full', 'embeddings', 'probe', 'last', 'lora'] = 'full'
     cached_views: Whole = 0         # with tune 'probe', augmented views of an image, kept as tokens; 0: none
     epochs: Count = 200
-    batch_size: Count = 4           # images a step, of all processes together
+    batch_size: Count = 4           # images per step, of all processes together
     size: Size = 1024
     lr: Positive = 1e-4             # highest learning rate, at the head
     layer_decay: NotNegative = 0.75

@@ -42,7 +42,7 @@ def rows_cols(
 
 
 def _check_size(size:int|list[int])->int|list[int]:
-    "Return a size as it is; an error if it is none."
+    "Return a size as it is; an error if it is not one."
     rows_cols(size)
     return size
 

@@ -179,7 +179,7 @@ def _latex_paragraph(
 
 # %% ../../nbs/report/40_paper.ipynb #9ffcab60
 def split_counts(
-    tables:Mapping[str, pd.DataFrame] # split -> a row an image, with its patient where known
+    tables:Mapping[str, pd.DataFrame] # split -> one row per image, with its patient where known
 )->pd.DataFrame:                      # split -> images, patients; patients 0: unknown
     "Count the images and patients of each split."
     return pd.DataFrame({s: {'images': len(t), 'patients': t.patient.nunique() if 'patient' in t else 0}

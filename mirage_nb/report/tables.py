@@ -24,7 +24,7 @@ def _digits(
 
 def means_table(
     results:Mapping[str, Any] # name -> scores, with their `means`
-)->pd.DataFrame:              # a row a metric, a column a result, as text
+)->pd.DataFrame:              # one row per metric, a column a result, as text
     "Set the means of several results side by side."
     def text(metric:str, value:float|None)->str:
         return '–' if value is None or pd.isna(value) else f'{value:.{_digits(metric)}f}'

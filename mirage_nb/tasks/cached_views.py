@@ -44,9 +44,9 @@ class _CachedViews(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class _ViewFile:
-    "Layout of a file of cached views: of each view the tokens of all layers, one after the other."
+    "Hold the layout of a file of cached views: of each view the tokens of all layers, one after the other."
     shapes: tuple[torch.Size, ...] # of one view's map of each layer, (d, rows, cols)
-    k: int                         # views an image
+    k: int                         # views per image
     n: int                         # images
     kind: torch.dtype
 
@@ -63,7 +63,7 @@ class _ViewFile:
         return [part.unflatten(2, s) for part, s in zip(flat.split(self.sizes, 2), self.shapes, strict=True)]
 
     def reserve(self, path:Path)->None:
-        "Reserve the space of a file: a disk that fills up later would kill the process without a word."
+        "Reserve the space of a file: else a full disk kills the process without a message."
         if not hasattr(os, 'posix_fallocate'): return
         with open(path, 'wb') as f: os.posix_fallocate(f.fileno(), 0, self.nbytes)
 
@@ -90,7 +90,7 @@ def _encode_views(
 def cache_views(
     model:SegModel,        # with a frozen encoder
     data:SegDataset,       # with augmentation
-    k:int,                 # views an image
+    k:int,                 # views per image
     precision:str,         # of the training: 'fp32', 'bf16' or 'fp16'
     folder:Path,           # receives views.bin
     batch_size:int=8

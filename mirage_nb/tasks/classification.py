@@ -47,7 +47,7 @@ from .protocol import Training, example_samples, train
 from ..train.batches import as_batch, model_inputs
 from ..train.devices import Batch
 from ..train.ema import AveragedModel, model_to_keep
-from ..train.features import FeatureStore, KeptFeatures
+from ..train.features import CachedFeatures, FeatureStore
 from ..train.losses import ClsLoss, cls_loss, soft_targets
 from ..train.selection import best_epoch, is_better, why_stalled
 from ..train.settings import FitSettings, pick_precision
@@ -84,7 +84,7 @@ def cls_datasets(
     tables = data.splits
     for s in splits:
         if s in tables or not cfg.epochs or s == 'val' and cfg.monitor == 'last': continue
-        more = ". Say monitor='last' to train without, or give it one" if s == 'val' else ''
+        more = ". Set monitor='last' to train without, or give it one" if s == 'val' else ''
         raise ValueError(f'{data.name} has no split {s!r}; it has {", ".join(tables)}{more}')
     if 'train' in splits and 'train' in tables:
         tables['train'] = few_label_subset(tables['train'], data.classes, cfg.shots, cfg.seed)
@@ -94,7 +94,7 @@ def cls_datasets(
 # %% ../../nbs/tasks/30_classification.ipynb #bf601abe
 def _probe_batch_size(
     n:int # training images
-)->int:   # images a step
+)->int:   # images per step
     "Take the largest power of two up to a quarter of the training set, at most 64 (MIRAGE's rule)."
     return min(64, 2**int(np.log2(max(n//4, 1))))
 
@@ -198,7 +198,7 @@ class _ClsBuilt(_ClsParts):
         return {'dataset': self.data.name, 'spec': asdict(self.input_spec), 'classes': list(self.data.classes),
                 'multi': self.data.multi, 'precision': self.fit_settings.precision,
                 'loss': [cfg.label_smoothing, cfg.loss],
-                'kept': cfg.tune == 'probe' and cfg.cached_views >= 0}
+                'cached_features': cfg.tune == 'probe' and cfg.cached_views >= 0}
 
     def save(self, model:nn.Module, path:Path)->Path:
         "Write a model that `load_cls_model` can rebuild."
@@ -214,18 +214,18 @@ class _ClsTrained(_ClsBuilt):
     "Training of a classification."
     @cached_property
     def loss(self)->ClsLoss:
-        "Choose the loss by the recipe and by the number of labels an image."
+        "Choose the loss by the recipe and by the number of labels per image."
         return cls_loss(self.data.multi, self.settings.label_smoothing, self.settings.loss)
 
     @cached_property
-    def kept(self)->dict[str, KeptFeatures]:
+    def cached_features(self)->dict[str, CachedFeatures]:
         "Encode the images of training and validation once."
         views = {'train': list(range(self.settings.cached_views)) or [-1], 'val': [-1]}
-        return {s: KeptFeatures(d.ids, self.features.encode(d, views[s]), cast(Tensor, d.y), self.settings.seed)
+        return {s: CachedFeatures(d.ids, self.features.encode(d, views[s]), cast(Tensor, d.y), self.settings.seed)
                 for s, d in self.sets.items()}
 
     def step(self, model:nn.Module, batch:Batch)->Tensor:
-        "Compute the loss of a batch of images, or of kept features."
+        "Compute the loss of a batch of images, or of cached features."
         x, y = model_inputs(batch, batch['label'].device), batch['label']
         if isinstance(x, Tensor): return self.loss(model(x), y)
         if self.settings.mixup:
@@ -235,13 +235,14 @@ class _ClsTrained(_ClsBuilt):
         return self.loss(model(x, batch['key']), y)
 
     def validate(self, model:nn.Module, accelerator:Accelerator)->dict[str, float]:
-        "Validate a model on images, or a head alone on kept features."
-        data = self.kept['val'] if isinstance(model, ClsHead) and not isinstance(model, ClsModel) else self.sets['val']
+        "Validate a model on images, or a head alone on cached features."
+        alone = isinstance(model, ClsHead) and not isinstance(model, ClsModel)
+        data = self.cached_features['val'] if alone else self.sets['val']
         found = validation_numbers(*predict_logits(model, data, accelerator), self.data.classes, self.loss)
         return found | {'score': found['bacc' if self.settings.monitor == 'last' else self.settings.monitor]}
 
     def training(self, folder:Path)->Training:
-        "Choose what is trained, on images or on kept features, by the rules of the recipe."
+        "Choose what is trained, on images or on cached features, by the rules of the recipe."
         cfg, last = self.settings, self.settings.monitor == 'last'
         hooks = {'counts': lambda b: _count_known_labels(b, cfg.mixup), 'stop': lambda rows: why_stalled(rows, cfg),
                  'better': lambda new, rows: last or is_better(new, rows, cfg.min_delta)}
@@ -257,7 +258,7 @@ class _ClsTrained(_ClsBuilt):
         folder:Path,             # of the run
         common:dict[str, Any]    # arguments of `Training`
     )->Training:
-        "Train the linear layer on kept features, and put it on the encoder."
+        "Train the linear layer on cached features, and put it on the encoder."
         file, model = folder/'head.safetensors', self.model
         head = ClsHead(model.encoder.d, len(self.data.classes), self.settings.pool, model.where)
         head.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith('encoder.')})
@@ -269,7 +270,7 @@ class _ClsTrained(_ClsBuilt):
             model.load_state_dict(model.state_dict() | read_checkpoint(file).state)
             self.save(model, folder/'best.safetensors')
             self.tuned = True
-        return Training(head, self.kept['train'], keep_best=keep, after=after,
+        return Training(head, self.cached_features['train'], keep_best=keep, after=after,
                         temporary=('state.pt', 'head.safetensors'), **common)
 
 # %% ../../nbs/tasks/30_classification.ipynb #b60a00c4
@@ -350,7 +351,7 @@ class ClassificationTask(_ClsTested):
 
 # %% ../../nbs/tasks/30_classification.ipynb #7692709e
 def kept_row(
-    history:pd.DataFrame, # a row an epoch
+    history:pd.DataFrame, # one row per epoch
     cfg:ClsRecipe
 )->int:                   # its place, from 0
     "Find the epoch that was kept."

@@ -40,11 +40,11 @@ def _match_labels(
     found = {c: names.get(low(given.get(low(c), '') if stated is not None else c), '') for c in source}
     meant = [v for v in found.values() if v]
     if not meant: raise ValueError(
-        f'{where}: nothing that the model says ({", ".join(source)}) is one of {", ".join(classes)}; '
+        f'{where}: no label of the model ({", ".join(source)}) is one of {", ".join(classes)}; '
         '[labels.class_maps.SOURCE] says which label means which')
     if twice := sorted({v for v in meant if meant.count(v) > 1}): raise ValueError(
         f'{where}, class_maps: {" and ".join(c for c in source if found[c] == twice[0])} all become {twice[0]!r}; with '
-        'several labels an image each means one')
+        'several labels per image each means one')
     return {c: v or (f'{c} (not labelled there)' if c in classes else c) for c, v in found.items()}
 
 
@@ -58,7 +58,7 @@ def _class_mapping(
     "Match the classes of a model to those of a dataset."
     if tuple(classes) == data.classes and multi == data.multi: return {c: c for c in classes}
     if multi != data.multi: raise ValueError(
-        f'{data.name} has {"several labels" if data.multi else "one label"} an image and {source} '
+        f'{data.name} has {"several labels" if data.multi else "one label"} per image and {source} '
         f'{"several" if multi else "one"}: a model of one cannot be scored on the other')
     home = (manifest.labels.class_maps if manifest.labels else {}).get(source)
     return (_match_labels if multi else match_classes)(classes, data.classes, home, manifest.file.name)
@@ -91,7 +91,7 @@ def _unpaired(
     classes:Sequence[Sequence[str]],  # all of them
     names:Sequence[str]               # of the two datasets
 )->str:
-    "Word the error for classes without a partner."
+    "Write the error message for classes without a partner."
     every = '; '.join(f'{name} has {", ".join(c)}' for name, c in zip(names, classes, strict=True))
     lost = ' and '.join(f'{", ".join(c)} of {name}' for name, c in zip(names, alone, strict=True) if c)
     out = ','.join(repr(f'{c} >') for c in dict.fromkeys(c for part in alone for c in part))
@@ -199,10 +199,11 @@ def load_test_data(
     leaks = shared_images(learnt, other.splits['test'], (data.name, other.name))
     if len(leaks):
         text = f'{len(leaks)} test images are learnt from or chosen by: {"; ".join(leaks.what[:5])}'
-        if not allow_leaks: raise ValueError(f'{text}. Take them out of one of the sets; allow_leaks=True goes on, '
-                                             'for scores that are too good')
+        if not allow_leaks: raise ValueError(f'{text}. Take them out of one of the sets; allow_leaks=True continues, '
+                                             'for scores that are too high')
         warnings.warn(text, stacklevel=2)
-    if lacking: log.warning('%s: the model does not say %s, so these are not scored', other.name, ', '.join(lacking))
+    if lacking:
+        log.warning('%s: the model does not predict %s, so these are not scored', other.name, ', '.join(lacking))
     found = [('label', c) for c in lacking] + [('class', text) for text in _class_notes(names, whole, other)]
     notes = pd.DataFrame([(what, '', kind) for kind, what in found], columns=['what', 'splits', 'kind'], dtype=str)
     return manifest, replace(other, leaks=pd.concat([leaks.assign(kind='image'), notes], ignore_index=True))
@@ -273,13 +274,13 @@ def leak_table(
     rows = [(s, f'{counted(len(t), "image")} of ' + (
         counted(known[s], 'patient') if known[s] else 'an unknown number of patients')) for s, t in found.items()]
     if data.drawn: rows.append(('splits', data.drawn))
-    both = (both or 'none') if all(known.values()) else 'cannot be said: not known'
+    both = (both or 'none') if all(known.values()) else 'not known'
     rows += [('patients in more than one split', both),
              ('equal images in more than one split', '; '.join(data.leaks.what[data.leaks.kind == 'image']) or 'none')]
     if other is not None and other is not data:
         text = {k: '; '.join(other.leaks.what[other.leaks.kind == k]) or 'none' for k in ('image', 'label', 'class')}
         rows += [(f'test, {other.name}', counted(len(other.splits['test']), 'image')),
                  (f'images of training or validation in the test of {other.name}', text['image']),
-                 (f'labels of {other.name} that the model does not say, so that are not scored', text['label']),
+                 (f'labels of {other.name} that the model does not predict, so that are not scored', text['label']),
                  (f'classes that are called otherwise in {other.name}, or left out', text['class'])]
     return pd.DataFrame(rows, columns=['question', 'answer']).set_index('question')

@@ -79,8 +79,8 @@ def _model_predictions(
     home = dataset_name(run.settings['dataset'])
     same = [(c.value, c.label) for c in source] == [(c.value, c.label) for c in data.classes]
     if not same and home not in data.manifest.class_maps: raise ValueError(
-        f'{name} and {home} have other classes, and {data.manifest.file} has no [class_maps.{home}]: '
-        f'say there what each grey value of {home} means')
+        f'{name} and {home} have different classes, and {data.manifest.file} has no [class_maps.{home}]: '
+        f'state there what each grey value of {home} means')
     same_files = run.sources['data'] == data.sha256  # else predictions are of other images
     ready = run.folder/'predictions' if same_files and cfg.split == 'test' else None
     class_map = None if same else data.manifest.class_maps[home]
@@ -185,7 +185,7 @@ def evaluate(
             return check_predictions(t) if isinstance(t, pd.DataFrame) else read_predictions(t)
         return evaluate_table(read(predictions), None if valid is None else read(valid), seed, resamples)
     if not dataset:
-        raise ValueError(f'{predictions} is no table of predictions; for a folder of masks give dataset=NAME')
+        raise ValueError(f'{predictions} is not a table of predictions; for a folder of masks give dataset=NAME')
     cfg = SegEval(dataset=dataset, split=split, predictions=str(predictions), seed=seed)
     task = plan_seg_evaluation(cfg, load_seg_data(read_manifest(dataset)))
     return task.score(Path(predictions))

@@ -28,7 +28,7 @@ from .protocol import train
 def _make_subset(
     data:LabelledImages,
     protocol:str, # 'splits', 'pool' or 'published'
-    shots:float,  # images a class, or, below 1, their part
+    shots:float,  # images per class, or, below 1, their part
     seed:int
 )->LabelledImages:      # what is in no split has the split ''
     "Draw a subset as the training split; the protocol says what the test is."
@@ -70,7 +70,7 @@ def run_subsets(
 def subset_table(
     cfg:FewShot,
     data:LabelledImages
-)->pd.DataFrame: # a row a subset
+)->pd.DataFrame: # one row per subset
     "Count the images and patients that each subset is trained and tested on, before any training."
     rows = {}
     for shots, seed in _all_subsets(cfg):
@@ -80,7 +80,7 @@ def subset_table(
         counts = {f'{s}, {k}': v for s in who for k, v in (
             ('images', str(len(found[s]))), ('patients', str(len(who[s])) if known else 'not known'))}
         rows[f'{shots:g}', str(seed)] = {
-            **counts, 'patients in both': str(len(who['train'] & who['test'])) if known else 'cannot be said',
+            **counts, 'patients in both': str(len(who['train'] & who['test'])) if known else 'not known',
             'images in both': str(len(set(found['train'].sha256) & set(found['test'].sha256)))}
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis(['shots', 'seed'])
 

@@ -62,7 +62,7 @@ def predict(
     images:str|Path,         # folder of images
     folder:str|Path='',      # receives the masks of a segmentation, ID.png; '': predicted/NAME in the run's folder
     batch_size:int=4         # images at a time
-)->pd.DataFrame:             # a row an image: its mask's file and the share of each class, or the score of each class
+)->pd.DataFrame:             # one row per image: its mask's file and the share of each class, or the class scores
     "Predict the images of a folder by the model of a run."
     at = (run if isinstance(run, Run) else open_run(run)).folder
     table = folder_table(Path(images).expanduser())

@@ -130,7 +130,7 @@ class _PretrainEvaluated(_PretrainParts):
         train, valid = (extract_features(model, d, spread_evenly(len(cast(Any, d)), _PROBED), read, self.collate)
                         for d in (self.train, self.shown))
         try: return linear_probe(train, valid, self.labels)
-        except ValueError as e:  # labels that do not suffice stop no pre-training
+        except ValueError as e:  # pre-training continues without a probe
             log.warning('no probe: %s', e)
             return None
 
@@ -204,7 +204,7 @@ class PretrainTask(_PretrainEvaluated):
         cfg, settings = self.settings, pretrain_settings(self.settings)
 
         def first()->None:
-            if (folder/'looks'/'epoch-00000.json').exists(): return
+            if (folder/'snapshots'/'epoch-00000.json').exists(): return
             accelerator = make_accelerator(settings.precision)
             model = self.model.to(accelerator.device).eval()
             with accelerator.autocast(): self.save_snapshot(model, accelerator, folder, 0)

@@ -55,7 +55,7 @@ def _finding_labels(
 
 # %% ../../nbs/tasks/85_pretrain_mae.ipynb #7d30a035
 def _image_folder(
-    dataset:str # name, manifest, or folder of pictures
+    dataset:str # name, manifest, or folder of images
 )->Manifest|Path:
     "Find the images of a dataset: its manifest, or a folder without one."
     path = Path(dataset).expanduser()
@@ -75,20 +75,20 @@ def _image_folder(
 
 # %% ../../nbs/tasks/85_pretrain_mae.ipynb #7d30a036
 def _folder_norm(
-    folder:Path # of pictures
+    folder:Path # of images
 )->Norm:        # empty: it states none
     "Read the mean and deviation that a folder's INFO.json states."
     file = folder/'INFO.json'
-    said = read_json(file) if file.is_file() else {}
-    if not {'mean', 'std'} & said.keys(): return Norm((), ())
-    try: return find_norm(Norm(said['mean'], said['std']))
+    stated = read_json(file) if file.is_file() else {}
+    if not {'mean', 'std'} & stated.keys(): return Norm((), ())
+    try: return find_norm(Norm(stated['mean'], stated['std']))
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f'{file}: mean and std take three numbers each, as [0.5, 0.4, 0.3] ({e})') from e
 
 
 def _folder_labels(
     listings:Mapping[str, ImageIndex] # by split
-)->pd.DataFrame|None: # id, group, label; None: the splits do not hold the same two or more folders of pictures
+)->pd.DataFrame|None: # id, group, label; None: the splits do not hold the same two or more folders of images
     "Take class folders as labels that a probe can use."
     if 'val' not in listings: return None
     names = [[f.name(i) for i in range(len(f))] for f in listings.values()]
@@ -98,12 +98,12 @@ def _folder_labels(
     return pd.DataFrame({'id': ids, 'group': ids, 'label': [k.partition('/')[0] for k in ids]})
 
 
-_MASK_FOLDERS = ('{} is a set for segmentation and holds masks; give the path of the folder of its pictures, as '
+_MASK_FOLDERS = ('{} is a set for segmentation and holds masks; give the path of the folder of its images, as '
                  '.../train/bscan')
 
 
 def _folder_data(
-    folder:Path,       # of pictures, however nested, or of splits of them
+    folder:Path,       # of images, at any depth, or of splits of them
     load_size:int,     # pixels of the shorter side, at most
     seed:int=0
 )->_ImageSetData:
@@ -124,7 +124,7 @@ def _folder_data(
 
 # %% ../../nbs/tasks/85_pretrain_mae.ipynb #7d30a037
 def _load_image_set(
-    dataset:str,       # name, manifest, or folder of pictures
+    dataset:str,       # name, manifest, or folder of images
     load_size:int,     # pixels of the shorter side, at most
     seed:int=0
 )->_ImageSetData:
@@ -148,8 +148,8 @@ def _mae_keywords(
     "Choose the keywords of `pretrain_model` for a masked autoencoder of one modality."
     crossed = 'cross_attention' in cfg.model
     if cfg.decode_ratio is not None and not crossed: raise ValueError(
-        f'decode_ratio {cfg.decode_ratio}: hidden patches look at each other in the decoder of {cfg.model}, all are '
-        f'predicted; {next(k for k in MAES if "cross_attention" in k)} can do with a part')
+        f'decode_ratio {cfg.decode_ratio}: hidden patches attend to each other in the decoder of {cfg.model}, all are '
+        f'predicted; {next(k for k in MAES if "cross_attention" in k)} can predict a part')
     if cfg.model in CNN_MAES:
         if cfg.norm_pix or cfg.checkpointing: raise ValueError(
             f'norm_pix and checkpointing are for vision transformers; {cfg.model} is a convolutional network')
@@ -164,7 +164,7 @@ def _mix_sets(
     split:str,                        # 'train' or 'val'
     weights:Mapping[str, float]|None,
     seed:int=0,
-    repeats:int=1                     # views of a picture that the loop asks for in an epoch
+    repeats:int=1                     # views of an image that the loop asks for in an epoch
 )->MixedDataset|None:                 # None: no set has such a split
     "Mix several datasets into one."
     found = {k: d for k, p in parts.items() if (d := getattr(p, split)) is not None}

@@ -93,7 +93,7 @@ class _PairedData:
     labels: pd.DataFrame|None     # id, group, label; None: there are none
     licence: str
     sources: Callable[[], dict[str, str]] # hashes, for the run's identity; it reads all the data
-    held: Sequence[str] = ()      # ids of `train` that are only looked at, where there is no split val
+    held: Sequence[str] = ()      # ids of `train` that are only evaluated, where there is no split val
 
 
 def _probe_labels(
@@ -115,7 +115,7 @@ def _probe_labels(
 
 def _load_paired_data(
     dataset:str,                       # name, manifest, or folder of pairs: published layout, packed, or a CSV file
-    modalities:Sequence[str]|None=None,# to read; None: all there are
+    modalities:Sequence[str]|None=None,# to read; None: all available
     share:float=0.,                    # held out where there is no split val; 0: nothing
     seed:int=0
 )->_PairedData:
@@ -236,7 +236,7 @@ class _MirageParts(PretrainTask):
 
 # %% ../../nbs/tasks/80_pretrain_mirage.ipynb #0e43e2a8
 class MirageTask(_MirageParts):
-    "A pre-training of MIRAGE: some tokens of all modalities predict the others (Morano et al. 2025, arXiv 2506.08900)."
+    "Pre-training of MIRAGE: some tokens of all modalities predict the others (Morano et al. 2025)."
     def _view(self, batch:Batch, how:PairAugment|None)->Batch:
         "Augment a batch, and draw its masks."
         x = augment_pairs(batch, how, {m.name: (m.size, m.size) for m in self.modalities})

@@ -104,8 +104,8 @@ def _fit(
 def train(
     task:Task,
     folder:Path  # of the run; receives history.csv and what the task keeps
-)->pd.DataFrame: # a row an epoch
-    "Train a task, or go on with a training that was stopped; a finished one is read."
+)->pd.DataFrame: # one row per epoch
+    "Train a task, or continue a training that was stopped; a finished one is read."
     if (folder/'history.csv').exists(): return pd.read_csv(folder/'history.csv')
     folder.mkdir(parents=True, exist_ok=True)
     with hold_folder(folder, 'training') if _main_process() else nullcontext(): return _fit(task, folder)

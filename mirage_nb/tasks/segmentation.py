@@ -131,7 +131,7 @@ class _SegTrained(_SegParts):
         cfg, settings, data = self.settings, self.fit_settings, cast(Dataset, self.sets['train'])
         if cfg.cached_views:
             if cfg.tune != 'probe':
-                raise ValueError(f"cached_views needs tune 'probe', not {cfg.tune!r}: tokens change else")
+                raise ValueError(f"cached_views needs tune 'probe', not {cfg.tune!r}: otherwise tokens change")
             data = cache_views(self.model, self.sets['train'], cfg.cached_views, settings.precision, folder)
         return Training(self.model, data, settings, collate, self.validate,
                         lambda model: self.save(model, folder/'best.safetensors'),

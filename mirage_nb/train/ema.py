@@ -16,7 +16,7 @@ from ..models.heads.classification import ClsModel
 
 # %% ../../nbs/train/70_ema.ipynb #bd370f9f
 class AveragedModel(nn.Module):
-    "A model in training, and the running average of its weights"
+    "Hold a model in training, and the running average of its weights."
     def __init__(self,
         model:ClsModel,
         decay:float # of the average in each step, in [0, 1)

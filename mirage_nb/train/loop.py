@@ -89,7 +89,7 @@ def _read_steps(
 # %% ../../nbs/train/50_loop.ipynb #a2e4ece0
 @dataclass
 class _Trainer:
-    "State of a running training; made by `_begin_training`"
+    "Hold the state of a running training; made by `_begin_training`."
     model: nn.Module                  # wrapped for this process
     copy: nn.Module                   # the model itself; with shards, one of its form to put them together in
     optimizer: Any
@@ -205,7 +205,7 @@ def _stop_at_nan(
     p = t.progress
     raise FloatingPointError(
         f'loss is {value} at epoch {p.epoch + 1}, step {p.step + 1}, for the samples {", ".join(map(str, ids))}. '
-        f'The state of the step before is kept in {t.folder/"state.pt"}. Look at these samples; else lower lr, '
+        f'The state of the step before is kept in {t.folder/"state.pt"}. Check these samples; otherwise lower lr, '
         'or take precision fp32')
 
 # %% ../../nbs/train/50_loop.ipynb #6edbe838
@@ -262,7 +262,7 @@ def _train_epoch(
 # %% ../../nbs/train/50_loop.ipynb #58277b8a
 @dataclass(frozen=True)
 class _EpochHooks:
-    "What a task does at the end of an epoch; each hook gets the bare model in evaluation mode"
+    "Hold what a task does at the end of an epoch; each hook gets the bare model in evaluation mode."
     validate: _Validate|None = None    # (model, accelerator) -> numbers; of 'score', if there is one, higher is better
     keep_best: Callable[[nn.Module], object]|None = None  # writes the best model
     watch: _Watch|None = None          # (model, accelerator, epochs done) -> numbers; in the main process alone
@@ -309,7 +309,7 @@ def _evaluate_epoch(
 def _end_epoch(
     t:_Trainer,
     n:int,     # steps an epoch
-    size:int,  # views a step, of all processes
+    size:int,  # views per step, of all processes
     hooks:_EpochHooks
 )->None:
     "Evaluate the model and write down the epoch."
@@ -383,7 +383,7 @@ def fit(
     keep:Callable[[nn.Module, Path], object]|None=None,# writes a checkpoint of an epoch
     better:_Better|None=None,            # (numbers, rows of the epochs before) -> bool; None: a higher score is better
     stop:Callable[[Sequence[dict[str, float]]], str]|None=None # of the rows so far: why to end here, or ''
-)->list[dict[str, float]]:              # a row an epoch: epoch, lr, loss, what the hooks said, and `_TIMES`
+)->list[dict[str, float]]:              # one row per epoch: epoch, lr, loss, what the hooks returned, and `_TIMES`
     "Train, or continue a training; the same call after an interruption gives the numbers of an uninterrupted run."
     t = _begin_training(model, step, settings, folder, counts)
     steps = prefetch(_read_steps(data, settings, t.progress, t.accelerator, collate, views), settings.ahead)

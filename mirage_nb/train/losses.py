@@ -212,7 +212,7 @@ ClsLoss = Callable[[Tensor, Tensor], Tensor]
 def cls_loss(
     multi:bool,           # several labels may hold for one image
     smoothing:float=0.,   # of the labels
-    how:str='auto'        # 'auto', or 'bce': each class on its own, also with one label an image
+    how:str='auto'        # 'auto', or 'bce': each class on its own, also with one label per image
 )->ClsLoss:               # (b, classes) scores, (b,) class indices or (b, classes) with NaN -> scalar
     "Choose the loss of a classification: cross-entropy, or binary cross-entropy over the known labels."
     def each(z:Tensor, y:Tensor)->Tensor:

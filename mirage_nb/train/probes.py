@@ -27,7 +27,7 @@ _ASKED = 256      # images whose neighbours are searched at once
 
 @dataclass(frozen=True)
 class _ProbeResult:
-    "Result of a probe"
+    "Hold the result of a probe."
     setting: float              # chosen on validation
     scores: dict[str, np.ndarray] # by split, without the training split: (n, classes) probabilities
 
@@ -58,7 +58,7 @@ def _choose_setting(
 # %% ../../nbs/train/90_probes.ipynb #1d7d0aac
 @dataclass(frozen=True)
 class RegressionOptions:
-    "How to fit a logistic regression"
+    "State how to fit a logistic regression."
     strengths: tuple[float, ...] = _STRENGTHS # inverse strengths of the penalty, one of which validation chooses
     balanced: bool = False                    # classes weigh the same
     steps: int = 500                          # at most

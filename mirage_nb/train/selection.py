@@ -13,7 +13,7 @@ from ..recipes.classification import ClsRecipe
 
 # %% ../../nbs/train/65_selection.ipynb #e67e3697
 def _follow_history(
-    rows:Sequence[Mapping[str, float]], # a row an epoch: score, valid_loss
+    rows:Sequence[Mapping[str, float]], # one row per epoch: score, valid_loss
     gain:float                          # less is a tie
 )->tuple[int, int]:                     # numbers of the kept epoch and of the last gain, from 0
     "Find the epoch to keep and the epoch of the last gain."
@@ -37,7 +37,7 @@ def is_better(
 
 
 def best_epoch(
-    rows:Sequence[Mapping[str, float]], # a row an epoch
+    rows:Sequence[Mapping[str, float]], # one row per epoch
     gain:float                          # less is a tie
 )->int:                                 # its number, from 0
     "Find the epoch to keep."
@@ -45,7 +45,7 @@ def best_epoch(
 
 
 def why_stalled(
-    rows:Sequence[Mapping[str, float]], # a row an epoch
+    rows:Sequence[Mapping[str, float]], # one row per epoch
     cfg:ClsRecipe
 )->str:                                 # as 'no gain for 20 epochs'; '': it goes on
     "Say that the last gain is too long ago."

@@ -16,7 +16,7 @@ from .optim import half_cycle, warmup_cosine
 # %% ../../nbs/train/20_settings.ipynb #f7e50fff
 @dataclass(frozen=True)
 class FitSettings:
-    "Settings of the training loop"
+    "Hold the settings of the training loop."
     epochs: int                         # passes over the data
     batch_size: int                     # views in a step, all processes and micro-batches together
     lr: float                           # highest learning rate

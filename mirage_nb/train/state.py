@@ -20,7 +20,7 @@ from .devices import shard
 # %% ../../nbs/train/35_state.ipynb #79f9b89e
 @dataclass
 class Progress:
-    "How far a training has come"
+    "Hold how far a training has come."
     epoch: int = 0            # epochs done
     step: int = 0             # steps done of the next one
     sums: dict[str, float] = field(default_factory=dict) # of the losses of those steps
@@ -36,10 +36,10 @@ def save_training_state(
     model:Mapping[str, Any],         # state of the model
     optimizer:Mapping[str, Any],     # state of the optimizer
     progress:Progress,
-    history:Sequence[dict[str, float]], # a row an epoch
+    history:Sequence[dict[str, float]], # one row per epoch
     scaler:Any=None                  # of the gradients, in fp16
 )->None:
-    "Write the state of a training, wholly or not at all."
+    "Write the state of a training, completely or not at all."
     state = {'model': model, 'optimizer': optimizer, 'progress': vars(progress),
              'history': list(history), 'scaler': scaler.state_dict() if scaler else None}
     write_atomic(path, lambda p: torch.save(state, p))

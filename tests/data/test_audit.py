@@ -16,7 +16,7 @@ def test_patient_leak(tiny):
     (tiny/'manifest.toml').write_text(MANIFEST + "patient = '^(P[0-9]+)'")
     for d in ('bscan', 'semseg'): (tiny/'train'/d/'P1b_1.png').rename(tiny/'test'/d/'P1b_1.png')
     tables = {s: seg_table(read_manifest('Tiny'), s) for s in ('train', 'val', 'test')}
-    with pytest.warns(UserWarning, match='1 in more than one split, so scores are too good: patient P1 in train, test'):
+    with pytest.warns(UserWarning, match='1 in more than one split, so scores are too high: patient P1 in train, test'):
         found = find_leaks(tables)
     assert found.to_dict('records') == [{'kind': 'patient', 'what': 'P1', 'splits': 'train, test'}]
     assert not len(find_leaks({s: tables[s] for s in ('train', 'val')}))

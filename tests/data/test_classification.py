@@ -22,7 +22,7 @@ def picture(path, seed, mode='L', size=(24, 32)):
 
 @pytest.fixture
 def folders(home, monkeypatch):
-    "A set in class folders, 4 images a class and split"
+    "A set in class folders, 4 images per class and split"
     monkeypatch.setenv('MIRAGE_DATA', str(home/'data'))
     root, n = home/'data'/'Eyes', 0
     for split in ('train', 'val', 'test'):
@@ -105,7 +105,7 @@ def test_class_missing_from_the_test_is_said(folders):
 def test_one_class_only(folders, tune):
     for p in folders.rglob('*.png'):
         if p.parent.name != 'AMD': p.unlink()
-    fails(tune, 'holds one class only, AMD; there is nothing to tell apart')
+    fails(tune, 'holds one class only, AMD; there is nothing to distinguish')
 
 
 def test_label_outside_the_list(table, tune):
@@ -123,7 +123,7 @@ def test_folder_outside_the_list(folders, tune):
 def test_duplicate_ids(table, tune):
     cells, path = table
     cells.assign(name=['AMD_test1', *cells.name[1:]]).to_csv(path, index=False)
-    fails(tune, 'the id AMD_test1 (test: AMD/AMD_test1.png, test: AMD/AMD_test1.png) stands more than once')
+    fails(tune, 'the id AMD_test1 (test: AMD/AMD_test1.png, test: AMD/AMD_test1.png) occurs more than once')
 
 
 def test_image_in_two_splits_by_id(folders, tune):
@@ -134,7 +134,7 @@ def test_image_in_two_splits_by_id(folders, tune):
 def test_image_in_two_splits_by_content(folders, tune):
     (folders/'test'/'AMD'/'copy.png').write_bytes((folders/'train'/'AMD'/'AMD_train0.png').read_bytes())
     fails(tune, 'the same image (train: AMD/AMD_train0.png, test: AMD/copy.png): in more than one split')
-    with pytest.warns(UserWarning, match='1 in more than one split, so scores are too good: image'):
+    with pytest.warns(UserWarning, match='1 in more than one split, so scores are too high: image'):
         data = load_labelled(read_manifest('Eyes'), allow_leaks=True)
     assert data.leaks.kind.tolist() == ['image']
 
@@ -184,7 +184,7 @@ def test_images_that_cannot_be_read_later_are_found_first(folders, monkeypatch, 
     holes(train/'holes.tif')
     with pytest.raises(ValueError) as e: load_labelled(read_manifest('Eyes'))
     said = str(e.value)
-    assert f'{3 if decoded else 2} of 39 images cannot be read; mend them or take them out' in said
+    assert f'{3 if decoded else 2} of 39 images cannot be read; repair or remove them' in said
     assert 'inks.jpg holds pixels of mode CMYK; it takes grey, RGB or RGBA. Save it as RGB' in said
     assert 'stack.tif holds 2 pages; one image a file is expected' in said
     assert ('holes.tif holds pixels that are NaN or infinite' in said) == bool(decoded)
@@ -253,7 +253,7 @@ def test_segmentation_set_without_labels(home, tune, shared_data, monkeypatch):
 def test_a_split_of_one_class_stops_before_training(folders, tune, split):
     for p in folders.rglob('*.png'):
         if p.parent.parent.name == split and p.parent.name != 'DME': p.unlink()
-    fails(tune, f'nothing can be told apart in {split}: of its 4 images all are DME. Move some images of another class')
+    fails(tune, f'nothing can be distinguished in {split}: of its 4 images all are DME. Move some images of another')
 
 
 def test_a_split_in_which_no_label_varies_stops_before_training(folders, table, tune):
@@ -261,7 +261,7 @@ def test_a_split_in_which_no_label_varies_stops_before_training(folders, table, 
     for c in CLASSES: cells[c] = ((cells.dx == c) | (cells.set == 'test')).astype(int).astype(str)
     (folders/'manifest.toml').write_text((folders/'manifest.toml').read_text().replace('label = "dx"', 'multi = true'))
     cells.to_csv(path, index=False)
-    fails(tune, 'apart in test: of its 12 images no label is 1 for some and 0 for others. Move some')
+    fails(tune, 'distinguished in test: of its 12 images no label is 1 for some and 0 for others. Move some')
     cells['AMD'] = cells.AMD.mask(cells.set == 'test', ['0', '1', '']*12)
     cells.to_csv(path, index=False)
     assert load_labelled(read_manifest('Eyes')).multi
@@ -308,7 +308,7 @@ def test_class_folders_without_splits(unsplit):
 def test_splits_drawn_by_image_are_said(unsplit):
     text = (unsplit/'manifest.toml').read_text()
     (unsplit/'manifest.toml').write_text(text.replace("patient = '^([^_]+)'", ''))
-    with pytest.warns(UserWarning, match='drawn by image, for nothing says whose each is'):
+    with pytest.warns(UserWarning, match='drawn by image, because no patient is known'):
         data = load_labelled(read_manifest('Loose'))
     assert set(data.table.patient) == {''}
 

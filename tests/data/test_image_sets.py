@@ -83,4 +83,4 @@ def test_a_file_that_is_gone_is_named(tmp_path):
     listing = index_images(write_nested(tmp_path/'t', 3), tmp_path/'i.safetensors')
     data = ImageDataset(listing, name='uwf')
     listing.path(1).unlink()
-    with pytest.raises(FileNotFoundError, match=r'p00001\.png of uwf is gone .* Put it back, or start again'): data[1]
+    with pytest.raises(FileNotFoundError, match=r'p00001\.png of uwf was deleted .* Restore it, or start'): data[1]

@@ -205,7 +205,7 @@ values = {1 = [2]}
         "classes[0]: no field 'lable'. Did you mean 'label'? Known: value, label, group",
         "classes[0]: 'label' is missing; it takes a text",
         "classes[0]: no group 'backgrond'. Did you mean 'background'? Known: background, layer, lesion, invalid",
-        "class_maps.AROI.zero: the grey value 'zero' is no whole number from 0 to 255",
+        "class_maps.AROI.zero: the grey value 'zero' is not a whole number from 0 to 255",
         "class_maps.AROI.0 takes a whole number, got '1'", "labels.multi takes true or false, got 'yes'",
         next(k for k in found if k.startswith("labels: no reader 'ChexPert'. Did you mean 'CheXpert'? Known: ")),
         "labels.shares[1] takes a number, got 'rest'", 'labels.values.1 takes a text, got [2]'])

@@ -76,7 +76,7 @@ def test_interrupted_packing_goes_on(tmp_path, how):
     job.send_signal(how)
     job.wait()
     assert not (tmp_path/'out').exists() and 10 <= read_json(done) < 60
-    with pytest.raises(ValueError, match=r'out.part is incomplete: \d+ of 60 samples are packed. The command'):
+    with pytest.raises(ValueError, match=r'out.part is incomplete: \d+ of 60 samples are packed. Run the command'):
         open_pairs(tmp_path/'out')
     pack(folder_pairs(source), tmp_path/'out', quiet=True)
     assert files_of(whole) == files_of(tmp_path/'out') and not done.exists()
@@ -86,7 +86,7 @@ def test_packing_refuses(triplets, tmp_path, monkeypatch):
     pairs, out = folder_pairs(triplets), tmp_path/'out'
     (tmp_path/'full').mkdir()
     (tmp_path/'full'/'a').touch()
-    with pytest.raises(FileExistsError, match='full is there and is not this set packed'): pack(pairs, tmp_path/'full')
+    with pytest.raises(FileExistsError, match='full exists and is not this dataset'): pack(pairs, tmp_path/'full')
     usage = packed.shutil.disk_usage(tmp_path)
     with monkeypatch.context() as m:
         m.setattr(packed.shutil, 'disk_usage', lambda p: usage._replace(free=1000))
@@ -99,14 +99,14 @@ def test_packing_refuses(triplets, tmp_path, monkeypatch):
     assert not list(tmp_path.glob('out*'))
 
 
-def test_mended_files_let_a_conversion_go_on(triplets, tmp_path, caplog):
+def test_a_conversion_continues_with_repaired_files(triplets, tmp_path, caplog):
     "All that cannot be used is named at once; what is packed must not change, what is not may"
     whole = files_of(pack(folder_pairs(triplets), tmp_path/'whole', quiet=True))
     spoilt = {triplets/k: (triplets/k).read_bytes() for k in ('slo/S2.png', 'slo/S5.png', 'bscanlayermap/S4.npy')}
     (triplets/'slo'/'S5.png').write_bytes(spoilt[triplets/'slo/S5.png'][:-2000])
     np.save(triplets/'bscanlayermap'/'S4.npy', np.full((64, 64), 13, np.uint8))
     Image.fromarray(np.arange(64*64*3, dtype=np.uint8).reshape(64, 64, 3)).save(triplets/'slo'/'S2.png')
-    with pytest.raises(ValueError, match=r'(?s)3 files cannot be packed; mend them, .* goes on after 2 of 6 samples:.*'
+    with pytest.raises(ValueError, match=r'(?s)3 files cannot be packed; repair them.* continues after 2 of 6 samples.*'
                        'S2.png is in colour.*S4.npy holds class 13.*S5.png'):
         pack(folder_pairs(triplets), tmp_path/'out', quiet=True)
     assert 'S2.png is in colour' in caplog.text and read_json(tmp_path/'out.part'/'done.json') == 2
@@ -139,8 +139,8 @@ def test_heads_name_all_that_are_wrong(triplets, tmp_path):
 
 @pytest.mark.parametrize('spoil, said', [
     (lambda d: write_json(d/'packed.json', read_json(d/'packed.json') | {'version': 2}),
-     'out is a packed set of version 2, and this kit reads version 1; pack it again'),
-    (lambda d: write_json(d/'packed.json', [1]), 'packed.json is not of a packed set'),
+     'out is a packed dataset of version 2, and this kit reads version 1; pack it again'),
+    (lambda d: write_json(d/'packed.json', [1]), 'packed.json does not describe a packed dataset'),
     (lambda d: (d/'packed.json').write_text('{"format"'), 'packed.json is not JSON'),
     (lambda d: (d/'packed.json').unlink(), 'holds none of the folders|no packed set'),
     (lambda d: (d/'slo.npy').unlink(), 'slo.npy is missing; pack the set again'),

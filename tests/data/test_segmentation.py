@@ -107,7 +107,7 @@ def test_split_without_masks(tiny):
     for p in tiny.glob('test/semseg/*'): p.unlink()
     (tiny/'test/semseg').rmdir()
     (tiny/'manifest.toml').write_text(MANIFEST)
-    with pytest.raises(FileNotFoundError, match="split 'test' of Tiny takes masks, or say test_masks = false"):
+    with pytest.raises(FileNotFoundError, match="split 'test' of Tiny takes masks, or set test_masks = false"):
         seg_table(read_manifest('Tiny'), 'test')
     (tiny/'manifest.toml').write_text(MANIFEST + 'test_masks = false')
     sample = dataset(tiny, 'test')[0]

@@ -174,9 +174,9 @@ def test_several_labels_in_another_set(home, caplog):
     cfg = settings(dataset=a, epochs=1, batch_size=4, test_dataset=b)
     ours = load_labelled(read_manifest(a))
     with caplog.at_level(logging.WARNING): there = other_images(cfg, ours)
-    assert 'B: the model does not say Edema' in caplog.text
+    assert 'B: the model does not predict Edema' in caplog.text
     answers = tasks_cross_dataset.leak_table(ours, there).answer
-    assert answers['labels of B that the model does not say, so that are not scored'] == 'Edema'
+    assert answers['labels of B that the model does not predict, so that are not scored'] == 'Edema'
     assert answers.iloc[-1] == 'Pleural Effusion of the model is Effusion'
     train_cls(cfg, home/'run')
     scores = score(cfg, home/'run', ours)
@@ -192,7 +192,7 @@ def test_names_of_labels():
     assert tasks_cross_dataset._match_labels(['A', 'B'], ['B'], {'A': 'B'}) == {'A': 'B', 'B': 'B (not labelled there)'}
     with pytest.raises(ValueError, match="x.toml, class_maps: A and B all become 'B'"):
         tasks_cross_dataset._match_labels(['A', 'B'], ['B'], {'A': 'B', 'B': 'B'}, 'x.toml')
-    with pytest.raises(ValueError, match='nothing that the model says .A. is one of B'):
+    with pytest.raises(ValueError, match='no label of the model .A. is one of B'):
         tasks_cross_dataset._match_labels(['A'], ['B'])
     with pytest.raises(ValueError, match="'A' becomes 'C'; no class 'C'"):
         tasks_cross_dataset._match_labels(['A'], ['B'], {'A': 'C'})
@@ -202,7 +202,7 @@ def test_names_of_labels():
 def test_one_label_is_not_several(home):
     rows = {'id': ['a', 'b'], 'image': noise(home/'M', 2), 'part': 'test'}
     b = write_set(home/'M', pd.DataFrame(rows | labels_of(2, 'DME', 'AMD')), ['DME', 'AMD'], multi=True)
-    with pytest.raises(ValueError, match='M has several labels an image and Phantom_OCT one'):
+    with pytest.raises(ValueError, match='M has several labels per image and Phantom_OCT one'):
         other_images(settings(test_dataset=b), data())
 
 

@@ -48,7 +48,7 @@ def test_report_of_three_tables(execute, files, home):
 
 @pytest.mark.slow
 def test_table_of_anybody(execute, files):
-    "No patient, no logits, no validation: scored, and what cannot be said is said"
+    "No patient, no logits, no validation: scored, and the report states what is not known"
     space = execute('cls_eval', predictions=files['plain'], class_map=['AMD > ill', 'DME > ill'], resamples=200)
     scores = space['scores']
     assert scores.pred.classes == ('NORMAL', 'ill') and scores.temperature is None and not len(scores.thresholds)

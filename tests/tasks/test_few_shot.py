@@ -29,7 +29,7 @@ classes = ["Effusion", "Nodule"]
 
 
 def several(folder):
-    "A set with two labels an image, of which some are not known; three images a patient"
+    "A set with two labels per image, of which some are not known; three images per patient"
     folder.mkdir()
     rng, rows = np.random.default_rng(0), []
     for i in range(36):
@@ -107,7 +107,7 @@ def test_table_says_who_is_on_both_sides():
         table = subset_table(FewShot(protocol=protocol, shots=[1.], seeds=1), plain_set())
         assert table.loc[('1', '0'), 'patients in both'] == both
     unknown = replace(plain_set(), table=plain_set().table.assign(patient=''))
-    assert subset_table(FewShot(shots=[1.]), unknown)['patients in both'].unique().tolist() == ['cannot be said']
+    assert subset_table(FewShot(shots=[1.]), unknown)['patients in both'].unique().tolist() == ['not known']
 
 
 def test_nothing_left_to_test():

@@ -64,7 +64,7 @@ def equal_runs(folder, other):
     pd.testing.assert_frame_equal(*(numbers(pd.read_csv(f/'history.csv')) for f in (folder, other)), check_exact=True)
     names = sorted(str(p.relative_to(other)) for p in other.rglob('*.safetensors'))
     assert names == sorted(str(p.relative_to(folder)) for p in folder.rglob('*.safetensors'))
-    assert [n for n in names if 'looks' in n] and 'encoder.safetensors' in names
+    assert [n for n in names if 'snapshots' in n] and 'encoder.safetensors' in names
     for n in names:
         x, y = load_file(folder/n), load_file(other/n)
         assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x), f'{n} differs'

@@ -63,7 +63,7 @@ class _PairDraw(NamedTuple):
 
 
 def draw_pairs(
-    keys:Iterable[int],  # one a sample, from `sample_key`
+    keys:Iterable[int],  # one per sample, from `sample_key`
     settings:PairAugment
 )->_PairDraw:
     "Draw the affine map and the shift of grey values of each sample."

@@ -42,7 +42,7 @@ class _CropDraw(NamedTuple):
 
 
 def _draw_crops(
-    keys:Iterable[int],        # one a sample, from `sample_key`
+    keys:Iterable[int],        # one per sample, from `sample_key`
     sizes:Sequence[Size],      # of each sample's image
     settings:CropAugment,
     attempts:int=10            # rectangles tried before the central one

@@ -30,7 +30,7 @@ class Mix:
 
 # %% ../../../nbs/data/augment/40_mix.ipynb #85ade0db
 def _mix_weights(
-    keys:Iterable[int],     # one a sample, of `sample_key`
+    keys:Iterable[int],     # one per sample, of `sample_key`
     size:tuple[int, int],   # (h, w)
     settings:Mix
 )->Tensor:                  # (b, 1, h, w) part of each pixel that stays the sample's own

@@ -60,7 +60,7 @@ class PhotoTrain:
         for name, p in (('erase', erase), ('flip', flip)):
             if not 0 <= p <= 1: raise ValueError(f'{name} is {p}; it takes a probability, 0 to 1')
         if not 0 < scale[0] <= scale[1] <= 1: raise ValueError(f'scale is {scale}; it takes parts, as (0.2, 1)')
-        from timm.data import create_transform  # takes seconds: only who needs it pays
+        from timm.data import create_transform  # takes seconds: imported where it is needed
         mean, std = find_norm(norm)
         self.steps = create_transform(size, is_training=True, scale=scale, hflip=flip, color_jitter=0.,
                                       auto_augment=augment or None, interpolation='bicubic', mean=mean, std=std,

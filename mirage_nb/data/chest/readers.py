@@ -60,7 +60,8 @@ def _nih_patient(
 )->str:            # eight digits
     "Read the patient in the name of an NIH image."
     found = re.fullmatch(r'(\d{8})_\d+\.\w+', Path(name).name)
-    if not found: raise ValueError(f"{path}, line {line}: '{name}' is no name of NIH ChestX-ray14, as 00000001_000.png")
+    if not found: raise ValueError(
+        f"{path}, line {line}: '{name}' is not a file name of NIH ChestX-ray14, as 00000001_000.png")
     return found[1]
 
 # %% ../../../nbs/data/chest/30_readers.ipynb #66e9fbd2
@@ -70,7 +71,7 @@ def _pipe_labels(
     none:str,            # the text for no label, as 'No Finding'
     path:str|Path        # named in an error
 )->pd.DataFrame:         # columns label:NAME, 1 or 0
-    "Divide labels that stand in one cell with bars between them."
+    "Split labels that share one cell, separated by bars."
     cells = [[w.strip() for w in v.split('|')] for v in column]
     known = {*names, none}
     for line, cell in zip(column.index, cells, strict=True):
@@ -84,7 +85,7 @@ def _pipe_labels(
 def _nih_entries(
     table:str|Path,                          # Data_Entry_2017.csv, or one with its columns
     images:Mapping[str, Path],               # id -> path, of `list_images`
-    lists:Mapping[str, str|Path]|None=None,  # split -> file with a name a line; images in none are left out
+    lists:Mapping[str, str|Path]|None=None,  # split -> file with a name per line; images in none are left out
     **checks:Any                             # of `chest_table`
 )->pd.DataFrame:
     "Read the table that the institute publishes."
@@ -174,8 +175,8 @@ def _mimic_table(
     path = {k: folder/f'mimic-cxr-{version}-{k}.csv.gz' for k in ('split', 'metadata', 'chexpert')}
     split = read_text_table(path['split'], ('dicom_id', *key, 'split'))
     meta = read_text_table(path['metadata'], ('dicom_id', 'ViewPosition'))
-    said = read_text_table(path['chexpert'], (*key, *labels))
-    for what, table, columns in (('metadata', meta, ['dicom_id']), ('chexpert', said, key)):
+    labelled = read_text_table(path['chexpert'], (*key, *labels))
+    for what, table, columns in (('metadata', meta, ['dicom_id']), ('chexpert', labelled, key)):
         if (twice := table.duplicated(columns)).any():
             line = first_bad_line(twice)
             raise ValueError(f"{path[what]}, line {line}: {', '.join(table[c][line] for c in columns)} again")
@@ -183,7 +184,7 @@ def _mimic_table(
     if (lost := rows.ViewPosition.isna()).any():
         raise ValueError(f"{path['metadata']} does not name {rows.dicom_id[lost].iloc[0]} of {path['split']}")
     rows = rows[rows.ViewPosition.isin(('AP', 'PA'))]
-    known = said[key].join(apply_policies(said, labels, path['chexpert'], policy, unmentioned))
+    known = labelled[key].join(apply_policies(labelled, labels, path['chexpert'], policy, unmentioned))
     rows = rows.merge(known, 'left', on=key, validate='m:1')
     names = {'train': 'train', 'validate': 'val', 'test': 'test'}
     if (strange := ~rows.split.isin(names)).any():
@@ -197,7 +198,7 @@ def _mimic_table(
 
 # %% ../../../nbs/data/chest/30_readers.ipynb #1d8cd098
 def _class_columns(
-    names:Sequence[str],             # a class a row
+    names:Sequence[str],             # one class per row
     classes:Sequence[str],           # in the order of the model's outputs
     index:Any=None                   # of the rows
 )->pd.DataFrame:                     # label:NAME, 1 or 0, and label
@@ -265,7 +266,7 @@ def read_chest(
     name:str,         # of READERS, or 'Phantom_CXR'
     folder:str|Path,  # the dataset's
     **options:Any     # of its reader
-)->pd.DataFrame:      # id, image, patient, split, view, label:NAME, and label where there is one an image
+)->pd.DataFrame:      # id, image, patient, split, view, label:NAME, and label where there is one per image
     "Read the table of a chest X-ray dataset."
     if name == 'Phantom_CXR': return read_labelled_table(Path(folder)/'table.csv', **options)
     if name not in _READERS: raise KeyError(unknown('chest X-ray set', name, [*_READERS, 'Phantom_CXR']))

@@ -29,15 +29,15 @@ def chest_table(
     absent:str='error', # or 'drop': leave out images that are not there
     split:Mapping[str, float]|None=None, # shares of splits to draw where they are missing
     seed:int=0
-)->pd.DataFrame:        # id, image, patient, split, view, label:NAME, and label where there is one an image
+)->pd.DataFrame:        # id, image, patient, split, view, label:NAME, and label where there is one per image
     "Check a table: images exist, ids are unique; draw missing splits, and name patients in two of them."
     if absent not in CHOICES['absent']: raise ValueError(unknown('absent', absent, CHOICES['absent']))
     there = np.array([p is not None and os.path.exists(p) for p in rows.image], bool)
     if not there.all():
         lost, few = rows.id[~there], rows.image[~there].iloc[0] or ''
-        said = f'{where}: {len(lost)} of {len(rows)} images are not there: {", ".join(lost[:4])}{few and f" ({few})"}'
-        if absent == 'error' or not there.any(): raise FileNotFoundError(f"{said}. Get them, or say absent='drop'")
-        warnings.warn(f'{said}; they are left out', stacklevel=3)
+        message = f'{where}: {len(lost)} of {len(rows)} images are missing: {", ".join(lost[:4])}{few and f" ({few})"}'
+        if absent == 'error' or not there.any(): raise FileNotFoundError(f"{message}. Get them, or set absent='drop'")
+        warnings.warn(f'{message}; they are left out', stacklevel=3)
     rows = rows[there]
     if (twice := rows.id.duplicated()).any():
         raise ValueError(f'{where} names {rows.id[twice].iloc[0]} twice; keep one of its rows')

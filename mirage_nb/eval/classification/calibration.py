@@ -23,7 +23,7 @@ _BINS = 15
 
 
 class _Answers(NamedTuple):
-    "Statements with a confidence, each right or wrong"
+    "Hold statements with a confidence, each right or wrong."
     confidence: np.ndarray # (m,) in [0, 1]
     right: np.ndarray      # (m,) 1 or 0
     row: np.ndarray        # (m,) row of the table
@@ -59,7 +59,7 @@ def reliability_curve(
     answers:_Answers,
     bins:int=_BINS,    # at most
     how:str='width'   # 'width' or 'mass'
-)->pd.DataFrame:      # a row a bin that holds something: n, confidence, right
+)->pd.DataFrame:      # one row per bin that holds something: n, confidence, right
     "Compare confidence with the share of right answers, by bin."
     at = _bin_index(answers.confidence, bins, how)
     rows = pd.DataFrame({'bin': at, 'n': 1, 'confidence': answers.confidence, 'right': answers.right})
@@ -99,7 +99,7 @@ def _unit_sums(
 
 
 class Calibration:
-    "Calibration of a table, for any counts"
+    "Measure the calibration of a table, for any counts."
     def __init__(self,
         pred:Predictions,
         unit:np.ndarray|None=None, # (n,) number of the unit of each row, from 0; None: each row is one
@@ -138,7 +138,7 @@ class Calibration:
 
 # %% ../../../nbs/eval/classification/50_calibration.ipynb #2f6cd7e0
 class Temperature(NamedTuple):
-    "A temperature, and the NLL where it was fitted"
+    "Hold a temperature, and the NLL where it was fitted."
     value: float
     before: float  # NLL of the validation images
     after: float

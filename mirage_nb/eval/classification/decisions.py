@@ -17,7 +17,7 @@ from .predictions import Predictions
 # %% ../../../nbs/eval/classification/16_decisions.ipynb #b6d9c42f
 def decide(
     pred:Predictions,
-    cut:float|Sequence[float]=0.5 # several labels an image: threshold, or one a class
+    cut:float|Sequence[float]=0.5 # several labels per image: threshold, or one per class
 )->np.ndarray:                    # (n, k) bool
     "Decide which classes each image has."
     if not pred.single: return pred.p >= np.asarray(cut)
@@ -28,7 +28,7 @@ def label_confusion(
     pred:Predictions,
     unit:np.ndarray,  # (n,) number of the unit that a row belongs to
     g:int             # units
-)->np.ndarray:        # (g, k, k) row = truth, column = prediction; several labels an image: (g, k, 2, 2)
+)->np.ndarray:        # (g, k, k) row = truth, column = prediction; several labels per image: (g, k, 2, 2)
     "Count decisions of each unit by true and predicted label; labels that are not known are left out."
     k, hit = len(pred.classes), decide(pred)
     if pred.single:
@@ -43,7 +43,7 @@ def label_confusion(
 # %% ../../../nbs/eval/classification/16_decisions.ipynb #b2c9d110
 @dataclass(frozen=True)
 class Tally:
-    "Decisions of each class against the rest, each (r, k)"
+    "Hold the decisions of each class against the rest, each (r, k)."
     tp: np.ndarray
     fp: np.ndarray
     fn: np.ndarray
@@ -57,7 +57,7 @@ class Tally:
 
 
 def tally_classes(
-    c:np.ndarray # (r, k, k), or (r, k, 2, 2) for several labels an image
+    c:np.ndarray # (r, k, k), or (r, k, 2, 2) for several labels per image
 )->Tally:
     "Count the decisions of each class against the rest."
     if c.ndim == 4: return Tally(c[..., 1, 1], c[..., 0, 1], c[..., 1, 0], c[..., 0, 0])
@@ -68,19 +68,19 @@ def tally_classes(
 # %% ../../../nbs/eval/classification/16_decisions.ipynb #b2c9d113
 @dataclass(frozen=True)
 class DecisionCounts:
-    "Counts of decisions in each of r resamples"
-    confusion: np.ndarray # (r, k, k) row = truth, column = prediction; several labels an image: (r, k, 2, 2)
+    "Hold the counts of decisions in each of r resamples."
+    confusion: np.ndarray # (r, k, k) row = truth, column = prediction; several labels per image: (r, k, 2, 2)
     right: np.ndarray     # (r,) images whose known labels are all right
     images: np.ndarray    # (r,) images with a known label
 
     @property
     def single(self)->bool:
-        "One label an image, otherwise several."
+        "Tell whether an image has one label, not several."
         return self.confusion.ndim == 3
 
     @cached_property
     def tally(self)->Tally:
-        "Each class against the rest."
+        "Return the decisions of each class against the rest."
         return tally_classes(self.confusion)
 
 

@@ -49,7 +49,7 @@ _Counted = Callable[[np.ndarray], Mapping[str, np.ndarray]]  # (r, g) counts -> 
 def with_intervals(
     point:Mapping[str, np.ndarray], # name -> (1, m)
     draws:Mapping[str, np.ndarray], # name -> (n, m); empty: no intervals
-    classes:Sequence[str],          # of numbers that are one a class and two means
+    classes:Sequence[str],          # of numbers that are one per class and two means
     level:float=0.95                # of the intervals
 )->pd.DataFrame:                    # Class, metric, mean, low, high, lost (share of resamples without a value)
     "Add intervals to numbers: a row for each class or mean and metric."
@@ -66,7 +66,7 @@ def with_intervals(
 
 def interval_rows(
     f:_Counted,
-    classes:Sequence[str], # of numbers that are one a class and two means
+    classes:Sequence[str], # of numbers that are one per class and two means
     g:int,                 # units
     n:int=10_000,          # resamples
     seed:int=0,            # the same seed gives the same intervals
@@ -181,7 +181,7 @@ def _roc_at(
     s:Steps,
     x:np.ndarray # (m,) false positive rates, rising
 )->np.ndarray:   # (r, m) sensitivity; NaN where a label is missing
-    "Read ROC curves off at given places."
+    "Read ROC curves at given false positive rates."
     def one(i:int)->np.ndarray:
         if not s.pos[i] or not s.neg[i]: return np.full(len(x), np.nan)
         fpr = np.stack([s.before[:, i], s.fp[:, i]], 1).ravel()/s.neg[i]  # a step goes up, or slants where scores tie
@@ -194,7 +194,7 @@ def _pr_at(
     s:Steps,
     x:np.ndarray # (m,) recalls, rising
 )->np.ndarray:   # (r, m) precision; NaN where a label is missing
-    "Read precision-recall curves off at given places, in the steps of average precision."
+    "Read precision-recall curves at given recalls, in the steps of average precision."
     def one(i:int)->np.ndarray:
         if not s.pos[i] or not s.neg[i]: return np.full(len(x), np.nan)
         step = np.searchsorted(s.tp[:, i], np.maximum(x*s.pos[i] - 1e-9, 1e-9))

@@ -102,7 +102,7 @@ def _two_by_two(
 
 def _balanced_accuracy(
     c:DecisionCounts
-)->np.ndarray: # (r,), or (r, k) for several labels an image
+)->np.ndarray: # (r,), or (r, k) for several labels per image
     "Compute the mean recall of the true labels."
     if not c.single: return (_sensitivity(c) + _specificity(c))/2
     return np.nanmean(safe_ratio(np.diagonal(c.confusion, axis1=1, axis2=2), c.confusion.sum(2)), 1)
@@ -113,15 +113,15 @@ def _mcc(
 )->np.ndarray: # (r,) or (r, k), in [-1, 1]; 0 where all decisions or all truths are one class
     "Compute Matthews' correlation coefficient of k classes (Gorodkin 2004, equation 8)."
     x = c.confusion if c.single else _two_by_two(c)
-    n, right, true, said = x.sum((1, 2)), np.trace(x, axis1=1, axis2=2), x.sum(2), x.sum(1)
-    spread = np.sqrt((n**2 - (said**2).sum(1)) * (n**2 - (true**2).sum(1)))
-    value = safe_ratio(n*right - (true*said).sum(1), spread, 0.)
+    n, right, true, predicted = x.sum((1, 2)), np.trace(x, axis1=1, axis2=2), x.sum(2), x.sum(1)
+    spread = np.sqrt((n**2 - (predicted**2).sum(1)) * (n**2 - (true**2).sum(1)))
+    value = safe_ratio(n*right - (true*predicted).sum(1), spread, 0.)
     return value if c.single else value.reshape(c.tally.tp.shape)
 
 
 def _kappa(
     c:DecisionCounts
-)->np.ndarray: # (r,) or (r, k), at most 1; NaN where chance alone agrees wholly
+)->np.ndarray: # (r,) or (r, k), at most 1; NaN where chance alone agrees completely
     "Compute the agreement beyond chance (Cohen 1960)."
     x = c.confusion if c.single else _two_by_two(c)
     n = x.sum((1, 2))
@@ -132,10 +132,10 @@ def _kappa(
 # %% ../../../nbs/eval/classification/20_metrics.ipynb #c2c9d007
 @dataclass(frozen=True)
 class ClsMetric:
-    "How to compute a classification metric; exactly one of the two functions is given"
+    "State how to compute a classification metric; exactly one of the two functions is given."
     from_ranks: Callable[[Steps, float], np.ndarray]|None = None # one class, at an operating point: (r,)
     from_decisions: Callable[[DecisionCounts], np.ndarray]|None = None # each class: (r, k); all together: (r,)
-    labels: str = 'any'  # from_decisions: 'one' (only with one label an image), 'several' or 'any'
+    labels: str = 'any'  # from_decisions: 'one' (only with one label per image), 'several' or 'any'
 
     def __post_init__(self)->None:
         if (self.from_ranks is None) == (self.from_decisions is None):
@@ -171,9 +171,9 @@ MACRO, WEIGHTED, ALL = 'mean (macro)', 'mean (by prevalence)', 'all'  # rows bes
 
 @dataclass(frozen=True)
 class _CountedTable:
-    "A table of predictions, sorted and counted by unit"
+    "Hold a table of predictions, sorted and counted by unit."
     classes: tuple[str, ...]
-    ranks: list[Ranks]      # one a class
+    ranks: list[Ranks]      # one per class
     cells: np.ndarray       # (g, ...) of `label_confusion`
     exact: np.ndarray       # (g, 2) of `exact_matches`
 

@@ -99,7 +99,7 @@ def _complete_table(
 class TunedClassifier:
     "A tuned classifier, read once from its file, that predicts any table of images."
     model: ClsModel
-    metadata: dict[str, Any]  # what its file says of it: dataset, classes, multi, spec, precision, kept
+    metadata: dict[str, Any]  # what its file says of it: dataset, classes, multi, spec, precision, cached_features
     stores: dict[Path, FeatureStore] = field(default_factory=dict, repr=False) # of features that are read already
 
     @classmethod
@@ -120,7 +120,7 @@ class TunedClassifier:
         stated: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about['spec'].items()}
         spec = InputSpec(**stated)
         data, accelerator = ClsDataset(table, (), spec), make_accelerator(kind)
-        if about['kept']:  # the encoder may have read these images already
+        if about['cached_features']:  # the encoder may have read these images already
             kept = EncoderFeatures(self.model, spec, kind, self.stores).encode(data, [-1], batch_size)[0]
             with torch.no_grad(): z = self.model.cpu().head(self.model.vector(kept))
         else:

@@ -19,10 +19,10 @@ from ...core import unknown
 # %% ../../../nbs/eval/classification/10_predictions.ipynb #3a9f3f1a
 @dataclass(frozen=True)
 class Predictions:
-    "A checked table of predictions, and its arrays"
-    table: pd.DataFrame       # a row an image; id, patient, eye and split are text, '' where not known
+    "Hold a checked table of predictions, and its arrays."
+    table: pd.DataFrame       # one row per image; id, patient, eye and split are text, '' where not known
     classes: tuple[str, ...]  # in the order of the scores
-    single: bool              # one label an image, else several
+    single: bool              # one label per image, else several
     y: np.ndarray             # (n, k) truth: 1, 0, or NaN where not known
     p: np.ndarray             # (n, k) scores, in [0, 1]
     z: np.ndarray             # (n, k) logits; where the file has none, those that give the scores
@@ -30,7 +30,7 @@ class Predictions:
     def __len__(self)->int: return len(self.table)
 
     def __repr__(self)->str:
-        kind = 'one label an image' if self.single else 'several labels an image'
+        kind = 'one label per image' if self.single else 'several labels per image'
         return f'{len(self)} images, {len(self.classes)} classes ({", ".join(self.classes)}), {kind}'
 
 
@@ -78,12 +78,12 @@ def _check_columns(
     table:pd.DataFrame,
     file:str            # for the message
 )->tuple[list[str], bool]: # classes; whether an image has one label
-    "Read the classes off the columns; an error names the columns that are missing."
+    "Read the classes from the columns; an error names the columns that are missing."
     classes, labels = _class_columns(table, 'score'), _class_columns(table, 'label')
-    if not len(table): raise ValueError(f'{file} has no rows; a row an image is needed')
+    if not len(table): raise ValueError(f'{file} has no rows; one row per image is needed')
     lost = [c for c in ('id', 'patient') if c not in table]
-    if not labels and 'label' not in table: lost.append('label (or label:CLASS for several labels an image)')
-    if not classes: lost.append('score:CLASS, one a class')
+    if not labels and 'label' not in table: lost.append('label (or label:CLASS for several labels per image)')
+    if not classes: lost.append('score:CLASS, one per class')
     if lost: raise ValueError(f'{file} lacks the column{"s" if len(lost) > 1 else ""} {", ".join(lost)}; it has '
                               f'{", ".join(map(str, table.columns))}. `patient` may be empty where it is not known')
     if labels and 'label' in table:
@@ -95,7 +95,7 @@ def _check_columns(
     twice = sorted({c for c in map(str, table.columns) if list(map(str, table.columns)).count(c) > 1})
     if twice: raise ValueError(f'{file} has the column {twice[0]} twice')
     if not labels and len(classes) < 2:
-        raise ValueError(f'{file} has a score for {classes[0]} only; with one label an image every class needs its own')
+        raise ValueError(f'{file} has a score for {classes[0]} only; with one label per image each class needs its own')
     return classes, not labels
 
 
@@ -124,10 +124,10 @@ def _text_columns(
 def _read_truth(
     table:pd.DataFrame,    # of `_text_columns`
     classes:Sequence[str],
-    single:bool,           # one label an image
+    single:bool,           # one label per image
     file:str               # for the message
 )->np.ndarray:             # (n, k) 1, 0 or NaN
-    "Read the truth as an array; an error names a label that is no class."
+    "Read the truth as an array; an error names a label that is not a class."
     ids = list(table.id)
     if single:
         bad = ~table.label.isin(classes).to_numpy()
@@ -147,7 +147,7 @@ def _read_truth(
     if not (np.nansum(y, 0) * np.nansum(1 - y, 0)).any():
         held = [c for c, s in zip(classes, np.nansum(y, 0), strict=True) if s]
         raise ValueError(f'{file}: the truth of all {len(table)} rows is {", ".join(held) or "no class"}; nothing can '
-                         'be told apart. Score a split in which at least one class is both present and absent')
+                         'be distinguished. Score a split in which at least one class is both present and absent')
     return y
 
 
@@ -166,8 +166,8 @@ def _read_scores(
                          f'score is a probability in [0, 1] ({"softmax" if single else "sigmoid"} of the logit)')
     bad = np.abs(p.sum(1) - 1) > 1e-3
     if single and bad.any(): raise ValueError(
-        f'{file}, {_first_bad_row(bad, ids)}: its scores sum to {p[bad][0].sum():.4g}; with one label an image they '
-        'sum to 1 (softmax). For several labels an image write label:CLASS columns')
+        f'{file}, {_first_bad_row(bad, ids)}: its scores sum to {p[bad][0].sum():.4g}; with one label per image they '
+        'sum to 1 (softmax). For several labels per image write label:CLASS columns')
     return p.clip(0, 1)
 
 # %% ../../../nbs/eval/classification/10_predictions.ipynb #0e4a0731
@@ -227,7 +227,7 @@ def read_predictions(
     if split and split not in splits: raise ValueError(f'{file}: {unknown("split", split, splits)}')
     if split: table = table[table.split == split]
     elif len(splits) > 1:
-        raise ValueError(f'{file} holds the splits {", ".join(splits)}; say which by split={splits[-1]}')
+        raise ValueError(f'{file} holds the splits {", ".join(splits)}; choose one by split={splits[-1]}')
     return check_predictions(map_classes(table, names, str(file)) if names else table, str(file))
 
 # %% ../../../nbs/eval/classification/10_predictions.ipynb #7a32b7b6
@@ -241,13 +241,13 @@ def parse_map(
 
 
 def map_classes(
-    table:pd.DataFrame,     # one label an image
+    table:pd.DataFrame,     # one label per image
     names:Mapping[str, str],# class -> its name here, '' to leave it out; others keep theirs
     file:str='the table'    # for messages
 )->pd.DataFrame:
     "Rename classes; scores of classes that get the same name are summed."
     classes, single = _check_columns(table, file)
-    if not single: raise ValueError(f'{file} has several labels an image; a class map is for one label an image')
+    if not single: raise ValueError(f'{file} has several labels per image; a class map is for one label per image')
     labels = [str(v) for v in table.label.dropna().unique()]
     if lost := [c for c in names if c not in (*classes, *labels)]:
         raise ValueError(f'{file}: {unknown("class", lost[0], (*classes, *labels))}')
@@ -263,9 +263,9 @@ def map_classes(
 # %% ../../../nbs/eval/classification/10_predictions.ipynb #74595e71
 def _example_predictions(
     seed:int=0,
-    patients:int=60,             # each with two eyes, 1 to 3 images an eye
+    patients:int=60,             # each with two eyes, 1 to 3 images per eye
     classes:Sequence[str]=('NORMAL', 'AMD', 'DME'),
-    single:bool=True,            # one label an image, of a patient all the same; else several, some not known
+    single:bool=True,            # one label per image, of a patient all the same; else several, some not known
     skill:float=1.,              # 0: scores carry no information on the truth
     split:str='test'             # of all rows, and part of every patient's name
 )->pd.DataFrame:
@@ -307,7 +307,7 @@ def _group_names(
 def pool_predictions(
     pred:Predictions,
     level:str         # 'image', 'eye' or 'patient'
-)->tuple[Predictions, list[str]]: # a row a group; groups left out because their images disagree
+)->tuple[Predictions, list[str]]: # one row per group; groups left out because their images disagree
     "Pool images to eyes or patients: the mean of their scores."
     if level not in LEVELS: raise ValueError(unknown('level', level, LEVELS))
     if level == 'image': return pred, []
@@ -319,7 +319,7 @@ def pool_predictions(
     first = pred.table.groupby(by.to_numpy(), sort=False)[own].first()
     head = first.assign(id=first.index, images=by.value_counts(sort=False).reindex(first.index))
     if level == 'patient': head['eye'] = ''
-    low, high = each(pred.y, 'min'), each(pred.y, 'max')  # NaN are passed over
+    low, high = each(pred.y, 'min'), each(pred.y, 'max')  # NaN are ignored
     clash = (low != high).any(1) if pred.single else np.zeros(len(head), bool)
     truth = {'label': np.array(pred.classes)[np.nan_to_num(high).argmax(1)]} if pred.single else {
         f'label:{c}': v for c, v in zip(pred.classes, high.T, strict=True)}

@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 
 # %% ../../../nbs/eval/classification/12_ranks.ipynb #462e8729
 class Ranks(NamedTuple):
-    "Rows of one class from the highest score down, as steps at which positives stand, summed by unit"
+    "Hold the rows of one class from the highest score down, as steps with positives, summed by unit."
     scores: np.ndarray   # (s,) score of each step, falling
     hit: csr_array       # (s, g) positives of the step
     above: csr_array     # (s, g) negatives between the step before and this one
@@ -45,7 +45,7 @@ def rank_scores(
 
 # %% ../../../nbs/eval/classification/12_ranks.ipynb #b2c9d008
 class Steps(NamedTuple):
-    "Positives and negatives along the steps, for each of r resamples"
+    "Hold positives and negatives along the steps, for each of r resamples."
     hit: np.ndarray    # (s, r) positives of the step
     tp: np.ndarray     # (s, r) positives down to the step, its own included
     before: np.ndarray # (s, r) negatives above the step

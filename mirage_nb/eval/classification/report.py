@@ -62,7 +62,7 @@ def pivot_numbers(
 # %% ../../../nbs/eval/classification/70_report.ipynb #41bd1acc
 @dataclass(frozen=True)
 class ClsScores:
-    "Scores of a table of predictions"
+    "Hold the scores of a table of predictions."
     pred: Predictions
     summary: pd.DataFrame         # Class, metric, mean, low, high, n, unit, note
     calibration: pd.DataFrame     # scores, metric, mean, low, high: as predicted, and at the temperature
@@ -77,15 +77,15 @@ class ClsScores:
 
     @property
     def table(self)->pd.DataFrame:
-        "Every metric of all classes together, or averaged by a stated rule."
+        "Return every metric of all classes together, or averaged by a stated rule."
         rows = self.summary[self.summary.Class.isin((ALL, MACRO, WEIGHTED))]
         out = pivot_numbers(rows, 'metric', 'Class')[[ALL, MACRO, WEIGHTED]].fillna('')
         return out.rename(columns={ALL: 'all classes'}).rename_axis(index=f'95 % intervals {self.unit}', columns=None)
 
     def class_table(self,
         metrics:Sequence[str] # of the summary
-    )->pd.DataFrame:          # a row a class
-        "Metrics of each class against the rest."
+    )->pd.DataFrame:          # one row per class
+        "Return the metrics of each class against the rest."
         names, y = list(self.pred.classes), self.pred.y
         rows = self.summary[self.summary.Class.isin(names) & self.summary.metric.isin(metrics)]
         counts = {'positives': np.nansum(y, 0).astype(int), 'negatives': np.nansum(1 - y, 0).astype(int)}
@@ -95,12 +95,12 @@ class ClsScores:
 
     @property
     def per_class(self)->pd.DataFrame:
-        "How well each class is separated from the rest."
+        "Return how well each class is separated from the rest."
         return self.class_table(['AUROC', 'AP', 'F1'])
 
     @property
     def notes(self)->pd.DataFrame:
-        "Why a class is undefined, or its interval unreliable."
+        "Explain why a class is undefined, or its interval unreliable."
         rows = self.summary.drop_duplicates('Class').set_index('Class')[['note']]
         return rows[(rows.note != '') & rows.index.isin(self.pred.classes)]
 
@@ -110,13 +110,13 @@ class ClsScores:
     def line(self,
         name:str # of what was scored
     )->str:      # as 'test: mean AUROC of the classes 0.912 [0.874, 0.951]; balanced accuracy …'
-        "Scores in one line."
+        "Write the scores in one line."
         numbers = '; '.join(_numbers_text(headline_metrics(self).iloc[[0, 1, 3]]))
         return f'{name}: {numbers}; 95 % intervals {self.unit}'
 
     @property
     def means(self)->dict[str, float]:
-        "Metrics of all classes: as 'AUROC, mean (macro)'."
+        "Return the metrics of all classes, as 'AUROC, mean (macro)'."
         rows = self.summary[self.summary.Class.isin((ALL, MACRO, WEIGHTED))]
         return {m if c == ALL else f'{m}, {c}': round(float(v), 4)
                 for m, c, v in zip(rows.metric, rows.Class, rows['mean'], strict=True)}
@@ -142,7 +142,7 @@ def headline_metrics(
 def confusion_table(
     pred:Predictions
 )->pd.DataFrame: # counts
-    "Count truth (rows) by decision (columns); with several labels an image a row for each class, decided at 0.5."
+    "Count truth (rows) by decision (columns); with several labels per image a row for each class, decided at 0.5."
     c, names = label_confusion(pred, np.zeros(len(pred), int), 1), list(pred.classes)
     if pred.single:
         return pd.DataFrame(c[0].astype(int), names, names).rename_axis(index='truth', columns='decision')

@@ -24,7 +24,7 @@ from mirage_nb.eval.classification.report import (
 def class_counts(
     pred:Predictions,
     valid:Predictions|None=None # validation, if there is one
-)->pd.DataFrame:                # a row a class, and one for all
+)->pd.DataFrame:                # one row per class, and one for all
     "Count rows and patients of each class, in test and in validation."
     columns = {}
     for name, p in {'test': pred, 'validation': valid}.items():
@@ -43,7 +43,7 @@ def class_counts(
 # %% ../../../nbs/eval/classification/80_tables.ipynb #04817c80
 def calibration_table(
     scores:ClsScores
-)->pd.DataFrame:     # a row a metric
+)->pd.DataFrame:     # one row per metric
     "Write calibration before and after temperature scaling as text."
     table = pivot_numbers(scores.calibration, 'metric', 'scores')
     return table.rename_axis(index=f'95 % intervals {scores.unit}', columns=None)
@@ -51,7 +51,7 @@ def calibration_table(
 # %% ../../../nbs/eval/classification/80_tables.ipynb #d4c9d008
 def threshold_table(
     scores:ClsScores
-)->pd.DataFrame:     # a row a class and rule; empty without validation
+)->pd.DataFrame:     # one row per class and rule; empty without validation
     "Write what thresholds chosen on validation do on the test images, as text; classes without one are left out."
     rows, keys = scores.thresholds, ['Class', 'rule']
     if len(rows): rows = rows[rows.threshold.notna() & ~rows.Class.isin(list(scores.undefined))]
@@ -70,7 +70,7 @@ def level_table(
     pred:Predictions, # of images
     seed:int=0,
     n:int=10_000      # resamples
-)->pd.DataFrame:      # a row a level
+)->pd.DataFrame:      # one row per level
     "Compute results by image, by eye and by patient, where these are known."
     rows = {}
     for level in LEVELS:

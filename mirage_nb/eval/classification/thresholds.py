@@ -52,10 +52,10 @@ def _npv(c:DecisionCounts)->np.ndarray: return safe_ratio(c.tally.tn, c.tally.tn
 
 
 class ThresholdMetrics:
-    "Metrics of the decisions at given thresholds, for any counts"
+    "Compute the metrics of the decisions at given thresholds, for any counts."
     def __init__(self,
         pred:Predictions,
-        cuts:Sequence[float]|np.ndarray, # one a class; NaN: none, the class is undefined
+        cuts:Sequence[float]|np.ndarray, # one per class; NaN: none, the class is undefined
         unit:np.ndarray|None=None # (n,) number of the unit of each row, from 0; None: each row is one
     )->None:
         unit = np.arange(len(pred)) if unit is None else unit

@@ -60,7 +60,7 @@ def pixel_miou(
 
 # %% ../../../nbs/eval/segmentation/20_metrics.ipynb #c8b172a5
 class PixelCounts(NamedTuple):
-    "Pixel counts of classes; arrays of one shape, summed over any number of slices"
+    "Hold pixel counts of classes; arrays of one shape, summed over any number of slices."
     hit: np.ndarray       # pixels that are the class in both
     predicted: np.ndarray # pixels that are the class in the prediction
     true: np.ndarray      # pixels that are the class in the ground truth
@@ -94,7 +94,7 @@ def _label_edges(
 
 # %% ../../../nbs/eval/segmentation/20_metrics.ipynb #b7f510d8
 class EdgeDistances:
-    "Distances in pixels from each edge point of one mask to the edge of another"
+    "Hold the distances in pixels from each edge point of one mask to the edge of another."
     def __init__(self,
         away:np.ndarray,  # (m, 2) edge points that do not lie on the other edge
         other:np.ndarray, # (k, 2) all points of the other edge
@@ -104,7 +104,7 @@ class EdgeDistances:
 
     @cached_property
     def values(self)->np.ndarray: # (total,) pixels
-        "Distances in rising order."
+        "Return the distances in rising order."
         out = np.zeros(self.total)
         if not len(self.away): return out
         tree = cKDTree(self.other, balanced_tree=False, compact_nodes=False)
@@ -114,7 +114,7 @@ class EdgeDistances:
     def percentile(self,
         q:float # in [0, 100]
     )->float:   # pixels
-        "Percentile of the distances, interpolated linearly."
+        "Compute a percentile of the distances, interpolated linearly."
         rank = q/100 * (self.total - 1)
         low, high = int(rank), min(int(rank) + 1, self.total - 1)
         if self.total - len(self.away) > high: return 0.  # among points that coincide: no search
@@ -147,7 +147,7 @@ def _hd95(
 # %% ../../../nbs/eval/segmentation/20_metrics.ipynb #a1c9d103
 @dataclass(frozen=True)
 class Convention:
-    "What a metric is where a class is missing"
+    "State what a metric is where a class is missing."
     neither: float                  # of a class that neither side has; NaN: left out
     worst_if_one_sided: bool        # distances where one side lacks the class: the worst value; otherwise left out
     full_slice_is_empty: bool       # a slice that is all of one class counts as one without it
@@ -171,7 +171,7 @@ def get_convention(
 # %% ../../../nbs/eval/segmentation/20_metrics.ipynb #a1c9d106
 @dataclass(frozen=True)
 class SegMetric:
-    "How to compute and show a segmentation metric; exactly one of the two functions is given"
+    "State how to compute and show a segmentation metric; exactly one of the two functions is given."
     from_counts: Callable[[PixelCounts], _Ratio]|None = None # ratio of pixel counts, pooled by summing counts
     from_edges: Callable[[EdgeDistances, EdgeDistances], float]|None = None # of one class in a slice, pooled by mean
     unit: str = ''                # as 'pixels'; '': a share from 0 to 1
@@ -188,7 +188,7 @@ class SegMetric:
     def title(self,
         name:str # its key
     )->str:      # as 'HD95, pixels'
-        "Heading of its column in a report."
+        "Return the heading of its column in a report."
         return f'{name}, {self.unit}' if self.unit else name
 
 

@@ -48,7 +48,7 @@ def _predict_masks(
     folder:Path,                  # receives ID.png and rows.jsonl
     accelerator:Accelerator,      # device and precision
     batch_size:int=4
-)->pd.DataFrame:                  # a row an image: id, file, rows, cols, confidence, and the share of each class
+)->pd.DataFrame:                  # one row per image: id, file, rows, cols, confidence, and the share of each class
     "Predict every image of a dataset; predictions that exist are kept."
     folder.mkdir(parents=True, exist_ok=True)
     record = folder/'rows.jsonl'

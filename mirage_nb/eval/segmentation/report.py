@@ -23,16 +23,16 @@ from ...storage import write_atomic
 # %% ../../../nbs/eval/segmentation/60_report.ipynb #d91675d6
 @dataclass(frozen=True)
 class SegScores:
-    "Scores of predictions, from slices to means"
-    slices: pd.DataFrame     # strict, a row a slice and class
-    volumes: pd.DataFrame    # both conventions, a row a volume and class
-    summary: pd.DataFrame    # strict, with intervals, a row a class and metric
+    "Hold the scores of predictions, from slices to means."
+    slices: pd.DataFrame     # strict, one row per slice and class
+    volumes: pd.DataFrame    # both conventions, one row per volume and class
+    summary: pd.DataFrame    # strict, with intervals, one row per class and metric
     published: pd.DataFrame  # the same in the published convention, as text
     patients: Mapping[str, str]|None = None # volume -> patient
 
     @property
     def table(self)->pd.DataFrame:
-        "Strict scores of each class as text, with the unit of the intervals."
+        "Return the strict scores of each class as text, with the unit of the intervals."
         rows = report_table(self.summary).set_index('Class').drop(columns=['note', 'undefined'])
         titles = {name: m.title(name) for name, m in SEG_METRICS.items()}
         return rows.rename(columns=titles | {'n': f'units ({self.summary.unit.iloc[0]})'})
@@ -62,7 +62,7 @@ class SegScores:
     def line(self,
         name:str # of what was scored
     )->str:      # as 'fine-tuned: mean Dice of layers 0.912 [0.874, 0.951]'
-        "Scores in one line."
+        "Write the scores in one line."
         rows = self.summary[(self.summary.metric == 'Dice') & self.summary.Class.str.startswith('mean')]
         rows = rows[rows.Class != 'mean'] if len(rows) > 1 else rows
         def text(r:pd.Series)->str:
@@ -115,7 +115,7 @@ def compare_segmentations(
     first:SegScores,
     second:SegScores, # of the same images
     metric:str='Dice' # a strict one
-)->pd.DataFrame:      # Class, difference, low, high, n, unit: a row a mean
+)->pd.DataFrame:      # Class, difference, low, high, n, unit: one row per mean
     "Compute the differences of the means of two models, the first minus the second, in the same resamples."
     a, b = (s.volumes[s.volumes.convention == 'strict'] for s in (first, second))
     return paired_differences((a, b), metric, first.patients, (first.slices, second.slices))

@@ -76,7 +76,7 @@ def score_slices(
     class_map:Mapping[int, int]|None=None, # cross-dataset: predicted grey value -> grey value of this dataset
     source:Sequence[ClassInfo]=(),     # with class_map: the classes that `pred` indexes
     background:bool=False              # also rows of background classes
-)->pd.DataFrame: # id, volume, slice, Class, group, a column a metric, status, hit, predicted, true, convention
+)->pd.DataFrame: # id, volume, slice, Class, group, one column per metric, status, hit, predicted, true, convention
     "Score slices: one row for each slice and class."
     rule = get_convention(convention)
     if diagonal: rule = replace(rule, worst_if_one_sided=True)
@@ -100,7 +100,7 @@ _COUNTED = ['slices', 'present', 'undefined', 'missed', 'false', 'neither']
 
 def pool_volumes(
     slices:pd.DataFrame # from `score_slices`
-)->pd.DataFrame: # ID, Class, group, a column a metric, slices, present, undefined, missed, false, neither, convention
+)->pd.DataFrame: # ID, Class, group, each metric, slices, present, undefined, missed, false, neither, convention
     "Pool the rows of slices to one row for each volume and class."
     marks = {k: slices['status'] == k for k in ('missed', 'false', 'neither')}
     by = slices.assign(slices=1, present=slices['true'] > 0, undefined=marks['missed'] | marks['false'], **marks)

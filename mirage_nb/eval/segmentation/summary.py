@@ -174,7 +174,7 @@ def paired_differences(
     slices:tuple[pd.DataFrame|None, pd.DataFrame|None]=(None, None), # of each model, for a single volume
     n:int=10_000,                                 # resamples
     seed:int=0                                    # the same seed gives the same draws as in `summarise`
-)->pd.DataFrame: # Class, difference, low, high, n, unit: a row a mean
+)->pd.DataFrame: # Class, difference, low, high, n, unit: one row per mean
     "Compute the differences of the means of two models, the first minus the second, in the same resamples."
     if set(pair[0]['ID']) != set(pair[1]['ID']):
         raise ValueError('the two models are scored on different volumes: a paired difference takes the same ones')

@@ -23,7 +23,7 @@ _EPS = 1e-6
 def _summaries(
     seen:Encoded # of a batch
 )->Tensor:       # (b, 3, d): mean of the patches, mean of the normed patches, summary token
-    "Summarise an encoder's tokens as three vectors an image."
+    "Summarise an encoder's tokens as three vectors per image."
     patches = seen.patches.float()
     normed = F.layer_norm(patches, patches.shape[-1:], eps=_EPS)
     return torch.stack([patches.mean(1), normed.mean(1), seen.summary.float()], 1)

@@ -26,7 +26,7 @@ class _LinearHead(nn.Module):
 
     def __init__(self,
         d:int,        # width of a token
-        n_classes:int # classes to tell apart
+        n_classes:int # number of classes
     ):
         super().__init__()
         self.final_layer = nn.Conv2d(d, n_classes, 1)
@@ -96,9 +96,9 @@ class _ConvNeXtHead(nn.Module):
 
     def __init__(self,
         d:int,                 # width of a token
-        n_classes:int,         # classes to tell apart
+        n_classes:int,         # number of classes
         embed_dim:int=6144,    # width a token is projected to, the channels of all its pixels together
-        preds_per_patch:int=16,# pixels a token becomes, a square number
+        preds_per_patch:int=16,# pixels that a token becomes, a square number
         depth:int=4            # ConvNeXt blocks
     ):
         super().__init__()
@@ -125,7 +125,7 @@ class _SegmenterHead(nn.Module):
 
     def __init__(self,
         d:int,              # width of a token
-        n_classes:int,      # classes to tell apart
+        n_classes:int,      # number of classes
         embed_dim:int=768,  # width inside the head
         num_heads:int=12,   # attention heads
         depth:int=2,        # blocks
@@ -207,7 +207,7 @@ class _DPTHead(nn.Module):
     "Dense prediction transformer (Ranftl et al. 2021)."
     def __init__(self,
         d:int|Sequence[int],                         # width of a token, or channels of each of the four maps
-        n_classes:int,                               # classes to tell apart
+        n_classes:int,                               # number of classes
         hooks:Sequence[int]=(2, 5, 8, 11),           # encoder layers to read, from fine to coarse
         layer_dims:Sequence[int]=(96, 192, 384, 768),# channels of the four maps
         feature_dim:int=256,                         # channels of the fused maps
@@ -268,7 +268,7 @@ def build_seg_head(
     name:str,             # 'linear', 'convnext', 'segmenter' or 'dpt'
     widths:Sequence[int], # channels of the map of each layer of the encoder
     pyramid:bool,         # whether these maps shrink with depth
-    n_classes:int,        # classes to tell apart
+    n_classes:int,        # number of classes
     **options:Any         # keywords of the head
 )->nn.Module:             # with `taps`, the layers whose maps it reads
     "Build a segmentation head for the maps of an encoder."

@@ -80,7 +80,7 @@ def test_frontal_views_only_and_validation_by_patient(chexpert):
     (['CheXpert-v1.0-small/train/p1/view1_frontal.jpg,F,6,Frontal,AP,,1.0,,,,'], 'names no patient, as patient00001'),
     (['CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg,F,6,Frontal,AP,,1.0,maybe,,,'],
      "line 2: Edema is 'maybe'; it takes 1, 0, -1 or nothing"),
-    (['CheXpert-v1.0-small/train/patient09999/study1/view1_frontal.jpg,F,6,Frontal,AP,,1.0,,,,'], 'not there')])
+    (['CheXpert-v1.0-small/train/patient09999/study1/view1_frontal.jpg,F,6,Frontal,AP,,1.0,,,,'], 'are missing')])
 def test_chexpert_errors(chexpert, lines, says):
     folder, write, _ = chexpert
     write('train', *lines)
@@ -91,8 +91,8 @@ def test_absent_images_are_dropped_only_when_asked(chexpert):
     folder, write, line = chexpert
     write('train', *(line('train', p, '1.0,,,,') for p in (1, 2, 3)))
     (folder/'CheXpert-v1.0-small/train/patient00002/study1/view1_frontal.jpg').unlink()
-    with pytest.raises(FileNotFoundError, match='1 of 4 images are not there.*patient00002'): _chexpert_table(folder)
-    with pytest.warns(UserWarning, match='1 of 4 images are not there'): t = _chexpert_table(folder, absent='drop')
+    with pytest.raises(FileNotFoundError, match='1 of 4 images are missing.*patient00002'): _chexpert_table(folder)
+    with pytest.warns(UserWarning, match='1 of 4 images are missing'): t = _chexpert_table(folder, absent='drop')
     assert len(t) == 3 and 'patient00002' not in set(t.patient)
 
 
@@ -108,7 +108,7 @@ def test_a_patient_in_two_splits_is_named(tmp_path):
     ('00000001_000.png 1 0', "has 3 fields; a line is 'NAME.png and 14 zeros or ones'"),
     ('00000001_000.png' + ' 0'*15, 'line 1: 00000001_000.png has 15 values'),
     ('00000001_000.png' + ' 0'*13 + ' -1', "line 1: 00000001_000.png has '-1'"),
-    ('1.png' + ' 0'*14, "'1.png' is no name of NIH ChestX-ray14"),
+    ('1.png' + ' 0'*14, "'1.png' is not a file name of NIH ChestX-ray14"),
     ('', 'train_official.txt is empty')])
 def test_nih_list_errors(tmp_path, line, says):
     (tmp_path/'train_official.txt').write_text(line)
@@ -203,7 +203,7 @@ def test_policies_of_a_manifest(chexpert, rows):
     own = 'reader = "CheXpert"\nclasses = ["Edema", "Cardiomegaly"]\n'
     with pytest.raises(FileNotFoundError, match='patient00002'): rows(folder, own)
     for policy, expected in (('published', [1, 0]), ('ones', [1, 1]), ('zeros', [0, 0]), ('ignore', [np.nan]*2)):
-        with pytest.warns(UserWarning, match='1 of 4 images are not there'):
+        with pytest.warns(UserWarning, match='1 of 4 images are missing'):
             t = rows(folder, own + f'policy = "{policy}"\nabsent = "drop"\nshares = [0.6, 0.4, 0]\n')
         assert set(t.split) == {'train', 'val', 'test'}
         np.testing.assert_array_equal(t.loc[t.split != 'test', ['label:Edema', 'label:Cardiomegaly']], [expected]*2)

@@ -17,7 +17,7 @@ from mirage_nb.eval.stats import resample
 
 @pytest.mark.slow
 def test_interval_by_patient_covers_the_true_auroc():
-    "In about 95 of 100 experiments; by image it does not, with four alike images a patient"
+    "In about 95 of 100 experiments; by image it does not, with four alike images per patient"
     held, narrow = 0, 0
     true = 0.814  # of two normal distributions 1.2649 apart, sqrt(1.6): normal cdf of 1.2649/sqrt(2)
     for i in range(120):

@@ -22,10 +22,10 @@ def cell(row, column, value): return lambda t: t.astype({column: object}).assign
 
 
 BAD = {  # what is wrong: how, what is said
-    'no rows': (lambda t: t[:0], 'has no rows; a row an image is needed'),
+    'no rows': (lambda t: t[:0], 'has no rows; one row per image is needed'),
     'no patient': (lambda t: t.drop(columns='patient'), 'lacks the column patient; it has id, eye, split, label'),
     'no label, no id': (lambda t: t.drop(columns=['id', 'label']), 'lacks the columns id, label (or label:CLASS'),
-    'no scores': (lambda t: t[['id', 'patient', 'label']], 'lacks the column score:CLASS, one a class'),
+    'no scores': (lambda t: t[['id', 'patient', 'label']], 'lacks the column score:CLASS, one per class'),
     'one score': (lambda t: t[['id', 'patient', 'label', 'score:AMD']], 'has a score for AMD only'),
     'duplicate id': (cell(3, 'id', 'test000L_0'), "id 'test000L_0': this id occurs 2 times; an image is scored once"),
     'empty id': (cell(3, 'id', None), 'row 4: id is empty'),
@@ -36,10 +36,10 @@ BAD = {  # what is wrong: how, what is said
     'text score': (cell(3, 'score:AMD', 'high'), 'score:AMD is high, which is not a number'),
     'score of 2': (cell(3, 'score:AMD', 2.), 'score:AMD is 2; a score is a probability in [0, 1]'),
     'negative score': (cell(3, 'score:AMD', -.1), 'score:AMD is -0.1; a score is a probability'),
-    'sum': (cell(3, 'score:AMD', 0.), 'with one label an image they sum to 1 (softmax)'),
+    'sum': (cell(3, 'score:AMD', 0.), 'with one label per image they sum to 1 (softmax)'),
     'NaN logit': (cell(3, 'logit:AMD', np.nan), 'or leave the logit columns out'),
     'logit of something else': (cell(3, 'logit:AMD', 20.), 'but the logits give'),
-    'one class': (lambda t: t[t.label == 'AMD'], 'is AMD; nothing can be told apart'),
+    'one class': (lambda t: t[t.label == 'AMD'], 'is AMD; nothing can be distinguished'),
     'two forms': (lambda t: t.assign(**{'label:AMD': 1}), 'has `label` and label:AMD'),
     'logit of other classes': (lambda t: t.drop(columns='logit:AMD'), 'logit: stands for NORMAL, DME, score: for')}
 

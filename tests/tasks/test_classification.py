@@ -214,7 +214,8 @@ def test_a_tuned_file_is_tested_as_it_is(home, how):
 
 @pytest.mark.parametrize(('changed', 'words'), [
     ({'epochs': 0}, 'epochs is 1 or more, not 0; with keep_head=True, 0 tests the model of a file'),
-    ({'keep_head': True}, 'keep_head takes the last layer of a file: name one by weights, which is None'),
+    ({'keep_head': True, 'weights': None},
+     'keep_head takes the last layer of a file: name one by weights, which is None'),
     ({'keep_head': True, 'weights': 'random'}, 'which is random')])
 def test_a_last_layer_needs_a_file(changed, words):
     with pytest.raises(ValueError, match=words): settings(**changed)

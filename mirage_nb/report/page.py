@@ -75,6 +75,9 @@ def _number_columns(
     return [any(column) and all(map(_NUMBER.fullmatch, column)) for column in zip(*cells, strict=True)]
 
 
+_LONG = 24        # characters; a longer word may be broken
+
+
 def _shorten(
     text:str,  # of a cell
     digits:int # decimals at most
@@ -94,13 +97,30 @@ def _mark(
     if 'colspan' in row or n < 0: return row
     columns = iter([None]*n + list(digits))
     def cell(m:re.Match[str])->str:
-        most = next(columns)
-        if most is None: return m[0]
+        most, long = next(columns), any(len(word) > _LONG for word in re.sub('<.*?>', ' ', m[3]).split())
+        if most is None: return f'<{m[1]}{m[2]} class="long">{m[3]}</{m[1]}>' if long else m[0]
         return f'<{m[1]}{m[2]} class="number">{m[3] if m[1] == "th" else _shorten(m[3], most)}</{m[1]}>'
     return _CELL.sub(cell, row)
 
 # %% ../../nbs/report/10_page.ipynb #9a6e0010
 _ROW = re.compile(r'<tr\b.*?</tr>', re.S)
+
+
+_MOST_COLUMNS = 12
+
+
+def _turn(
+    header:list[str], # rows of a table, HTML
+    body:list[str]
+)->tuple[list[str], list[str]]: # header and body; columns as rows, if there are too many
+    "Exchange rows and columns of a table that is wider than a page."
+    cells = [[m[0] for m in _CELL.finditer(row)] for row in header + body]
+    n = len(cells[0]) if cells else 0
+    plain = len(header) == 1 and not any('span=' in row for row in header + body) and {len(c) for c in cells} == {n}
+    if not plain or n <= max(_MOST_COLUMNS, len(cells)): return header, body
+    cells[0] = [c.replace(' class="number"', '') for c in cells[0]]  # these become words at the left
+    top, *rows = [f'<tr>{"".join(column)}</tr>' for column in zip(*cells, strict=True)]
+    return [re.sub(r'<(/?)td', r'<\1th', top)], rows
 
 
 def _table(
@@ -114,8 +134,9 @@ def _table(
     pixels = [any(w in name for w in ('HD95', 'pixel')) for name in names]
     pixels += [False]*(len(numbers) - len(pixels))
     digits = [(2 if px else 3) if number else None for number, px in zip(numbers, pixels, strict=True)]
-    top = ''.join(_mark(row, digits) for row in header)
-    return f'<table><thead>{top}</thead><tbody{_ROW.sub(lambda m: _mark(m[0], digits), body)}'
+    top, rows = [_mark(row, digits) for row in header], [_mark(row, digits) for row in _ROW.findall(body)]
+    top, rows = _turn(top, rows)
+    return f'<table><thead>{"".join(top)}</thead><tbody>{"".join(rows)}</tbody></table>'
 
 
 def _html_output(

@@ -34,8 +34,8 @@ assert len(classes) == 2 and 'score:normal' in classes
 seg = mirage_nb.run('seg_tune', dataset='Phantom_OCT', epochs=1, size=32, head='linear', baselines=False)
 scores = mirage_nb.evaluate(seg.folder/'predictions', dataset='Phantom_OCT')
 assert scores.means == seg.metrics['tuned']
-masks = mirage_nb.predict(seg.folder, images, out)
-assert sorted(p.name for p in out.glob('*.png')) == sorted(masks.file)
+masks = mirage_nb.predict(seg.folder, images, out, overlay='contour')
+for k in ('file', 'overlay'): assert all((out/f).exists() for f in masks[k])
 print(mirage_nb.load_model('mirage_tiny').encode({'bscan': __import__('torch').rand(1, 1, 64, 64)}).summary.shape)
 '''
 

@@ -275,8 +275,12 @@ def test_prediction_errors(run, execute, home):
     with pytest.raises(ValueError, match='no image in .*empty'):
         execute('predict', images=str(home/'empty'), run=str(run))
     (home/'empty'/'a.png').write_bytes(b'no image')
-    with pytest.raises(ValueError, match=r'a\.png .*cannot be read as an image'):
+    with pytest.raises(ValueError, match=r'none of the 1 images can be read; .*a\.png .*cannot be read as an image'):
         execute('predict', images=str(home/'empty'), run=str(run))
+    with pytest.raises(ValueError, match='give run or runs, not both'):
+        execute('predict', run=str(run), runs=str(run))
+    with pytest.raises(FileNotFoundError, match='is not the folder of a run'):
+        execute('predict', runs=[str(run), str(home/'empty')])
 
 
 def test_unfinished_run_is_not_evaluated(run, home, execute):

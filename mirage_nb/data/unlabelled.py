@@ -87,8 +87,8 @@ def _check_ids(
     if len(twice): raise ValueError(f"{where}: the id {twice.iloc[0]!r} stands {(ids == twice.iloc[0]).sum()} times "
                                     'or differs in capitals alone; an id names one image')
     bad = [k for k in ids if not k.strip() or re.search(r'(^|/)\.{0,2}(/|$)|[\\:*?"<>|\x00-\x1f]', k)]
-    if bad: raise ValueError(f"{where}: the id {bad[0]!r} cannot name a file; letters, digits, blanks, . _ - and / for a "
-                             'folder can')
+    if bad: raise ValueError(f'{where}: the id {bad[0]!r} cannot name a file; take letters, digits, blanks, . _ - and, '
+                             'for a folder, /')
 
 
 def _table_images(
@@ -101,7 +101,8 @@ def _table_images(
     rows = rows.reset_index(drop=True)
     column = _find_column(rows, home, where, column)
     names = rows[column].astype(str).str.strip()
-    if (names == '').any(): raise ValueError(f'{where}: row {int((names == "").argmax()) + 1} names no file in {column}')
+    if (names == '').any():
+        raise ValueError(f"{where}: row {int((names == '').to_numpy().argmax()) + 1} names no file in {column}")
     ids = rows['id'].astype(str) if 'id' in rows and column != 'id' else pd.Series(
         _ids_of([Path(re.sub(r'^([A-Za-z]:)?/+|(^|/)\.\.?(?=/)', '', v)) for v in names]))
     _check_ids(ids, where)

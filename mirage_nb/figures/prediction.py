@@ -13,34 +13,47 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.figure import Figure
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
-from ..data.files import read_image
+from ..data.files import read_image, unit_range
 from ..data.manifest import ClassInfo
 from ..data.masks import read_mask
-from .common import COLOURS, class_colours, draw_legend, panel_grid
+from mirage_nb.figures.common import (
+    COLOURS,
+    DescribedFigure,
+    blend_classes,
+    draw_image,
+    draw_legend,
+    image_grid,
+    panel_grid,
+)
 from ..storage import write_atomic
 
-# %% ../../nbs/figures/50_prediction.ipynb #01801872
+# %% ../../nbs/figures/50_prediction.ipynb #743196cd
+def _colours(
+    classes:Sequence[ClassInfo]
+)->tuple[np.ndarray, np.ndarray]: # (n, 3) red, green, blue in [0, 1]; (n,) the class is drawn
+    "Read the colours of classes off what is blended over black and over white."
+    mask = np.arange(len(classes))[None]
+    black, white = (blend_classes(np.full(mask.shape, v), mask, classes)[0] for v in (0., 1.))
+    opacity = 1 - (white - black)
+    return black/np.maximum(opacity, 1e-6), opacity.max(1) > 0
+
+
 def draw_overlay(
-    image:np.ndarray,              # (h, w, 3) uint8
+    image:np.ndarray,              # (h, w) in [0, 1]
     mask:np.ndarray,               # (h, w) class indices
     classes:Sequence[ClassInfo],
     kind:Literal['contour', 'fill']='contour'
-)->np.ndarray:                     # (h, w, 3) uint8
+)->np.ndarray:                     # (h, w, 3) in [0, 1]
     "Draw the classes of a mask over an image."
-    colours = class_colours(classes)
-    if kind == 'fill':
-        opacity = colours[mask][..., 3:]
-        return np.rint(image*(1 - opacity) + 255*colours[mask][..., :3]*opacity).astype(np.uint8)
-    out, width = image.copy(), max(1, round(min(mask.shape)/400))
-    for c in classes:
-        if not colours[c.index, 3]: continue
-        area = mask == c.index
-        inside = binary_erosion(area, iterations=width, border_value=1)
-        out[area & ~inside] = np.rint(255*colours[c.index, :3])
+    if kind == 'fill': return blend_classes(image, mask, classes)
+    out, width = np.repeat(image[..., None], 3, -1), max(1, round(min(mask.shape)/400))
+    colours, drawn = _colours(classes)
+    for i in np.flatnonzero(drawn):
+        area = mask == i
+        if area.any(): out[area & ~binary_erosion(area, iterations=width, border_value=1)] = colours[i]
     return out
 
 
@@ -52,30 +65,26 @@ def write_overlay(
     kind:Literal['contour', 'fill']='contour'
 )->Path:
     "Write an image with the classes of its mask over it."
-    drawn = draw_overlay(_visible(image), mask, classes, kind)
+    drawn = np.rint(255*draw_overlay(unit_range(read_image(image)), mask, classes, kind)).astype(np.uint8)
     return write_atomic(path, lambda p: Image.fromarray(drawn).save(p, format='PNG'))
-
-
-def _visible(
-    path:Path # image file
-)->np.ndarray: # (h, w, 3) uint8
-    "Read an image for the eye: grey values are stretched from the least to the greatest."
-    x = read_image(path, 3)
-    low, high = int(x.min()), int(x.max())
-    return ((x.astype(np.float32) - low)*(255/max(high - low, 1))).astype(np.uint8)
 
 # %% ../../nbs/figures/50_prediction.ipynb #e0db2f6d
 _PIXELS = 360  # longer side of an image in a gallery
 
 
-def _small(
-    image:np.ndarray # (h, w, 3) uint8
-)->np.ndarray:
-    "Shrink an image for a gallery."
-    part = _PIXELS/max(image.shape[:2])
-    if part >= 1: return image
+def _picture(
+    row:dict[str, Any],          # of the table of predictions
+    folder:Path,                 # of the prediction, with the mask
+    classes:Sequence[ClassInfo]  # of the mask; empty: the image alone
+)->tuple[np.ndarray, np.ndarray|None]: # small image in [0, 1], and its mask
+    "Draw an image with its mask, small enough for a gallery."
+    mask = read_mask(folder/row['file'], classes) if classes else None
+    if mask is None: image = unit_range(read_image(row['image'], 3))
+    else: image = draw_overlay(unit_range(read_image(row['image'])), mask, classes, 'fill')
+    part = min(1., _PIXELS/max(image.shape[:2]))
     size = max(1, round(image.shape[1]*part)), max(1, round(image.shape[0]*part))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    small = Image.fromarray(np.rint(255*image).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(small)/255, None if mask is None else np.asarray(Image.fromarray(mask).resize(size, 0))
 
 
 def _caption(
@@ -89,35 +98,32 @@ def _caption(
 
 
 def show_gallery(
-    rows:pd.DataFrame,             # of the table of predictions: id, image, uncertainty, and file of a mask or prediction
+    rows:pd.DataFrame,             # of the table of predictions: id, image, uncertainty; file of a mask, or prediction
     folder:Path,                   # of the prediction, with the masks
     classes:Sequence[ClassInfo]=(),# of the masks; empty: images alone
     cols:int=4                     # panels side by side
-)->Figure|None:                    # None: there are no images
+)->DescribedFigure|None:           # None: there are no images
     "Draw images with their predictions, in the order of the table."
     if not len(rows): return None
-    records = rows.to_dict('records')
-    pictures = []
-    for row in records:
-        image = _visible(Path(row['image']))
-        if classes: image = draw_overlay(image, read_mask(folder/row['file'], classes), classes)
-        pictures.append(_small(image))
-    cols = min(cols, len(rows))
-    high = float(np.median([p.shape[0]/p.shape[1] for p in pictures]))
-    fig, axes = panel_grid(-(-len(rows)//cols), cols, 2.9, 2.9*min(max(high, .4), 1.4) + .45)
-    for ax in axes.flat: ax.set_axis_off()
-    for ax, picture, row in zip(axes.flat, pictures, records, strict=False):
-        ax.imshow(picture, interpolation='nearest')
-        ax.set_title(_caption(row), fontsize=8)
-    if classes: draw_legend(fig, classes)
+    records: list[dict[str, Any]] = rows.to_dict('records')  # type: ignore[assignment]
+    pictures = [_picture(r, folder, classes) for r in records]
+    n = min(cols, len(rows))
+    middle = sorted((p for p, _ in pictures), key=lambda p: p.shape[0]/p.shape[1])[len(pictures)//2]
+    fig, axes = image_grid(-(-len(rows)//n), n, middle.shape[:2], 2.9)
+    for ax in axes.flat[len(rows):]: ax.set_axis_off()
+    for ax, (picture, _), row in zip(axes.flat, pictures, records, strict=False):
+        draw_image(ax, picture, _caption(row))
+    if classes: draw_legend(fig, classes, [(p, m) for p, m in pictures if m is not None])
+    words = '; '.join(_caption(r).replace('\n', ', ') for r in records)
+    fig.description = f'Images with their predictions: {words}'
     return fig
 
 # %% ../../nbs/figures/50_prediction.ipynb #cff35fd0
 def show_uncertainty(
     rows:pd.DataFrame # of the table of predictions: uncertainty, and perhaps unlike, distance and far
-)->Figure:
+)->DescribedFigure:
     "Draw the distribution of the uncertainty, and the distance from the training images against it."
-    compared = 'distance' in rows and rows.distance.notna().any()
+    compared = 'distance' in rows and bool(rows.distance.notna().any())
     fig, (axes,) = panel_grid(1, 1 + compared, 4., 2.8)
     axes[0].hist(rows.uncertainty, bins=np.linspace(0, max(float(rows.uncertainty.max()), .01), 21), color=COLOURS[0])
     axes[0].set(xlabel='uncertainty (0: sure, 1: a guess)', ylabel='images')
@@ -129,4 +135,6 @@ def show_uncertainty(
         axes[1].set(xlabel='uncertainty', ylabel='distance from the training\nimages (1: usual)', ylim=(0, None))
         axes[1].legend(frameon=False, fontsize=8, title='the training images', title_fontsize=8)
     sns.despine(fig)
+    fig.description = (f'Histogram of the uncertainty of {len(rows)} images, median {rows.uncertainty.median():.2f}'
+                       + ('; and their distance from the training images against it' if compared else ''))
     return fig

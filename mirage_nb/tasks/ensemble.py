@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import torch
@@ -26,7 +26,7 @@ from ..data.manifest import ClassInfo
 from ..data.segmentation import SegDataset, collate
 from ..eval.classification.predictions import to_scores
 from ..eval.uncertainty import disagreement, image_uncertainty
-from ..models.checkpoints import read_checkpoint, read_metadata
+from ..models.checkpoints import model_kind, read_checkpoint
 from ..models.classification import load_cls_model
 from ..models.heads.classification import ClsModel
 from ..models.segmentation import SegModel, load_seg_model
@@ -53,8 +53,9 @@ class Member:
         if not file.exists(): raise FileNotFoundError(
             f'{run.folder} holds no fine-tuned model (best.safetensors); name a run of 30_seg_tune or 31_cls_tune')
         ckpt = read_checkpoint(file)
-        load: Any = load_cls_model if 'cls_model' in read_metadata(ckpt) else load_seg_model
-        return cls(run, *load(ckpt), ckpt.sha256)
+        load: Any = load_cls_model if model_kind(ckpt) == 'cls_model' else load_seg_model
+        model, about = load(ckpt)
+        return cls(run, model, about, ckpt.sha256)
 
     @property
     def task(self)->str: return 'classification' if 'cls_model' in self.about else 'segmentation'
@@ -75,7 +76,8 @@ class Member:
         if 'seg_model' in self.about:
             kind = self.about['seg_model']
             return InputSpec(**encoder_record(kind['name']).input_keywords(kind['size']))
-        return InputSpec(**cast(Any, {k: tuple(v) if isinstance(v, list) else v for k, v in self.about['spec'].items()}))
+        stated: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in self.about['spec'].items()}
+        return InputSpec(**stated)
 
     def images(self,
         table:pd.DataFrame # id, image
@@ -155,7 +157,7 @@ class Ensemble:
         for m in members[1:]:
             _check_same(first, m)
             if [m.sha256 == k.sha256 for k in members].count(True) > 1:
-                raise ValueError(f'{m.run.folder} has the model of another run that is named; an ensemble takes each once')
+                raise ValueError(f'{m.run.folder} holds the model of another run here; an ensemble takes each once')
         return cls(members)
 
     @property
@@ -177,7 +179,8 @@ class Ensemble:
         "Average the probabilities of the members for one image."
         each = [self._probabilities(z, size) for z in scores]
         p = torch.stack(each).mean(0) if len(each) > 1 else each[0]
-        return ImagePrediction(name, size, p, *image_uncertainty(p, self.multi), disagreement(each, self.multi), features)
+        sure, unsure = image_uncertainty(p, self.multi)
+        return ImagePrediction(name, size, p, sure, unsure, disagreement(each, self.multi), features)
 
     def _probabilities(self, z:Tensor, size:tuple[int, int])->Tensor:
         "Turn the scores of an image into probabilities, of a mask at the size of the image."
@@ -191,7 +194,8 @@ def _check_same(
 )->None:
     "Refuse two models whose probabilities are of different classes."
     if first.task != other.task: raise ValueError(
-        f'{first.run.folder} is a {first.task} and {other.run.folder} a {other.task}; an ensemble takes runs of one task')
+        f'{first.run.folder} is a {first.task} and {other.run.folder} a {other.task}; '
+        'an ensemble takes runs of one task')
     def known(m:Member)->Any:
         return [(c.value, c.label) for c in m.infos] or (m.classes, bool(m.about['multi']))
     if known(first) != known(other): raise ValueError(

@@ -33,10 +33,12 @@ def _training_images(
     member:Member
 )->dict[str, pd.DataFrame]: # 'train' and 'val': id, image
     "List the images that a model was trained on and chosen by."
-    run, kind, task = member.run, SegRecipe, SegmentationTask
-    if member.task == 'classification': kind, task = ClsRecipe, ClassificationTask  # type: ignore[assignment]
+    run = member.run
+    kind: Any = SegRecipe
+    task: Any = SegmentationTask
+    if member.task == 'classification': kind, task = ClsRecipe, ClassificationTask
     known = {f.name for f in fields(kind)}
-    job: Any = task.from_settings(kind(**{k: v for k, v in run.settings.items() if k in known}))  # type: ignore[arg-type]
+    job = task.from_settings(kind(**{k: v for k, v in run.settings.items() if k in known}))
     if job.data.sha256 != run.sources.get('data'):
         raise ValueError(f"the images of {run.settings['dataset']} are not those that it was trained on any more")
     if member.task == 'segmentation': return {k: t.assign(image=t.bscan) for k, t in job.data.tables.items()}

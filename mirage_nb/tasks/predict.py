@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..core import unknown
 from ..data.audit import hash_content
 from ..data.manifest import read_manifest
 from ..data.masks import write_mask
@@ -58,7 +59,8 @@ class _Writer:
     def _classes(self, found:ImagePrediction)->dict[str, Any]:
         "Say which classes an image has."
         names, p = self.ensemble.members[0].classes, found.p.tolist()
-        held = [c for c, v in zip(names, p, strict=True) if v >= .5] if self.ensemble.multi else [names[int(np.argmax(p))]]
+        held = [names[int(np.argmax(p))]]
+        if self.ensemble.multi: held = [c for c, v in zip(names, p, strict=True) if v >= .5]
         return {'prediction': ', '.join(held) or 'none', **{f'score:{c}': v for c, v in zip(names, p, strict=True)}}
 
     def _mask(self, found:ImagePrediction, image:Path)->dict[str, Any]:
@@ -101,8 +103,8 @@ _FILES = 'file', 'overlay', 'probabilities'
 
 
 @dataclass(eq=False)
-class _Prediction:
-    "Images that one run or several are to predict."
+class _Inputs:
+    "Images that one run or several are to predict, and what was predicted of them before."
     table: pd.DataFrame      # id, image, sha256, fault, and other columns of the user's table
     ensemble: Ensemble
     settings: Predict
@@ -112,7 +114,8 @@ class _Prediction:
         "Hash what a prediction is made from."
         members = self.ensemble.members
         data = hash_content(self.table.id, {'image': self.table.sha256})
-        return {'data': data, **{f'model {i + 1}' if len(members) > 1 else 'model': m.sha256 for i, m in enumerate(members)}}
+        names = ['model'] if len(members) == 1 else [f'model {i + 1}' for i in range(len(members))]
+        return {'data': data, **{k: m.sha256 for k, m in zip(names, members, strict=True)}}
 
     @cached_property
     def neighbours(self)->list[Neighbours|str]:
@@ -131,6 +134,14 @@ class _Prediction:
         rows = {r['id']: r for r in read_json_lines(folder/'rows.jsonl') if r['key'] == keys.get(r['id'])}
         return {k: r for k, r in rows.items() if all((folder/r[f]).exists() for f in _FILES if f in r)}
 
+    @property
+    def unreadable(self)->pd.DataFrame:
+        "List the files that cannot be read, and why."
+        return self.table.loc[self.table.fault != '', ['id', 'image', 'fault']].reset_index(drop=True)
+
+# %% ../../nbs/tasks/75_predict.ipynb #8d94e163
+class _Prediction(_Inputs):
+    "Prediction of images, one after another."
     def predict(self,
         folder:Path # receives predictions.csv, and the files of a segmentation
     )->pd.DataFrame: # of images that could be read
@@ -147,9 +158,11 @@ class _Prediction:
         "Predict batches of images, and note each row."
         files, hashes = dict(zip(good.id, good.image, strict=True)), dict(zip(good.id, good.sha256, strict=True))
         writer = _Writer(folder, self.ensemble, self.settings, self.neighbours)
-        loader: Any = DataLoader(self.ensemble.samples(good), batch_sampler=todo, collate_fn=list)  # type: ignore[arg-type]
+        data: Any = self.ensemble.samples(good)
+        loader: Any = DataLoader(data, batch_sampler=todo, collate_fn=list)  # type: ignore[arg-type]
         with open(folder/'rows.jsonl', 'a') as out, tqdm(
                 total=sum(map(len, todo)), desc='predicting', unit='image', delay=3) as bar:
+            if out.tell(): out.write('\n')  # the last line may be half written
             for samples in loader:
                 whole = [s for s in samples if 'fault' not in s]
                 found = [writer.row(p, files[p.id]) for p in (self.ensemble.predict(whole) if whole else [])]
@@ -166,17 +179,12 @@ class _Prediction:
         if len(lost): save_table(lost, folder/'unreadable.csv')
         if len(lost) == len(self.table): raise ValueError(
             f'none of the {len(lost)} images can be read; {lost.image.iloc[0]}: {lost.fault.iloc[0]}')
-        rows = pd.DataFrame([done[k] for k, f in faults.items() if not f]).drop(columns=['key', 'fault'], errors='ignore')
+        rows = pd.DataFrame([done[k] for k, f in faults.items() if not f]).drop(columns='key')
         given = self.table[self.table.fault == ''].drop(columns=['sha256', 'fault']).reset_index(drop=True)
         given = given.rename(columns={c: f'{c} (table)' for c in given if c in rows and c != 'id'})
         return save_table(given.merge(rows, on='id', validate='1:1'), folder/'predictions.csv')
 
-    @property
-    def unreadable(self)->pd.DataFrame:
-        "List the files that cannot be read, and why."
-        return self.table.loc[self.table.fault != '', ['id', 'image', 'fault']].reset_index(drop=True)
-
-# %% ../../nbs/tasks/75_predict.ipynb #eec690b8
+# %% ../../nbs/tasks/75_predict.ipynb #2e398d70
 def sum_up(
     job:_Prediction,
     rows:pd.DataFrame # of its predictions
@@ -189,15 +197,15 @@ def sum_up(
              *shape_notes(rows, [s for n in found for s in n.shapes], first.spec.size)]
     runs = [m.run.folder.name for m in job.ensemble.members]
     return {'summary': summary_lines(rows, len(job.table), first.task, names, runs),
-            'verdicts': prediction_verdicts(rows, job.unreadable, names, notes), 'task': first.task, 'images': len(rows),
-            'unreadable': len(job.unreadable), 'unlike': int(rows.far.sum()) if 'far' in rows else None,
+            'verdicts': prediction_verdicts(rows, job.unreadable, names, notes), 'task': first.task,
+            'images': len(rows), 'unreadable': len(job.unreadable), 'unlike': int(rows.far.sum()) if 'far' in rows else None,
             'confidence': float(rows.confidence.mean()), 'uncertainty': float(rows.uncertainty.mean())}
 
-# %% ../../nbs/tasks/75_predict.ipynb #590b59f3
+# %% ../../nbs/tasks/75_predict.ipynb #f3aa6820
 def tuned_stage(
     cfg:Predict
 )->str:         # 'seg_tune' or 'cls_tune'
-    "Choose the kind of run that tuned_on takes: the task that is named, else segmentation where there is such a run."
+    "Choose the kind of run that tuned_on takes: of the task that is named, else a segmentation if there is one."
     if cfg.task: return {'segmentation': 'seg_tune', 'classification': 'cls_tune'}[cfg.task]
     name = dataset_name(cfg.tuned_on)
     return 'cls_tune' if finished_runs('cls_tune', name) and not finished_runs('seg_tune', name) else 'seg_tune'
@@ -224,36 +232,23 @@ def images_label(
     "Name the images of a prediction."
     return Path(cfg.images).expanduser().resolve().stem if cfg.images else 'Phantom_OCT'
 
-# %% ../../nbs/tasks/75_predict.ipynb #4e4d9e3d
+# %% ../../nbs/tasks/75_predict.ipynb #75a2e8d0
+_SCRIPT = 'image_column', 'overlay', 'save_probabilities', 'compare_with', 'batch_size'
+
+
 def predict(
-<<<<<<< HEAD
-    run:str|Path|Run,        # a finished run of 30_seg_tune or 31_cls_tune, or its folder
-    images:str|Path,         # folder of images
-    folder:str|Path='',      # receives the masks of a segmentation, ID.png; '': predicted/NAME in the run's folder
-    batch_size:int=4         # images at a time
-)->pd.DataFrame:             # one row per image: its mask's file and the share of each class, or the class scores
-    "Predict the images of a folder by the model of a run."
-    at = (run if isinstance(run, Run) else open_run(run)).folder
-    table = folder_table(Path(images).expanduser())
-    model = read_checkpoint(at/'best.safetensors')
-    if model_kind(model) == 'cls_model':
-        return predict_cls(model, table.rename(columns={'bscan': 'image'})[['id', 'image']], batch_size)
-    to = Path(folder).expanduser() if folder else at/'predicted'/Path(images).expanduser().resolve().name
-    return predict_images(model, table, to, batch_size)
-=======
     run:str|Path|Run|Sequence[str|Path|Run], # finished 30_seg_tune or 31_cls_tune, or its folder; a list: an ensemble
     images:str|Path|pd.DataFrame,            # folder, CSV table with a column of files, one image, or a data frame
     folder:str|Path='',                      # receives the files; '': predicted/NAME in the folder of the first run
-    **options:Any                            # of 33_predict: image_column, overlay, save_probabilities, ...
+    **options:Any                            # of 33_predict, as overlay='contour' and save_probabilities=True
 )->pd.DataFrame:                             # a row an image that could be read
     "Predict images by the model of a run, or by the mean of several."
     runs = [run] if isinstance(run, (str, Path, Run)) else list(run)
     if not runs: raise ValueError('no run is named; give the folder of one, or a list of several')
-    named = {} if isinstance(images, pd.DataFrame) else {'images': str(images)}
-    cfg = Predict(**{'overlay': 'none', **named, **options})
-    table = unlabelled_images(images, cfg.image_column)
-    job = _Prediction(hash_readable(table), Ensemble.open(runs), cfg)
-    name = images_label(cfg) if named else 'table'
-    to = Path(folder).expanduser() if folder else job.ensemble.members[0].run.folder/'predicted'/name
-    return job.predict(to)
->>>>>>> e34154a (Prediction of unlabelled images: masks and classes, ensembles, unlike images)
+    for k in options:
+        if k not in _SCRIPT: raise TypeError(unknown('option', k, _SCRIPT))
+    name = 'table' if isinstance(images, pd.DataFrame) else str(images)
+    cfg = Predict(**{'overlay': 'none', 'images': name} | options)
+    job = _Prediction(hash_readable(unlabelled_images(images, cfg.image_column)), Ensemble.open(runs), cfg)
+    own = job.ensemble.members[0].run.folder/'predicted'/images_label(cfg)
+    return job.predict(Path(folder).expanduser() if folder else own)

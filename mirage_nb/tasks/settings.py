@@ -23,8 +23,9 @@ from ..models.segmentation import seg_model
 from ..models.tuning import choose_training
 from ..models.zoo import encoder_record, weights_file
 from ..recipes.classification import ClsEval, ClsRecipe, FewShot, cls_recipe
+from ..recipes.prediction import Predict
 from ..recipes.pretraining import MAERecipe, MultiMAERecipe, PretrainRecipe, pretrain_recipe
-from ..recipes.segmentation import SegEval, SegPredict, SegRecipe, seg_recipe
+from ..recipes.segmentation import SegEval, SegRecipe, seg_recipe
 from ..recipes.settings import override, rows_cols
 from ..records import open_run
 from ..train.losses import seg_loss
@@ -151,10 +152,11 @@ def _mae_settings(
 
 # %% ../../nbs/tasks/03_settings.ipynb #03a00015
 def _check_scoring(
-    cfg:SegEval|ClsEval|SegPredict
+    cfg:SegEval|ClsEval|Predict
 )->_Chosen:
     "Return the settings of an evaluation or a prediction as they are; an error if their run or dataset is not there."
-    if cfg.run: open_run(cfg.run)
+    for folder in (*cfg.runs, cfg.run) if isinstance(cfg, Predict) else (cfg.run,):
+        if folder: open_run(folder)
     if isinstance(cfg, SegEval) and cfg.dataset: dataset_dir(read_manifest(cfg.dataset))
     return cfg, None
 
@@ -162,7 +164,7 @@ def _check_scoring(
 _STAGES:dict[str, Callable[[Mapping[str, Any]], tuple[Any, Manifest|None]]] = {
     'seg_tune': _seg_settings, 'cls_tune': _cls_settings, 'few_shot': _few_shot_settings,
     'pretrain_multimae': _multimae_settings, 'pretrain_mae': _mae_settings,
-    'predict': lambda p: _check_scoring(override(SegPredict(), **p)),
+    'predict': lambda p: _check_scoring(override(Predict(), **p)),
     'seg_eval': lambda p: _check_scoring(override(SegEval(), **p)),
     'cls_eval': lambda p: _check_scoring(override(ClsEval(), **p))}
 

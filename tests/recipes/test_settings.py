@@ -9,11 +9,12 @@ import pytest
 
 from mirage_nb.recipes.base import TrainingRecipe
 from mirage_nb.recipes.classification import _TUNED_BY, CLS_RECIPES, ClsEval, ClsRecipe, FewShot, cls_recipe
+from mirage_nb.recipes.prediction import Predict
 from mirage_nb.recipes.pretraining import PRETRAIN_RECIPES, MAERecipe, MultiMAERecipe, pretrain_recipe
-from mirage_nb.recipes.segmentation import SEG_RECIPES, SegEval, SegPredict, SegRecipe
+from mirage_nb.recipes.segmentation import SEG_RECIPES, SegEval, SegRecipe
 from mirage_nb.recipes.settings import list_options, option_comments, override, settings_table
 
-KINDS = [SegRecipe, ClsRecipe, MultiMAERecipe, MAERecipe, FewShot, SegEval, SegPredict, ClsEval]
+KINDS = [SegRecipe, ClsRecipe, MultiMAERecipe, MAERecipe, FewShot, SegEval, Predict, ClsEval]
 RECIPES = SEG_RECIPES | CLS_RECIPES | PRETRAIN_RECIPES
 
 

@@ -198,7 +198,8 @@ def sum_up(
     runs = [m.run.folder.name for m in job.ensemble.members]
     return {'summary': summary_lines(rows, len(job.table), first.task, names, runs),
             'verdicts': prediction_verdicts(rows, job.unreadable, names, notes), 'task': first.task,
-            'images': len(rows), 'unreadable': len(job.unreadable), 'unlike': int(rows.far.sum()) if 'far' in rows else None,
+            'images': len(rows), 'unreadable': len(job.unreadable),
+            'unlike': int(rows.far.sum()) if 'far' in rows else None,
             'confidence': float(rows.confidence.mean()), 'uncertainty': float(rows.uncertainty.mean())}
 
 # %% ../../nbs/tasks/75_predict.ipynb #f3aa6820

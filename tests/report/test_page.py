@@ -1,10 +1,12 @@
 "The report page: offline, small, in the order of a reader, the same from the runner and from a live kernel"
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -145,3 +147,25 @@ def test_report_without_a_kernel(home, monkeypatch):
     (folder/'report.html').write_text('that of the runner')
     write_report(Run(folder, {}, {}, True), 'seg_tune', {})
     assert page_of(folder/'report.html') == 'that of the runner'
+
+
+MEASURE = """<script>addEventListener("load", () => {
+const right = e => e.getBoundingClientRect().right
+const out = [...document.querySelectorAll("main *")].filter(e => right(e) > innerWidth + 1)
+document.title = `${document.documentElement.scrollWidth <= innerWidth} ${out.map(e => e.tagName)}`
+})</script>"""
+
+
+@pytest.mark.skipif(not shutil.which('chromium'), reason='no Chromium to measure a page with')
+def test_nothing_runs_out_of_the_page(tmp_path):
+    "A table of 25 columns, one of long texts, and one of long words, at 1280 pixels: nothing needs to scroll"
+    numbers = pd.DataFrame([[.123456]*25]*3, ['tuned', 'random', 'chance'], [f'mean of metric {i}' for i in range(25)])
+    texts = pd.DataFrame({'value': ['118 tensors (input_adapters.bscanlayermap, output_adapters.slo)'*6, '/folder'*60]},
+                         ['not used', 'file'])
+    with pd.option_context('display.max_colwidth', None): tables = [t.to_html() for t in (numbers, texts)]
+    cells = [new_code_cell(outputs=[new_output('execute_result', {'text/html': t})]) for t in tables]
+    path = write_page(executed(new_markdown_cell('## Scores'), *cells), tmp_path/'report.html')
+    path.write_text(page_of(path).replace('</body>', MEASURE + '</body>'))
+    command = ['chromium', '--headless', '--no-sandbox', '--disable-gpu', '--window-size=1280,900', '--dump-dom']
+    done = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=120)
+    assert re.findall('<title>(.*?)</title>', done.stdout, re.S) == ['true ']

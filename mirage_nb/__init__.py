@@ -2,7 +2,7 @@
 
 >>> import mirage_nb
 >>> run = mirage_nb.run('cls_tune', dataset='Phantom_OCT', epochs=20)   # a pipeline of nbs/, with its parameters
->>> run.metrics['tuned'], run.predictions, run.model                    # also of a run that is read by read_run
+>>> run.metrics['fine-tuned'], run.predictions, run.model                    # also of a run that is read by read_run
 >>> mirage_nb.predict(run, 'folder/of/images')
 """
 __version__ = "0.1.0"

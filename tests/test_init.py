@@ -25,15 +25,15 @@ images, out = map(Path, sys.argv[1:])
 tuned = mirage_nb.run('cls_tune', dataset='Phantom_OCT', epochs=2, size=32, baselines=False)
 assert tuned.settings['epochs'] == 2 and tuned.report.exists() and len(tuned.history) == 2
 again = mirage_nb.read_run(tuned.folder)
-assert again.metrics == tuned.metrics and 'balanced accuracy' in tuned.metrics['tuned']
+assert again.metrics == tuned.metrics and 'balanced accuracy' in tuned.metrics['linear probe']
 scores = mirage_nb.evaluate(tuned.folder/'predictions_test.csv', resamples=200)
-assert scores.means['balanced accuracy'] == tuned.metrics['tuned']['balanced accuracy']
+assert scores.means['balanced accuracy'] == tuned.metrics['linear probe']['balanced accuracy']
 classes = mirage_nb.predict(tuned, images)
 assert len(classes) == 2 and 'score:normal' in classes
 
 seg = mirage_nb.run('seg_tune', dataset='Phantom_OCT', epochs=1, size=32, head='linear', baselines=False)
 scores = mirage_nb.evaluate(seg.folder/'predictions', dataset='Phantom_OCT')
-assert scores.means == seg.metrics['tuned']
+assert scores.means == seg.metrics['fine-tuned']
 masks = mirage_nb.predict(seg.folder, images, out, overlay='contour')
 for k in ('file', 'overlay'): assert all((out/f).exists() for f in masks[k])
 print(mirage_nb.load_model('mirage_tiny').encode({'bscan': __import__('torch').rand(1, 1, 64, 64)}).summary.shape)

@@ -76,16 +76,16 @@ def test_what_a_run_leaves(run):
 
 def test_results_agree_with_the_tables(run):
     means = json.loads(text(run/'result.json'))['means']
-    assert set(means) == {'tuned', 'mean position', 'frozen random encoder'}
-    assert means['tuned'] != means['frozen random encoder'], 'nothing was learnt: the test shows little'
+    assert set(means) == {'fine-tuned', 'mean position', 'frozen random encoder'}
+    assert means['fine-tuned'] != means['frozen random encoder'], 'nothing was learnt: the test shows little'
     rows = pd.read_csv(run/'test_volumes.csv')
     rows = rows[(rows.convention == 'strict') & (rows.group != 'background')]
     there = rows.groupby('Class').present.transform('sum') > 0
     for metric in ('Dice', 'IoU', 'HD95'):
         by_class = rows[there].groupby(['group', 'Class'])[metric].mean()
-        assert means['tuned'][f'{metric}, mean'] == pytest.approx(by_class.mean(), abs=1e-4)
+        assert means['fine-tuned'][f'{metric}, mean'] == pytest.approx(by_class.mean(), abs=1e-4)
         for group, name in (('layer', 'layers'), ('lesion', 'lesions')):
-            assert means['tuned'][f'{metric}, mean of {name}'] == pytest.approx(by_class[group].mean(), abs=1e-4)
+            assert means['fine-tuned'][f'{metric}, mean of {name}'] == pytest.approx(by_class[group].mean(), abs=1e-4)
     other = pd.read_csv(run/'random_encoder'/'test_volumes.csv')
     assert len(other) == len(pd.read_csv(run/'test_volumes.csv'))
 
@@ -161,7 +161,7 @@ def test_dead_kernel_is_a_failure(home, tmp_path):
 def test_evaluation_again_gives_the_same_numbers(run):
     folder = run_notebook('50_seg_eval.ipynb', {'run': str(run)}, quiet=True)
     means = [json.loads(text(f/'result.json'))['means'] for f in (run, folder)]
-    assert means[1] == means[0]['tuned'] and (folder/'report.html').exists()
+    assert means[1] == means[0]['fine-tuned'] and (folder/'report.html').exists()
     for name in ('test_volumes.csv', 'test_slices.csv', 'test_summary.csv'):
         pd.testing.assert_frame_equal(pd.read_csv(folder/name), pd.read_csv(run/name))
     assert not (folder/'predictions').exists(), 'predictions that were there were made again'
@@ -172,7 +172,7 @@ def test_evaluation_of_a_split_and_of_foreign_predictions(run, execute, tmp_path
     assert len(list((here/'predictions').glob('*.png'))) == 8 and (here/'val_volumes.csv').exists()
     shutil.copytree(run/'predictions', tmp_path/'png', ignore=shutil.ignore_patterns('*.jsonl'))
     space = execute('seg_eval', predictions=str(tmp_path/'png'), dataset='Phantom_OCT')
-    assert space['scores'].means == json.loads(text(run/'result.json'))['means']['tuned']
+    assert space['scores'].means == json.loads(text(run/'result.json'))['means']['fine-tuned']
     lost = sorted((tmp_path/'png').iterdir())[0]
     lost.unlink()
     with pytest.raises(FileNotFoundError, match=f'1 of 8 images have no prediction in .*: {lost.stem}'):

@@ -96,6 +96,11 @@ class Manifest(_Facts):
         "Name the manifest, also of a folder that has none yet."
         return self.path if self.path.suffix == '.toml' else self.path.parent/'manifest.toml'
 
+    @property
+    def knows_patients(self)->bool: # of masks; by a shipped manifest without an expression every volume is a patient
+        "Tell whether it is known which volumes are of the same patient."
+        return bool(self.patient) or self.path.suffix == '.toml' and self.path.name != 'manifest.toml'
+
 # %% ../../nbs/data/05_manifest.ipynb #f3ce2936
 def _group_of(
     label:str,                  # name of the class

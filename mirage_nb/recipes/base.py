@@ -83,6 +83,7 @@ def _check_splits(text:str)->str:
 class FineTuningRecipe(TrainingRecipe):
     "Options that segmentation and classification have."
     _made_for: ClassVar[Mapping[str, str]] = {}  # recipe -> pre-trained weights that its numbers are for
+    _probe: ClassVar[str] = 'frozen encoder'     # what reports call a model with tune 'probe'
 
     recipe: str = ''               # published settings to start from; not given: those that the manifest names
     # '' as the dataset has it, '0.7/0.15/0.15', 'fold 2 of 5', or a file splits.csv
@@ -96,6 +97,11 @@ class FineTuningRecipe(TrainingRecipe):
     layer_decay: NotNegative = 1.  # factor of the learning rate from a layer to the one below
     drop_path: BelowOne = 0.       # rate of stochastic depth in the encoder's last block
     baselines: bool = False        # train baselines as well
+
+    @property
+    def result_name(self)->str: # 'fine-tuned'; with tune 'probe' 'linear probe' or 'frozen encoder'
+        "Name the model of this run in its report and its result."
+        return self._probe if self.tune == 'probe' else 'fine-tuned'
 
     def _conflicts(self)->Iterator[str]:
         "Yield that a job has no weights: nobody should train from random initialisation without knowing it."
@@ -124,7 +130,7 @@ def describe_weights(
     "Name the weights that a training starts from, in words."
     label = weights_label(cfg)
     if label == 'random': return 'random initialisation'
-    if label == 'shipped': return f'the weights of {cfg.model} that come with the kit'
+    if label == 'shipped': return 'the weights that come with the kit'
     if label == 'timm': return "the weights of timm's hub"
     path = Path(str(cfg.weights))
     return f'{label}/{path.name}' if path.stem in _KEPT else path.name

@@ -61,6 +61,7 @@ _MADE_FOR = {  # recipe -> pre-trained weights
 class ClsRecipe(FineTuningRecipe):
     "Options of fine-tuning for classification; the defaults are MIRAGE's linear probe (Morano et al. 2025)."
     _made_for: ClassVar[Mapping[str, str]] = _MADE_FOR
+    _probe: ClassVar[str] = 'linear probe'
 
     recipe: str = 'cls_probe_mirage'
     model: str = 'mirage_base'
@@ -171,7 +172,8 @@ class FewShot(Options):
 @options
 class ClsEval(Options):
     "Options of 51_cls_eval."
-    tuned_on: str = 'Phantom_OCT'    # dataset whose newest finished run is taken, unless run or predictions is given
+    # dataset whose best run by validation is taken, unless run or predictions is given
+    tuned_on: str = 'Phantom_OCT'
     run: str = ''                    # folder of a finished 31_cls_tune
     predictions: str = ''            # table of test predictions (CSV), made by any program, instead of a run's
     valid_predictions: str = ''      # table of validation predictions; '': the run's, or none

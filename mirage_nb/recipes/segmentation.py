@@ -50,7 +50,7 @@ def seg_recipe(
 @options
 class SegEval(Options):
     "Options of 50_seg_eval."
-    tuned_on: str = 'Phantom_OCT' # dataset whose newest finished run is taken, unless run names one
+    tuned_on: str = 'Phantom_OCT' # dataset whose best run by validation is taken, unless run names one
     run: str = ''                 # folder of a finished 30_seg_tune
     dataset: str = ''             # dataset to evaluate on; '': the one that the model was fine-tuned on
     split: Literal['train', 'val', 'test'] = 'test' # 'train', 'val' or 'test'

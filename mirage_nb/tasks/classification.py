@@ -17,6 +17,7 @@ import pandas as pd
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ..core import counted
 from ..data.augment.mix import Mix, batch_partners, mix_batch
 from ..data.classification import ClsDataset, LabelledImages, load_labelled
 from ..data.input_spec import InputSpec
@@ -34,6 +35,7 @@ from ..models.tuning import save_tuned_model
 from ..models.zoo import encoder_record
 from ..recipes.classification import ClsRecipe
 from ..recipes.settings import rows_cols
+from ..records import dataset_name
 from .baselines import predict_majority, probe_encoder, random_probe_settings
 from mirage_nb.tasks.cross_dataset import (
     check_scorable,
@@ -43,7 +45,7 @@ from mirage_nb.tasks.cross_dataset import (
     read_predicted_splits,
 )
 from .fine_tuning import FineTuning
-from .protocol import Training, example_samples, train
+from .protocol import Training, describe_training, example_samples, train
 from ..train.batches import as_batch, model_inputs
 from ..train.devices import Batch
 from ..train.ema import AveragedModel, model_to_keep
@@ -322,6 +324,18 @@ class ClassificationTask(_ClsTested):
     def samples(self, n:int=6)->list[dict[str, Any]]:
         "Take some samples as the model gets them: of training, if there is any."
         return example_samples(next(iter(self._sets_of(list(self.data.splits)[:1]).values())), n)
+
+    def headline(self,
+        history:pd.DataFrame, # of the training
+        test:ClsScores|None
+    )->str:
+        "Say in one line what was trained, from which weights, tested on what, and the score."
+        what = describe_training(self.settings, len(history))
+        if not test: return f'{what}; not tested, as there is no test split'
+        known = len(set(test.pred.table.patient) - {''})
+        who = f'of {counted(known, "patient")}' if known else 'of unknown patients'
+        of = f' of {dataset_name(self.settings.test_dataset)}' if self.settings.test_dataset else ''
+        return f'{what}; tested on {counted(len(test.pred), "image")} {who}{of}: {test.text}'
 
     def baselines(self, folder:Path)->dict[str, ClsScores]:
         "Score the probes of the encoder before its training, the majority class, and a probe of a random encoder."

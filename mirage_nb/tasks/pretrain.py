@@ -15,15 +15,17 @@ from typing import Any, cast
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from ..core import log, unknown
+from ..core import counted, log, unknown
 from ..data.normalization import Norm
 from ..eval.pretraining import extract_features, linear_probe, probe_gain, save_snapshot, snapshot_losses
 from ..models.checkpoints import LoadReport, encoder_part, export_encoder, load_weights, read_checkpoint
 from ..models.pretraining import pretrain_model, save_pretrain_model
 from ..models.zoo import build_encoder, weights_file
 from ..randomness import sample_key
+from ..recipes.base import describe_weights
 from ..recipes.pretraining import PretrainRecipe
 from .protocol import Training, spread_evenly
 from ..train.devices import Batch, make_accelerator, to_device
@@ -123,10 +125,17 @@ class _PretrainEvaluated(_PretrainParts):
         "Make a batch of evaluated samples."
         return self.plain(to_device(self.collate([cast(Any, self.shown)[0, i] for i in picks]), device))
 
-    def _probe(self, model:nn.Module, device:torch.device)->float|None:
-        "Probe frozen features; None where labels are missing or do not suffice, or nothing is held out."
+    def pixel_probe(self)->float|None: # balanced accuracy
+        "Probe a small copy of each image instead of features; None as for the probe."
+        first = (self.keywords.get('modalities') or ['image'])[0]
+        def read(m:nn.Module, batch:Batch)->Tensor:
+            x = self.plain(batch)[first].float()
+            return F.adaptive_avg_pool2d(x if x.ndim == 4 else x[:, None], 16).flatten(1)
+        return self._probe(nn.Identity(), read)
+
+    def _probe(self, model:nn.Module, read:Callable[[nn.Module, Batch], Tensor])->float|None:
+        "Probe what is read of images; None where labels are missing or do not suffice, or nothing is held out."
         if self.labels is None or not self.held_out: return None
-        def read(m:nn.Module, batch:Batch)->Tensor: return self.features(m, self.plain(to_device(batch, device)))
         train, valid = (extract_features(model, d, spread_evenly(len(cast(Any, d)), _PROBED), read, self.collate)
                         for d in (self.train, self.shown))
         try: return linear_probe(train, valid, self.labels)
@@ -147,7 +156,8 @@ class _PretrainEvaluated(_PretrainParts):
                 n = counts.get(k, len(some))
                 found.setdefault(k, []).append((float(v)*n, n))
         losses = {f'{kind}_{k}': sum(v for v, _ in p)/max(1, sum(n for _, n in p)) for k, p in found.items()}
-        score = self._probe(model, accelerator.device)
+        def read(m:nn.Module, b:Batch)->Tensor: return self.features(m, self.plain(to_device(b, accelerator.device)))
+        score = self._probe(model, read)
         return {f'{kind}_loss': sum(losses.values()), **losses} | ({} if score is None else {'probe': score})
 
     @torch.no_grad()
@@ -184,6 +194,19 @@ class PretrainTask(_PretrainEvaluated):
         norm = {'mean': list(self.norm.mean), 'std': list(self.norm.std)} if self.norm else {}
         return {'dataset': self.settings.dataset, 'recipe': self.settings.recipe, 'norm_pix': self.settings.norm_pix,
                 'epoch': epoch, 'licence': self.licence, **norm}
+
+    def summary(self,
+        history:pd.DataFrame,  # of the training
+        snapshots:pd.DataFrame # of `eval.pretraining.read_snapshots`
+    )->list[str]:              # the headline, then a line a number
+        "Say what was trained, from which weights, on which data, and how far it came."
+        cfg, (start, of) = self.settings, snapshot_losses(snapshots)
+        loss = snapshots[f'{start}loss']
+        found = [f'loss ({of}) {loss.iloc[0]:.3f} before training, then {loss.iloc[-1]:.3f}',
+                 probe_gain(snapshots) or 'no labels, no probe']
+        what = f'{cfg.model} pre-trained from {describe_weights(cfg)}, {len(history)} of {counted(cfg.epochs, "epoch")}'
+        n = counted(len(cast(Any, self.train)), 'sample')
+        return [f'{what} on {cfg.dataset} ({n}): {"; ".join(found)}', *found]
 
     def save(self, model:nn.Module, path:Path)->Path:
         "Write a model that `load_model` can rebuild."

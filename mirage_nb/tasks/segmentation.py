@@ -11,10 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import pandas as pd
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ..core import counted
 from ..data.input_spec import InputSpec
 from ..data.manifest import Manifest, read_manifest
 from ..data.segmentation import SegData, SegDataset, check_files, collate, load_seg_data
@@ -32,7 +34,7 @@ from ..storage import save_table
 from .baselines import random_encoder_settings, seg_baseline_masks
 from .cached_views import cache_views
 from .fine_tuning import FineTuning
-from .protocol import Training, example_samples, train
+from .protocol import Training, describe_training, example_samples, train
 from ..train.devices import Batch
 from ..train.losses import SegLoss, ignored_classes, seg_loss
 from ..train.settings import FitSettings, pick_precision
@@ -151,6 +153,17 @@ class SegmentationTask(_SegTrained):
     def samples(self, n:int=4)->list[dict[str, Any]]:
         "Take some training samples as the model gets them."
         return example_samples(self.sets['train'], n)
+
+    def headline(self,
+        history:pd.DataFrame, # of the training
+        test:SegScores|None
+    )->str:
+        "Say in one line what was trained, from which weights, tested on what, and the score."
+        what = describe_training(self.settings, len(history), self.settings.head)
+        if not test: return f'{what}; not tested, as there are no masks'
+        table, unit = self.data.tables['test'], 'patient' if self.manifest.knows_patients else 'volume'
+        tested = f'{counted(len(table), "image")} of {counted(table[unit].nunique(), unit)}'
+        return f'{what}; tested on {tested}: {test.text}'
 
     def sources(self)->dict[str, str]:
         "Hash what the run is made from."

@@ -263,7 +263,7 @@ def test_report_says_first_weights(home, caplog):
         caplog.clear()
         assert starting_weights(settings()) == 'random initialisation'
         tiny = settings(weights='mirage_tiny', tune='probe', cached_views=0)
-        assert starting_weights(tiny) == 'the weights of mirage_tiny that come with the kit'
+        assert starting_weights(tiny) == 'the weights that come with the kit'
         assert not caplog.text
 
 

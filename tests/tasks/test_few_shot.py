@@ -122,7 +122,7 @@ def test_report_of_several_labels(home, execute):
                     precision='fp32', resamples=50)
     saved = pd.read_csv(space['run'].folder/'subsets.csv')
     assert saved['patients in both'].tolist() == [0, 0] and (saved['test, patients'] > 0).all()
-    assert space['start'] == 'the weights of mirage_tiny that come with the kit'
+    assert space['start'] == 'the weights that come with the kit'
 
 
 @pytest.mark.parametrize('name', ['epochs', 'seeds'])

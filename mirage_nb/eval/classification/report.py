@@ -107,12 +107,17 @@ class ClsScores:
     @property
     def undefined(self)->dict[str, str]: return undefined_classes(self.pred)  # class -> why it is in no mean
 
+    @property
+    def text(self)->str: # as 'mean AUROC of the classes 0.912 [0.874, 0.951]; …; 95 % intervals by patient'
+        "Scores in words, with the unit of the intervals."
+        numbers = '; '.join(_numbers_text(headline_metrics(self).iloc[[0, 1, 3]]))
+        return f'{numbers}; 95 % intervals {self.unit}'
+
     def line(self,
         name:str # of what was scored
     )->str:      # as 'test: mean AUROC of the classes 0.912 [0.874, 0.951]; balanced accuracy …'
         "Write the scores in one line."
-        numbers = '; '.join(_numbers_text(headline_metrics(self).iloc[[0, 1, 3]]))
-        return f'{name}: {numbers}; 95 % intervals {self.unit}'
+        return f'{name}: {self.text}'
 
     @property
     def means(self)->dict[str, float]:

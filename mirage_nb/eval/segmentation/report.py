@@ -59,6 +59,13 @@ class SegScores:
         low, high = one[names[0]].min(), one[names[0]].max()
         return f' ({", ".join(names)}: the diagonal, {low:.0f}{f" to {high:.0f}" if high - low >= 1 else ""} pixels)'
 
+    @property
+    def text(self)->str: # as 'mean Dice of layers 0.912 [0.874, 0.951]; 95 % intervals by patient'
+        "Scores in words, with the unit of the intervals."
+        unit = self.summary.unit.iloc[0]
+        how = 'no interval' if unit.startswith('none') else f'95 % intervals {unit}'
+        return f"{self.line('').removeprefix(': ')}; {how}"
+
     def line(self,
         name:str # of what was scored
     )->str:      # as 'fine-tuned: mean Dice of layers 0.912 [0.874, 0.951]'

@@ -11,6 +11,8 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -26,9 +28,10 @@ _SUFFIXES = (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES)
 
 
 def _files_below(
-    folder:Path
+    folder:Path,
+    warn:bool=True # of files of another kind
 )->Iterator[Path]:
-    "Yield the images of a folder and of all folders below it, and warn of files of another kind."
+    "Yield the images of a folder and of all folders below it."
     todo, seen, others = [folder], set[str](), list[str]()
     while todo:
         here = todo.pop(0)
@@ -38,7 +41,7 @@ def _files_below(
         yield from (Path(e.path) for e in content.files)
         todo = [*(Path(e.path) for e in content.folders), *todo]
         others += [e.name for e in content.others]
-    if others: warnings.warn(f"{folder}: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''} passed over; "
+    if others and warn: warnings.warn(f"{folder}: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''} passed over; "
                              f"images end in {', '.join(_SUFFIXES)}", stacklevel=3)
 
 
@@ -59,10 +62,33 @@ def _folder_images(
     if not files: raise ValueError(f"no image in {folder}; images end in {', '.join(_SUFFIXES)}")
     return pd.DataFrame({'id': _ids_of([p.relative_to(folder) for p in files]), 'image': files})
 
-# %% ../../nbs/data/97_unlabelled.ipynb #d13b4ed9
+# %% ../../nbs/data/97_unlabelled.ipynb #ab6270ca
+@dataclass(frozen=True)
+class _Places:
+    "Where the files of a table are."
+    home: Path # that paths are relative to
+
+    @cached_property
+    def names(self)->dict[str, list[Path]]:
+        "List the images below the table by name, with and without their suffix."
+        found: dict[str, list[Path]] = {}
+        for p in _files_below(self.home, warn=False):
+            for k in {p.name, p.stem}: found.setdefault(k, []).append(p)
+        return found
+
+    def find(self,
+        value:str, # of a table
+        by_name:bool=True # look also for a name alone
+    )->Path|None:  # None: there is no such file, or more than one
+        "Find the file that a value of a table names."
+        if value and (self.home/value).is_file(): return self.home/value
+        same = self.names.get(value, []) if by_name and value else []
+        return same[0] if len(same) == 1 else None
+
+# %% ../../nbs/data/97_unlabelled.ipynb #6a6f77d3
 def _find_column(
     rows:pd.DataFrame,
-    home:Path,        # that its paths are relative to
+    places:_Places,
     where:str,        # file, named in an error
     column:str        # asked for; '': to be found
 )->str:
@@ -70,10 +96,11 @@ def _find_column(
     if column:
         if column not in rows: raise ValueError(f"{where}: {unknown('column', column, rows.columns)}")
         return column
-    first = rows.head(50)
-    found = [str(c) for c in rows if any(v and (home/str(v)).is_file() for v in first[c])]
+    first = rows.head(50).astype(str)
+    def named(by_name:bool)->list[str]: return [str(c) for c in rows if any(places.find(v, by_name) for v in first[c])]
+    found = named(False) or named(True)
     if len(found) != 1: raise ValueError(
-        f"{where}: {'no column names' if not found else ', '.join(found) + ' all name'} files that exist below {home}; "
+        f"{where}: {'no column names' if not found else ', '.join(found) + ' all name'} files that exist below {places.home}; "
         f"say the column by image_column. Columns: {', '.join(map(str, rows.columns))}")
     return found[0]
 
@@ -99,7 +126,8 @@ def _table_images(
 )->pd.DataFrame:       # id, image, and all other columns
     "List the images of a table."
     rows = rows.reset_index(drop=True)
-    column = _find_column(rows, home, where, column)
+    places = _Places(home)
+    column = _find_column(rows, places, where, column)
     names = rows[column].astype(str).str.strip()
     if (names == '').any():
         raise ValueError(f"{where}: row {int((names == '').to_numpy().argmax()) + 1} names no file in {column}")
@@ -107,9 +135,9 @@ def _table_images(
         _ids_of([Path(re.sub(r'^([A-Za-z]:)?/+|(^|/)\.\.?(?=/)', '', v)) for v in names]))
     _check_ids(ids, where)
     kept = rows.drop(columns=['id', column], errors='ignore')
-    return pd.concat([pd.DataFrame({'id': ids, 'image': [home/v for v in names]}), kept], axis=1)
+    return pd.concat([pd.DataFrame({'id': ids, 'image': [places.find(v) or home/v for v in names]}), kept], axis=1)
 
-# %% ../../nbs/data/97_unlabelled.ipynb #0a1e5a62
+# %% ../../nbs/data/97_unlabelled.ipynb #f5334c75
 def unlabelled_images(
     source:str|Path|pd.DataFrame, # folder, CSV table, one image, or a table in memory
     column:str=''                 # of a table: where the paths are; '': the one whose values are files

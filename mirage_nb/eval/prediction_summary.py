@@ -71,12 +71,12 @@ def _warnings(
 )->list[str]:
     "Write what is likely to mislead."
     out, n = [], len(rows)
-    if len(unreadable): out.append(
-        f'{len(unreadable)} of {n + len(unreadable)} images could not be read and have no prediction: '
+    if k := len(unreadable): out.append(
+        f'{k} of {n + k} images could not be read and {"has" if k == 1 else "have"} no prediction: '
         f'{_listed(list(unreadable.id))}.')
-    if 'far' in rows and rows.far.any(): out.append(
-        f'{int(rows.far.sum())} of {n} images are unlike the training images, and a model is often wrong about such '
-        f"images: {_listed(list(rows[rows.far].sort_values('distance', ascending=False).id))}.")
+    if 'far' in rows and (k := int(rows.far.sum())): out.append(
+        f'{k} of {n} images {"is" if k == 1 else "are"} unlike the training images, and a model is often wrong about '
+        f"such images: {_listed(list(rows[rows.far].sort_values('distance', ascending=False).id))}.")
     if classes:
         empty = rows[rows[list(classes)].sum(axis=1) == 0]
         if len(empty): out.append(f'The model finds nothing but background in {len(empty)} of {n} images.')

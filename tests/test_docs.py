@@ -75,6 +75,7 @@ def place(tmp_path_factory):
     shutil.copytree(data/'MySet'/'test'/'semseg', root/'other_program')
     shutil.copytree(data/'Phantom_UWF'/'train', root/'uwf'/'site A')
     (root/'other_program.csv').write_text(block('docs/classification.md', 'csv').text)
+    (root/'list.csv').write_text(block('docs/prediction.md', 'csv').text)
     for k in ('bscan', 'slo', 'bscanlayermap'): shutil.copytree(data/'Phantom_OCT'/'train'/k, root/'pairs'/k)
     return root
 

@@ -41,8 +41,9 @@ def _files_below(
         yield from (Path(e.path) for e in content.files)
         todo = [*(Path(e.path) for e in content.folders), *todo]
         others += [e.name for e in content.others]
-    if others and warn: warnings.warn(f"{folder}: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''} passed over; "
-                             f"images end in {', '.join(_SUFFIXES)}", stacklevel=3)
+    if not (others and warn): return
+    names = ', '.join(others[:5]) + ', ...'*(len(others) > 5)
+    warnings.warn(f"{folder}: {names} passed over; images end in {', '.join(_SUFFIXES)}", stacklevel=3)
 
 
 def _ids_of(
@@ -97,7 +98,8 @@ def _find_column(
         if column not in rows: raise ValueError(f"{where}: {unknown('column', column, rows.columns)}")
         return column
     first = rows.head(50).astype(str)
-    def named(by_name:bool)->list[str]: return [str(c) for c in rows if any(places.find(v, by_name) for v in first[c])]
+    def named(by_name:bool)->list[str]:
+        return [str(c) for c in rows if any(places.find(v, by_name) for v in first[c])]
     found = named(False) or named(True)
     if len(found) != 1: raise ValueError(
         f"{where}: {'no column names' if not found else ', '.join(found) + ' all name'} files that exist below {places.home}; "

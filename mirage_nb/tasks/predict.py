@@ -187,8 +187,9 @@ class _Prediction(_Inputs):
 # %% ../../nbs/tasks/75_predict.ipynb #2e398d70
 def sum_up(
     job:_Prediction,
-    rows:pd.DataFrame # of its predictions
-)->dict[str, Any]:    # for `finish_run`
+    rows:pd.DataFrame,    # of its predictions
+    how:Sequence[str]=()  # which runs they are by, and why these
+)->dict[str, Any]:        # for `finish_run`
     "Sum a prediction up: headline, verdicts, numbers."
     first, found = job.ensemble.members[0], [n for n in job.neighbours if isinstance(n, Neighbours)]
     names = [c.label for c in first.infos if c.group != 'background']
@@ -196,7 +197,7 @@ def sum_up(
                                min((len(n.held_out) for n in found), default=0)),
              *shape_notes(rows, [s for n in found for s in n.shapes], first.spec.size)]
     runs = [m.run.folder.name for m in job.ensemble.members]
-    return {'summary': summary_lines(rows, len(job.table), first.task, names, runs),
+    return {'summary': [*summary_lines(rows, len(job.table), first.task, names, runs), *how],
             'verdicts': prediction_verdicts(rows, job.unreadable, names, notes), 'task': first.task,
             'images': len(rows), 'unreadable': len(job.unreadable),
             'unlike': int(rows.far.sum()) if 'far' in rows else None,

@@ -94,11 +94,15 @@ def own_masks(data):
                 data/'MySet'/split/'semseg'/p.name)
     shutil.copytree(data/'MySet'/'test'/'semseg', data/'MySet'/'test'/'semseg_second')
     (data/'MySet'/'INFO.json').write_text(info)
+    for kind, name in (('bscan', 'images'), ('semseg', 'masks')):
+        (data/'MyScans'/name).mkdir(parents=True)
+        for p in sorted(data.glob(f'MySet/*/{kind}/*.png')): shutil.copy(p, data/'MyScans'/name/p.name)
+    (data/'MyScans'/'INFO.json').write_text(info)
     (data/'MySet'/'manifest.toml').write_text(block('docs/own_data.md', 'toml').text)
 
 
 def class_folders(data):
-    "MyClasses with splits, MyClinic without, with the manifest of the page"
+    "MyClasses with splits; MyClinic without, with the manifest of the page; OtherClinic without both"
     images = sorted((data/'Phantom_OCT'/'train'/'bscan').iterdir())
     for i in range(24):
         kind, split = ('AMD', 'normal')[i % 2], ('train', 'val', 'test')[i//2 % 3]
@@ -107,6 +111,10 @@ def class_folders(data):
             folder.mkdir(parents=True, exist_ok=True)
             image = np.array(Image.open(images[i % len(images)]))
             Image.fromarray(np.roll(image, i)).save(folder/name)
+    for i, p in enumerate(sorted((data/'Phantom_OCT'/'test'/'bscan').iterdir())):
+        folder = data/'OtherClinic'/('wet', 'normal', 'scar')[i % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(p, folder/p.name)
     (data/'MyClinic'/'manifest.toml').write_text(block('docs/classification.md', 'toml').text)
 
 

@@ -169,6 +169,13 @@ class _ManifestFile(_Facts):
     # for each dataset that a model was trained on, its grey values and those of this dataset that they become
     class_maps: dict[str, _GreyMap] = field(default_factory=dict)
 
+    @property
+    def own_layout(self)->_Layout:
+        "Return the layout; of a classification without a table it is classes, also where splits or flat is written."
+        facts = self.labels or LabelFacts()
+        folders = self.task == 'classification' and not (facts.table or facts.image or facts.label or facts.reader)
+        return 'classes' if folders and self.layout != 'table' else self.layout
+
     def _conflicts(self)->Iterator[str]:
         "Yield what is wrong with values that are right alone."
         if self.classes: yield from _class_faults(self.classes)
@@ -181,7 +188,7 @@ class _ManifestFile(_Facts):
         if self.task == 'segmentation' and self.modality != 'bscan':
             yield f"modality is {self.modality!r}; a segmentation reads B-scans, modality = 'bscan'"
         if self.labels or self.task == 'classification':
-            yield from label_faults(self.labels or LabelFacts(), self.layout)
+            yield from label_faults(self.labels or LabelFacts(), self.own_layout)
 
 # %% ../../nbs/data/05_manifest.ipynb #90e1fb8e
 _TOML = {'str': 'a text', 'bool': 'true or false', 'int': 'a whole number', 'float': 'a number',
@@ -211,10 +218,11 @@ def _parse_manifest(
     "Return the facts that a file states, completed by what follows from them."
     file = _read_file(path, name)
     shared = {k: getattr(file, k) for k in (f.name for f in fields(_Facts))}
+    shared['layout'] = file.own_layout
     if file.task == 'classification' and not file.labels: shared['labels'] = LabelFacts()
     return Manifest(**shared, name=name, path=path, sha256=hash_file(path),
                     classes=_class_table(file.classes, file.lesions),
-                    splits={'test': '.'} if file.layout == 'flat' else asdict(file.splits or _Splits()),
+                    splits={'test': '.'} if file.own_layout == 'flat' else asdict(file.splits or _Splits()),
                     class_maps={s: {int(k): v for k, v in grey.items()} for s, grey in file.class_maps.items()})
 
 # %% ../../nbs/data/05_manifest.ipynb #33136d41

@@ -109,6 +109,17 @@ def test_class_folders_in_any_way(tmp_path, monkeypatch):
     assert {'Loose', 'Split'} <= set(_list_manifests())
 
 
+@pytest.mark.parametrize('layout', ['classes', 'splits', 'flat'])
+def test_folders_of_classes_by_any_layout(layout, tmp_path):
+    "Those who sort SPLIT/CLASS write splits, and they are right"
+    facts = GOOD | {'task': 'classification', 'layout': layout}
+    found = read_manifest(written(tmp_path/'Two.toml', facts))
+    assert (found.layout, found.splits) == ('classes', {'train': 'train', 'val': 'val', 'test': 'test'})
+    assert refused(tmp_path/'Two.toml', facts, '[labels]\ntable = "t.csv"') == [
+        "labels: class folders have no 'table'; leave it out, or use layout = 'table'" if layout == 'classes' else
+        "labels: a table takes the fields 'table' and 'image'; class folders are layout = 'classes'"]
+
+
 def test_own_dataset_in_any_way(tiny, tmp_path):
     "By name, by folder, by the path of a TOML file beside or away from the images"
     derived = read_manifest('Tiny')

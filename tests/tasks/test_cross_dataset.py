@@ -247,9 +247,9 @@ MAP = ['drusen > AMD', 'wet > CNV', 'scar >']
 def test_every_class_without_a_partner_is_in_one_error_with_its_remedy(sets):
     with pytest.raises(ValueError) as e: ClassificationTask.from_settings(settings(**sets, epochs=1)).sources()
     assert str(e.value) == (
-        'A has AMD, CNV, normal; B has Normal, drusen, scar, wet. There is no partner for AMD, CNV of A and drusen, scar, '
-        "wet of B. class_map says what a class is in the other dataset, as 'CNV > AMD', or leaves it out of the test: "
-        'class_map="[\'AMD >\',\'CNV >\',\'drusen >\',\'scar >\',\'wet >\']" leaves out all of these')
+        'A has AMD, CNV, normal; B has Normal, drusen, scar, wet. There is no partner for AMD, CNV of A and drusen, '
+        "scar, wet of B. class_map says what a class is in the other dataset, as 'CNV > AMD', or leaves it out of the "
+        'test: class_map="[\'AMD >\',\'CNV >\',\'drusen >\',\'scar >\',\'wet >\']" leaves out all of these')
     with pytest.raises(ValueError, match="for scar of B. .*class_map=\"\\['scar >'\\]\""):
         other_images(settings(**sets, class_map=MAP[:2]), None)
 

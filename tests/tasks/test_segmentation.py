@@ -2,6 +2,7 @@
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -14,10 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 from mirage_nb.data.manifest import read_manifest
+from mirage_nb.data.splits import hash_splits
 from mirage_nb.eval.segmentation import predict
 from mirage_nb.models import checkpoints
 from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.recipes.settings import override
+from mirage_nb.storage import hash_file, read_json
 from mirage_nb.tasks import protocol as tasks_protocol
 from mirage_nb.tasks import segmentation as tasks_segmentation
 from mirage_nb.tasks.protocol import train
@@ -279,3 +282,48 @@ def test_finished_training_is_not_repeated(home, monkeypatch):
     monkeypatch.setattr(predict, 'write_mask', never)
     tune(home/'run')
     assert {p: p.read_bytes() for p in Path(home/'run').rglob('*') if p.is_file()} == before
+
+
+# ------------------------------------------------------------------ folders without splits
+
+@pytest.fixture
+def loose(home, phantoms, monkeypatch):
+    "MySet/images and MySet/masks, without splits, in MIRAGE_DATA"
+    for old, new in (('bscan', 'images'), ('semseg', 'masks')):
+        (home/'data'/'MySet'/new).mkdir(parents=True)
+        for p in (phantoms/'Phantom_OCT').glob(f'*/{old}/*.png'): shutil.copy(p, home/'data'/'MySet'/new/p.name)
+    shutil.copy(phantoms/'Phantom_OCT'/'INFO.json', home/'data'/'MySet')
+    monkeypatch.setenv('MIRAGE_DATA', str(home/'data'))
+    return home/'data'/'MySet'
+
+
+@pytest.mark.filterwarnings('ignore:MySet')
+def test_drawn_splits_are_part_of_the_identity(loose):
+    tasks = [SegmentationTask.from_settings(settings(dataset='MySet', splits=f'fold {k} of 4')) for k in (1, 2)]
+    a, b = (t.sources() for t in tasks)
+    assert a['splits'] != b['splits'] and a['data'] != b['data'] and a['manifest'] == b['manifest']
+    assert a['splits'] == hash_splits(tasks[0].data.tables)
+    assert 'splits' not in SegmentationTask.from_settings(settings()).sources(), 'those are of the dataset'
+    assert settings(seed=1).splits == settings().splits, 'the seed of a run draws no splits'
+    seeded = SegmentationTask.from_settings(settings(dataset='MySet', splits='fold 1 of 4', seed=5))
+    assert seeded.sources()['splits'] == a['splits']
+
+
+@pytest.mark.slow
+def test_a_run_without_splits_end_to_end(loose, execute):
+    "Trained on a fold, evaluated on that fold alone, and divided again by its file"
+    small = dict(recipe='seg_small', size=64, epochs=1, baselines=False, head='linear')
+    space = execute('seg_tune', dataset='MySet', splits='fold 2 of 4', **small)
+    run, tables = space['run'].folder, space['data'].tables
+    listed = pd.read_csv(run/'splits.csv').set_index('id').split.to_dict()
+    assert listed == {k: s for s, t in tables.items() for k in t.id} and len(listed) == 24
+    assert {s: len(t) for s, t in tables.items()} == {'train': 12, 'val': 6, 'test': 6}
+    record = read_json(run/'run.json')
+    assert record['sources']['splits'] == hash_file(run/'splits.csv')
+    assert record['settings']['splits'] == 'fold 2 of 4'
+    scored = execute('seg_eval', run=str(run), dataset='MySet')
+    assert sorted(scored['scored'].table.id) == sorted(tables['test'].id), 'no image that was learnt from'
+    assert scored['scores'].means == space['test'].means
+    again = execute('seg_tune', dataset='MySet', splits=str(run/'splits.csv'), **small)
+    assert again['run'].folder != run and again['test'].means == space['test'].means
+    assert again['run'].sources['splits'] == record['sources']['splits']

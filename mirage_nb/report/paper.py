@@ -16,7 +16,6 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..data.manifest import read_manifest
 from ..records import Run
 from .methods import methods_paragraph
 from .references import works_of, write_bibtex
@@ -87,19 +86,7 @@ def _save_figure(
             p, format=kind, dpi=dots, facecolor='white', bbox_inches='tight', **more))
     with _text_as_text(): return [save(kind) for kind in ('pdf', 'svg', 'png')]
 
-# %% ../../nbs/report/40_paper.ipynb #d3aba60c
-def _citations(
-    dataset:str # names or paths, with commas between
-)->dict[str, str]: # name -> its citation in words
-    "Find the citations of the datasets of a run; a folder without a manifest has none."
-    found = {}
-    for name in filter(None, (k.strip() for k in dataset.split(','))):
-        try: manifest = read_manifest(name)
-        except (OSError, KeyError, ValueError): continue
-        found[manifest.name] = manifest.citation
-    return found
-
-
+# %% ../../nbs/report/40_paper.ipynb #d96e6699
 _GUIDE = """This folder was written by mirage_nb from the run beside it.
 
 methods.md, methods.tex   a methods paragraph; keys in brackets are those of references.bib
@@ -124,7 +111,8 @@ def write_paper(
     run:Run,                                           # finished
     tables:Mapping[str, tuple[str, pd.DataFrame|None]], # name -> caption, table; None: left out
     figures:Mapping[str, Figure|None],                 # name -> figure; None: left out
-    counts:pd.DataFrame|None=None                      # split -> images, patients; for the methods paragraph
+    counts:pd.DataFrame|None=None,                     # split -> images, patients; for the methods paragraph
+    citations:Mapping[str, str]|None=None              # dataset -> its citation in words
 )->pd.DataFrame:                                       # file in the run's folder -> what it is
     "Write tables, figures, a methods paragraph and a bibliography for a paper; a pack that is there stays."
     home, record = run.folder/'paper', read_json(run.folder/'run.json')
@@ -141,8 +129,8 @@ def write_paper(
     _word_file(home/'paper.docx', re.sub(r'\s*\[@[^]]+\]', '', text), shown)
     _write_text(home/'methods.md', text + '\n')
     _write_text(home/'methods.tex', _latex_paragraph(text) + '\n')
-    dataset = str(record['settings'].get('dataset') or '')
-    _write_text(home/'references.bib', write_bibtex(_cited(text, works), _citations(dataset)))
+    cited = {k: v for k, v in (citations or {}).items() if v}
+    _write_text(home/'references.bib', write_bibtex(_cited(text, works), cited))
     _write_text(home/'README.txt', _GUIDE)
     return _list_files(home)
 
@@ -179,7 +167,7 @@ def _latex_paragraph(
 
 # %% ../../nbs/report/40_paper.ipynb #9ffcab60
 def split_counts(
-    tables:Mapping[str, pd.DataFrame] # split -> one row per image, with its patient where known
+    tables:Mapping[str, pd.DataFrame] # split -> a row an image, with its patient where known
 )->pd.DataFrame:                      # split -> images, patients; patients 0: unknown
     "Count the images and patients of each split."
     return pd.DataFrame({s: {'images': len(t), 'patients': t.patient.nunique() if 'patient' in t else 0}

@@ -41,6 +41,7 @@ class _ImageSetData:
     val: ImageDataset|None
     labels: pd.DataFrame|None     # id, group, label
     licence: str
+    citation: str                 # in words; '': none is known
     sha256: str
     norm: Norm                    # by which they are shifted and scaled
 
@@ -120,7 +121,7 @@ def _folder_data(
     made = {s: ImageDataset(f, name=folder.name, norm=norm, load_size=load_size, seed=seed) for s, f in found.items()}
     plain = len(made) == 1 and norm == NORMS['imagenet']
     sha256 = found['train'].digest() if plain else hash_value([{s: f.digest() for s, f in found.items()}, norm])
-    return _ImageSetData(made['train'], made.get('val'), _folder_labels(found), 'not stated', sha256, norm)
+    return _ImageSetData(made['train'], made.get('val'), _folder_labels(found), 'not stated', '', sha256, norm)
 
 # %% ../../nbs/tasks/85_pretrain_mae.ipynb #7d30a037
 def _load_image_set(
@@ -139,7 +140,7 @@ def _load_image_set(
             for s, t in data.splits.items() if s in ('train', 'val')}
     if 'train' not in made: raise ValueError(f'{manifest.name} has no split train to learn from')
     labels = _finding_labels(data.table)
-    return _ImageSetData(made['train'], made.get('val'), labels, manifest.licence, data.sha256, norm)
+    return _ImageSetData(made['train'], made.get('val'), labels, manifest.licence, manifest.citation, data.sha256, norm)
 
 # %% ../../nbs/tasks/85_pretrain_mae.ipynb #7d30a032
 def _mae_keywords(
@@ -237,6 +238,9 @@ class _MAEParts(PretrainTask):
 
     @property
     def licence(self)->str: return '; '.join(dict.fromkeys(p.licence for p in self.data.values()))
+
+    @property
+    def citations(self)->dict[str, str]: return {k: p.citation for k, p in self.data.items()}  # dataset -> in words
 
     @property
     def hashes(self)->dict[str, str]: return {f'data {k}': p.sha256 for k, p in self.data.items()}

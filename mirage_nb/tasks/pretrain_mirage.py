@@ -92,6 +92,7 @@ class _PairedData:
     val: Pairs|None               # None: there is no such split
     labels: pd.DataFrame|None     # id, group, label; None: there are none
     licence: str
+    citation: str                 # in words; '': none is known
     sources: Callable[[], dict[str, str]] # hashes, for the run's identity; it reads all the data
     held: Sequence[str] = ()      # ids of `train` that are only evaluated, where there is no split val
 
@@ -121,11 +122,11 @@ def _load_paired_data(
 )->_PairedData:
     "Load the pairs of a dataset's splits."
     path, names, facts = Path(dataset).expanduser(), list(modalities or []), dict[str, str]()
-    there, root, name, licence = _own_splits(path), path, path.resolve().stem, 'not stated'
+    there, root, name, (licence, citation) = _own_splits(path), path, path.resolve().stem, ('not stated', '')
     if path.suffix == '.csv': root = path.parent
     if not there:
         manifest = read_manifest(dataset)
-        root, name, licence = dataset_dir(manifest), manifest.name, manifest.licence
+        root, name, licence, citation = dataset_dir(manifest), manifest.name, manifest.licence, manifest.citation
         facts['manifest'] = manifest.sha256
         there = {s: root/f for s, f in manifest.splits.items()
                  if s in ('train', 'val') and ((root/f).is_dir() or is_partly_packed(root/f))}
@@ -138,7 +139,7 @@ def _load_paired_data(
     if held: facts['held out'] = hash_value(held)
     if labels is not None: facts['labels'] = hash_value(labels.to_csv(index=False))
     def hashes()->dict[str, str]: return facts | {f'data {s}': p.content() for s, p in found.items()}
-    return _PairedData(name, found['train'], found.get('val'), labels, licence, hashes, held)
+    return _PairedData(name, found['train'], found.get('val'), labels, licence, citation, hashes, held)
 
 # %% ../../nbs/tasks/80_pretrain_mirage.ipynb #3ffffe88
 def _mirage_keywords(
@@ -201,6 +202,9 @@ class _MirageParts(PretrainTask):
 
     @property
     def licence(self)->str: return self.data.licence
+
+    @property
+    def citations(self)->dict[str, str]: return {self.data.name: self.data.citation}  # dataset -> in words
 
     @cached_property
     def hashes(self)->dict[str, str]: return self.data.sources()

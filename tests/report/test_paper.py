@@ -27,9 +27,10 @@ def pack(tmp_path):
     fig, ((ax,),) = panel_grid(1, 1, 3, 2)
     ax.plot([1, 2], [1, 2])
     run = Run(tmp_path, settings, {}, True)
+    cited = {'Duke_DME': 'Chiu SJ. A title. A Journal 6(4):1-2, 2015'}
     tables = {'scores': ('Scores_1, 95 %', TABLE), 'none': ('', None)}
     def write():
-        listed = write_paper(run, tables, {'curve': fig, 'none': None})
+        listed = write_paper(run, tables, {'curve': fig, 'none': None}, citations=cited)
         assert len(listed) == 9 and all((tmp_path/k).exists() for k in listed.index)
         return tmp_path/'paper'
     return write

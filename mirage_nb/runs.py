@@ -266,26 +266,58 @@ def run(
     return read_run(run_notebook(notebook, parameters, quiet=True))
 
 # %% ../nbs/20_runs.ipynb #f05394cc
+def _check(
+    words:list[str] # of the command line, behind 'check'
+)->int:             # exit code
+    "Look a dataset over, and show what was found."
+    from mirage_nb.commands.check import check_dataset, save_picture, write_manifest
+    names = [w for w in words if w != '--write-manifest']
+    if len(names) != 1: raise ValueError('usage: mirage-nb check DATASET [--write-manifest]')
+    if '--write-manifest' in words: sys.stdout.write(f'manifest: {write_manifest(names[0])}\n')
+    found = check_dataset(names[0])
+    picture = save_picture(found)
+    sys.stdout.write(f"{found}{f'picture: {picture}' if picture else 'no picture'}\n")
+    if found.facts.get('stated by', 'its folders') == 'its folders': sys.stdout.write(
+        f'mirage-nb check {names[0]} --write-manifest writes a manifest to start from\n')
+    return int(bool(found.problems))
+
+
+def _obey(
+    words:list[str], # of the command line
+    quiet:bool       # no progress
+)->int:              # exit code
+    "Do what a command line says."
+    if {'-h', '--help'} & set(words):
+        sys.stdout.write(describe_notebook(words[0]) if words[0][0] != '-' else describe_commands())
+    elif words[0] == 'list':
+        from mirage_nb.commands.listing import describe_all
+        sys.stdout.write(describe_all())
+    elif words[0] == 'runs':
+        from mirage_nb.commands.index import describe_runs
+        sys.stdout.write(describe_runs())
+    elif words[0] == 'check': return _check(words[1:])
+    else:
+        notebook = find_notebook(words[0])
+        sys.stdout.write(describe_result(run_notebook(notebook, parse_parameters(words[1:], notebook), quiet)))
+    return 0
+
+# %% ../nbs/20_runs.ipynb #f05394cd
 def main(
     words:list[str]|None=None # of the command line; None: of this process
 )->int:                       # exit code
-    "Run a pipeline notebook: NOTEBOOK name=value ..."
+    "Do what a command line says: NOTEBOOK name=value ..., list, runs or check."
     words = sys.argv[1:] if words is None else words
     given = [w for w in words if w != '--quiet']
-    if not given or {'-h', '--help'} & set(given):
-        sys.stdout.write(describe_notebook(given[0]) if len(given) > 1 else describe_commands())
-        return 0 if given else 2
-    try:
-        notebook = find_notebook(given[0])
-        folder = run_notebook(notebook, parse_parameters(given[1:], notebook), quiet='--quiet' in words)
+    if not given:
+        sys.stdout.write(describe_commands())
+        return 2
+    try: return _obey(given, quiet='--quiet' in words)
     except (RunFailed, OSError, TypeError, ValueError, KeyError) as e:
         sys.stderr.write(f'{e.args[0] if isinstance(e, KeyError) else e}\n')
         return 1
     except KeyboardInterrupt:
         sys.stderr.write('\ninterrupted; the same command goes on from the last saved state\n')
         return 130
-    sys.stdout.write(describe_result(folder))
-    return 0
 
 # %% ../nbs/20_runs.ipynb #ab941174
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -15,7 +15,8 @@ from mirage_nb.records import HANDOFF
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT/'README.md', *sorted((ROOT/'docs').glob('*.md'))]
-RUNNER = 'python -m mirage_nb.runs '
+RUNNER = 'mirage-nb '
+OTHERS = 'list', 'runs', 'check'  # commands that run no notebook
 NEEDS = re.compile(r'#.*\bneeds?\b')  # how a page says that a command cannot be run everywhere
 
 

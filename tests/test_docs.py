@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from modules_page import modules_page
 from pages import (
+    OTHERS,
     PAGES,
     ROOT,
     RUNNER,
@@ -33,6 +34,7 @@ import mirage_nb
 from mirage_nb.phantoms.cxr import make_phantom_cxr
 from mirage_nb.phantoms.oct import make_phantom_oct
 from mirage_nb.phantoms.uwf import make_phantom_uwf
+from mirage_nb.runs import main
 
 MOST_LINES = {'README.md': 200, 'docs/adding.md': 400, 'docs/modules.md': 250}  # of other pages: 150
 
@@ -45,8 +47,8 @@ CHEAP = {'seg_tune': {'epochs': 1, 'size': 64, 'batch_size': 4, 'baselines': Fal
          'cls_eval': {'resamples': 100}}
 
 TYPED = {  # these are run in a shell, as they are typed, with these words after them
-    'python -m mirage_nb.runs --help': '',
-    'python -m mirage_nb.runs seg_tune head=linear epochs=5': 'epochs=1 size=64 baselines=False --quiet',
+    'mirage-nb --help': '', 'mirage-nb seg_tune --help': '',
+    'mirage-nb seg_tune head=linear epochs=5': 'epochs=1 size=64 baselines=False --quiet',
     'papermill nbs/30_seg_tune.ipynb runs/MySet.ipynb -p dataset MySet -p recipe seg_small -p size 256':
         '-p epochs 1 -p size 64 -p baselines False'}
 
@@ -147,6 +149,7 @@ def run_command(command, root, monkeypatch):
     "Run one command in this process"
     if m := re.fullmatch(r'export (\w+)=(\S+)', command):
         monkeypatch.setenv(m[1], m[2].replace('/data', str(root), 1))
+    elif command.startswith(RUNNER) and command.split()[1] in OTHERS: assert main(command.split()[1:]) == 0
     elif not command.startswith(RUNNER):
         assert command.startswith('python -m mirage_nb.'), 'a command that this test does not know: see NOT_RUN'
         run_module(command, root)
@@ -168,6 +171,8 @@ def run_typed(command, root):
     text, empty, _ = command.partition(' </dev/null')
     text = f'{text} {TYPED[text]}{empty}'.replace('runs/', f'{root}/').replace('python ', f'{sys.executable} ', 1)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
+    if not shutil.which('mirage-nb', path=path):  # the kit is not installed, only on the path
+        text = text.replace('mirage-nb ', f'{sys.executable} -m mirage_nb.runs ', 1)
     done = subprocess.run(text, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=600,
                           env={**os.environ, 'PATH': path, 'PYTHONPATH': str(ROOT)})
     assert done.returncode == 0, done.stderr[-3000:]
@@ -185,11 +190,26 @@ def test_commands_of_a_page(path, here, monkeypatch):
         except Exception as e: raise AssertionError(f'{command.where}: {command.text}: {type(e).__name__}: {e}') from e
 
 
+def provide(parameters, root, monkeypatch):
+    "Stand in for datasets and weights that a command needs: empty folders and files"
+    data = root/'needed'
+    for name in str(parameters.get('dataset', '')).split(',') + [parameters.get('test_dataset', '')]:
+        if name and '/' not in name and not (root/'oct'/name).exists(): (data/name).mkdir(parents=True, exist_ok=True)
+        elif name: (data/Path(name).name).exists() or (data.mkdir(exist_ok=True),
+                                                       (data/Path(name).name).symlink_to(root/'oct'/name))
+    monkeypatch.setenv('MIRAGE_DATA', str(data))
+    weights = placed(parameters.get('weights', ''), root)
+    if str(weights).startswith(str(root)):
+        Path(weights).parent.mkdir(parents=True, exist_ok=True)
+        Path(weights).touch()
+
+
 @pytest.mark.parametrize('command', [c for _, c in ALL if how(c) == 'checked' and c.text.startswith(RUNNER)],
                          ids=lambda c: f'{c.where} {c.text.removeprefix(RUNNER)}')
 def test_commands_that_need_more(command, here, monkeypatch):
     "They are not run; the notebook, the recipe, the dataset's manifest and every value are checked"
     notebook, parameters = words_of(command.text)
+    provide(parameters, here, monkeypatch)
     if notebook.stem[3:] in ('seg_tune', 'cls_tune', 'pretrain_multimae', 'pretrain_mae'):
         execute(notebook, {k: placed(v, here) for k, v in parameters.items()}, monkeypatch, here, 'settings_table(')
     assert set(parameters) <= set(assigned(notebook))

@@ -442,7 +442,8 @@ def commands(text):
     text = text.replace('\\\n', ' ')
     fenced = re.findall(r'^ *```\w*\n(.*?)^ *```', text, re.M | re.S)
     blocks = [line for b in fenced for line in b.split('\n')] + re.findall(r'^    (\S.*)$', text, re.M)
-    for line in blocks + re.findall(r'`([^`\n]+)`', text) + re.findall(r'(?=(python -m mirage_nb\S* *\S*))', text):
+    for line in blocks + re.findall(r'`([^`\n]+)`', text) + re.findall(
+            r'(?=(python -m mirage_nb\S* *\S*|mirage-nb [\w./-]+))', text):
         line = re.sub(r'^(\$ |[A-Z_]+=\S+ )+', '', line.strip())
         yield from (part.strip() for part in re.split(r'&&|;', line.split('  #')[0]))
 
@@ -468,6 +469,10 @@ def command_faults(root, command):
         if words[0].startswith('-'): return []
         path, faults = known(words[0], False)
         return faults or given(path, [w.split('=')[0] for w in words[1:] if re.match(r'\w+=', w)])
+    if m := re.match(r'(?:\S*/)?mirage-nb ([\w./-]+)(.*)', command):
+        if m[1] in ('list', 'runs', 'check') or m[1].isupper() or m[1].startswith('-'): return []
+        path, faults = known(m[1], False)
+        return faults or given(path, [w.split('=')[0] for w in words_of(m[2]) if re.match(r'\w+=', w)])
     if m := re.match(r'(?:\S*/)?papermill (\S+\.ipynb)(.*)', command):
         words = words_of(m[2])
         path, faults = known(m[1], False)
@@ -671,6 +676,8 @@ FAULTS = {  # what is planted: the rule, how, a piece of what it says
     'no command': (documents_tell_the_truth, readme('`python -m mirage_nb.core`'), 'is not a command'),
     'no such notebook': (documents_tell_the_truth, readme('`python -m mirage_nb.runs 31_x.ipynb`'), '31_x'),
     'no such parameter': (documents_tell_the_truth, readme('`python -m mirage_nb.runs seg_tune dataste=A`'), 'dataste'),
+    'no such notebook of the command': (documents_tell_the_truth, readme('`mirage-nb seg_tone lr=1`'), 'seg_tone'),
+    'no such parameter of the command': (documents_tell_the_truth, readme('`mirage-nb seg_tune dataste=A`'), 'dataste'),
     'no such papermill parameter': (documents_tell_the_truth, readme(
         '    papermill nbs/30_seg_tune.ipynb out.ipynb -p lrr 1'), 'lrr'),
     'papermill, no output': (documents_tell_the_truth, readme('`papermill nbs/30_seg_tune.ipynb -p lr 1`'), 'output'),

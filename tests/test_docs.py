@@ -31,6 +31,7 @@ from pages import (
 from PIL import Image
 
 import mirage_nb
+from mirage_nb.data.manifest import read_manifest
 from mirage_nb.phantoms.cxr import make_phantom_cxr
 from mirage_nb.phantoms.oct import make_phantom_oct
 from mirage_nb.phantoms.uwf import make_phantom_uwf
@@ -190,18 +191,18 @@ def test_commands_of_a_page(path, here, monkeypatch):
         except Exception as e: raise AssertionError(f'{command.where}: {command.text}: {type(e).__name__}: {e}') from e
 
 
-def provide(parameters, root, monkeypatch):
-    "Stand in for datasets and weights that a command needs: empty folders and files"
-    data = root/'needed'
-    for name in str(parameters.get('dataset', '')).split(',') + [parameters.get('test_dataset', '')]:
-        if name and '/' not in name and not (root/'oct'/name).exists(): (data/name).mkdir(parents=True, exist_ok=True)
-        elif name: (data/Path(name).name).exists() or (data.mkdir(exist_ok=True),
-                                                       (data/Path(name).name).symlink_to(root/'oct'/name))
-    monkeypatch.setenv('MIRAGE_DATA', str(data))
-    weights = placed(parameters.get('weights', ''), root)
-    if str(weights).startswith(str(root)):
-        Path(weights).parent.mkdir(parents=True, exist_ok=True)
-        Path(weights).touch()
+def provide(parameters, root):
+    "Stand in for datasets and weights that a command needs: folders and files without content"
+    for name in [*str(parameters.get('dataset') or '').split(','), parameters.get('test_dataset')]:
+        folder = Path(placed(name, root)) if name and '/' in name else root/'oct'/str(name)
+        if not name or folder.exists(): continue
+        folder.mkdir(parents=True)
+        if '/' not in name and read_manifest(name).task == 'segmentation' and not read_manifest(name).classes:
+            shutil.copy(root/'oct'/'MySet'/'INFO.json', folder)
+    weights = placed(str(parameters.get('weights')), root)
+    if not weights.startswith(str(root)): return
+    Path(weights).parent.mkdir(parents=True, exist_ok=True)
+    Path(weights).touch()
 
 
 @pytest.mark.parametrize('command', [c for _, c in ALL if how(c) == 'checked' and c.text.startswith(RUNNER)],
@@ -209,7 +210,7 @@ def provide(parameters, root, monkeypatch):
 def test_commands_that_need_more(command, here, monkeypatch):
     "They are not run; the notebook, the recipe, the dataset's manifest and every value are checked"
     notebook, parameters = words_of(command.text)
-    provide(parameters, here, monkeypatch)
+    provide(parameters, here)
     if notebook.stem[3:] in ('seg_tune', 'cls_tune', 'pretrain_multimae', 'pretrain_mae'):
         execute(notebook, {k: placed(v, here) for k, v in parameters.items()}, monkeypatch, here, 'settings_table(')
     assert set(parameters) <= set(assigned(notebook))

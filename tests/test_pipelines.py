@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mirage_nb import runs as runs
-from mirage_nb.core import runs_dir
+from mirage_nb.core import package_dir, runs_dir
 from mirage_nb.data.manifest import classes_of, read_manifest
 from mirage_nb.data.masks import read_mask
 from mirage_nb.data.segmentation import load_seg_data
@@ -109,6 +109,49 @@ def test_second_run_is_recognised(run, tuned):
     changed = {k for k in before | after if before.get(k) != after.get(k)}
     assert changed <= {'report.ipynb', 'report.html'}
     assert sorted(p.name for p in run.parent.iterdir()) == [run.name]
+
+
+def shown_at_once(words, env):
+    "What a command shows, in a process that may import neither PyTorch nor what starts a kernel"
+    code = ('import sys; from mirage_nb.runs import main; done = main(sys.argv[1:]); '
+            'slow = {"torch", "papermill", "nbformat"} & {*sys.modules}; sys.exit(f"imported {slow}" if slow else done)')
+    return subprocess.run([sys.executable, '-c', code, *words], capture_output=True, text=True, env=env)
+
+
+def test_finished_run_is_shown_without_a_kernel(tuned, phantoms, tmp_path, home, monkeypatch):
+    "As long as nothing that it was made from has changed; anything that was touched goes the long way"
+    data, weights = tmp_path/'copy', tmp_path/'w.safetensors'
+    shutil.copytree(phantoms, data)
+    shutil.copy(package_dir/'weights'/'mirage_tiny.safetensors', weights)
+    env = {'MIRAGE_DATA': str(data), 'MIRAGE_RUNS': str(tuned[0].parents[2])}
+    for k, v in env.items(): monkeypatch.setenv(k, v)
+    values = {**TUNE, 'epochs': 1, 'baselines': False, 'weights': str(weights), 'size': [64, 48]}
+    folder = run_notebook('seg_tune', values, quiet=True)
+    monkeypatch.setattr(runs, '_execute', lambda *a: 'a kernel was started')
+
+    def again(**more): return run_notebook('seg_tune', {**values, **more}, quiet=True)
+
+    assert again() == folder
+    words = [f'{k}={v}'.replace(' ', '') for k, v in values.items()]
+    done = shown_at_once(['seg_tune', *words], {**os.environ, **env})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == json.loads(text(folder/'result.json'))['summary'][0]
+    assert done.stdout.splitlines()[-1] == f'report: {folder/"report.html"}'
+
+    def key(): return runs.run_key('seg_tune', {**runs.parameter_values(runs.find_notebook('seg_tune')), **values})
+
+    image = sorted((data/'Phantom_OCT'/'test'/'bscan').iterdir())[0]
+    times = os.stat(weights)
+    for change in (lambda: os.utime(image), lambda: image.with_name('new_1.png').write_bytes(image.read_bytes()),
+                   lambda: weights.write_bytes(weights.read_bytes()[::-1]),
+                   lambda: os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns)),  # other content, the old time
+                   lambda: (data/'Phantom_OCT'/'manifest.toml').write_text('title = "Other"')):
+        change()
+        with pytest.raises(RunFailed, match='a kernel was started'): again()
+        runs.remember_run(key(), folder)  # as the long way does where the content is the same
+        assert again() == folder
+    for more in ({'seed': 9}, {'weights': 'mirage_tiny'}, {'dataset': str(data/'Phantom_OCT')}):
+        with pytest.raises(RunFailed, match='a kernel was started'): again(**more)
 
 
 def papermill(out, cwd, **parameters):

@@ -114,7 +114,7 @@ def test_second_run_is_recognised(run, tuned):
 def shown_at_once(words, env):
     "What a command shows, in a process that may import neither PyTorch nor what starts a kernel"
     code = ('import sys; from mirage_nb.runs import main; done = main(sys.argv[1:]); '
-            'slow = {"torch", "papermill", "nbformat"} & {*sys.modules}; sys.exit(f"imported {slow}" if slow else done)')
+            'slow = {"torch", "papermill", "nbformat"} & {*sys.modules}; sys.exit(f"{slow}" if slow else done)')
     return subprocess.run([sys.executable, '-c', code, *words], capture_output=True, text=True, env=env)
 
 

@@ -107,7 +107,7 @@ def _seg_tune(s:_Settings, r:_Settings)->list[str]:
     head = _HEADS.get(s['head'], s['head'])
     trained = _TRAINED[s['tune']].format(**s)
     return [_start_sentence(s), f"A {head} head predicted the masks from images of {_size_text(s['size'])}.",
-            f"{trained} with {_LOSSES.get(s['loss'], s['loss'])}.", _training_sentence(s, r.get('epochs_trained')),
+            f"{trained} with {_LOSSES.get(s['loss'], s['loss'])}.", _training_sentence(s, r.get('epochs')),
             'The epoch with the highest mean intersection over union on the validation split'
             f"{f' (epoch {b})' if (b := r.get('best_epoch')) else ''} was tested once on the test split.",
             'Dice and intersection over union were computed over all slices of a volume and averaged over volumes; the '
@@ -126,7 +126,7 @@ def _cls_tune(s:_Settings, r:_Settings)->list[str]:
     on = f" of {s['test_dataset']}" if s.get('test_dataset') else ''
     trained = _TRAINED[s['tune']].replace('the head', 'a linear classifier').format(**s)
     return [_start_sentence(s), f"{trained}, on images of {_size_text(s['size'])}.",
-            *([_training_sentence(s, r.get('epochs_trained'))] if s['epochs'] else []),
+            *([_training_sentence(s, r.get('epochs'))] if s['epochs'] else []),
             f"Label smoothing was {_number(s['label_smoothing'])}{mixed}.",
             f'{chosen} was tested once on the test split{on}; probability thresholds and the temperature were chosen '
             'on the validation split.', _BOOTSTRAP]
@@ -158,7 +158,10 @@ def _evaluation(s:_Settings, r:_Settings)->list[str]:
 
 def _prediction(s:_Settings, r:_Settings)->list[str]:
     "Write the sentences of a prediction."
-    return ['Predictions were made by a fine-tuned model for images without labels; they were not evaluated.']
+    runs = [_last_part(str(k)) for k in s.get('runs') or [s.get('run')] if k]
+    many = f'the mean of {len(runs)} fine-tuned models' if len(runs) > 1 else 'a fine-tuned model'
+    return [f"Images without labels were predicted by {many}{f' ({_listed(runs)})' if runs else ''}; the "
+            'predictions were not evaluated.']
 
 
 _WRITERS: dict[str, Callable[[_Settings, _Settings], list[str]]] = {
@@ -177,6 +180,8 @@ def methods_paragraph(
     lines = _WRITERS[record['stage']](s, result)
     names = [k.strip() for k in str(s.get('dataset') or '').split(',') if k.strip()]
     data = [_data_sentence(_last_part(k), counts) for k in names[:1]]
+    rule = s.get('splits')
+    if rule: data.append(f"Images were divided by the rule '{rule}', by patient where patients are known.")
     versions = record['versions']
     seed = f", seed {s['seed']}" if s.get('seed') is not None else ''
     device = ', '.join(filter(None, (result.get('device', 'an unknown device'), result.get('precision'))))

@@ -32,7 +32,7 @@ def test_setting_of_a_segmentation(change, words):
 
 
 def test_data_and_epochs():
-    text = write('seg_tune', SEG, ['mirage'], best_epoch=9, epochs_trained=12)
+    text = write('seg_tune', SEG, ['mirage'], best_epoch=9, epochs=12)
     assert '66 images of 6 patients (train) and 1 image (test)' in text
     assert '(epoch 9)' in text and 'stopped after 12' in text and 'mirage_tiny [@mirage]' in text
 

@@ -102,8 +102,8 @@ def _find_column(
         return [str(c) for c in rows if any(places.find(v, by_name) for v in first[c])]
     found = named(False) or named(True)
     if len(found) != 1: raise ValueError(
-        f"{where}: {'no column names' if not found else ', '.join(found) + ' all name'} files that exist below {places.home}; "
-        f"say the column by image_column. Columns: {', '.join(map(str, rows.columns))}")
+        f"{where}: {', '.join(found) + ' all name' if found else 'no column names'} files that exist below "
+        f"{places.home}; say the column by image_column. Columns: {', '.join(map(str, rows.columns))}")
     return found[0]
 
 

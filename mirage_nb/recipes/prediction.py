@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from .settings import Count, Options, Whole, options
 
@@ -38,7 +38,8 @@ class Predict(Options):
     overlay: Literal['contour', 'fill', 'none'] = 'contour'
     save_probabilities: bool = False # also write the probability of each class at each pixel (float16)
     compare_with: Whole = 300     # training images that each image is compared with; 0: no comparison
-    gallery: Count = 12           # most uncertain images that the report shows
+    # most uncertain images that the report shows; at most 36, for its size
+    gallery: Annotated[int, Field(ge=1, le=36)] = 12
     batch_size: Count = 4         # images at a time
 
     def _conflicts(self)->Iterator[str]:

@@ -79,6 +79,9 @@ class Member:
         stated: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in self.about['spec'].items()}
         return InputSpec(**stated)
 
+    @cached_property
+    def device(self)->torch.device: return make_accelerator().device
+
     def images(self,
         table:pd.DataFrame # id, image
     )->Dataset[dict[str, Any]]:
@@ -92,7 +95,7 @@ class Member:
         samples:list[dict[str, Any]] # of `images`
     )->tuple[Tensor, Tensor]:        # scores before softmax or sigmoid, features (b, d); both float32
         "Score samples, and give the features that the scores come from."
-        batch, kind, device = collate(samples), self.about['precision'], make_accelerator().device
+        batch, kind, device = collate(samples), self.about['precision'], self.device
         reduced = kind == 'bf16' or kind == 'fp16' and device.type == 'cuda'  # trained on a GPU, used without one
         self.model.to(device)
         with torch.autocast(device.type, torch.float16 if kind == 'fp16' else torch.bfloat16, enabled=reduced):
@@ -180,7 +183,7 @@ class Ensemble:
         each = [self._probabilities(z, size) for z in scores]
         p = torch.stack(each).mean(0) if len(each) > 1 else each[0]
         sure, unsure = image_uncertainty(p, self.multi)
-        return ImagePrediction(name, size, p, sure, unsure, disagreement(each, self.multi), features)
+        return ImagePrediction(name, size, p.cpu(), sure, unsure, disagreement(each, self.multi), features)
 
     def _probabilities(self, z:Tensor, size:tuple[int, int])->Tensor:
         "Turn the scores of an image into probabilities, of a mask at the size of the image."

@@ -66,7 +66,7 @@ def check_page(page):
 def test_page_of_a_run(run):
     text, result = check_page(page_of(run/'report.html')), read_json(run/'result.json')
     page, all_words = page_of(run/'report.html'), '\n'.join(text.words)
-    assert re.findall(r'<h1>(.*?)</h1>', page) == [result['summary'][0]] and page.index('<h1>') < page.index('<h2>')
+    assert re.findall(r'<h1.*?>(.*?)</h1>', page) == [result['summary'][0]] and page.index('<h1') < page.index('<h2>')
     titles = re.findall(r'<h2>(.*?)</h2>', page)
     firsts = [t.split(':')[0] for t in titles]
     assert firsts == ['Main result', 'Scores', 'Examples', 'Data', 'Model', 'Training', 'Reliability',

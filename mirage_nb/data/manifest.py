@@ -288,7 +288,7 @@ def _list_manifests()->list[str]:
 def _read_folder(folder:Path)->Manifest|None:
     "Read the manifest of a dataset's folder, if the folder states anything."
     if (folder/'manifest.toml').is_file(): return _parse_manifest(folder/'manifest.toml', folder.name)
-    if (folder/'INFO.json').is_file(): return _derive_manifest(folder)
+    if (folder/'INFO.json').is_file() and not find_classes(folder): return _derive_manifest(folder)
     return _derive_classes(folder) if folder.is_dir() else None
 
 

@@ -112,7 +112,7 @@ def _folder_data(
     there = [s for s in SPLITS if (folder/s).is_dir()]
     if there and 'train' not in there: raise ValueError(
         f'{folder} has {", ".join(there)} and no train to learn from; give the path of the folder to learn from')
-    masks = [folder/s/k for s in ('', *there) for k in ('semseg', 'bscanlayermap') if (folder/s/k).is_dir()]
+    masks = [folder/s/k for s in ('', *there) for k in ('semseg', 'masks', 'bscanlayermap') if (folder/s/k).is_dir()]
     if masks: raise ValueError(_MASK_FOLDERS.format(folder))
     norm = choose_norm(_folder_norm(folder), NORMS['imagenet'])
     renew = 'WORLD_SIZE' not in os.environ  # of several processes none looks for changes

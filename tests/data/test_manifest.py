@@ -100,6 +100,7 @@ def test_class_folders_in_any_way(tmp_path, monkeypatch):
     for k in ('Loose/AMD', 'Loose/normal', 'Split/Training/AMD', 'Split/valid/AMD', 'Split/test/AMD', 'One/AMD'):
         (tmp_path/k).mkdir(parents=True)
         (tmp_path/k/'a.png').touch()
+    (tmp_path/'Loose'/'INFO.json').write_text('{"mean": [0.5], "std": [0.2]}')  # for pre-training, not for masks
     assert read_manifest('Loose').splits == {} and read_manifest('Loose').task == 'classification'
     assert read_manifest('Split').splits == {'train': 'Training', 'val': 'valid', 'test': 'test'}
     with pytest.raises(FileNotFoundError, match='nor two folders of images or more'): read_manifest('One')

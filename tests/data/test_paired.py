@@ -35,6 +35,18 @@ def test_both_shapes_and_images_read_alike(triplets, tmp_path):
     assert same(first, batch_of(PairedDataset(folder_pairs(triplets))))
 
 
+def test_layer_maps_with_a_palette_of_colours(triplets):
+    "The indices are the class ids; elsewhere colours are no grey values"
+    ds = PairedDataset(folder_pairs(triplets))
+    plain, i = batch_of(ds), IDS.index('S2')
+    for k in ('bscanlayermap', 'slo'):
+        image = Image.fromarray(ds.pairs.plane(k, i))
+        image.putpalette([v for c in range(256) for v in (c, 255 - c, 7*c % 256)])
+        image.save(triplets/k/'S2.png')
+        if k == 'bscanlayermap': assert same(plain, batch_of(PairedDataset(folder_pairs(triplets))))
+    with pytest.raises(ValueError, match='slo/S2.png is in colour'): folder_pairs(triplets).plane('slo', i)
+
+
 def test_published_triplet(shared_data, tmp_path):
     source, id = shared_data/'mirage_example'/'67115144RFITNV', '67115144RFITNV'
     for k in _MODALITIES:

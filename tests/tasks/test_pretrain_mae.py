@@ -132,6 +132,9 @@ def test_masks_are_no_pictures(data):
         with pytest.raises(ValueError, match='is a set for segmentation and holds masks; give the path of the folder'):
             tasks_pretrain_mae._load_image_set(given, 32)
     assert len(tasks_pretrain_mae._load_image_set(str(data/'own'/'train'/'bscan'), 32).train) == 2
+    for k in ('images', 'masks'): pictures(data/'plain'/k, 2)
+    with pytest.raises(ValueError, match='plain is a set for segmentation and holds masks'):
+        tasks_pretrain_mae._load_image_set(str(data/'plain'), 32)
 
 
 def test_a_folder_states_its_numbers(data):

@@ -116,7 +116,7 @@ def _look_at_labels(
     f.facts['sizes'] = _sizes(files[:: max(1, len(files)//_SOME)])
     if len(files) > _ALL: f.facts['labels'] = f'not read: more than {_ALL} images; a run reads and checks all'
     else:
-        with f.noting(): data = load_labelled(manifest, allow_leaks=True)
+        with f.noting(): data = load_labelled(manifest, allow_leaks=True, splits='', need_val=True)
     if data is None: return
     for split, t in data.splits.items():
         counts = t.label.value_counts() if 'label' in t else {'images': len(t)}

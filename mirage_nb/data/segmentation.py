@@ -223,7 +223,7 @@ def load_seg_data(
     "Load the tables of a dataset's splits, checked."
     root, drawn = dataset_dir(manifest), ''
     classes = classes_of(manifest, root)
-    there = [s for s, f in manifest.splits.items() if splits is None or s != 'val' or (root/f).is_dir()]
+    there = [s for s, f in manifest.splits.items() if s != 'val' or (root/f).is_dir()]  # it can be drawn from train
     tables = {split: seg_table(manifest, split) for split in there}
     if splits is not None: tables, drawn = _divided(manifest, tables, parse_splits(splits))
     every = pd.concat(tables.values())

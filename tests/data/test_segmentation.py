@@ -305,6 +305,7 @@ def test_missing_val_is_drawn_from_train(tiny):
     with pytest.raises(ValueError, match="Tiny has no split 'val'"): seg_table(read_manifest('Tiny'), 'val')
     (tiny/'manifest.toml').write_text(MANIFEST)  # a manifest that says 'splits' does not change this
     with pytest.warns(UserWarning): assert where(load_seg_data(read_manifest('Tiny'), '')) == where(data)
+    assert list(load_seg_data(read_manifest('Tiny')).tables) == ['train', 'test'], 'an evaluation draws nothing'
 
 
 def test_own_splits_stay_unless_others_are_asked_for(tiny):

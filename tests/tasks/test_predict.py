@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from mirage_nb.data.manifest import classes_of, dataset_dir, read_manifest
 from mirage_nb.eval.classification.predict import predict_cls
+from mirage_nb.eval.classification.predictions import read_predictions
 from mirage_nb.recipes.prediction import Predict
 from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.recipes.settings import override
@@ -149,6 +150,19 @@ def test_a_table(tuned, home, images):
     (images/'list.csv').write_text('file\na.png\n')
     with pytest.raises(ValueError, match="no column 'path'"):
         predict(tuned/'cls0', images/'list.csv', image_column='path')
+
+
+def test_a_table_with_labels_can_be_scored(tuned, home, phantoms):
+    "Labels are not used, and kept: what is written is a table of predictions for 51_cls_eval"
+    files = sorted((phantoms/'Phantom_OCT'/'test'/'bscan').iterdir())
+    names = ClassificationTask.from_settings(settings()).data.classes
+    labels = [names[i % len(names)] for i in range(len(files))]
+    table = pd.DataFrame({'file': [str(p) for p in files], 'label': labels, 'patient': [p.stem[:4] for p in files]})
+    rows = predict(tuned/'cls0', table, home/'out')
+    scored = read_predictions(home/'out'/'predictions.csv')
+    assert scored.classes == tuple(names) and scored.table.patient.tolist() == table.patient.tolist()
+    assert np.allclose(scored.p, rows[[f'score:{c}' for c in names]]) and scored.y.argmax(1).tolist() == [
+        names.index(k) for k in labels]
 
 
 def test_nothing_can_be_read(tuned, home, images):

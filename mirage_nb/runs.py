@@ -201,7 +201,9 @@ def write_report(
 
 
 if 'IPython' in sys.modules:
+    from mirage_nb.commands.interrupts import shorten_interrupts
     from mirage_nb.report.live import keep_displays
+    shorten_interrupts()
     keep_displays()  # a live kernel forgets what cells display, unless it is asked early
 
 # %% ../nbs/20_runs.ipynb #20a00002

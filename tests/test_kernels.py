@@ -1,6 +1,7 @@
 "The pipelines as a user of JupyterLab runs them: twice from top to bottom in one kernel, and with a changed parameter"
 import os
 import re
+import threading
 from pathlib import Path
 
 import nbformat
@@ -88,6 +89,16 @@ def test_two_passes_in_one_kernel(kernel, stage, phantoms):
     assert len(first) == len(second)
     other = run_all(kernel, stage, 'start_run(', **{**small, **CHANGED.get(stage, {'seed': 1})})[-1].splitlines()
     assert other[0].endswith(': new') and other[1] != states[0][1]
+
+
+def test_an_interrupt_is_shown_in_a_line(kernel):
+    kernel.run('import time\nimport mirage_nb.runs')
+    timer = threading.Timer(2, kernel.manager.interrupt_kernel)
+    timer.start()
+    with pytest.raises(RuntimeError, match='this cell was stopped. Run it again to go on') as e:
+        kernel.run('def wait(n):\n    return time.sleep(60) if not n else wait(n - 1)\nwait(20)')
+    assert len(str(e.value).splitlines()) <= 3
+    assert kernel.run('1 + 1') == '2'
 
 
 def test_a_misspelt_name_is_found_in_both_cells(kernel):

@@ -145,7 +145,7 @@ def test_finished_run_is_shown_without_a_kernel(tuned, phantoms, tmp_path, home,
     for change in (lambda: os.utime(image), lambda: image.with_name('new_1.png').write_bytes(image.read_bytes()),
                    lambda: weights.write_bytes(weights.read_bytes()[::-1]),
                    lambda: os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns)),  # other content, the old time
-                   lambda: (data/'Phantom_OCT'/'manifest.toml').write_text('title = "Other"')):
+                   lambda: os.utime(next((data/'Phantom_OCT').glob('*.json')))):
         change()
         with pytest.raises(RunFailed, match='a kernel was started'): again()
         runs.remember_run(key(), folder)  # as the long way does where the content is the same

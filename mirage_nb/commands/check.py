@@ -23,7 +23,7 @@ from ..data.classification import ClsDataset, load_labelled
 from ..data.files import IMAGE_SUFFIXES, read_image
 from ..data.input_spec import InputSpec
 from ..data.layouts import find_masks
-from ..data.manifest import Manifest, classes_of, dataset_dir, read_manifest
+from ..data.manifest import ClassInfo, Manifest, classes_of, dataset_dir, read_manifest
 from ..data.segmentation import SegDataset, check_files, load_seg_data, seg_table
 from ..storage import write_atomic
 
@@ -83,7 +83,8 @@ def _look_at_masks(
 )->None:
     "Look over a dataset of images with masks."
     from mirage_nb.figures.segmentation import show_batch
-    tables, classes, some = {}, (), []
+    tables, some = dict[str, pd.DataFrame](), list[pd.DataFrame]()
+    classes: tuple[ClassInfo, ...] = ()
     with f.noting(): classes = classes_of(manifest, dataset_dir(manifest))
     f.facts['classes'] = ', '.join(f'{c.label} ({c.value})' for c in classes)
     for split, folder in manifest.splits.items():

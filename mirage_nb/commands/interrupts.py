@@ -30,6 +30,6 @@ def shorten_interrupts()->bool: # False: this process is no kernel
     "Ask the kernel of this process, if there is one, to show interrupts in a few lines."
     ipython = sys.modules.get('IPython')  # a process without it is no kernel
     shell = ipython.get_ipython() if ipython else None
-    if not hasattr(shell, 'set_custom_exc'): return False
+    if shell is None or not hasattr(shell, 'set_custom_exc'): return False
     shell.set_custom_exc((KeyboardInterrupt,), _show_interrupt)
     return True

@@ -1,0 +1,53 @@
+"An estimate changes no number of the training, and is of the right size"
+import random
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mirage_nb.records import start_run
+from mirage_nb.tasks.classification import ClassificationTask
+from mirage_nb.tasks.estimate import Estimate, estimate_training
+from mirage_nb.tasks.protocol import train
+from mirage_nb.tasks.segmentation import SegmentationTask
+from mirage_nb.tasks.settings import choose_settings
+
+SMALL = {'dataset': 'Phantom_OCT', 'epochs': 2, 'size': 64, 'batch_size': 4, 'precision': 'fp32'}
+KINDS = {'seg_tune': (SegmentationTask, {'baselines': False}),
+         'cls_tune': (ClassificationTask, {'tune': 'full', 'probes': False, 'baselines': False})}
+
+
+def started(stage, **more):
+    kind, own = KINDS[stage]
+    cfg, manifest = choose_settings(stage, {**SMALL, **own, **more})
+    task = kind.from_settings(cfg, manifest)
+    return task, start_run(stage, asdict(cfg), task.sources(), label='x')
+
+
+@pytest.mark.parametrize('stage', KINDS)
+def test_numbers_of_the_training_stay(home, stage):
+    task, run = started(stage)
+    task.model.train(False)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    weights = {k: v.clone() for k, v in task.model.state_dict().items()}
+    found = estimate_training(task, run)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (random.getstate(), np.random.get_state()[1].tolist())
+    assert all(torch.equal(v, weights[k]) for k, v in task.model.state_dict().items())
+    assert all(p.grad is None for p in task.model.parameters()) and not task.model.training
+    assert isinstance(found, Estimate) and found.kept < found.disk and 0 < found.seconds < 600
+    histories = [train(task, run.folder), train(started(stage)[0], home/'plain')]
+    numbers = [h.drop(columns=['seconds', 'samples_per_s', 'waiting']) for h in histories]
+    pd.testing.assert_frame_equal(*numbers, check_exact=True)
+    assert estimate_training(task, run) is None, 'it is finished'
+
+
+def test_more_epochs_take_longer(home):
+    times = [estimate_training(*started('cls_tune', epochs=n)).seconds for n in (10, 1000)]
+    assert times[1] > 20*times[0]
+
+
+def test_of_several_processes_there_is_none(home):
+    assert 'not done by this process alone' in estimate_training(*started('seg_tune', processes=2))

@@ -262,7 +262,7 @@ def where(data): return {k: s for s, t in data.tables.items() for k in t.id}
 
 
 def test_images_and_masks_side_by_side_are_divided_by_volume(loose):
-    with pytest.warns(UserWarning, match='MySet: splits are drawn by volume, for nothing says whose each is'):
+    with pytest.warns(UserWarning, match='MySet: splits are drawn by volume, because no patient is known'):
         data = load_seg_data(read_manifest('MySet'), '')
     assert {s: (t.volume.nunique(), len(t)) for s, t in data.tables.items()} == {'train': (4, 12), 'val': (1, 3),
                                                                               'test': (1, 3)}

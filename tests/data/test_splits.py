@@ -140,7 +140,7 @@ def test_missing_validation_comes_from_train_alone():
 
 def test_unknown_patients_are_said():
     t = people_with(n=40).assign(split='', patient='')
-    with pytest.warns(UserWarning, match='x: splits are drawn by image, for nothing says whose each is'):
+    with pytest.warns(UserWarning, match='x: splits are drawn by image, because no patient is known'):
         assert divide(t, parse_splits(''), 'x', 'image')[1].startswith('drawn by image (')
 
 

@@ -31,6 +31,14 @@ from ..storage import write_atomic
 _SOME, _ALL = 24, 3000  # images of a split whose pixels are read; images of a classification that are all read
 
 
+def _count(
+    n:int,
+    word:str # of one
+)->str:
+    "Write a number with its word."
+    return f"{n} {word}{'' if n == 1 else 's'}"
+
+
 @dataclass
 class Findings:
     "What was found in a dataset."
@@ -52,7 +60,7 @@ class Findings:
     def __str__(self)->str:
         width = max(map(len, self.facts), default=0)
         facts = [f'  {k:{width}}  {v}' for k, v in self.facts.items()]
-        head = f'{len(self.problems)} problems' if len(self.problems) != 1 else '1 problem'
+        head = _count(len(self.problems), 'problem')
         return '\n'.join([self.name, *facts, head if self.problems else 'no problem found',
                           *(f'- {p}' for p in dict.fromkeys(self.problems))]) + '\n'
 
@@ -91,7 +99,8 @@ def _look_at_masks(
         if split == 'val' and not (dataset_dir(manifest)/folder).is_dir(): continue  # a run draws it
         with f.noting(): tables[split] = t = seg_table(manifest, split)
         if split not in tables: continue
-        f.facts[split] = f'{len(t)} images, {t.volume.nunique()} volumes, {t.patient.nunique()} patients'
+        f.facts[split] = ', '.join(_count(n, word) for n, word in (
+            (len(t), 'image'), (t.volume.nunique(), 'volume'), (t.patient.nunique(), 'patient')))
         with f.noting(): check_files(_spread(t), classes)
         some.append(_spread(t))
     if not f.problems:

@@ -65,6 +65,9 @@ document.querySelectorAll('th').forEach((th, i) => { th.onclick = () => {
 '''
 
 
+def _count_runs(rows:Sequence[Any])->str: return f"{len(rows)} run{'' if len(rows) == 1 else 's'}"
+
+
 def _cell(
     row:Mapping[str, Any], # of `list_runs`
     column:str
@@ -85,8 +88,7 @@ def write_index(
 )->Path:                             # index.html in the folder of runs
     "Write the page of all runs."
     body = ''.join(f"<tr>{''.join(_cell(r, c) for c in COLUMNS)}</tr>\n" for r in rows)
-    page = _PAGE % {'count': f'{len(rows)} runs' if len(rows) != 1 else '1 run', 'rows': body,
-                    'head': ''.join(f'<th>{c}</th>' for c in COLUMNS)}
+    page = _PAGE % {'count': _count_runs(rows), 'rows': body, 'head': ''.join(f'<th>{c}</th>' for c in COLUMNS)}
     return write_atomic(runs_dir()/'index.html', lambda p: p.write_text(page, encoding='utf-8'))
 
 
@@ -98,4 +100,4 @@ def describe_runs()->str:
                       for r in rows)]
     widths = [max(len(t[i]) for t in texts) for i in range(len(names))]
     lines = ['  '.join(f'{v:{w}}' for v, w in zip(t, widths, strict=True)).rstrip() for t in texts]
-    return '\n'.join([*lines, f'{len(rows)} runs; the same as a page to sort: {write_index(rows)}']) + '\n'
+    return '\n'.join([*lines, f'{_count_runs(rows)}; as a page to sort: {write_index(rows)}']) + '\n'

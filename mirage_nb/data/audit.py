@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from tqdm import tqdm
 
 from .files import check_image, read_image
 from .manifest import SPLITS
@@ -27,7 +28,7 @@ def hash_images(
 )->list[str]:          # 64 hexadecimal digits each
     "Hash each image file by SHA-256, and name all that cannot be read in one error."
     wrong, found = [], []
-    for path in map(Path, table.image):
+    for path in tqdm(list(map(Path, table.image)), desc='reading and hashing images', unit='image', delay=3):
         try:
             if not path.stat().st_size: raise ValueError('the file is empty')
             read_image(path, 1) if len(table) <= _DECODED else check_image(path)

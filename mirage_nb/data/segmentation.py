@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from ..core import unknown
 from .audit import find_leaks, hash_content
@@ -238,7 +239,7 @@ def check_files(
     "Read every file of a table once; one error names all that are wrong."
     ds = SegDataset(table, classes, size=(1, 1), keep_mb=0)
     counts, wrong = np.zeros((len(ds), len(classes)), np.int64), []
-    for i in range(len(ds)):
+    for i in tqdm(range(len(ds)), desc='reading images and masks', unit='image', delay=3):
         try: y = ds.read(i)[1]
         except (ValueError, OSError) as e: wrong.append(str(e))
         else:

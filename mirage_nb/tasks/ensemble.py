@@ -36,26 +36,12 @@ from ..train.devices import make_accelerator
 
 # %% ../../nbs/tasks/72_ensemble.ipynb #36c2b2f1
 @dataclass(eq=False)
-class Member:
-    "A fine-tuned model, with the run that made it."
+class _Tuned:
+    "A fine-tuned model, with the run that made it and what its file says."
     run: Run
     model: SegModel|ClsModel
     about: dict[str, Any]   # what its file says of it
     sha256: str             # of its file
-
-    @classmethod
-    def open(cls,
-        folder:str|Path|Run # of a finished run, or the run
-    )->'Member':
-        "Read the model of a finished run."
-        run = folder if isinstance(folder, Run) else open_run(folder)
-        file = run.folder/'best.safetensors'
-        if not file.exists(): raise FileNotFoundError(
-            f'{run.folder} holds no fine-tuned model (best.safetensors); name a run of 30_seg_tune or 31_cls_tune')
-        ckpt = read_checkpoint(file)
-        load: Any = load_cls_model if model_kind(ckpt) == 'cls_model' else load_seg_model
-        model, about = load(ckpt)
-        return cls(run, model, about, ckpt.sha256)
 
     @property
     def task(self)->str: return 'classification' if 'cls_model' in self.about else 'segmentation'
@@ -82,6 +68,23 @@ class Member:
     @cached_property
     def device(self)->torch.device: return make_accelerator().device
 
+# %% ../../nbs/tasks/72_ensemble.ipynb #f7b0c833
+class Member(_Tuned):
+    "A fine-tuned model that scores images."
+    @classmethod
+    def open(cls,
+        folder:str|Path|Run # of a finished run, or the run
+    )->'Member':
+        "Read the model of a finished run."
+        run = folder if isinstance(folder, Run) else open_run(folder)
+        file = run.folder/'best.safetensors'
+        if not file.exists(): raise FileNotFoundError(
+            f'{run.folder} holds no fine-tuned model (best.safetensors); name a run of 30_seg_tune or 31_cls_tune')
+        ckpt = read_checkpoint(file)
+        load: Any = load_cls_model if model_kind(ckpt) == 'cls_model' else load_seg_model
+        model, about = load(ckpt)
+        return cls(run, model, about, ckpt.sha256)
+
     def images(self,
         table:pd.DataFrame # id, image
     )->Dataset[dict[str, Any]]:
@@ -106,7 +109,7 @@ class Member:
             maps = self.model.features({'bscan': x})
             return self.model.decode(maps, x.shape[-2:]), maps[-1].float().mean((2, 3)).cpu()
 
-# %% ../../nbs/tasks/72_ensemble.ipynb #7720bcfb
+# %% ../../nbs/tasks/72_ensemble.ipynb #2190a47d
 class _Samples(Dataset[dict[str, Any]]):
     "Images of a table, as each member reads them."
     def __init__(self,
@@ -144,7 +147,7 @@ class ImagePrediction:
     disagreement: float         # of the members; 0 of one
     features: tuple[Tensor, ...] = field(repr=False) # of each member, (d,)
 
-# %% ../../nbs/tasks/72_ensemble.ipynb #2ff9e92f
+# %% ../../nbs/tasks/72_ensemble.ipynb #b8d3875c
 @dataclass(eq=False)
 class Ensemble:
     "One fine-tuned model, or several for the same classes."

@@ -44,7 +44,7 @@ def _training_images(
     if member.task == 'segmentation': return {k: t.assign(image=t.bscan) for k, t in job.data.tables.items()}
     return {k: d.table for k, d in job.sets.items()}
 
-# %% ../../nbs/tasks/73_likeness.ipynb #b07263d2
+# %% ../../nbs/tasks/73_likeness.ipynb #3a5bc6e6
 _BATCH = 8
 
 
@@ -80,7 +80,7 @@ def _make_neighbours(
     if not len(train) or not len(held_out): raise ValueError('its training images cannot be read any more')
     return Neighbours(train, held_out, sorted(shapes))
 
-# %% ../../nbs/tasks/73_likeness.ipynb #24393839
+# %% ../../nbs/tasks/73_likeness.ipynb #8b3f18b1
 def find_neighbours(
     member:Member,
     most:int        # training images to compare with

@@ -132,7 +132,7 @@ class _Beside(NamedTuple):
     name: str   # in words
     gap: _Gap
     even: str   # level of a difference that may be 0
-    more: str = ''
+    where: str = '' # as ' in lesions'
 
 
 def _level_of(
@@ -148,18 +148,18 @@ def _judge(
     beside:Sequence[_Beside]
 )->Iterator[Verdict]:
     "Judge the paired differences of a model, a sentence for each outcome."
-    groups:dict[str, list[_Beside]] = {}
+    groups:dict[tuple[str, str], list[_Beside]] = {}
     for b in beside:
-        no = 'Worse than' if b.gap.high < 0 else 'No better than'
-        start = 'Compared with' if np.isnan(b.gap.low) else 'Better than' if b.gap.low > 0 else no
-        groups.setdefault(start, []).append(b)
-    for start, group in groups.items():
-        names, gap, many = [f'{b.name} ({b.gap}{b.more})' for b in group], group[0].gap, 's'*(len(group) > 1)
-        ends = {'No better than': f': the interval{many} of the difference{many} include{"" if many else "s"} 0',
-                'Compared with': ', without an interval'}
+        how = 'Compared' if np.isnan(b.gap.low) else 'Better' if b.gap.low > 0 else 'No better'
+        groups.setdefault(('Worse' if b.gap.high < 0 else how, b.where), []).append(b)
+    for (how, where), group in groups.items():
+        names, gap, many = [f'{b.name} ({b.gap})' for b in group], group[0].gap, 's'*(len(group) > 1)
+        ends = {'No better': f': the interval{many} of the difference{many} include{"" if many else "s"} 0',
+                'Compared': ', without an interval'}
         text = ' and '.join(filter(None, (', '.join(names[:-1]), names[-1])))
         yield Verdict(min(map(_level_of, group), key=_LEVELS.index),
-                      f'{start} {text} on the same {counted(gap.n, gap.unit)}{ends.get(start, "")}')
+                      f'{how}{where} {"with" if how == "Compared" else "than"} {text} '
+                      f'on the same {counted(gap.n, gap.unit)}{ends.get(how, "")}')
 
 # %% ../../nbs/eval/50_verdicts.ipynb #fe000019
 def _seed_verdicts(
@@ -200,10 +200,9 @@ def _seg_beside(
 )->Iterator[_Beside]:
     "Compare a segmentation with a baseline, if there is anything to compare."
     gaps = _seg_gaps(scores, other)
-    if 'mean' not in gaps: return
-    even = {k.removeprefix('mean of '): g for k, g in gaps.items() if k != 'mean' and not g.low > 0}
-    more = '; not better in ' + ' and '.join(f'{k} ({g})' for k, g in even.items()) if even else ''
-    yield _Beside(_IN_WORDS.get(name, name), gaps['mean'], 'warning', more)
+    for k, gap in ({k: g for k, g in gaps.items() if k != 'mean'} or gaps).items():
+        where = '' if k == 'mean' else k.replace('mean of', ' in')
+        yield _Beside(_IN_WORDS.get(name, name), gap, 'warning', where)
 
 
 def _unseen_classes(
@@ -239,8 +238,11 @@ def seg_verdicts(
     (_, scores), *rest = results.items()
     others = {k: s for k, s in rest if not k.startswith('grader')}
     yield from _unseen_classes(scores)
-    beside = [b for k, s in others.items() for b in _seg_beside(scores, k, s) if k not in _BLIND or not b.gap.low > 0]
-    yield from _judge(beside)
+    empty = [k for k, s in others.items() if k not in _BLIND and not s.slices.predicted.any()]
+    yield from _judge([b for k, s in others.items() for b in _seg_beside(scores, k, s)
+                       if not b.gap.low > 0 or k not in (*_BLIND, *empty)])
+    for k in empty: yield Verdict('note', (
+        f'The {k} predicts only background after as many epochs, so to be better says little'))
     known = len(set(scores.patients.values())) if scores.patients and data.manifest.knows_patients else None
     bounds = {k: (r.low, r.high) for k, s in others.items() for r in _rows(_mean_dice(s))}
     for r in _rows(_mean_dice(scores)):

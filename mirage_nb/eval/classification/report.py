@@ -123,7 +123,7 @@ class ClsScores:
     def means(self)->dict[str, float]:
         "Return the metrics of all classes, as 'AUROC, mean (macro)'."
         rows = self.summary[self.summary.Class.isin((ALL, MACRO, WEIGHTED))]
-        return {m if c == ALL else f'{m}, {c}': round(float(v), 4)
+        return {m if c == ALL else f'{m}, {c}': round(float(v), 6)
                 for m, c, v in zip(rows.metric, rows.Class, rows['mean'], strict=True)}
 
 # %% ../../../nbs/eval/classification/70_report.ipynb #1e1c461d

@@ -83,7 +83,7 @@ class SegScores:
     def means(self)->dict[str, float]:
         "Strict means over classes: as 'Dice, mean of layers'; those of classes that are not graded are left out."
         rows = self.summary[self.summary.Class.str.startswith('mean') & (self.summary.note != NOT_GRADED)]
-        return {f'{m}, {c}': round(float(v), 4) for c, m, v in zip(rows.Class, rows.metric, rows['mean'], strict=True)}
+        return {f'{m}, {c}': round(float(v), 6) for c, m, v in zip(rows.Class, rows.metric, rows['mean'], strict=True)}
 
 # %% ../../../nbs/eval/segmentation/60_report.ipynb #b71f5d60
 def _not_graded(

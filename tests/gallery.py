@@ -1,0 +1,101 @@
+"""The gallery: a small page in docs/gallery for one run of each pipeline notebook, as it stands, on phantoms.
+
+    python tests/gallery.py              # all of them; some minutes, unless MIRAGE_RUNS holds the runs
+    python tests/gallery.py cls_tune     # one
+"""
+import base64
+import io
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from PIL import Image
+
+from mirage_nb.core import unknown
+from mirage_nb.report.tables import means_table
+from mirage_nb.runs import read_run, run_notebook
+
+ROOT = Path(__file__).resolve().parents[1]
+GALLERY, MOST = ROOT/'docs'/'gallery', 180_000  # bytes of a picture
+STAGES = {  # in an order in which each finds what it needs
+    'seg_tune': 'Fine-tune a segmentation model', 'cls_tune': 'Fine-tune or probe a classifier',
+    'few_shot': 'How many labels are needed', 'predict': 'Predict new images', 'seg_eval': 'Score a segmentation',
+    'cls_eval': 'Score a classification', 'pretrain_multimae': 'Pre-train MIRAGE',
+    'pretrain_mae': 'Pre-train a masked autoencoder'}
+
+
+def pictures_of(notebook, most=3):
+    "Figures of the main result and of the examples: (section, description, PNG)"
+    section, found = '', []
+    for c in notebook.cells:
+        if c.cell_type == 'markdown':
+            section = next(iter(re.findall(r'^## (.*)', c.source, re.M)), section)
+        if c.cell_type != 'code' or not section.startswith(('Main result', 'Examples')): continue
+        for o in c.outputs:
+            if 'image/png' in o.get('data', {}):
+                found.append((section, o.data['text/plain'], base64.b64decode(o.data['image/png'])))
+    return found[:most]
+
+
+def shrink(png, path):
+    "Write a figure as WebP: exactly, or, if that is too large, nearly so"
+    image = Image.open(io.BytesIO(png)).convert('RGB')
+    image.save(path, lossless=True)
+    for quality in (85, 75, 65):
+        if path.stat().st_size > MOST: image.save(path, quality=quality)
+    assert path.stat().st_size <= MOST, f'{path} has {path.stat().st_size} bytes'
+    return path
+
+
+def table_of(run):
+    "Means of a run as a table of Markdown; none where it has none"
+    means = run.metrics
+    if not means: return []
+    results = means if all(isinstance(v, dict) for v in means.values()) else {'this run': means}
+    table = means_table({k: type('', (), {'means': v}) for k, v in results.items()})
+    rows = [[table.index.name, *table], ['---']*(1 + table.shape[1]), *([k, *table.loc[k]] for k in table.index)]
+    return ['', *('| ' + ' | '.join(map(str, r)) + ' |' for r in rows[:14])]
+
+
+def write(stage):
+    "Run a pipeline as it stands, or find the finished run, and write its page"
+    run = read_run(run_notebook(stage, quiet=True))
+    headline, *lines = run.result['summary']
+    page = [f'# {STAGES[stage]}', '', f'> {headline}', '']
+    page += [f"- **{v['level'].capitalize()}:** {v['text']}" for v in run.result.get('verdicts', [])]
+    if lines: page += ['', 'Scores:', '', *(f'- {line}' for line in lines)]
+    GALLERY.mkdir(parents=True, exist_ok=True)
+    for old in GALLERY.glob(f'{stage}-*'): old.unlink()
+    last = ''
+    for i, (section, words, png) in enumerate(pictures_of(nbformat.read(run.folder/'report.ipynb', 4)), 1):
+        path = shrink(png, GALLERY/f'{stage}-{i}.webp')
+        page += ['', f'## {section}'] if section != last else []
+        page += ['', f"![{words.translate({91: 40, 93: 41, 10: 32})}]({path.name})"]  # no brackets in it
+        last = section
+    page += table_of(run)
+    page += ['', f'Made by `python -m mirage_nb.runs {stage}` on synthetic images. The report itself is one page that',
+             'has all tables, the data, the curves, the settings and the provenance. [All examples](README.md).']
+    (GALLERY/f'{stage}.md').write_text('\n'.join(page) + '\n', encoding='utf-8')
+
+
+def write_index():
+    "List the pages"
+    rows = [f'| [{title}]({k}.md) | `python -m mirage_nb.runs {k}` |' for k, title in STAGES.items()]
+    (GALLERY/'README.md').write_text('\n'.join([
+        '# Example reports', '',
+        'What each notebook leaves, shortened: headline, main figure, examples and means. The images are',
+        'synthetic ("phantoms"), and the models are small: the numbers show the form of a report, not what a',
+        'model can do.', '',
+        '| report | command |', '|---|---|', *rows, '',
+        '`python tests/gallery.py` writes these pages.', '']), encoding='utf-8')
+
+
+def main(names):
+    for name in names:
+        if name not in STAGES: sys.exit(unknown('pipeline', name, STAGES))
+    for name in names or STAGES: write(name)
+    write_index()
+
+
+if __name__ == '__main__': main(sys.argv[1:])

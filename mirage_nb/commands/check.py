@@ -85,12 +85,22 @@ def _sizes(
     return ', '.join(k if v == n else f'{k} ({v} of {n})' for k, v in found.most_common(4))
 
 # %% ../../nbs/commands/40_check.ipynb #c1400009
+def _draw_masks(
+    table:pd.DataFrame, # of images with masks
+    classes:tuple[ClassInfo, ...]
+)->Any:                 # a figure; None without a mask
+    "Draw some images with their masks."
+    from mirage_nb.figures.segmentation import show_batch
+    if not len(table): return None
+    data = SegDataset(_spread(table, 4), classes, size=(256, 256))
+    return show_batch([data[0, i] for i in range(len(data))], classes)
+
+
 def _look_at_masks(
     f:Findings,         # changed in place
     manifest:Manifest   # of a segmentation
 )->None:
     "Look over a dataset of images with masks."
-    from mirage_nb.figures.segmentation import show_batch
     tables, some = dict[str, pd.DataFrame](), list[pd.DataFrame]()
     classes: tuple[ClassInfo, ...] = ()
     with f.noting(): classes = classes_of(manifest, dataset_dir(manifest))
@@ -106,12 +116,9 @@ def _look_at_masks(
     if not f.problems:
         with f.noting(): load_seg_data(manifest, '')
     if not some: return
-    f.facts['sizes'] = _sizes(pd.concat(some).bscan)
-    drawn = pd.concat(some)
-    drawn = drawn[drawn.semseg.notna()]
-    with f.noting():
-        data = SegDataset(_spread(drawn, 4), classes, size=(256, 256))
-        if len(data): f.picture = show_batch([data[0, i] for i in range(len(data))], classes)
+    read = pd.concat(some)
+    f.facts['sizes'] = _sizes(read.bscan)
+    with f.noting(): f.picture = _draw_masks(read[read.semseg.notna()], classes)
 
 
 def _look_at_labels(

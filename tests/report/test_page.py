@@ -96,13 +96,17 @@ def test_live_kernel_makes_the_page_of_the_runner(run, tmp_path):
 
 @pytest.mark.slow
 def test_failed_run_says_what_failed_at_the_top(at_home, tmp_path):
-    with at_home(tmp_path), pytest.raises(RuntimeError, match='convnet'):
-        run_notebook('seg_tune', TUNE | {'head': 'convnet'}, quiet=True)
-    path = next(tmp_path.rglob('failed_report.html'))
-    text = check_page(page_of(path))
-    top = '\n'.join(text.words[:text.words.index('What failed:') + 4])
-    assert "no head 'convnet'. Did you mean 'convnext'?" in top and 'the run failed' in top
-    assert 'Not reached:' in '\n'.join(text.words) and '#failed' in text.links and 'failed' in text.ids
+    notebook = nbformat.read(find_notebook('seg_tune'), 4)
+    place = next(i for i, c in enumerate(notebook.cells) if c.source.startswith('## Data'))
+    notebook.cells.insert(place + 1, new_code_cell('raise ValueError("no fluid <here>")'))
+    nbformat.write(notebook, tmp_path/'broken.ipynb')
+    with at_home(tmp_path), pytest.raises(RuntimeError, match='no fluid <here>'):
+        run_notebook(tmp_path/'broken.ipynb', TUNE, quiet=True)
+    text = check_page(page_of(next(tmp_path.rglob('failed_report.html'))))
+    top = '\n'.join(text.words[:text.words.index('What failed:') + 8])
+    assert 'ValueError: no fluid <here>' in top and 'Fine-tune a segmentation model: the run failed' in top
+    assert 'Not reached: Model, Training, Scores, Main result' in top
+    assert '#failed' in text.links and 'failed' in text.ids
 
 
 def executed(*cells):

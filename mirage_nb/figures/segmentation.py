@@ -43,12 +43,20 @@ def _draw_mask(
     return seen, mask
 
 # %% ../../nbs/figures/20_segmentation.ipynb #dfedce4c
+def _shown_range(
+    image:np.ndarray # (h, w), as a model gets it
+)->np.ndarray:      # the same in [0, 1]
+    "Bring an image to the range of a figure; one that is in it stays."
+    low, high = float(image.min()), float(image.max())
+    return image if low >= 0 and high <= 1 else (image - low)/max(high - low, 1e-6)
+
+
 def show_batch(
-    samples:Sequence[Mapping[str, Any]], # of a dataset: id, bscan (1, h, w), semseg (h, w)
+    samples:Sequence[Mapping[str, Any]], # of a dataset: id, bscan (1 or 3, h, w), semseg (h, w)
     classes:Sequence[ClassInfo]
 )->DescribedFigure:
     "Draw B-scans, with their masks below."
-    images = [np.asarray(s['bscan'])[0] for s in samples]
+    images = [_shown_range(np.asarray(s['bscan'])[0]) for s in samples]
     fig, axes = image_grid(2, len(samples), images[0].shape)
     drawn = []
     for (top, low), s, image in zip(axes.T, samples, images, strict=True):

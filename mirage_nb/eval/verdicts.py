@@ -104,6 +104,9 @@ def _unit_verdicts(
     if patients is None and n < _FEW: yield Verdict('warning', f'Only {counted(n, unit)} tested')
 
 
+_SHARED = ('patient', 'image') # kinds of leaks; others say how classes of two datasets are matched
+
+
 def _leak_verdicts(
     leaks:Sequence[str] # what is in two splits, as 'P001 (train, test)'
 )->Iterator[Verdict]:
@@ -246,7 +249,8 @@ def seg_verdicts(
     known = len(set(scores.patients.values())) if scores.patients and data.manifest.knows_patients else None
     bounds = {k: (r.low, r.high) for k, s in others.items() for r in _rows(_mean_dice(s))}
     for r in _rows(_mean_dice(scores)):
-        unit = 'volume' if known is None or r.unit.startswith('none') else r.unit.split()[1]
+        unit = 'volume' if r.unit.startswith('none') else r.unit.split()[1]
+        if known is None: unit = unit.replace('patient', 'volume')  # each volume is taken for a patient
         yield from _unit_verdicts(r.n, unit, known)
         if seed is not None: yield from _seed_verdicts((r.low, r.high), bounds, seed)
 
@@ -313,7 +317,7 @@ def cls_verdicts(
     seed:int|None=None                 # of the training; None: this is an evaluation alone
 )->Iterator[Verdict]:
     "Judge the scores of a classification."
-    rows = [r for d in data for r in _rows(d.leaks) if getattr(r, 'kind', '') != 'label']
+    rows = [r for d in data for r in _rows(d.leaks) if r.kind in _SHARED]
     yield from _leak_verdicts([f'{r.what} ({r.splits})' if r.splits else str(r.what) for r in rows])
     if not results: return (yield Verdict('note', 'Nothing was scored: there is no test split'))
     preds = {k: s.pred if isinstance(s, ClsScores) else s for k, s in results.items()}

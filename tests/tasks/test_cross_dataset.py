@@ -12,6 +12,7 @@ from mirage_nb.data.manifest import read_manifest
 from mirage_nb.eval.classification import predict as classification_predict
 from mirage_nb.eval.classification.predictions import check_predictions, read_predictions
 from mirage_nb.eval.classification.report import cls_reliability
+from mirage_nb.eval.verdicts import cls_verdicts
 from mirage_nb.recipes.classification import ClsEval
 from mirage_nb.tasks import cross_dataset as tasks_cross_dataset
 from mirage_nb.tasks.classification import ClassificationTask
@@ -76,6 +77,7 @@ def test_training_images_in_the_other_test(home, tuned):
     with pytest.warns(UserWarning, match='3 test images are learnt from'): there = other_images(cfg, data())
     answers = tasks_cross_dataset.leak_table(data(), there).answer
     assert answers['images of training or validation in the test of Copy'].count('Phantom_OCT') == 3
+    assert any('too high: 3 leaks between splits' in v.text for v in cls_verdicts({}, data(), there))
     scores = score(cfg, tuned[1], data())
     assert (scores.left_out, len(scores.valid)) == (1, 7)
     assert cls_reliability(scores).answer['validation images left out, as they are tested'] == '1'
@@ -178,6 +180,7 @@ def test_several_labels_in_another_set(home, caplog):
     answers = tasks_cross_dataset.leak_table(ours, there).answer
     assert answers['labels of B that the model does not predict, so that are not scored'] == 'Edema'
     assert answers.iloc[-1] == 'Pleural Effusion of the model is Effusion'
+    assert [v.level for v in cls_verdicts({}, ours, there)] == ['note']  # no leak
     train_cls(cfg, home/'run')
     scores = score(cfg, home/'run', ours)
     assert scores.pred.classes == ('Mass', 'Effusion', 'Hernia') and scores.undefined == {'Hernia': 'no label is known'}

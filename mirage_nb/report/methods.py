@@ -12,6 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from .references import dataset_key
+
 # %% ../../nbs/report/30_methods.ipynb #cd268782
 _Settings = Mapping[str, Any]
 
@@ -35,12 +37,14 @@ def _data_sentence(
     counts:pd.DataFrame|None    # split -> images, patients; patients 0: unknown
 )->str:
     "State the data and its splits."
-    if counts is None or not len(counts): return f'We used the dataset {dataset} [@{dataset}].'
+    cited = f'We used the dataset {dataset} [@{dataset_key(dataset)}]'
+    if counts is None or not len(counts): return f'{cited}.'
     def part(split:str, images:int, patients:int)->str:
         of = f" of {patients} patient{'s'*(patients != 1)}" if patients else ''
         return f"{images} image{'s'*(images != 1)}{of} ({split})"
     rows = [part(str(s), int(r.images), int(r.patients)) for s, r in counts.iterrows()]
-    return f'We used the dataset {dataset} [@{dataset}]: {_listed(rows)}.'
+    known = '' if counts.patients.any() else ' Which images are of one patient is not known.'
+    return f'{cited}: {_listed(rows)}.{known}'
 
 # %% ../../nbs/report/30_methods.ipynb #e27b4653
 _TRAINED = {'full': 'All weights were trained', 'probe': 'The encoder was frozen and only the head was trained',
@@ -85,6 +89,7 @@ def _training_sentence(
     rate, layers = s.get('lr') or s['base_lr'], s.get('layer_decay', 1)
     ran = '' if epochs in (None, s['epochs']) else f" (training stopped after {epochs})"
     few = 'a batch size of a quarter of the images, at most 64'
+    warm = s['warmup_epochs'] if 'head' in s else min(s['warmup_epochs'], s['epochs']/2)
     batch = f"batch size {s['batch_size']}" if s.get('batch_size') else few
     extra = [f"layer-wise learning rate decay {_number(layers)}" if layers not in (0, 1) else '',
              f"stochastic depth {_number(s['drop_path'])}" if s.get('drop_path') else '',
@@ -92,7 +97,7 @@ def _training_sentence(
     tail = ''.join(f', {k}' for k in extra if k)
     return (f"Training took at most {s['epochs']} epochs{ran} by AdamW [@adamw] with {batch}, "
             f"{'base ' if 'base_lr' in s else ''}learning rate {_number(rate)} after "
-            f"{_number(s['warmup_epochs'])} epoch{'s'*(s['warmup_epochs'] != 1)} of linear warm-up, cosine decay to "
+            f"{_number(warm)} epoch{'s'*(warm != 1)} of linear warm-up, cosine decay to "
             f"{_number(s['final_lr'])}, weight decay {_number(s['weight_decay'])}{tail}.")
 
 # %% ../../nbs/report/30_methods.ipynb #de73c23b
@@ -123,7 +128,8 @@ def _cls_tune(s:_Settings, r:_Settings)->list[str]:
     mixed = f", mixup {_number(s['mixup'])}" if s['mixup'] else ''
     chosen = (f"The epoch with the {_MONITORS[s['monitor']]} on the validation split"
               if s['monitor'] in _MONITORS else 'The last epoch')
-    on = f" of {s['test_dataset']}" if s.get('test_dataset') else ''
+    on = f" of {s['test_dataset']} [@{dataset_key(_last_part(s['test_dataset']))}]" if s.get('test_dataset') else ''
+    if s.get('class_map'): on += f", with the classes mapped by {', '.join(s['class_map'])}"
     trained = _TRAINED[s['tune']].replace('the head', 'a linear classifier').format(**s)
     return [_start_sentence(s), f"{trained}, on images of {_size_text(s['size'])}.",
             *([_training_sentence(s, r.get('epochs'))] if s['epochs'] else []),

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from ..records import Run
 from .methods import methods_paragraph
-from .references import works_of, write_bibtex
+from .references import model_works, works_of, write_bibtex
 from ..storage import read_json, write_atomic
 
 # %% ../../nbs/report/40_paper.ipynb #a87d77d7
@@ -118,7 +118,7 @@ def write_paper(
     home, record = run.folder/'paper', read_json(run.folder/'run.json')
     if (home/'README.txt').exists(): return _list_files(home)
     works = works_of(record['settings'])
-    text = methods_paragraph(record, read_json(run.folder/'result.json'), counts, works[:2])
+    text = methods_paragraph(record, read_json(run.folder/'result.json'), counts, model_works(record['settings']))
     shown = {k: (caption, _as_text(t)) for k, (caption, t) in tables.items() if t is not None}
     for sub in ('tables', 'figures'): (home/sub).mkdir(parents=True, exist_ok=True)
     for name, (caption, rows) in shown.items():
@@ -167,8 +167,10 @@ def _latex_paragraph(
 
 # %% ../../nbs/report/40_paper.ipynb #9ffcab60
 def split_counts(
-    tables:Mapping[str, pd.DataFrame] # split -> a row an image, with its patient where known
-)->pd.DataFrame:                      # split -> images, patients; patients 0: unknown
+    tables:Mapping[str, pd.DataFrame], # split -> a row an image, with its patient, '' where not known
+    known:bool=True                    # whether the names of the patients are those of patients
+)->pd.DataFrame:                       # split -> images, patients; patients 0: not known
     "Count the images and patients of each split."
-    return pd.DataFrame({s: {'images': len(t), 'patients': t.patient.nunique() if 'patient' in t else 0}
-                         for s, t in tables.items()}).T
+    def patients(t:pd.DataFrame)->int:
+        return t.patient.nunique() if known and 'patient' in t and (t.patient.astype(str) != '').all() else 0
+    return pd.DataFrame({s: {'images': len(t), 'patients': patients(t)} for s, t in tables.items()}).T

@@ -45,7 +45,7 @@ from mirage_nb.tasks.cross_dataset import (
     read_predicted_splits,
 )
 from .fine_tuning import FineTuning
-from .protocol import Training, describe_training, example_samples, train
+from .protocol import Training, check_trained, describe_training, example_samples, train
 from ..train.batches import as_batch, model_inputs
 from ..train.devices import Batch
 from ..train.ema import AveragedModel, model_to_keep
@@ -287,6 +287,7 @@ class _ClsTested(_ClsTrained):
 
     def test(self, folder:Path)->ClsScores|None:
         "Predict validation and test by the kept model, and score the test; None without a test split."
+        check_trained(folder)
         other, home = self.test_home, (self.manifest, self.data)
         splits = tuple(s for s, d in (('val', self.data), ('test', other[1])) if s in d.splits)
         why = f'{self.data.name} has no validation split'

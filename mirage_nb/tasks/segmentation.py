@@ -34,7 +34,7 @@ from ..storage import save_table
 from .baselines import random_encoder_settings, seg_baseline_masks
 from .cached_views import cache_views
 from .fine_tuning import FineTuning
-from .protocol import Training, describe_training, example_samples, train
+from .protocol import Training, check_trained, describe_training, example_samples, train
 from ..train.devices import Batch
 from ..train.losses import SegLoss, ignored_classes, seg_loss
 from ..train.settings import FitSettings, pick_precision
@@ -174,6 +174,7 @@ class SegmentationTask(_SegTrained):
     def test(self, folder:Path)->SegScores|None:
         "Predict the test split by the best model, and score it; None without a test split or without its masks."
         if 'test' not in self.data.tables: return None
+        check_trained(folder)
         table = self.data.tables['test']
         files = [folder/'predictions.csv', *(folder/'predictions'/f'{k}.png' for k in table.id)]
         if not all(p.exists() for p in files):

@@ -37,10 +37,24 @@ def test_data_and_epochs():
     assert '(epoch 9)' in text and 'stopped after 12' in text and 'mirage_tiny [@mirage]' in text
 
 
+def test_patients_that_are_not_known():
+    counts = COUNTS.assign(patients=0)
+    versions = {'mirage_nb': '0', 'torch': '2'}
+    record = {'stage': 'seg_tune', 'settings': SEG | {'dataset': 'My set'}, 'versions': versions}
+    text = methods_paragraph(record, {}, counts, [])
+    assert 'is not known' in text and 'of 0 patients' not in text and '[@My_set]' in text
+    assert 'is not known' not in write('seg_tune', SEG)
+
+
+def test_warm_up_is_at_most_half_of_a_short_training():
+    short = asdict(cls_recipe('cls_probe_mirage')) | {'epochs': 4, 'warmup_epochs': 10.}
+    assert 'after 2 epochs of linear' in write('cls_tune', short)
+
+
 def test_classification():
     probe = asdict(cls_recipe('cls_probe_mirage'))
     assert 'only a linear classifier was trained' in write('cls_tune', probe)
-    assert 'test split of Noor;' in write('cls_tune', probe | {'test_dataset': 'Noor'})
+    assert 'test split of Noor [@Noor];' in write('cls_tune', probe | {'test_dataset': 'Noor'})
     assert 'AdamW' not in write('cls_tune', probe | {'epochs': 0})  # a file that is only tested
 
 

@@ -223,6 +223,18 @@ def test_interrupt_keeps_the_last_step(home):
     assert (progress['epoch'], progress['step']) == (1, 1)  # the sixth step is the second of epoch 2
 
 
+def test_no_test_before_the_training_has_ended(home):
+    "An interrupted training has kept a model, whose predictions would stay when the training goes on"
+    folder = home/'run'
+    with pytest.MonkeyPatch.context() as m, pytest.raises(KeyboardInterrupt):
+        STOPS['in a validation'](m)
+        tune(folder)
+    assert (folder/'best.safetensors').exists()
+    with pytest.raises(RuntimeError, match='has not come to its end, and its model is not tested'):
+        SegmentationTask.from_settings(settings()).test(folder)
+    assert not (folder/'predictions').exists()
+
+
 @pytest.mark.slow
 def test_loss_that_is_no_number(whole, home, monkeypatch):
     folder, bad = home/'run', []

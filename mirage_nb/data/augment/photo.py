@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,16 @@ def _to_pil(
     return Image.fromarray(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image)
 
 
+def _keep_one_bit(
+    steps:Any # transforms of timm
+)->None:
+    "Let the posterisation of RandAugment keep one bit at least: at its highest level it asks for none."
+    def limited(level_of:Any)->Any: return lambda level, options: (max(1, level_of(level, options)[0]),)
+    for step in steps.transforms:
+        for op in getattr(step, 'ops', []):
+            if op.name.startswith('Posterize'): op.level_fn = limited(op.level_fn)
+
+
 class PhotoTrain:
     "Augment with timm by a sample's key: crop, flip, RandAugment, normalisation, erasing."
     def __init__(
@@ -65,6 +76,7 @@ class PhotoTrain:
         self.steps = create_transform(size, is_training=True, scale=scale, hflip=flip, color_jitter=0.,
                                       auto_augment=augment or None, interpolation='bicubic', mean=mean, std=std,
                                       re_prob=erase, re_mode='pixel', re_count=1)
+        _keep_one_bit(self.steps)
 
     def __call__(
         self,

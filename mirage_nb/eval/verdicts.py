@@ -24,7 +24,7 @@ from .classification.predictions import Predictions
 from .classification.report import ClsScores
 from .segmentation.report import SegScores, compare_segmentations
 from ..recipes.base import FineTuningRecipe, weights_label
-from ..recipes.classification import FewShot
+from ..recipes.classification import ClsRecipe, FewShot
 
 # %% ../../nbs/eval/50_verdicts.ipynb #fe000006
 class Verdict(NamedTuple):
@@ -81,9 +81,13 @@ def recipe_verdicts(
         f'The encoder is random and frozen (weights=random, tune={cfg.tune}): its features have learnt nothing'))
     elif random: yield Verdict('note', (
         f'Random initialisation: {cfg.model} learnt from {cfg.dataset} alone, and nothing comes from pre-training'))
-    if not cfg.baselines: yield Verdict('note', (
-        'Baselines were not run, so it is not known whether '
-        f'{"training the encoder" if random else "pre-training"} helped: baselines=True runs them'))
+    cls, helped = isinstance(cfg, ClsRecipe), 'training the encoder' if random else 'pre-training'
+    elsewhere = isinstance(cfg, ClsRecipe) and bool(cfg.test_dataset)
+    where, cure = (' on another dataset', 'it runs with baselines=True and without test_dataset') if elsewhere else (
+        '', 'baselines=True adds it')
+    if elsewhere or not cfg.baselines: yield Verdict('note', (
+        f'{"The probe of a random encoder" if cls else "The same head on a frozen random encoder"} was not run{where}, '
+        f'so it is not known whether {helped} helped: {cure}'))
 
 # %% ../../nbs/eval/50_verdicts.ipynb #fe000014
 _FEW = 10 # patients, or volumes: with fewer, the bootstrap's interval is clearly too narrow
@@ -180,7 +184,7 @@ def _seed_verdicts(
 _IN_WORDS = {'frozen random encoder': 'the same head on a frozen random encoder',
              'mean position': 'the most frequent class at each position, which ignores the image',
              'probe of a random encoder': 'a linear probe of a random encoder',
-             'majority class': 'the class frequencies, which ignore the image'}
+             'majority class': 'the majority class, which ignores the image'}
 _BLIND = ('mean position', 'majority class')  # to be better than these is nothing to claim
 
 

@@ -68,7 +68,7 @@ def predict_majority(
     data:LabelledImages,
     split:str        # that is predicted
 )->pd.DataFrame:     # by the contract
-    "Predict the class frequencies of the training split for every image."
+    "Predict the majority class for every image, with the shares of the training split as scores."
     train, table = data.splits['train'], data.splits[split]
     if data.multi: share = [np.nan_to_num(train[f'label:{c}'].mean(), nan=0.5) for c in data.classes]
     else: share = [(train.label == c).mean() for c in data.classes]

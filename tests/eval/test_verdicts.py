@@ -63,7 +63,7 @@ def test_run_says_what_its_scores_are_worth(execute):
     "A segmentation that was cut short, from random initialisation, without baselines"
     space = execute('seg_tune', **SMALL, epochs=1, head='linear', weights='random', baselines=False)
     text = ' '.join(v['text'] for v in verdicts(space))
-    for words in ('Still improving at the last epoch', 'Random initialisation', 'Baselines were not run', 'patients'):
+    for words in ('Still improving at the last epoch', 'Random initialisation', 'frozen random encoder was not run', 'patients'):
         assert words in text, words
     assert [v['level'] for v in verdicts(space)] == sorted((v['level'] for v in verdicts(space)),
                                                           key=['warning', 'good', 'note'].index)
@@ -77,6 +77,7 @@ def test_run_says_what_its_scores_are_worth(execute):
 def test_probe_is_compared_with_simpler_models(execute):
     space = execute('cls_tune', **SMALL, recipe='cls_small', epochs=2)
     text = ' '.join(v['text'] for v in verdicts(space))
-    assert 'a linear probe of a random encoder (AUROC' in text and 'Baselines were not run' not in text
+    assert 'a linear probe of a random encoder (AUROC' in text and 'was not run' not in text
+    assert 'majority class' in read_json(space['run'].folder/'result.json')['means']
     result = read_json(space['run'].folder/'result.json')
     assert next(iter(result['means'])) == 'linear probe' and set(result['validation']) == {'balanced accuracy', 'AUROC'}

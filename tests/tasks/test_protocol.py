@@ -1,6 +1,7 @@
 "One run of a pipeline reads each file once, and builds a model once for each purpose"
 import collections
 import hashlib
+import shutil
 import tomllib
 
 import pandas as pd
@@ -77,13 +78,14 @@ def test_few_shot(execute, count):
     check(count, 4)
 
 
-def test_segmentation(execute, count):
+def test_segmentation(home, phantoms, execute, count):
     "Training and best file, of the model and of its baseline; an evaluation or prediction reads the best file once"
     run = execute('seg_tune', dataset='Phantom_OCT', size=32, epochs=1, precision='fp32', head='linear')['run']
     check(count, 4)
-    for stage in ('seg_eval', 'predict'):
+    images = shutil.copytree(phantoms/'Phantom_OCT'/'test'/'bscan', home/'new')
+    for stage, more in (('seg_eval', {}), ('predict', {'images': str(images)})):
         count.clear()
-        execute(stage, run=str(run.folder))
+        execute(stage, run=str(run.folder), **more)
         check(count, 0 if stage == 'seg_eval' else 1)
 
 

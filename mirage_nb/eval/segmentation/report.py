@@ -48,7 +48,11 @@ class SegScores:
         rows = self.summary[self.summary.metric == 'Dice'].set_index('Class')[['note']]
         rows = rows.join(counts.reindex(columns=list(words), fill_value=0).rename(columns=words), how='left').fillna(0)
         rows = rows.astype({w: int for w in words.values()})[[*words.values(), 'note']]
-        return rows[(rows.note != '') | (rows[list(words.values())] > 0).any(axis=1)]
+        rows = rows[(rows.note != '') | (rows[list(words.values())] > 0).any(axis=1)]
+        uncounted = ~rows.index.isin(graded) | rows.index.str.startswith('mean')
+        rows = rows.astype(object)
+        rows.loc[uncounted, list(words.values())] = ''
+        return rows
 
     @property
     def worst_distance(self)->str: # as ' (HD95: the diagonal, 704 pixels)'; '' where there is no such slice

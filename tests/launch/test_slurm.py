@@ -70,10 +70,11 @@ def test_living_job_is_followed(home, cluster, monkeypatch, caplog):
     for alive, n in (('', 1), ('RUNNING', 1), ('', 2)):
         (cluster/'alive.txt').write_text(alive)
         with pytest.raises(KeyboardInterrupt): launch_local.launch_training(cfg, folder)
-        assert submitted() == n and ('job 77 was submitted before and lives' in caplog.text) == (alive == 'RUNNING')
+        followed = 'job 77 was submitted before and is still running' in caplog.text
+        assert submitted() == n and followed == (alive == 'RUNNING')
         caplog.clear()
     (cluster/'alive.txt').unlink()
-    with pytest.raises(RuntimeError, match='squeue does not say whether job 77 of .*run still runs: .*alive.txt'):
+    with pytest.raises(RuntimeError, match='squeue does not tell whether job 77 of .*run still runs: .*alive.txt'):
         launch_local.launch_training(cfg, folder)
     (cluster/'alive.txt').write_text('PENDING')
     monkeypatch.setattr(slurm, 'follow_progress', done_at_once(folder))

@@ -63,7 +63,8 @@ def test_run_says_what_its_scores_are_worth(execute):
     "A segmentation that was cut short, from random initialisation, without baselines"
     space = execute('seg_tune', **SMALL, epochs=1, head='linear', weights='random', baselines=False)
     text = ' '.join(v['text'] for v in verdicts(space))
-    for words in ('Still improving at the last epoch', 'Random initialisation', 'frozen random encoder was not run', 'patients'):
+    for words in ('Still improving at the last epoch', 'Random initialisation', 'frozen random encoder was not run',
+                  'patients'):
         assert words in text, words
     assert [v['level'] for v in verdicts(space)] == sorted((v['level'] for v in verdicts(space)),
                                                           key=['warning', 'good', 'note'].index)

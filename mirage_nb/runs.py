@@ -272,15 +272,13 @@ def _check(
     words:list[str] # of the command line, behind 'check'
 )->int:             # exit code
     "Look a dataset over, and show what was found."
-    from mirage_nb.commands.check import check_dataset, save_picture, write_manifest
+    from mirage_nb.commands.check import check_dataset, offer_manifest, save_picture, write_manifest
     names = [w for w in words if w != '--write-manifest']
     if len(names) != 1: raise ValueError('usage: mirage-nb check DATASET [--write-manifest]')
     if '--write-manifest' in words: sys.stdout.write(f'manifest: {write_manifest(names[0])}\n')
     found = check_dataset(names[0])
     picture = save_picture(found)
-    sys.stdout.write(f"{found}{f'picture: {picture}' if picture else 'no picture'}\n")
-    if found.facts.get('stated by', 'its folders') == 'its folders': sys.stdout.write(
-        f'mirage-nb check {names[0]} --write-manifest writes a manifest to start from\n')
+    sys.stdout.write(f"{found}{f'picture: {picture}' if picture else 'no picture'}\n{offer_manifest(found)}")
     return int(bool(found.problems))
 
 

@@ -7,6 +7,7 @@ __all__ = ['describe_all']
 
 # %% ../../nbs/commands/20_listing.ipynb #c1200003
 from collections.abc import Iterable
+from shlex import quote
 
 from .help import summarise_notebook
 from ..core import data_dir, resource_dir
@@ -36,7 +37,8 @@ def _datasets()->list[tuple[str, str]]: # name, with * where it is on this disk;
     rows = []
     for name in sorted({p.stem for p in resource_dir('data_manifests').glob('*.toml')} | here):
         try: facts = read_manifest(name)
-        except (ValueError, KeyError, OSError): text = f'cannot be read as a dataset; mirage-nb check {name} says why'
+        except (ValueError, KeyError, OSError):
+            text = f'cannot be read as a dataset; mirage-nb check {quote(name)} says why'
         else: text = f'{facts.task}: {facts.title}' if facts.title != name else facts.task
         rows.append((f"{'*' if name in here else ' '} {name}", text))
     return rows

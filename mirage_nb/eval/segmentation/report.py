@@ -48,10 +48,8 @@ class SegScores:
         rows = self.summary[self.summary.metric == 'Dice'].set_index('Class')[['note']]
         rows = rows.join(counts.reindex(columns=list(words), fill_value=0).rename(columns=words), how='left').fillna(0)
         rows = rows.astype({w: int for w in words.values()})[[*words.values(), 'note']]
-        rows = rows[(rows.note != '') | (rows[list(words.values())] > 0).any(axis=1)]
-        uncounted = ~rows.index.isin(graded) | rows.index.str.startswith('mean')
-        rows = rows.astype(object)
-        rows.loc[uncounted, list(words.values())] = ''
+        rows = rows[(rows.note != '') | (rows[list(words.values())] > 0).any(axis=1)].astype(object)
+        rows.loc[~rows.index.isin(graded) | rows.index.str.startswith('mean'), list(words.values())] = ''
         return rows
 
     @property

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Checkpoint', 'read_checkpoint', 'LoadReport', 'load_weights', 'read_metadata', 'model_kind', 'encoder_part',
-           'save_weights', 'export_encoder', 'rebuild_model']
+           'save_tensors', 'save_weights', 'export_encoder', 'rebuild_model']
 
 # %% ../../nbs/models/70_checkpoints.ipynb #1d61f220
 import argparse
@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .encoder import Encoder
+from .encoder_store import EncoderMissing, read_encoder
 from .positions import resize_positions, resize_row
 from .tensors import infer_architecture, rename_tensors
 from ..storage import hash_file, write_atomic
@@ -62,6 +63,15 @@ def _pick_state(
     raise ValueError(f'{path} holds no model: looked for tensors under {_STATE_KEYS} and at the top, found {keys}')
 
 # %% ../../nbs/models/70_checkpoints.ipynb #118f0f18
+def _kept_encoder(
+    meta:Mapping[str, Any], # of a file
+    path:Path               # of the file
+)->dict[str, Tensor]:       # named as inside the model; empty: the file is whole
+    "Read the encoder of a model that was written without it."
+    sha256 = json.loads(meta.get('about', '{}')).get('encoder_sha256')
+    return {f'encoder.{k}': v for k, v in read_encoder(sha256, path).items()} if sha256 else {}
+
+
 def read_checkpoint(
     path:str|Path # .safetensors, or a file of torch.save
 )->Checkpoint:    # tensors on the CPU
@@ -71,10 +81,11 @@ def read_checkpoint(
     try:
         if path.suffix == '.safetensors':
             with safe_open(path, 'pt') as f:
-                state = {k: f.get_tensor(k) for k in f.keys()}
-                return Checkpoint(state, dict(f.metadata() or {}), path, hash_file(path))
+                state, meta = {k: f.get_tensor(k) for k in f.keys()}, dict(f.metadata() or {})
+            return Checkpoint(state | _kept_encoder(meta, path), meta, path, hash_file(path))
         with torch.serialization.safe_globals(_HARMLESS):
             content = torch.load(path, map_location='cpu', weights_only=True)
+    except EncoderMissing: raise
     except Exception as e:  # what a broken file raises depends on where it broke
         name = re.search(r'GLOBAL (\S+)', str(e)) if isinstance(e, pickle.UnpicklingError) else None
         if name: raise ValueError(f"{path} is refused: it would call '{name[1]}', which could run code. "
@@ -249,7 +260,7 @@ def encoder_part(
     return replace(ckpt, state={k.removeprefix('encoder.'): v for k, v in inside.items()})
 
 # %% ../../nbs/models/70_checkpoints.ipynb #35dd5d8b
-def _save_tensors(
+def save_tensors(
     state:Mapping[str, Tensor], # by name
     path:str|Path,              # .safetensors file to make
     about:Mapping[str, Any]     # plain values to keep with it
@@ -270,7 +281,7 @@ def save_weights(
     about:Mapping[str, Any] # metadata, plain values:  the model's name and keywords
 )->Path:                    # `path`
     "Write a model's tensors and metadata atomically."
-    return _save_tensors(model.state_dict(), path, about)
+    return save_tensors(model.state_dict(), path, about)
 
 
 def export_encoder(
@@ -281,7 +292,7 @@ def export_encoder(
     "Write the encoder of a model alone, under the encoder's own names."
     parts:tuple[Any, ...] = model, getattr(model, 'encoder', None)
     for part in parts:
-        if hasattr(part, 'encoder_state'): return _save_tensors(part.encoder_state(), path, about)
+        if hasattr(part, 'encoder_state'): return save_tensors(part.encoder_state(), path, about)
     raise TypeError(f'{type(model).__name__} has no encoder that could be written alone; take save_weights')
 
 # %% ../../nbs/models/70_checkpoints.ipynb #572acd06

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ..core import unknown
-from .checkpoints import save_weights
+from .checkpoints import save_tensors, save_weights
 from .encoder import Encoder, EncoderModel
+from .encoder_store import is_shared, keep_encoder
 
 # %% ../../nbs/models/88_tuning.ipynb #2bc0b842
 _TUNE = ('full', 'embeddings', 'probe', 'last', 'lora')
@@ -97,4 +98,9 @@ def save_tuned_model(
     **about:Any                 # metadata to keep with it, plain values: dataset, classes, score
 )->Path:                        # `path`
     "Write a model that `load_seg_model` or `load_cls_model` can rebuild; adapters become part of the weights."
-    return save_weights(merge_adapters(model), path, {model.kind: dict(keywords), **about})
+    whole, stated = merge_adapters(model), {model.kind: dict(keywords), **about}
+    frozen = not any(p.requires_grad for p in model.encoder.parameters())
+    encoder = model.encoder.state_dict() if frozen else {}
+    if not is_shared(encoder): return save_weights(whole, path, stated)
+    head = {k: v for k, v in whole.state_dict().items() if not k.startswith('encoder.')}
+    return save_tensors(head, path, stated | {'encoder_sha256': keep_encoder(encoder)})

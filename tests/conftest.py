@@ -79,6 +79,7 @@ def execute(home, monkeypatch):
     from mirage_nb.records import HANDOFF
     monkeypatch.setenv(HANDOFF, str(home/'handoff.json'))
     monkeypatch.setenv('MPLBACKEND', 'agg')
+    monkeypatch.setattr('mirage_nb.report.paper._DOTS', 60)  # of figures, which test_paper looks at
 
     def run(stage, **parameters):
         space = {}

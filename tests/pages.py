@@ -96,6 +96,7 @@ def execute(notebook, parameters, monkeypatch, folder, until=None):
     "Run the code of a pipeline in this process, as the runner does; with `until`, up to the cell that holds that text"
     monkeypatch.setenv(HANDOFF, str(folder/'handoff.json'))
     monkeypatch.setenv('MPLBACKEND', 'agg')
+    monkeypatch.setattr('mirage_nb.report.paper._DOTS', 60)  # of figures, which test_paper looks at
     space = {}
     for c in nbformat.read(notebook, 4).cells:
         if c.cell_type != 'code': continue

@@ -60,6 +60,7 @@ def test_missing_mask(mine, fails):
     fails(ValueError, lost.name, mine/'train'/'semseg', 'has no partner', dataset='Mine')
 
 
+@pytest.mark.slow
 def test_unknown_grey_value(mine, fails):
     path = first(mine/'val', 'semseg')
     mask = np.array(Image.open(path))
@@ -68,6 +69,7 @@ def test_unknown_grey_value(mine, fails):
     fails(ValueError, path, 'grey value 77 (1 pixels, first at row 3, column 5)', 'its classes are 0 ', dataset='Mine')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('split', ['train', 'test'])
 def test_unreadable_image(mine, fails, split):
     path = first(mine/split, 'bscan')

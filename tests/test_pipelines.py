@@ -210,6 +210,7 @@ def test_evaluation_again_gives_the_same_numbers(run):
     assert not (folder/'predictions').exists(), 'predictions that were there were made again'
 
 
+@pytest.mark.slow
 def test_evaluation_of_a_split_and_of_foreign_predictions(run, execute, tmp_path):
     here = execute('seg_eval', tuned_on='Phantom_OCT', split='val')['here'].folder
     assert len(list((here/'predictions').glob('*.png'))) == 8 and (here/'val_volumes.csv').exists()
@@ -264,6 +265,7 @@ def other(run, phantoms, home, monkeypatch):
     return lut
 
 
+@pytest.mark.slow
 def test_another_dataset_through_its_class_map(run, other, execute, home):
     space = execute('seg_eval', run=str(run), dataset='Other')
     here, scores = space['here'].folder, space['scores']

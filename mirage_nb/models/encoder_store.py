@@ -72,8 +72,8 @@ def read_encoder(
     file = next((p for p in places if p.is_file()), None)
     if file is None: raise EncoderMissing(
         f'{user} holds a head alone, and its encoder {_file_of(sha256)} is not in {places[-1].parent} or in an '
-        'encoders/ above that file. Copy the encoder there, or set MIRAGE_RUNS to the folder of the runs that the model '
-        'is from')
+        'encoders/ above that file. Copy the encoder there, or set MIRAGE_RUNS to the folder of the runs that the '
+        'model is from')
     with safe_open(file, 'pt') as f: state = {k: f.get_tensor(k) for k in f.keys()}
     if hash_tensors(state) != sha256:
         raise EncoderMissing(f'{file} has changed since {user} was made: its hash is another. Copy it there again')

@@ -80,10 +80,12 @@ def _save_figure(
 )->list[Path]:
     "Save a figure as PDF, SVG and PNG."
     dots = _DOTS*min(1., _PAGE_INCHES/figure.get_size_inches()[0])
+    figure.draw_without_rendering()
+    figure.set_layout_engine('none')  # its places are found: not once more for each format
     def save(kind:str)->Path:
         more: Any = {'pil_kwargs': {'dpi': (_DOTS, _DOTS)}} if kind == 'png' else {}  # what programs read as its width
         return write_atomic(stem.with_name(f'{stem.name}.{kind}'), lambda p: figure.savefig(
-            p, format=kind, dpi=dots, facecolor='white', bbox_inches='tight', **more))
+            p, format=kind, dpi=dots, facecolor='white', **more))
     with _text_as_text(): return [save(kind) for kind in ('pdf', 'svg', 'png')]
 
 # %% ../../nbs/report/40_paper.ipynb #d96e6699

@@ -220,6 +220,7 @@ def test_rows_without_a_label_are_left_out(table):
     assert len(data.table) == 35
 
 
+@pytest.mark.slow
 def test_several_labels_with_missing_ones(folders, table, tune):
     cells, path = table
     rng = np.random.default_rng(0)
@@ -235,6 +236,7 @@ def test_several_labels_with_missing_ones(folders, table, tune):
     fails(tune, "'AMD' is '-1'; it takes 1, 0 or nothing")
 
 
+@pytest.mark.slow
 def test_no_split_to_select_on(folders, tune):
     import shutil
     shutil.rmtree(folders/'val')

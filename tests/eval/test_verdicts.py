@@ -59,6 +59,7 @@ SMALL = dict(dataset='Phantom_OCT', size=32, precision='fp32')
 def verdicts(space): return read_json(space['run'].folder/'result.json')['verdicts']
 
 
+@pytest.mark.slow
 def test_run_says_what_its_scores_are_worth(execute):
     "A segmentation that was cut short, from random initialisation, without baselines"
     space = execute('seg_tune', **SMALL, epochs=1, head='linear', weights='random', baselines=False)
@@ -75,6 +76,7 @@ def test_run_says_what_its_scores_are_worth(execute):
     assert set(result['means']) == {'fine-tuned'} and '-random-linear-' in space['run'].folder.name
 
 
+@pytest.mark.slow
 def test_probe_is_compared_with_simpler_models(execute):
     space = execute('cls_tune', **SMALL, recipe='cls_small', epochs=2)
     text = ' '.join(v['text'] for v in verdicts(space))

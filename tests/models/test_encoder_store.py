@@ -51,6 +51,7 @@ def test_one_file_for_all_probes_of_an_encoder(store, home):
     assert len(list(store.iterdir())) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('how', ['full', 'last', 'lora'])
 def test_trained_encoder_stays_in_the_file(how, store, home):
     _, path = made('cls', how, home/'runs'/'a'/'best.safetensors')

@@ -62,6 +62,7 @@ def test_finished_classification_is_shown(execute, count):
     assert first['test'].table.equals(again['test'].table)
 
 
+@pytest.mark.slow
 def test_evaluation_of_a_classification(execute, count, monkeypatch):
     "Tables of predictions are read once; no manifest, no weights and no model"
     run, tables, read = execute('cls_tune', **CLS)['run'], collections.Counter(), pd.read_csv
@@ -72,12 +73,14 @@ def test_evaluation_of_a_classification(execute, count, monkeypatch):
     assert not [k for k in count if k[0] == 'read']
 
 
+@pytest.mark.slow
 def test_few_shot(execute, count):
     "A model for each of four subsets, as each draws its own head"
     execute('few_shot', dataset='Phantom_OCT', size=32, epochs=2, shots=[1., 2.], seeds=2, resamples=50)
     check(count, 4)
 
 
+@pytest.mark.slow
 def test_segmentation(home, phantoms, execute, count):
     "Training and best file, of the model and of its baseline; an evaluation or prediction reads the best file once"
     run = execute('seg_tune', dataset='Phantom_OCT', size=32, epochs=1, precision='fp32', head='linear')['run']

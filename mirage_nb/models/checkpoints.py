@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Checkpoint', 'read_checkpoint', 'LoadReport', 'load_weights', 'read_metadata', 'model_kind', 'encoder_part',
-           'save_tensors', 'save_weights', 'export_encoder', 'rebuild_model']
+           'save_weights', 'export_encoder', 'rebuild_model']
 
 # %% ../../nbs/models/70_checkpoints.ipynb #1d61f220
 import argparse
@@ -260,7 +260,7 @@ def encoder_part(
     return replace(ckpt, state={k.removeprefix('encoder.'): v for k, v in inside.items()})
 
 # %% ../../nbs/models/70_checkpoints.ipynb #35dd5d8b
-def save_tensors(
+def _save_tensors(
     state:Mapping[str, Tensor], # by name
     path:str|Path,              # .safetensors file to make
     about:Mapping[str, Any]     # plain values to keep with it
@@ -278,10 +278,12 @@ def save_tensors(
 def save_weights(
     model:nn.Module,        # to keep
     path:str|Path,          # .safetensors file to make
-    about:Mapping[str, Any] # metadata, plain values:  the model's name and keywords
+    about:Mapping[str, Any],# metadata, plain values:  the model's name and keywords
+    without:str=''          # beginning of the names of tensors that are left out; '': none
 )->Path:                    # `path`
     "Write a model's tensors and metadata atomically."
-    return save_tensors(model.state_dict(), path, about)
+    state = model.state_dict()
+    return _save_tensors({k: v for k, v in state.items() if not (without and k.startswith(without))}, path, about)
 
 
 def export_encoder(
@@ -292,7 +294,7 @@ def export_encoder(
     "Write the encoder of a model alone, under the encoder's own names."
     parts:tuple[Any, ...] = model, getattr(model, 'encoder', None)
     for part in parts:
-        if hasattr(part, 'encoder_state'): return save_tensors(part.encoder_state(), path, about)
+        if hasattr(part, 'encoder_state'): return _save_tensors(part.encoder_state(), path, about)
     raise TypeError(f'{type(model).__name__} has no encoder that could be written alone; take save_weights')
 
 # %% ../../nbs/models/70_checkpoints.ipynb #572acd06

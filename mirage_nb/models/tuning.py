@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ..core import unknown
-from .checkpoints import save_tensors, save_weights
+from .checkpoints import save_weights
 from .encoder import Encoder, EncoderModel
 from .encoder_store import is_shared, keep_encoder
 
@@ -102,5 +102,4 @@ def save_tuned_model(
     frozen = not any(p.requires_grad for p in model.encoder.parameters())
     encoder = model.encoder.state_dict() if frozen else {}
     if not is_shared(encoder): return save_weights(whole, path, stated)
-    head = {k: v for k, v in whole.state_dict().items() if not k.startswith('encoder.')}
-    return save_tensors(head, path, stated | {'encoder_sha256': keep_encoder(encoder)})
+    return save_weights(whole, path, stated | {'encoder_sha256': keep_encoder(encoder)}, without='encoder.')

@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,14 +46,21 @@ def _to_pil(
     return Image.fromarray(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image)
 
 
+def _one_bit_at_least(
+    level_of:Any,   # of timm: level and options -> arguments of the operation
+    level:float,    # of RandAugment
+    options:Any     # of timm
+)->tuple[int]:      # bits that a posterisation keeps
+    "Give the bits that a posterisation keeps, at least one."
+    return (max(1, level_of(level, options)[0]),)
+
+
 def _keep_one_bit(
     steps:Any # transforms of timm
 )->None:
     "Let the posterisation of RandAugment keep one bit at least: at its highest level it asks for none."
-    def limited(level_of:Any)->Any: return lambda level, options: (max(1, level_of(level, options)[0]),)
-    for step in steps.transforms:
-        for op in getattr(step, 'ops', []):
-            if op.name.startswith('Posterize'): op.level_fn = limited(op.level_fn)
+    for op in (op for step in steps.transforms for op in getattr(step, 'ops', [])):
+        if op.name.startswith('Posterize'): op.level_fn = partial(_one_bit_at_least, op.level_fn)
 
 
 class PhotoTrain:

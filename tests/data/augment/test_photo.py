@@ -52,3 +52,12 @@ def test_an_error_inside_leaves_the_generators_alone():
     state = torch.get_rng_state()
     with pytest.raises(ZeroDivisionError), _seeded_generators(3): torch.rand(1//0)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_highest_level_of_posterisation_keeps_a_bit():
+    "timm asks for no bit there, which Pillow refuses"
+    train = PhotoTrain(16, augment='rand-m9-mstd0.5-inc1')
+    op, = (o for s in train.steps.transforms for o in getattr(s, 'ops', []) if o.name.startswith('Posterize'))
+    assert [op.level_fn(level, {})[0] for level in (0, 5, 10)] == [4, 2, 1]
+    op.prob, op.magnitude, op.magnitude_std = 1., 10, 0
+    op(Image.new('RGB', (8, 8)))

@@ -23,11 +23,11 @@ def _score(
 )->tuple[str, float|None]:   # its name and value; '', None without one
     "Find the headline score of a run."
     means = result.get('means') or {}
-    tables = [v for v in (means.get('tuned'), *means.values()) if isinstance(v, Mapping)]
+    tables = [v for v in means.values() if isinstance(v, Mapping)]
     means = tables[0] if tables else means
     for name, value in means.items():
         if isinstance(value, int | float): return name, float(value)
-    probes = [row['probe'] for row in result.get('looks', []) if row.get('probe') is not None]
+    probes = [row['probe'] for row in result.get('snapshots', []) if row.get('probe') is not None]
     return ('probe', float(probes[-1])) if probes else ('', None)
 
 

@@ -12,6 +12,9 @@ from typing import Any
 
 import pandas as pd
 
+from ..core import counted
+from ..recipes.base import TrainingRecipe, describe_weights
+from ..records import dataset_name
 from .references import dataset_key
 
 # %% ../../nbs/report/30_methods.ipynb #cd268782
@@ -40,8 +43,8 @@ def _data_sentence(
     cited = f'We used the dataset {dataset} [@{dataset_key(dataset)}]'
     if counts is None or not len(counts): return f'{cited}.'
     def part(split:str, images:int, patients:int)->str:
-        of = f" of {patients} patient{'s'*(patients != 1)}" if patients else ''
-        return f"{images} image{'s'*(images != 1)}{of} ({split})"
+        of = f" of {counted(patients, 'patient')}" if patients else ''
+        return f"{counted(images, 'image')}{of} ({split})"
     rows = [part(str(s), int(r.images), int(r.patients)) for s, r in counts.iterrows()]
     known = '' if counts.patients.any() else ' Which images are of one patient is not known.'
     return f'{cited}: {_listed(rows)}.{known}'
@@ -59,8 +62,8 @@ def _start_sentence(
 )->str:
     "State the encoder and the weights that it started from."
     weights, works = s.get('weights'), s.get('works') or []
-    start = ('was initialised at random' if weights in (None, '', 'random')
-             else f"was initialised from the weights {_last_part(str(weights))}")
+    words = describe_weights(TrainingRecipe(model=str(s['model']), weights=weights))
+    start = f'was initialised {"at random" if weights in (None, "", "random") else "from " + words}'
     cited = ' '.join(f'[@{k}]' for k in works)
     return f"The encoder {s['model']}{' ' + cited if cited else ''} {start}."
 
@@ -126,14 +129,14 @@ _MONITORS = {'bacc': 'highest balanced accuracy', 'auroc': 'highest mean AUROC'}
 def _cls_tune(s:_Settings, r:_Settings)->list[str]:
     "Write the sentences of a fine-tuning for classification."
     mixed = f", mixup {_number(s['mixup'])}" if s['mixup'] else ''
+    if not s['epochs']: return [_start_sentence(s), 'The classifier was tested as it is in that file.', _BOOTSTRAP]
     chosen = (f"The epoch with the {_MONITORS[s['monitor']]} on the validation split"
               if s['monitor'] in _MONITORS else 'The last epoch')
-    on = f" of {s['test_dataset']} [@{dataset_key(_last_part(s['test_dataset']))}]" if s.get('test_dataset') else ''
+    on = f" of {s['test_dataset']} [@{dataset_key(dataset_name(s['test_dataset']))}]" if s.get('test_dataset') else ''
     if s.get('class_map'): on += f", with the classes mapped by {', '.join(s['class_map'])}"
     trained = _TRAINED[s['tune']].replace('the head', 'a linear classifier').format(**s)
     return [_start_sentence(s), f"{trained}, on images of {_size_text(s['size'])}.",
-            *([_training_sentence(s, r.get('epochs'))] if s['epochs'] else []),
-            f"Label smoothing was {_number(s['label_smoothing'])}{mixed}.",
+            _training_sentence(s, r.get('epochs')), f"Label smoothing was {_number(s['label_smoothing'])}{mixed}.",
             f'{chosen} was tested once on the test split{on}; probability thresholds and the temperature were chosen '
             'on the validation split.', _BOOTSTRAP]
 
@@ -185,7 +188,7 @@ def methods_paragraph(
     s = {**record['settings'], 'works': works}
     lines = _WRITERS[record['stage']](s, result)
     names = [k.strip() for k in str(s.get('dataset') or '').split(',') if k.strip()]
-    data = [_data_sentence(_last_part(k), counts) for k in names[:1]]
+    data = [_data_sentence(dataset_name(k), counts) for k in names[:1]]
     rule = s.get('splits')
     if rule: data.append(f"Images were divided by the rule '{rule}', by patient where patients are known.")
     versions = record['versions']

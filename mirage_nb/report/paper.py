@@ -114,13 +114,15 @@ def write_paper(
     tables:Mapping[str, tuple[str, pd.DataFrame|None]], # name -> caption, table; None: left out
     figures:Mapping[str, Figure|None],                 # name -> figure; None: left out
     counts:pd.DataFrame|None=None,                     # split -> images, patients; for the methods paragraph
-    citations:Mapping[str, str]|None=None              # dataset -> its citation in words
+    citations:Mapping[str, str]|None=None,             # dataset -> its citation in words
+    recipe:Mapping[str, Any]|None=None                 # settings that complete those of the run, of a study's trainings
 )->pd.DataFrame:                                       # file in the run's folder -> what it is
     "Write tables, figures, a methods paragraph and a bibliography for a paper; a pack that is there stays."
     home, record = run.folder/'paper', read_json(run.folder/'run.json')
     if (home/'README.txt').exists(): return _list_files(home)
-    works = works_of(record['settings'])
-    text = methods_paragraph(record, read_json(run.folder/'result.json'), counts, model_works(record['settings']))
+    settings = {**record['settings'], **{k: v for k, v in (recipe or {}).items() if record['settings'].get(k) is None}}
+    record, works = {**record, 'settings': settings}, works_of(settings)
+    text = methods_paragraph(record, read_json(run.folder/'result.json'), counts, model_works(settings))
     shown = {k: (caption, _as_text(t)) for k, (caption, t) in tables.items() if t is not None}
     for sub in ('tables', 'figures'): (home/sub).mkdir(parents=True, exist_ok=True)
     for name, (caption, rows) in shown.items():
@@ -132,7 +134,7 @@ def write_paper(
     _write_text(home/'methods.md', text + '\n')
     _write_text(home/'methods.tex', _latex_paragraph(text) + '\n')
     cited = {k: v for k, v in (citations or {}).items() if v}
-    _write_text(home/'references.bib', write_bibtex(_cited(text, works), cited))
+    _write_text(home/'references.bib', write_bibtex(works, cited))
     _write_text(home/'README.txt', _GUIDE)
     return _list_files(home)
 
@@ -149,15 +151,6 @@ def _list_files(
     files = sorted(p for p in home.rglob('*') if p.suffix in _KINDS)
     names = pd.Index([p.relative_to(home.parent).as_posix() for p in files], name='file')
     return pd.DataFrame({'what it is': [_KINDS[p.suffix] for p in files]}, names)
-
-
-def _cited(
-    text:str,        # with [@key]
-    works:list[str]  # that the settings name
-)->list[str]:        # works, those of the text included
-    "List the works that a bibliography needs."
-    extra = [k for k in re.findall(r'\[@([^]]+)\]', text) if k in ('adamw', 'lora')]
-    return list(dict.fromkeys([*works, *extra]))
 
 
 def _latex_paragraph(

@@ -20,7 +20,7 @@ def write(stage, settings, works=(), **result):
 
 SEG = asdict(seg_recipe('seg_small'))
 CHANGES = [({'tune': 'probe'}, 'encoder was frozen'), ({'tune': 'lora', 'lora_rank': 5}, 'rank 5 [@lora]'),
-           ({'weights': 'random'}, 'initialised at random'), ({'weights': '/a/B.pth'}, 'weights B.pth'),
+           ({'weights': 'random'}, 'initialised at random'), ({'weights': '/a/B.pth'}, 'from B.pth'),
            ({'head': 'dpt'}, 'DPT [@dpt]'), ({'size': [512, 768]}, '512 x 768 pix'), ({'lr': 3e-5}, 'rate 3e-05'),
            ({'layer_decay': .65}, 'decay 0.65'), ({'clip': 1.}, 'norm 1'), ({'epochs': 7}, 'at most 7 epochs'),
            ({'batch_size': 9}, 'batch size 9'), ({'loss': 'CE'}, 'with cross-entropy.'), ({'seed': 5}, 'seed 5')]
@@ -49,6 +49,11 @@ def test_patients_that_are_not_known():
 def test_warm_up_is_at_most_half_of_a_short_training():
     short = asdict(cls_recipe('cls_probe_mirage')) | {'epochs': 4, 'warmup_epochs': 10.}
     assert 'after 2 epochs of linear' in write('cls_tune', short)
+
+
+def test_file_that_is_only_tested():
+    text = write('cls_tune', asdict(cls_recipe('cls_probe_mirage')) | {'epochs': 0, 'weights': 'A.pth'})
+    assert 'tested as it is in that file' in text and 'epoch' not in text and 'trained' not in text
 
 
 def test_classification():

@@ -9,6 +9,7 @@ from docx import Document
 from PIL import Image
 
 from mirage_nb.figures.common import panel_grid
+from mirage_nb.recipes.classification import FewShot, cls_recipe
 from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.records import Run
 from mirage_nb.report.paper import write_paper
@@ -67,3 +68,13 @@ def test_written_once(pack):
     old.write_text('changed by the author')
     pack()
     assert old.read_text() == 'changed by the author'
+
+
+def test_a_study_states_the_recipe_of_its_trainings(tmp_path):
+    settings = asdict(FewShot())
+    versions = {'mirage_nb': '0', 'torch': '2'}
+    write_json(tmp_path/'run.json', {'stage': 'few_shot', 'settings': settings, 'versions': versions})
+    write_json(tmp_path/'result.json', {'device': 'CPU'})
+    write_paper(Run(tmp_path, settings, {}, True), {}, {}, recipe=asdict(cls_recipe('cls_small')))
+    text = (tmp_path/'paper'/'methods.md').read_text()
+    assert 'The encoder mirage_tiny [@mirage]' in text and 'come with the kit' in text and 'None' not in text

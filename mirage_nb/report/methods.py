@@ -130,15 +130,16 @@ def _cls_tune(s:_Settings, r:_Settings)->list[str]:
     "Write the sentences of a fine-tuning for classification."
     mixed = f", mixup {_number(s['mixup'])}" if s['mixup'] else ''
     if not s['epochs']: return [_start_sentence(s), 'The classifier was tested as it is in that file.', _BOOTSTRAP]
+    validated = s['monitor'] in _MONITORS  # else there may be no validation split
+    more = '; probability thresholds and the temperature were chosen on the validation split' if validated else ''
     chosen = (f"The epoch with the {_MONITORS[s['monitor']]} on the validation split"
-              if s['monitor'] in _MONITORS else 'The last epoch')
+              if validated else 'The last epoch')
     on = f" of {s['test_dataset']} [@{dataset_key(dataset_name(s['test_dataset']))}]" if s.get('test_dataset') else ''
     if s.get('class_map'): on += f", with the classes mapped by {', '.join(s['class_map'])}"
     trained = _TRAINED[s['tune']].replace('the head', 'a linear classifier').format(**s)
     return [_start_sentence(s), f"{trained}, on images of {_size_text(s['size'])}.",
             _training_sentence(s, r.get('epochs')), f"Label smoothing was {_number(s['label_smoothing'])}{mixed}.",
-            f'{chosen} was tested once on the test split{on}; probability thresholds and the temperature were chosen '
-            'on the validation split.', _BOOTSTRAP]
+            f'{chosen} was tested once on the test split{on}{more}.', _BOOTSTRAP]
 
 # %% ../../nbs/report/30_methods.ipynb #577ce710
 def _few_shot(s:_Settings, r:_Settings)->list[str]:

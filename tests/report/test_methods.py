@@ -56,6 +56,13 @@ def test_file_that_is_only_tested():
     assert 'tested as it is in that file' in text and 'epoch' not in text and 'trained' not in text
 
 
+def test_no_validation_is_claimed_where_the_last_epoch_is_taken():
+    probe = asdict(cls_recipe('cls_probe_mirage'))
+    assert 'chosen on the validation split' in write('cls_tune', probe)
+    text = write('cls_tune', probe | {'monitor': 'last'})
+    assert 'The last epoch was tested once' in text and 'validation' not in text
+
+
 def test_classification():
     probe = asdict(cls_recipe('cls_probe_mirage'))
     assert 'only a linear classifier was trained' in write('cls_tune', probe)

@@ -22,18 +22,18 @@ demo: setup  ## tune a segmentation model on phantoms, to an executed report
 	$(BIN)/python -m mirage_nb.runs nbs/30_seg_tune.ipynb
 
 check: setup  ## the fast part of the tests, while modules, lint and types are checked beside it
-	@static=$$(mktemp); trap 'rm -f "$$static"' EXIT; export OMP_NUM_THREADS=1; \
-	$(BIN)/python tests/check.py > "$$static" 2>&1 & checks=$$!; \
+	@scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; export TMPDIR="$$scratch" OMP_NUM_THREADS=1; \
+	$(BIN)/python tests/check.py > "$$scratch/static.txt" 2>&1 & checks=$$!; \
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile; failed=$$?; \
-	wait $$checks || failed=1; cat "$$static"; exit $$failed
+	wait $$checks || failed=1; cat "$$scratch/static.txt"; exit $$failed
 
-test: setup  ## everything: the demo beside the tests, in a folder of its own, where the notebooks find its finished run
-	@export MIRAGE_RUNS=$$(mktemp -d) OMP_NUM_THREADS=1; set -e; \
-	trap 'kill $$demo 2> /dev/null || true; rm -rf "$$MIRAGE_RUNS"' EXIT; \
+test: setup  ## everything: the demo beside the tests, whose folder of runs the notebooks use; one scratch folder, removed at the end
+	@scratch=$$(mktemp -d); export TMPDIR="$$scratch" MIRAGE_RUNS="$$scratch/runs" OMP_NUM_THREADS=1; set -e; \
+	trap 'kill $$demo 2> /dev/null || true; rm -rf "$$scratch"' EXIT; mkdir "$$MIRAGE_RUNS"; \
 	$(BIN)/python tests/check.py; \
-	$(BIN)/python -m mirage_nb.runs nbs/30_seg_tune.ipynb > "$$MIRAGE_RUNS/demo.txt" 2>&1 & demo=$$!; \
+	$(BIN)/python -m mirage_nb.runs nbs/30_seg_tune.ipynb > "$$scratch/demo.txt" 2>&1 & demo=$$!; \
 	$(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile; \
-	wait $$demo || { cat "$$MIRAGE_RUNS/demo.txt"; exit 1; }; cat "$$MIRAGE_RUNS/demo.txt"; \
+	wait $$demo || { cat "$$scratch/demo.txt"; exit 1; }; cat "$$scratch/demo.txt"; \
 	$(BIN)/nbdev_test --n_workers 2
 
 lab: setup  ## JupyterLab on the project

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core import data_dir, runs_dir
+from ..core import counted, data_dir, runs_dir
 from ..data.classification import ClsDataset, load_labelled
 from ..data.files import IMAGE_SUFFIXES, read_image
 from ..data.input_spec import InputSpec
@@ -30,14 +30,6 @@ from ..storage import write_atomic
 
 # %% ../../nbs/commands/40_check.ipynb #c1400006
 _SOME, _ALL = 24, 3000  # images of a split whose pixels are read; images of a classification that are all read
-
-
-def _count(
-    n:int,
-    word:str # of one
-)->str:
-    "Write a number with its word."
-    return f"{n} {word}{'' if n == 1 else 's'}"
 
 
 @dataclass
@@ -61,7 +53,7 @@ class Findings:
     def __str__(self)->str:
         width = max(map(len, self.facts), default=0)
         facts = [f'  {k:{width}}  {v}' for k, v in self.facts.items()]
-        head = _count(len(self.problems), 'problem')
+        head = counted(len(self.problems), 'problem')
         return '\n'.join([self.name, *facts, head if self.problems else 'no problem found',
                           *(f'- {p}' for p in dict.fromkeys(self.problems))]) + '\n'
 
@@ -110,7 +102,7 @@ def _look_at_masks(
         if split == 'val' and not (dataset_dir(manifest)/folder).is_dir(): continue  # a run draws it
         with f.noting(): tables[split] = t = seg_table(manifest, split)
         if split not in tables: continue
-        f.facts[split] = ', '.join(_count(n, word) for n, word in (
+        f.facts[split] = ', '.join(counted(n, word) for n, word in (
             (len(t), 'image'), (t.volume.nunique(), 'volume'), (t.patient.nunique(), 'patient')))
         with f.noting(): check_files(_spread(t), classes)
         some.append(_spread(t))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core import runs_dir
+from ..core import counted, runs_dir
 from ..storage import read_json, write_atomic
 
 # %% ../../nbs/commands/30_index.ipynb #c1300006
@@ -65,7 +65,6 @@ document.querySelectorAll('th').forEach((th, i) => { th.onclick = () => {
 '''
 
 
-def _count_runs(rows:Sequence[Any])->str: return f"{len(rows)} run{'' if len(rows) == 1 else 's'}"
 
 
 def _cell(
@@ -88,7 +87,8 @@ def _write_index(
 )->Path:                             # index.html in the folder of runs
     "Write the page of all runs."
     body = ''.join(f"<tr>{''.join(_cell(r, c) for c in _COLUMNS)}</tr>\n" for r in rows)
-    page = _PAGE % {'count': _count_runs(rows), 'rows': body, 'head': ''.join(f'<th>{c}</th>' for c in _COLUMNS)}
+    head = ''.join(f'<th>{c}</th>' for c in _COLUMNS)
+    page = _PAGE % {'count': counted(len(rows), 'run'), 'rows': body, 'head': head}
     return write_atomic(runs_dir()/'index.html', lambda p: p.write_text(page, encoding='utf-8'))
 
 
@@ -100,4 +100,4 @@ def describe_runs()->str:
                       for r in rows)]
     widths = [max(len(t[i]) for t in texts) for i in range(len(names))]
     lines = ['  '.join(f'{v:{w}}' for v, w in zip(t, widths, strict=True)).rstrip() for t in texts]
-    return '\n'.join([*lines, f'{_count_runs(rows)}; as a page to sort: {_write_index(rows)}']) + '\n'
+    return '\n'.join([*lines, f'{counted(len(rows), "run")}; as a page to sort: {_write_index(rows)}']) + '\n'

@@ -113,7 +113,7 @@ def _check_ids(
 )->None:
     "Refuse ids that are not unique, or cannot name a file."
     twice = ids[ids.str.casefold().duplicated(keep=False)]
-    if len(twice): raise ValueError(f"{where}: the id {twice.iloc[0]!r} stands {(ids == twice.iloc[0]).sum()} times "
+    if len(twice): raise ValueError(f"{where}: the id {twice.iloc[0]!r} occurs {(ids == twice.iloc[0]).sum()} times "
                                     'or differs in capitals alone; an id names one image')
     bad = [k for k in ids if not k.strip() or re.search(r'(^|/)\.{0,2}(/|$)|[\\:*?"<>|\x00-\x1f]', k)]
     if bad: raise ValueError(f'{where}: the id {bad[0]!r} cannot name a file; take letters, digits, blanks, . _ - and, '

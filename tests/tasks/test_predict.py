@@ -143,7 +143,7 @@ def test_a_table(tuned, home, images):
     assert predict(tuned/'cls0', frame, home/'frame').site.tolist() == [3]
     for text, said in (('file\nx.png\n', 'no column names files that exist below'),
                        ('file,other\na.png,a.png\n', 'file, other all name files that exist'),
-                       ('id,file\na,a.png\na,A/c.jpg\n', "the id 'a' stands 2 times"),
+                       ('id,file\na,a.png\na,A/c.jpg\n', "the id 'a' occurs 2 times"),
                        ('id,file\n../a,a.png\n', "the id '../a' cannot name a file"), ('file\n', 'has no rows')):
         (images/'list.csv').write_text(text)
         with pytest.raises(ValueError, match=said): predict(tuned/'cls0', images/'list.csv', home/'out')

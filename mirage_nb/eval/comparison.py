@@ -9,7 +9,6 @@ __all__ = ['paired_wilcoxon', 'holm']
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import wilcoxon
 
 # %% ../../nbs/eval/20_comparison.ipynb #db1c9ffa
 class _Paired(NamedTuple):
@@ -25,6 +24,7 @@ def paired_wilcoxon(
     b:Any  # (m,) scores of the other, of the same volumes in the same order
 )->_Paired:
     "Compare paired scores by Wilcoxon's signed-rank test, pairs with NaN left out."
+    from scipy.stats import wilcoxon  # here, as it takes a second
     a, b = np.asarray(a, float), np.asarray(b, float)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f'{a.shape} and {b.shape} scores are not pairs; one row each, of the same volumes, is needed')

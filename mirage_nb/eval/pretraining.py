@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -67,6 +66,7 @@ def linear_probe(
     labels:pd.DataFrame # id, group, label
 )->float:               # 0 to 1
     "Compute the balanced accuracy of logistic regression on frozen features."
+    from sklearn.metrics import balanced_accuracy_score  # here, as it takes a second
     (x, seen), (x_valid, true) = (_group_features(f, labels) for f in (train, valid))
     names, y = np.unique(seen, return_inverse=True)
     if len(names) < 2: raise ValueError(f"the training labels are all '{seen[0]}'; a probe distinguishes two or more")

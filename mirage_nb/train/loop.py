@@ -20,13 +20,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from ..core import log
 from ..randomness import keyed_generator
-from .devices import Batch, distribute, make_accelerator, prefetch, to_device, unshard
+from .devices import Batch, distribute, is_sharded, make_accelerator, prefetch, to_device, unshard
 from .optim import param_groups, set_lr
 from .settings import SCHEDULES, FitSettings
 from .state import Progress, load_training_state, restore_state, save_training_state
@@ -107,14 +106,14 @@ class _Trainer:
     def unwrapped(self)->nn.Module:
         "Return the model without wrappers and shards; all processes call it together."
         own:nn.Module = self.accelerator.unwrap_model(self.model)
-        if not isinstance(self.model, FSDPModule): return own
+        if not is_sharded(self.model): return own
         self.copy.load_state_dict(unshard(own.state_dict()))
         return self.copy.to(self.accelerator.device)
 
     def save(self)->None:
         "Save the state, from the main process; with shards, all processes call it together."
         a, own = self.accelerator, self.accelerator.unwrap_model(self.model)
-        if a.is_main_process or isinstance(own, FSDPModule):
+        if a.is_main_process or is_sharded(own):
             states = unshard(own.state_dict()), unshard(self.optimizer.optimizer.state_dict())
             if a.is_main_process:
                 save_training_state(self.folder/'state.pt', *states, self.progress, self.history, a.scaler)
@@ -181,8 +180,8 @@ def _gradients(
     a, sums, bad, k = t.accelerator, dict[str, Tensor](), list[str](), len(micro_batches)
     weights = _part_weights(t, micro_batches)
     for i, batch in enumerate(micro_batches):
-        last, sharded = i == k - 1, isinstance(t.model, FSDPModule)
-        if sharded: cast(FSDPModule, t.model).set_requires_gradient_sync(last)
+        last, sharded = i == k - 1, is_sharded(t.model)
+        if sharded: cast(Any, t.model).set_requires_gradient_sync(last)
         with nullcontext() if last or sharded else a.no_sync(t.model):
             parts = _loss_parts(t.step(t.model, batch), weights[i], 1/k)
             for name, v in parts.items(): sums[name] = sums.get(name, torch.zeros_like(v)) + v.detach()
@@ -362,7 +361,7 @@ def _run_epochs(
                     _train_epoch(t, stream, n, bar)
                     _end_epoch(t, n, size, hooks)
         except KeyboardInterrupt:
-            if t.whole and not isinstance(t.model, FSDPModule): t.save()
+            if t.whole and not is_sharded(t.model): t.save()
             t.log_progress(event='interrupted', epoch=p.epoch, step=p.step)
             raise
 

@@ -9,12 +9,10 @@ __all__ = ['RegressionOptions', 'logistic_probe', 'knn_probe']
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from ..core import log
 
@@ -70,8 +68,10 @@ def _fit_regression(
     y:np.ndarray, # (n,) class indices, or 0 and 1
     c:float,      # inverse strength of the penalty
     options:RegressionOptions
-)->LogisticRegression:
+)->Any: # sklearn's LogisticRegression
     "Fit a logistic regression."
+    from sklearn.exceptions import ConvergenceWarning  # here, as it takes a second, and few runs need it
+    from sklearn.linear_model import LogisticRegression
     weight = 'balanced' if options.balanced else None
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', ConvergenceWarning)  # the steps are enough for scores to settle
@@ -83,7 +83,9 @@ def _standardiser(
     eps:float         # as in `RegressionOptions`
 )->Callable[[np.ndarray], np.ndarray]: # (m, d) -> (m, d), of mean 0 and standard deviation 1 on the training images
     "Make a function that standardises features."
-    if not eps: return StandardScaler().fit(train).transform
+    if not eps:
+        from sklearn.preprocessing import StandardScaler
+        return StandardScaler().fit(train).transform
     mean, std = train.mean(0), train.std(0) + eps
     return lambda v: (v - mean)/std
 

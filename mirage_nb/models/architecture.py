@@ -9,7 +9,6 @@ __all__ = ['build_like']
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..core import log, unknown
@@ -19,7 +18,8 @@ from .cnn_mae import CnnMAE
 from .mae import MAE
 from .mirage import Modality, MultiViT
 from .mirage_mae import MultiMAE
-from .tensors import infer_architecture, rename_tensors
+from .positions import split_positions
+from .tensors import bare_names, encoder_prefix, infer_architecture
 from .vit import ViT
 
 # %% ../../nbs/models/74_architecture.ipynb #9f124040
@@ -98,6 +98,18 @@ def _mirage_like(
     model.norm_pix = bool(options.get('norm_pix', False))
     return model
 
+# %% ../../nbs/models/74_architecture.ipynb #b2cd3ba9
+def _grid_in(
+    row:Tensor, # (1, k + n, d) positions of a file
+    first:int   # tokens without a place that it may begin with
+)->tuple[int, int]: # rows and columns of the patches
+    "Find the grid that a vision transformer was made for."
+    found = split_positions(row, first)
+    if found is None: raise ValueError(
+        f'the file has {row.shape[1]} positions, which are no square grid, and no pattern in them tells rows and '
+        'columns. Build the model for the size of its images, size=(rows, columns), and load the weights into it')
+    return found[1]
+
 
 def _vit_like(
     state:Mapping[str, Tensor],  # under our names
@@ -107,11 +119,9 @@ def _vit_like(
 )->ViT:                          # a masked autoencoder where the file has its decoder
     "Build a vision transformer in the size of a state dict."
     size = infer_architecture(state)
-    extra = 1 + size.get('distilled', False)
-    side = round((size['positions'] - extra)**0.5)
-    if side**2 != size['positions'] - extra: side = round(size['positions']**0.5)  # no position for the class token
-    keywords:dict[str, Any] = {'size': side*size['patch'], 'patch': size['patch'], 'channels': size['channels'],
-                               'd': size['width'], 'depth': size['depth'], 'heads': heads}
+    rows, cols = _grid_in(state['pos_embed'], 1 + size.get('distilled', False))
+    keywords:dict[str, Any] = {'size': (rows*size['patch'], cols*size['patch']), 'patch': size['patch'],
+                               'channels': size['channels'], 'd': size['width'], 'depth': size['depth'], 'heads': heads}
     if 'decoder' in size:
         width = size['decoder']['width']
         return MAE(**keywords, decoder_d=width, decoder_depth=size['decoder']['depth'],
@@ -123,7 +133,7 @@ def _vit_like(
                distilled=size.get('distilled', False), registers=size.get('registers', 0),
                layer_scale=1. if size.get('layer_scale') else None)
 
-
+# %% ../../nbs/models/74_architecture.ipynb #b2cd3baa
 def _cnn_like(
     state:Mapping[str, Tensor] # of a U-Net, or under torchvision's names
 )->nn.Module:
@@ -132,7 +142,10 @@ def _cnn_like(
     name = {(6, 12, 24, 16): 'densenet121', (3, 4, 6, 3): 'resnet50'}.get(tuple(size['stages']), '')
     if not name or (name == 'resnet50') != (size['network'] == 'resnet'): raise ValueError(
         f'a {size["network"]} with {size["stages"]} layers; densenet121 and resnet50 are known')
-    return CnnMAE(name) if any(k.startswith('model.decoder.') for k in state) else CnnEncoder(name)
+    begin, unet = encoder_prefix(state), 'model.encoder.'  # of a masked autoencoder, which has a decoder beside it
+    decoder = f"{begin.removesuffix('encoder.')}decoder."
+    whole = begin.endswith(unet) and any(k.startswith(decoder) for k in state)
+    return CnnMAE(name) if whole else CnnEncoder(name)
 
 # %% ../../nbs/models/74_architecture.ipynb #37838142
 _MODEL_OPTIONS = ('heads', 'decoder_heads', 'norm_pix', 'mask_ratio')
@@ -146,14 +159,13 @@ def build_like(
     "Build the model that a checkpoint holds."
     for k in options:
         if k not in _MODEL_OPTIONS: raise TypeError(unknown('option of a published checkpoint', k, _MODEL_OPTIONS))
-    size, args = infer_architecture(ckpt.state), ckpt.meta.get('args')
+    size, args = infer_architecture(ckpt.state), ckpt.settings
     if not size: raise ValueError(
         f'{ckpt.path} holds no model of a known family: MIRAGE and MultiMAE, vision transformers with a class token, '
         f'densenet121, resnet50; its tensors are {", ".join(list(ckpt.state)[:3])}, …')
     if 'network' in size: model = _cnn_like(ckpt.state)
     else:
-        signs = ('global_tokens', 'blocks.0.norm1.weight', 'register_tokens')
-        state = rename_tensors(ckpt.state, dict.fromkeys(signs, torch.empty(0)))
+        state = bare_names(ckpt.state)
         width, depth = size['width'], size['depth']
         count = _head_count('an encoder', 'heads', options, known.get((width, depth)), width)
         like = _mirage_like if 'global_tokens' in state else _vit_like

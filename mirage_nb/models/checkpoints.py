@@ -12,7 +12,9 @@ import json
 import pathlib
 import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,19 +27,33 @@ from torch import Tensor, nn
 
 from .encoder import Encoder
 from .encoder_store import EncoderMissing, read_encoder
-from .positions import resize_positions, resize_row
-from .tensors import infer_architecture, rename_tensors
+from .positions import resize_positions, resize_row, split_positions
+from .tensors import infer_architecture, rename_tensors, strip_prefix
 from ..storage import hash_file, write_atomic
 
 # %% ../../nbs/models/70_checkpoints.ipynb #510e59ea
+def _empty_array(
+    kind:type,             # of the array; np.ndarray
+    shape:tuple[int, ...], # (0,) as NumPy writes it: its size comes with its values
+    code:str|bytes         # of a type; overwritten as well
+)->np.ndarray:
+    "Begin an array, as a pickle does before it sets the values."
+    if kind is not np.ndarray or tuple(shape) != (0,): raise pickle.UnpicklingError(f'an array of {kind} and {shape}')
+    return np.ndarray((0,), np.uint8)
+
+
+def _no_bytes()->bytes: return b''
+
+
+_DTYPES = {type(np.dtype(c)) for c in np.typecodes['All']}
 _HARMLESS:list[Any] = [
-    argparse.Namespace, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath,
-    np.dtype, np.float64(0).__reduce__()[0], *{type(np.dtype(c)) for c in '?bBhHiIlLqQefd'}]
+    argparse.Namespace, types.SimpleNamespace, np.dtype, np.ndarray, *_DTYPES, (_no_bytes, 'builtins.bytes'),
+    *((f, f'numpy.{core}.multiarray.{name}') for core in ('core', '_core') for f, name in (
+        (np.float64(0).__reduce__()[0], 'scalar'), (_empty_array, '_reconstruct'))),
+    *((getattr(pathlib, f'Pure{system}Path'), f'{module}.{pure}{system}Path')
+      for module in ('pathlib', 'pathlib._local') for pure in ('', 'Pure') for system in ('Posix', 'Windows'))]
 
-
-_STATE_KEYS = ('model', 'state_dict', 'teacher')
-
-
+# %% ../../nbs/models/70_checkpoints.ipynb #510e59ec
 @dataclass(frozen=True)
 class Checkpoint:
     "Tensors of a file, and its other content."
@@ -45,22 +61,54 @@ class Checkpoint:
     meta: dict[str, Any] = field(repr=False)    # everything that is not a model's tensor
     path: Path                                  # of the file
     sha256: str                                 # of the file
+    below: tuple[str, ...] = ()                 # keys and beginnings of names that the tensors stood below
+
+    @property
+    def settings(self)->object:
+        "Find the settings of the training, which published files keep under one of two keys."
+        more = self.meta.get('hyper_parameters')
+        return self.meta.get('args', types.SimpleNamespace(**more) if isinstance(more, dict) else None)
 
 
+def _as_tensors(
+    content:Mapping[Any, Any] # of a dictionary in a file
+)->dict[str, Tensor]:         # those of its values that are tensors, or arrays of numbers
+    "Take the named tensors of a dictionary."
+    arrays = {k: v for k, v in content.items() if isinstance(v, np.ndarray) and v.dtype.kind in 'fiub'}
+    both = {**content, **{k: torch.from_numpy(v) for k, v in arrays.items()}}
+    return {k: v for k, v in both.items() if isinstance(k, str) and isinstance(v, Tensor)}
+
+
+def _dictionaries(
+    content:object,          # of a file
+    below:tuple[str, ...]=() # keys that lead to it
+)->Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]: # keys that lead to it, and its tensors
+    "List the dictionaries of tensors in a file, the outermost first."
+    if not isinstance(content, Mapping) or len(below) > 4: return
+    if state := _as_tensors(content): yield below, state
+    for k, v in content.items():
+        if isinstance(k, str) and k not in _NO_MODEL: yield from _dictionaries(v, (*below, k))
+
+
+_NO_MODEL = ('optimizer', 'optimizer_state_dict', 'optimizer_states', 'scaler', 'scheduler', 'lr_scheduler')
+_FIRST = ('model', 'state_dict', 'teacher')  # of several that are alike
+
+# %% ../../nbs/models/70_checkpoints.ipynb #510e59ed
 def _pick_state(
     content:object, # of a checkpoint
     path:Path       # of the file, for the error
-)->dict[str, Tensor]: # tensors by name
-    "Find the model's tensors in any of the published forms: bare, or under 'model', 'state_dict' or 'teacher'."
-    for key in (*_STATE_KEYS, None):
-        d = content.get(key) if key and isinstance(content, Mapping) else content
-        state = {k: v for k, v in d.items() if isinstance(v, Tensor)} if isinstance(d, Mapping) else {}
-        if not state: continue
-        for outer in ('module.', '_orig_mod.'):  # of a model saved from a parallel wrapper, or compiled
-            if all(k.startswith(outer) for k in state): state = {k.removeprefix(outer): v for k, v in state.items()}
-        return state
-    keys = ', '.join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
-    raise ValueError(f'{path} holds no model: looked for tensors under {_STATE_KEYS} and at the top, found {keys}')
+)->tuple[dict[str, Tensor], tuple[str, ...]]: # tensors by name; keys and beginnings that they stood below
+    "Find the model's tensors in a file, wherever they are."
+    found = list(_dictionaries(content))
+    if not found:
+        keys = ', '.join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(f'{path} holds no model: looked for named tensors at the top and below every key, '
+                         f'found {keys}')
+    rank = {k: -i for i, k in enumerate(_FIRST)}
+    below, state = max(found, key=lambda f: (len(f[1]), max((rank.get(k, -9) for k in f[0]), default=1)))
+    for outer in ('module.', '_orig_mod.'):  # of a parallel wrapper, or compiled: torch's own
+        if all(k.startswith(outer) for k in state): state, below = strip_prefix(state, outer), (*below, outer)
+    return state, below
 
 # %% ../../nbs/models/70_checkpoints.ipynb #118f0f18
 def _kept_encoder(
@@ -71,20 +119,28 @@ def _kept_encoder(
     sha256 = json.loads(meta.get('about', '{}')).get('encoder_sha256')
     return {f'encoder.{k}': v for k, v in read_encoder(sha256, path).items()} if sha256 else {}
 
+# %% ../../nbs/models/70_checkpoints.ipynb #118f0f19
+def _is_safetensors(
+    path:Path # of a checkpoint
+)->bool:
+    "Tell a safetensors file by its first bytes: a length, then JSON; or by its ending, in case it is damaged."
+    with path.open('rb') as f: head = f.read(9)
+    return head[8:] == b'{' or (path.suffix.lower() == '.safetensors' and head[:2] != b'PK')
+
 
 def read_checkpoint(
-    path:str|Path # .safetensors, or a file of torch.save
+    path:str|Path # safetensors, or a file of torch.save, whatever its name
 )->Checkpoint:    # tensors on the CPU
     "Read a checkpoint; no code in the file can run."
     path = Path(path).expanduser()
     if not path.is_file(): raise FileNotFoundError(f'no checkpoint {path}')
     try:
-        if path.suffix == '.safetensors':
+        if _is_safetensors(path):
             with safe_open(path, 'pt') as f:
                 state, meta = {k: f.get_tensor(k) for k in f.keys()}, dict(f.metadata() or {})
             return Checkpoint(state | _kept_encoder(meta, path), meta, path, hash_file(path))
         with torch.serialization.safe_globals(_HARMLESS):
-            content = torch.load(path, map_location='cpu', weights_only=True)
+            with path.open('rb') as f: content = torch.load(f, map_location='cpu', weights_only=True)
     except EncoderMissing: raise
     except Exception as e:  # what a broken file raises depends on where it broke
         name = re.search(r'GLOBAL (\S+)', str(e)) if isinstance(e, pickle.UnpicklingError) else None
@@ -92,9 +148,9 @@ def read_checkpoint(
                                   'Ask for the weights as .safetensors') from e
         raise ValueError(f'{path} cannot be read ({path.stat().st_size:,} bytes): truncated or not a checkpoint. '
                          f'Get it again ({type(e).__name__}: {str(e)[:200]})') from e
-    state = _pick_state(content, path)
-    meta = {k: v for k, v in content.items() if k not in _STATE_KEYS and not isinstance(v, Tensor)}
-    return Checkpoint(state, meta, path, hash_file(path))
+    state, below = _pick_state(content, path)
+    meta = {k: v for k, v in content.items() if k not in below[:1] and not isinstance(v, Tensor)}
+    return Checkpoint(state, meta, path, hash_file(path), below)
 
 # %% ../../nbs/models/70_checkpoints.ipynb #3e262689
 def _fit_position_row(
@@ -104,15 +160,9 @@ def _fit_position_row(
     grid:tuple[int, int]       # rows and columns of the model
 )->Tensor|None:                # (1, k + n, d) for the model; None: the file's grid cannot be told
     "Bring a row of positions to the tokens and the grid of a model."
-    n, fits = row.shape[1], None
-    for k in (sum(there), 0):  # some files give no position to tokens without a place
-        side = round((n - k)**0.5)
-        old = grid if n - k == grid[0]*grid[1] else (side, side)
-        if old[0]*old[1] == n - k:
-            fits = k, old
-            break
-    if fits is None: return None
-    k, old = fits
+    found = split_positions(row, sum(there), grid)
+    if found is None: return None
+    k, old = found
     named = iter(row[:, :k].unbind(1)) if k else iter(())
     first = [next(named, torch.zeros_like(row[:, 0])) if t else torch.zeros_like(row[:, 0]) for t in there]
     chosen = [p for p, wanted in zip(first, here, strict=True) if wanted]
@@ -129,11 +179,14 @@ def _fit_positions(
     w = state[name]
     last = name.rpartition('.')[2]
     if last == 'pos_emb' and w.shape[:2] == v.shape[:2]: return resize_positions(w.float(), (v.shape[2], v.shape[3]))
-    if last not in ('pos_embed', 'decoder_pos_embed') or w.ndim != 3 or w.shape[2] != v.shape[2]: return None
+    grid:tuple[int, int]|None = getattr(model, 'grid', None)
+    if last not in ('pos_embed', 'decoder_pos_embed') or w.ndim != 3 or w.shape[2] != v.shape[2] or grid is None:
+        return w if w.shape == v.shape else None
     own = model.state_dict()
     dist = last == 'pos_embed'
     here, there = (True, dist and 'dist_token' in own), (True, dist and 'dist_token' in state)
-    return _fit_position_row(w.float(), there, here, model.grid)
+    if w.shape == v.shape and split_positions(w, sum(there), grid) == (sum(there), grid) and here == there: return w
+    return _fit_position_row(w.float(), there, here, grid)
 
 # %% ../../nbs/models/70_checkpoints.ipynb #e9f78a30
 @dataclass(frozen=True)
@@ -146,13 +199,15 @@ class LoadReport:
     unused: list[str]      # keys of the file that the model does not have
     path: Path
     sha256: str
+    stripped: str = ''     # what the names in the file stood below, as 'state_dict: model.backbone.'
 
     def summary(self)->dict[str, str]:
         "Summarise the report, with groups of keys instead of keys."
         def groups(keys:list[str])->str:
             names = sorted({'.'.join(k.split('.')[:2 if '_adapters.' in k or k[:6] == 'model.' else 1]) for k in keys})
             return f"{len(keys)} tensors ({', '.join(names)})" if keys else 'none'
-        return {'file': self.path.name, 'loaded': groups(self.loaded), 'new': groups(self.new),
+        below = {'taken from below': self.stripped} if self.stripped else {}
+        return {'file': self.path.name, **below, 'loaded': groups(self.loaded), 'new': groups(self.new),
                 'of these, another shape in the file': groups(self.mismatched), 'not used': groups(self.unused),
                 'positions resized': ', '.join(self.resized) or 'none'}
 
@@ -172,6 +227,18 @@ def _usually_new(
     new = _HEADS_AND_DECODERS + tuple(f'input_adapters.{m}.' for m in sorted(modalities(own) - modalities(state)))
     return new if 'global_tokens' in state else (*new, 'global_tokens')
 
+# %% ../../nbs/models/70_checkpoints.ipynb #bef6748a
+def _stripped(
+    ckpt:Checkpoint,         # as read
+    taken:Mapping[str, Tensor] # its tensors that were loaded, under the model's names
+)->str:                      # '' for names that stood as the model has them
+    "Say what names of a file stood below, and what its model took off them."
+    before = {id(v): k for k, v in ckpt.state.items()}
+    pairs = [(before.get(id(v), k), k) for k, v in taken.items()]
+    begins = Counter(old.removesuffix(k) for old, k in pairs if old != k and old.endswith(k))
+    common = begins.most_common(1)[0] if begins else ('', 0)
+    return ' '.join([*ckpt.below, *([common[0]] if 2*common[1] > len(taken) else [])])
+
 # %% ../../nbs/models/70_checkpoints.ipynb #bef67481
 def load_weights(
     model:nn.Module,                       # changed in place, completely or not at all
@@ -186,9 +253,10 @@ def load_weights(
     fit, resized = {}, []
     for k, v in own.items():
         w:Tensor|None = state.get(k)
-        if w is not None and w.shape != v.shape:
-            w = _fit_positions(model, k, state, v)
-            if w is not None: resized.append(k)
+        if w is not None and (w.shape != v.shape or k.endswith('pos_embed')):
+            fitted = _fit_positions(model, k, state, v)
+            if fitted is not None and fitted is not w: resized.append(k)
+            w = fitted
         if w is not None and w.shape == v.shape: fit[k] = w
     done = {own[k].data_ptr() for k in fit}  # a module may have two names
     new = [k for k, v in own.items() if k not in fit and v.data_ptr() not in done]
@@ -197,7 +265,8 @@ def load_weights(
     wrong = [k for k in new if not k.startswith(allowed)] + more
     if wrong or not fit: raise ValueError(_misfit_message(own, state, ckpt, wrong, unused))
     model.load_state_dict(fit, strict=False)
-    return LoadReport(list(fit), resized, new, [k for k in new if k in state], unused, ckpt.path, ckpt.sha256)
+    return LoadReport(list(fit), resized, new, [k for k in new if k in state], unused, ckpt.path, ckpt.sha256,
+                      _stripped(ckpt, {k: state[k] for k in fit}))
 
 
 def _in_blocks(

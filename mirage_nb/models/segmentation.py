@@ -104,11 +104,13 @@ _PUBLISHED_HEAD = 'output_adapters.semseg.'  # of MIRAGE
 
 
 def _head_part(
-    ckpt:Checkpoint # in any form
+    ckpt:Checkpoint,  # in any form
+    encoder:Encoder   # that stands beside the head
 )->dict[str, Tensor]: # under our names; empty where there is none
     "Find a segmentation head in a checkpoint."
-    begin = 'head.' if model_kind(ckpt) == SegModel.kind else _PUBLISHED_HEAD
-    return {f'head.{k.removeprefix(begin)}': v for k, v in ckpt.state.items() if k.startswith(begin)}
+    ours = model_kind(ckpt) == SegModel.kind
+    begin, state = ('head.', ckpt.state) if ours else (_PUBLISHED_HEAD, encoder.own_names(ckpt.state))
+    return {f'head.{k.removeprefix(begin)}': v for k, v in state.items() if k.startswith(begin)}
 
 
 def start_segmenter(
@@ -118,7 +120,7 @@ def start_segmenter(
     "Start a segmentation model from pre-trained weights."
     if weights is None: return None
     ckpt = weights if isinstance(weights, Checkpoint) else read_checkpoint(weights)
-    report, found = load_weights(model.encoder, encoder_part(ckpt)), _head_part(ckpt)
+    report, found = load_weights(model.encoder, encoder_part(ckpt)), _head_part(ckpt, model.encoder)
     own = {k: v for k, v in model.state_dict().items() if k.startswith('head.')}
     fits = {k: found[k] for k, v in own.items() if k in found and found[k].shape == v.shape}
     model.load_state_dict(fits, strict=False)

@@ -7,6 +7,7 @@ __all__ = ['PREFIX', 'TimmEncoder', 'timm_names', 'timm_weights', 'timm_record']
 
 # %% ../../nbs/models/62_timm_encoder.ipynb #4f395835
 import inspect
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from .encoder import Encoded, Encoder, EncoderRecord, single_image
+from .positions import resize_row, split_positions
+from .tensors import find_prefix
 from ..randomness import keyed_rand
 
 # %% ../../nbs/models/62_timm_encoder.ipynb #aa4061c2
@@ -247,7 +250,16 @@ class TimmEncoder(_TimmLayers):
         return self.read(x, keys).patches
 
 # %% ../../nbs/models/62_timm_encoder.ipynb #9d6f550e
-_BEGINNINGS = '', 'net.', 'backbone.', 'encoder.', 'model.'
+def _fit_row(
+    net:nn.Module,              # of timm
+    state:Mapping[str, Tensor]  # under its names
+)->dict[str, Tensor]:           # positions for its grid, if those of the file are of a grid that is not square
+    "Resize positions that timm would take for a square."
+    row, grid = state.get('pos_embed'), getattr(getattr(net, 'patch_embed', None), 'grid_size', None)
+    if row is None or grid is None or row.ndim != 3: return dict(state)
+    found = split_positions(row, getattr(net, 'num_prefix_tokens', 0), tuple(grid))
+    if found is None or found[1][0] == found[1][1]: return dict(state)
+    return {**state, 'pos_embed': resize_row(row.float(), found[1], tuple(grid))}
 
 
 def timm_names(
@@ -255,9 +267,9 @@ def timm_names(
     state:Mapping[str, Tensor] # of a file, in any form that timm reads
 )->dict[str, Tensor]:          # under the names of the network, positions for its grid
     "Bring a checkpoint to the form of a network."
-    own = net.state_dict().keys()
-    forms = [{k.removeprefix(b): v for k, v in state.items() if k.startswith(b)} for b in _BEGINNINGS]
-    best = max(forms, key=lambda form: len(form.keys() & own))
+    own, common = net.state_dict(), os.path.commonprefix([*state])
+    begin = find_prefix(state, own) if any(k.endswith(tuple(own)) for k in state) else common[:common.rfind('.') + 1]
+    best = _fit_row(net, {k.removeprefix(begin): v for k, v in state.items() if k.startswith(begin)})
     convert = getattr(sys.modules[type(net).__module__], 'checkpoint_filter_fn', None)
     if convert is None: return best
     try: return dict(convert(best, net))

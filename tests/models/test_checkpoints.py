@@ -1,10 +1,16 @@
 "Every published form of a checkpoint loads through the one reader: the original numbers, and a true report."
 import argparse
+import pickle
+import time
+import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
 from mirage_nb.models.checkpoints import load_weights, read_checkpoint
@@ -14,7 +20,9 @@ from mirage_nb.models.loading import load_model
 from mirage_nb.models.mae import MAE
 from mirage_nb.models.mirage import Modality, MultiViT
 from mirage_nb.models.mirage_mae import MultiMAE
+from mirage_nb.models.positions import resize_row
 from mirage_nb.models.pretraining import pretrain_model
+from mirage_nb.models.segmentation import seg_model, start_segmenter
 from mirage_nb.models.tensors import infer_architecture
 from mirage_nb.models.vit import ViT
 from mirage_nb.models.zoo import ENCODERS, _vit_record, build_encoder, encoder_record
@@ -199,3 +207,232 @@ def test_mae_is_a_start_for_mirage(tmp_path):
         for k, v in theirs.state_dict().items(): assert torch.equal(ours.state_dict()[k], v)
     with pytest.raises(ValueError, match="'width': 48, 'depth': 3.*'width': 24, 'depth': 3"):
         load_weights(MultiViT([Modality('bscan', 8, 32)], d=24, depth=3, heads=4), tmp_path/'mae.pth')
+
+
+# ------------------------------------------------------------------ names below other names, and other forms of files
+
+SIZE = {'d': 48, 'depth': 2, 'heads': 4}
+
+
+def below(begin, state, **more): return {**{begin + k: v for k, v in state.items()}, **more}
+
+
+def tensors(state): return {k: v.detach().clone() for k, v in state.items()}
+
+
+LIGHTNING = {'epoch': 3, 'global_step': 900, 'pytorch-lightning_version': '2.4.0', 'loops': {'fit_loop': {}},
+             'callbacks': {"ModelCheckpoint{'monitor': 'val'}": {'best_model_score': torch.tensor(.5)}},
+             'optimizer_states': [{'state': {0: {'exp_avg': torch.ones(9)}}, 'param_groups': [{'params': [0]}]}],
+             'lr_schedulers': [], 'hyper_parameters': {'lr': 1e-3, 'mask_ratio': .9, 'norm_pix_loss': True}}
+FORMS = {  # what the tensors of a model become -> what the report says of it
+    'bare': (lambda s: s, ''),
+    'model': (lambda s: {'model': s, 'epoch': 3}, 'model'),
+    'model_state_dict': (lambda s: {'epoch': 3, 'model_state_dict': s, 'loss': .1}, 'model_state_dict'),
+    'net': (lambda s: {'net': s}, 'net'),
+    'nested': (lambda s: {'checkpoint': {'weights': s}}, 'checkpoint weights'),
+    'module': (lambda s: {'state_dict': below('module.', s)}, 'state_dict module.'),
+    'backbone': (lambda s: below('backbone.', s), 'backbone.'),
+    'encoder': (lambda s: below('encoder.', s, **{'head.weight': torch.ones(3, 48)}), 'encoder.'),
+    'any word': (lambda s: {'anything': below('my.own.wrapper.', s)}, 'anything my.own.wrapper.'),
+    'wrapped twice': (lambda s: {'net': below('module.model.backbone.', s)}, 'net module. model.backbone.'),
+    'compiled': (lambda s: {'model': below('_orig_mod.', s)}, 'model _orig_mod.'),
+    'Lightning': (lambda s: {**LIGHTNING, 'state_dict': below('model.', s, **{'head.weight': torch.ones(2, 48)})},
+                  'state_dict model.'),
+    'averaged': (lambda s: {'model_ema': {k: v + 1 for k, v in s.items()}, 'model': s}, 'model'),
+    'teacher': (lambda s: {'student': {k: v + 1 for k, v in s.items()}, 'teacher': below('backbone.', s)},
+                'teacher backbone.'),
+    'contrastive': (lambda s: {'state_dict': {**below('module.encoder_q.', s), **below('module.encoder_k.', {
+        k: v + 1 for k, v in s.items()}), 'module.queue': torch.ones(4, 9)}}, 'state_dict module. encoder_q.'),
+    'training': (lambda s: {'model': s, 'optimizer': {'state': {i: {'exp_avg': v} for i, v in enumerate(s.values())}},
+                            'optimizer_state_dict': {k: torch.ones(2) for k in (*s, 'more')}}, 'model'),
+    'arrays': (lambda s: {'model': {k: v.numpy() for k, v in s.items()}}, 'model')}
+
+
+def made_vit(): return ViT((32, 32), 8, **SIZE)
+
+
+def made_mirage(): return MultiViT([Modality('bscan', 8, 32), Modality('slo', 8, 32)], **SIZE)
+
+
+@pytest.mark.parametrize('build', [made_vit, made_mirage], ids=['vit', 'mirage'])
+@pytest.mark.parametrize('form', FORMS)
+def test_a_model_is_found_below_any_name(form, build, tmp_path):
+    "The same tensors come out of every form; by name and by the tensors alone; the report says what was stripped"
+    torch.manual_seed(0)
+    source = build()
+    wrap, said = FORMS[form]
+    path = saved(tmp_path/'w.pth', wrap(tensors(source.state_dict())))
+    for model in (build(), load_model(path, heads=4).model):
+        report = load_weights(model, path)
+        assert not report.new and report.stripped == said
+        assert report.summary().get('taken from below', '') == said
+        for k, v in model.state_dict().items(): assert torch.equal(v, source.state_dict()[k]), k
+
+
+@pytest.mark.parametrize('begin', ['', 'model.', 'module.wrapped.'])
+def test_the_hub_form(begin, tmp_path):
+    "Safetensors with a wrapper's names, as the hub has them: a pre-training model, its decoders, its settings' absence"
+    both = [Modality('bscan', 8, 32), Modality('slo', 8, 32)]
+    source = MultiMAE(both, decoder={'d': 16, 'heads': 4}, **SIZE)
+    save_file(below(begin, tensors(source.state_dict())), tmp_path/'model.safetensors', {'format': 'pt'})
+    ready = load_model(tmp_path/'model.safetensors', heads=4, decoder_heads=4)
+    assert {m.name for m in ready.model.outputs} == {'bscan', 'slo'}
+    assert all(torch.equal(v, source.state_dict()[k]) for k, v in ready.model.state_dict().items())
+    assert load_weights(MultiViT(both[:1], **SIZE), tmp_path/'model.safetensors').stripped == begin
+
+
+@pytest.mark.parametrize('begin', ['net.', 'state.model.encoder.'])
+def test_convolutional_networks_below_other_names(begin, tmp_path):
+    source = CnnEncoder('resnet50').state_dict()
+    path = saved(tmp_path/'r.pt', {'net': below(begin, source, **{'head.weight': torch.ones(3, 2048)})})
+    ready = load_model(path)
+    assert isinstance(ready.model, CnnEncoder)
+    assert torch.equal(ready.model.state_dict()['layer4.2.conv3.weight'], source['layer4.2.conv3.weight'])
+
+
+def test_a_unet_below_another_name(tmp_path):
+    "A masked autoencoder on a U-Net stays one, whatever its names stand below"
+    unet = pretrain_model('mae_cnn_densenet121')
+    ready = load_model(saved(tmp_path/'u.pt', {'state_dict': below('net.', unet.state_dict())}))
+    assert type(ready.model) is type(unet) and 'model.decoder.blocks.0.conv1.0.weight' in ready.model.state_dict()
+
+
+@pytest.mark.parametrize('begin', ['', 'anything.model.'])
+def test_networks_of_timm_below_other_names(begin, tmp_path):
+    "And with positions of a grid that is not square, which timm takes for a square one"
+    source = build_encoder('timm:vit_tiny_patch16_224', size=(64, 144))  # 4 x 9 patches: as many as 6 x 6
+    path = saved(tmp_path/'t.pth', {'net': below(begin, source.net.state_dict())})
+    for size, same in (((64, 144), True), ((96, 96), False)):
+        net = build_encoder('timm:vit_tiny_patch16_224', size=size)
+        with torch.no_grad(): source.net.pos_embed.copy_(ViT((64, 144), 16, d=192, depth=1, heads=3).pos_embed)
+        saved(path, {'net': below(begin, source.net.state_dict())})
+        assert not load_weights(net, path).new
+        want = source.net.pos_embed if same else resize_row(source.net.pos_embed, (4, 9), (6, 6))
+        close(net.net.pos_embed, want)
+
+
+def test_heads_below_other_names(tmp_path):
+    "A published segmentation head, and the last layer of a classifier, are found as the encoder is"
+    source = seg_model('mirage_tiny', 4, 'convnext', (64, 64))
+    state = {**source.encoder.state_dict(), **below('output_adapters.semseg.', source.head.state_dict())}
+    model = seg_model('mirage_tiny', 4, 'convnext', (64, 64))
+    report = start_segmenter(model, saved(tmp_path/'s.pth', {'net': below('model.', state)}))
+    assert not report.new and not report.unused and report.stripped == 'net model.'
+    assert all(torch.equal(v, source.state_dict()[k]) for k, v in model.state_dict().items())
+    encoder = build_encoder('vit_small_patch16', size=32, global_pool=True).state_dict()
+    path = saved(tmp_path/'c.pth', {'net': below('module.', encoder | {
+        'head.weight': torch.ones(3, 384), 'head.bias': torch.ones(3)})})
+    tuned = cls_model('vit_small_patch16', 3, 'global', (32, 32), global_pool=True)
+    start_classifier(tuned, path, keep_head=list('abc'))
+    assert tuned.head.weight.eq(1).all()
+
+
+def test_endings_do_not_matter(tmp_path):
+    source = made_vit()
+    state = tensors(source.state_dict())
+    for name in ('A.SAFETENSORS', 'model.bin', 'weights.pth', 'no_ending'): save_file(state, tmp_path/name)
+    for name in ('B.PTH', 'B.safetensors', 'B.CKPT', 'b'): saved(tmp_path/name, {'model': state})
+    for path in tmp_path.iterdir():
+        assert read_checkpoint(path).state.keys() == state.keys(), path.name
+        assert not load_weights(made_vit(), path).new
+
+
+def renamed(path, old, new):
+    "A file of torch.save whose pickle names a module otherwise"
+    with zipfile.ZipFile(path) as f: parts = {n: f.read(n) for n in f.namelist()}
+    assert any(old.encode() in v for n, v in parts.items() if n.endswith('data.pkl'))
+    with zipfile.ZipFile(path, 'w') as f:
+        for n, v in parts.items(): f.writestr(n, v.replace(old.encode(), new.encode()) if n.endswith('data.pkl') else v)
+    return path
+
+
+@pytest.mark.parametrize('core', ['numpy._core', 'numpy.core'])
+def test_values_of_numpy(core, tmp_path):
+    "Numbers and arrays of NumPy beside the weights, as NumPy 1 and 2 name them; paths of any Python and system"
+    values = {'f': np.float64(.5), 'i': np.int64(3), 'b': np.bool_(True), 'c': np.float32(2), 's': np.str_('word'),
+              'day': np.datetime64('2024-05-01'), 'mean': np.arange(6.).reshape(2, 3), 'order': np.asfortranarray(
+                  np.arange(6).reshape(2, 3)), 'half': np.ones(3, np.float16), 'names': np.array(['a', 'bc']),
+              'objects': np.array(['a', None], object), 'none': np.zeros((0, 4)), 'args': argparse.Namespace(
+                  n=np.int32(1), out=Path('runs')), 'rows': np.array([(1, 2.)], [('a', 'i4'), ('b', 'f8')])}
+    path = saved(tmp_path/'n.pth', {'model': tensors(made_vit().state_dict()), **values})
+    renamed(path, 'numpy._core', core)
+    renamed(path, 'pathlib', 'pathlib._local') if core == 'numpy.core' else None
+    found = read_checkpoint(path)
+    assert len(found.state) == len(made_vit().state_dict()) and found.meta['args'].out == Path('runs')
+    for k, v in values.items():
+        if k == 'args': continue
+        assert np.array_equal(found.meta[k], v) and getattr(found.meta[k], 'dtype', 0) == v.dtype, k
+
+
+class _Calls:
+    "A pickle that calls a function as it is read"
+    def __init__(self, function, *args): self.call = function, args
+
+    def __reduce__(self): return self.call
+
+
+def begun(shape): return _Calls(np.zeros(1).__reduce__()[0], np.ndarray, shape, b'b')
+
+
+@pytest.mark.parametrize(('value', 'said'), [
+    (_Calls(eval, '1'), 'eval'), (_Calls(np.fromfile, 'x'), 'numpy.fromfile'), (_Calls(np.load, 'x'), 'numpy.load'),
+    (_Calls(np.memmap, 'x', 'u1', 'w+', 0, (9,)), 'numpy.memmap'), (_Calls(getattr, 'a', 'load'), 'getattr'),
+    (_Calls(pickle.loads, b'x'), 'loads'), (_Calls(Path.write_text, Path('x'), 'harm'), 'getattr')],
+    ids=lambda v: v if isinstance(v, str) else '')
+def test_functions_beside_the_list_are_refused(value, said, tmp_path, monkeypatch):
+    "The list holds no function of NumPy, Python or a path that reads, writes or runs"
+    monkeypatch.chdir(tmp_path)
+    path = saved(tmp_path/'evil.pth', {'model': tensors(made_vit().state_dict()), 'more': value})
+    with pytest.raises(ValueError, match=f'evil.pth is refused: it would call .*{said}'): read_checkpoint(path)
+    assert [p.name for p in tmp_path.iterdir()] == ['evil.pth']
+
+
+def test_an_array_cannot_claim_memory(tmp_path):
+    "The size of an array comes with its values; a claim of terabytes is refused at once"
+    start = time.perf_counter()
+    for shape in ((10**13,), (10**6, 10**6)):
+        path = saved(tmp_path/'bomb.pth', {'model': tensors(made_vit().state_dict()), 'more': begun(shape)})
+        with pytest.raises(ValueError, match='bomb.pth cannot be read'): read_checkpoint(path)
+    assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize('content', [{'epoch': 3}, {0: torch.ones(2)}, [torch.ones(2)], torch.ones(3),
+                                     {'optimizer': {'state': {'a': torch.ones(2)}}}], ids=str)
+def test_a_file_without_a_model(content, tmp_path):
+    path = saved(tmp_path/'w.pth', content)
+    with pytest.raises(ValueError, match='w.pth holds no model: looked for named tensors at the top and'):
+        read_checkpoint(path)
+
+
+# ------------------------------------------------------------------ positions of a grid that is not square
+
+@pytest.mark.parametrize('size', [(64, 96), (32, 128), (128, 288), (64, 64), (96, 32)])
+def test_positions_show_their_grid(size, tmp_path):
+    "Rows and columns of a file are read off its positions: 16 x 36 are as many as 24 x 24"
+    torch.manual_seed(0)
+    source = MAE(size=size, patch=8, **SIZE, decoder_d=16, decoder_depth=1, decoder_heads=4)
+    path = saved(tmp_path/'w.pth', {'model': source.state_dict()})
+    assert load_model(path, heads=4, decoder_heads=4).model.grid == source.grid
+    with torch.no_grad(): source.pos_embed.add_(.05*torch.randn(source.pos_embed.shape))  # learned
+    saved(path, {'model': source.encoder_state()})
+    assert load_model(path, heads=4).model.grid == source.grid
+    other = ViT((192, 192), 8, **SIZE)
+    report = load_weights(other, path)
+    want = resize_row(source.pos_embed, source.grid, (24, 24))
+    assert torch.equal(other.pos_embed, want) and report.resized == ['pos_embed']
+    same = ViT(size, 8, **SIZE)
+    assert not load_weights(same, path).resized and torch.equal(same.pos_embed, source.pos_embed)
+
+
+def test_positions_without_a_pattern(tmp_path):
+    "Nothing tells the grid of random positions that are no square: said so, with the way out"
+    source = ViT((64, 96), 8, **SIZE)
+    nn.init.normal_(source.pos_embed)
+    path = saved(tmp_path/'w.pth', source.state_dict())
+    with pytest.raises(ValueError, match=r'97 positions, which are no square grid.*size=\(rows, columns\)'):
+        load_model(path, heads=4)
+    same = ViT((64, 96), 8, **SIZE)
+    load_weights(same, path)
+    assert torch.equal(same.pos_embed, source.pos_embed)
+    with pytest.raises(ValueError, match=r'pos_embed is \(1, 97, 48\) there and \(1, 65, 48\) here'):
+        load_weights(ViT((64, 64), 8, **SIZE), path)

@@ -98,14 +98,40 @@ def test_repeats_are_views_of_their_own(home):
 
 # ------------------------------------------------------------------ several processes
 
+PARTLY = {'batch_size': 8, 'mask_ratio': 0.5, 'uniform_modalities': True}  # some samples are wholly visible
+ON_TWO = {'ddp': {}, 'fsdp': {'strategy': 'fsdp'}, 'fsdp, accumulated': {'strategy': 'fsdp', 'accumulate': 2},
+          'partly ddp': PARTLY | {'accumulate': 2}, 'partly fsdp': PARTLY | {'accumulate': 2, 'strategy': 'fsdp'}}
+EACH = '''
+import sys
+from pathlib import Path
+from mirage_nb.launch.worker import train_here
+for folder in sys.argv[1:]: train_here(Path(folder))
+'''
+
+
+@pytest.fixture(scope='module')
+def on_two(at_home, tmp_path_factory):
+    "Runs of the same two processes, one after another: a start costs more than a training"
+    with at_home(tmp_path_factory.mktemp('on_two')) as home:
+        for name, changed in ON_TWO.items():
+            clip = {} if 'partly' in name else {'clip': 1.}
+            write_json(home/name/'settings.json', {'stage': 'pretrain_multimae',
+                                                   'settings': asdict(settings(processes=2, **clip, **changed))})
+        (home/'each.py').write_text(EACH)
+        torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+        done = subprocess.run([*torchrun, str(home/'each.py'), *(str(home/k) for k in ON_TWO)], capture_output=True,
+                              text=True, timeout=300)
+        assert not done.returncode, done.stderr[-2000:]
+    return home
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('changed', [{}, {'strategy': 'fsdp'}, {'strategy': 'fsdp', 'accumulate': 2}])
-def test_two_processes_are_one(plain, plain_run, home, changed):
-    two = launch_local.launch_training(settings(processes=2, clip=1., **changed), home/'two')
-    close(two, plain)
-    a, b = (load_file(k/'encoder.safetensors') for k in (plain_run, home/'two'))
+@pytest.mark.parametrize('name', [k for k in ON_TWO if 'partly' not in k])
+def test_two_processes_are_one(plain, plain_run, on_two, name):
+    close(pd.read_csv(on_two/name/'history.csv'), plain)
+    a, b = (load_file(k/'encoder.safetensors') for k in (plain_run, on_two/name))
     assert a.keys() == b.keys() and max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-3
-    log = [json.loads(line) for line in (home/'two'/'progress.jsonl').read_text().splitlines()]
+    log = [json.loads(line) for line in (on_two/name/'progress.jsonl').read_text().splitlines()]
     assert [r['epoch'] for r in log if 'seconds' in r] == [1, 2], 'both processes wrote'
     assert log[0]['processes'] == 2
 
@@ -363,16 +389,13 @@ def test_imperfect_labels_stop_nothing(home, phantoms, case, caplog):
 
 # ------------------------------------------------------------------ samples that are wholly visible
 
-PARTLY = {'batch_size': 8, 'mask_ratio': 0.5, 'uniform_modalities': True}
-
-
 @pytest.fixture
 def partly(home): return train_pretrain(settings(**PARTLY), home/'partly')
 
 
-def same_training(home, other, name):
-    close(other, pd.read_csv(home/'partly'/'history.csv'), rel=1e-5)
-    a, b = (load_file(home/k/'encoder.safetensors') for k in ('partly', name))
+def same_training(home, other):
+    close(pd.read_csv(other/'history.csv'), pd.read_csv(home/'partly'/'history.csv'), rel=1e-5)
+    a, b = (load_file(k/'encoder.safetensors') for k in (home/'partly', other))
     assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-4
 
 
@@ -381,14 +404,14 @@ def test_micro_batches_with_visible_samples(partly, home, accumulate):
     task = MirageTask.from_settings(settings(**PARTLY))
     counts = [task.counts(task.views(task.collate([task.train[0, i] for i in range(k, k + 4)]))) for k in (0, 4)]
     assert counts[0] != counts[1], 'these micro-batches weigh the same'
-    same_training(home, train_pretrain(settings(**PARTLY, accumulate=accumulate), home/'other'), 'other')
+    train_pretrain(settings(**PARTLY, accumulate=accumulate), home/'other')
+    same_training(home, home/'other')
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('strategy', ['ddp', 'fsdp'])
-def test_two_processes_with_visible_samples(partly, home, strategy):
-    two = launch_local.launch_training(settings(**PARTLY, processes=2, accumulate=2, strategy=strategy), home/'two')
-    same_training(home, two, 'two')
+def test_two_processes_with_visible_samples(partly, home, on_two, strategy):
+    same_training(home, on_two/f'partly {strategy}')
 
 
 # ------------------------------------------------------------------ what is predicted, and in which units

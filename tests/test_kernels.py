@@ -101,6 +101,20 @@ def test_an_interrupt_is_shown_in_a_line(kernel):
     assert kernel.run('1 + 1') == '2'
 
 
+def test_bars_and_tables_of_a_kernel_that_somebody_looks_at(place):
+    "Bars are no errors, words are at the left, and the report folds the bars"
+    made = Kernel({**{k: v for k, v in {**os.environ, **place}.items() if k != HANDOFF}, 'PYTHONPATH': str(ROOT)})
+    try:
+        made.run('import mirage_nb.runs\nimport pandas as pd\nfrom tqdm import tqdm')
+        streams = []
+        made.client.execute_interactive('for _ in tqdm(range(3)): pass', output_hook=streams.append, timeout=60)
+        assert {m['content']['name'] for m in streams if m['msg_type'] == 'stream'} == {'stdout'}
+        shown = made.run('from IPython import get_ipython\n'
+                         'get_ipython().display_formatter.format(pd.DataFrame({"a": ["word"]}))[0]["text/html"]')
+        assert 'text-align: left">word' in shown
+    finally: made.stop()
+
+
 def test_a_misspelt_name_is_found_in_both_cells(kernel):
     source = list(cells('predict'))
     head, parameters, settings = source[0], source[1], source[2]

@@ -10,8 +10,8 @@ import sys
 from typing import Any
 
 # %% ../../nbs/commands/12_interrupts.ipynb #c1100006
-_TEXT = ('KeyboardInterrupt: this cell was stopped. Run it again to go on: a training continues from its last saved '
-         'state, and what is finished is not repeated')
+_TEXT = ('KeyboardInterrupt: this cell was stopped. Run it again to go on.\n'
+         'A training continues from its last saved state; what is finished is not repeated.')
 
 
 def _show_interrupt(

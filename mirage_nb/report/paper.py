@@ -69,9 +69,17 @@ _PAGE_INCHES, _DOTS = 180/25.4, 600
 
 
 @contextmanager
-def _text_as_text()->Iterator[None]:
-    "Keep text in vector files as text, in fonts that an editor can change."
-    with mpl.rc_context({'svg.fonttype': 'none', 'pdf.fonttype': 42}): yield
+def _vector_form(
+    figure:Figure
+)->Iterator[None]:
+    "Keep text in vector files as text that an editor can change, and images in the pixels that they have."
+    images = [image for ax in figure.axes for image in ax.images]
+    kept = [image.get_interpolation() for image in images]
+    for image in images: image.set_interpolation('none')  # else resampled to the dots of print, with no gain
+    try:
+        with mpl.rc_context({'svg.fonttype': 'none', 'pdf.fonttype': 42, 'image.composite_image': False}): yield
+    finally:
+        for image, how in zip(images, kept, strict=True): image.set_interpolation(how)
 
 
 def _save_figure(
@@ -83,10 +91,11 @@ def _save_figure(
     figure.draw_without_rendering()
     figure.set_layout_engine('none')  # its places are found: not once more for each format
     def save(kind:str)->Path:
-        more: Any = {'pil_kwargs': {'dpi': (_DOTS, _DOTS)}} if kind == 'png' else {}  # what programs read as its width
+        more: Any = {'pil_kwargs': {'dpi': (_DOTS, _DOTS), 'compress_level': 3}} if kind == 'png' else {}  # dpi: width
         return write_atomic(stem.with_name(f'{stem.name}.{kind}'), lambda p: figure.savefig(
             p, format=kind, dpi=dots, facecolor='white', **more))
-    with _text_as_text(): return [save(kind) for kind in ('pdf', 'svg', 'png')]
+    with _vector_form(figure): vector = [save(kind) for kind in ('pdf', 'svg')]
+    return [*vector, save('png')]
 
 # %% ../../nbs/report/40_paper.ipynb #d96e6699
 _GUIDE = """This folder was written by mirage_nb from the run beside it.

@@ -15,6 +15,7 @@ import pandas as pd
 from torch import Tensor
 
 from ..data.classification import ClsDataset, LabelledImages
+from ..data.manifest import Manifest
 from ..data.segmentation import SegData, SegDataset
 from ..eval.classification.predict import predictions_table
 from ..eval.segmentation.predict import mean_position, predict_mean_position
@@ -24,6 +25,7 @@ from ..models.zoo import weights_file
 from ..recipes.classification import ClsRecipe, cls_recipe
 from ..recipes.segmentation import SegRecipe
 from ..recipes.settings import rows_cols
+from .cross_dataset import predict_constant
 from ..train.probes import knn_probe, logistic_probe
 
 # %% ../../nbs/tasks/15_baselines.ipynb #5bf6595b
@@ -66,13 +68,13 @@ def probe_encoder(
 # %% ../../nbs/tasks/15_baselines.ipynb #f75109fa
 def predict_majority(
     data:LabelledImages,
-    split:str        # that is predicted
-)->pd.DataFrame:     # by the contract
+    tested:tuple[Manifest, LabelledImages] # dataset whose test split is predicted: the same, or another one
+)->pd.DataFrame:                           # by the contract, in its classes
     "Predict the majority class for every image, with the shares of the training split as scores."
-    train, table = data.splits['train'], data.splits[split]
-    if data.multi: share = [np.nan_to_num(train[f'label:{c}'].mean(), nan=0.5) for c in data.classes]
-    else: share = [(train.label == c).mean() for c in data.classes]
-    return predictions_table(table, data.classes, data.multi, np.tile(share, (len(table), 1)))
+    train = data.splits['train']
+    if data.multi: share = [float(np.nan_to_num(train[f'label:{c}'].mean(), nan=0.5)) for c in data.classes]
+    else: share = [float((train.label == c).mean()) for c in data.classes]
+    return predict_constant(data, *tested, share)
 
 # %% ../../nbs/tasks/15_baselines.ipynb #f75109fb
 _OF_PROBES = ('cached_views', 'epochs', 'batch_size', 'lr', 'lr_reference_batch', 'final_lr',
@@ -85,8 +87,7 @@ def random_probe_settings(
 )->ClsRecipe:
     "Change the settings of a classification to those of a probe of an encoder with random weights."
     asked = replace(cfg, weights='random', keep_head=False, tune='probe', cached_views=max(cfg.cached_views, 0),
-                    epochs=cfg.epochs or 1, mixup=0., ema=0., processes=1, accumulate=1, test_dataset='',
-                    class_map=None)
+                    epochs=cfg.epochs or 1, mixup=0., ema=0., processes=1, accumulate=1)
     if cfg.tune == 'probe' and cfg.epochs:
         random = weights_file(cfg.weights, cfg.model) is None
         return replace(asked, seed=cfg.seed + 1) if random else asked  # another random encoder

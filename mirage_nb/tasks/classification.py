@@ -340,12 +340,13 @@ class ClassificationTask(_ClsTested):
 
     def baselines(self, folder:Path)->dict[str, ClsScores]:
         "Score the probes of the encoder before its training, the majority class, and a probe of a random encoder."
-        cfg, found = self.settings, dict[str, ClsScores]()
-        if not {'train', 'test'} <= self.data.splits.keys() or cfg.test_dataset: return {}
-        if cfg.probes: found |= self._probes()
-        found['majority class'] = evaluate_table(predict_majority(self.data, 'test'))
+        cfg, tested, found = self.settings, self.test_home, dict[str, ClsScores]()
+        if 'train' not in self.data.splits or 'test' not in tested[1].splits: return {}
+        if cfg.probes and not cfg.test_dataset: found |= self._probes()
+        found['majority class'] = evaluate_table(predict_majority(self.data, tested))
         if not cfg.baselines: return found
         random, at = self.with_settings(random_probe_settings(cfg)), folder/'random_encoder'
+        random.test_home = tested  # read once
         train(random, at)
         scores = random.test(at)
         return found | ({'probe of a random encoder': scores} if scores else {})

@@ -135,6 +135,8 @@ class Estimate:
                 f'about {self.memory/1e9:.1f} GB of memory; {self.disk/1e6:,.0f} MB of disk while it trains, '
                 f'{self.kept/1e6:,.0f} MB afterwards')
 
+    def _repr_html_(self)->str: return f'<p>{self!r}</p>'  # JupyterLab breaks a long line of plain text within words
+
 
 def _used_memory()->float: # bytes
     "Measure the memory that the libraries and the data of this process take already; 0 on a GPU, where they take none."

@@ -65,6 +65,24 @@ def test_added_edited_repeated_and_failed_inputs(live):
     assert shown(cells[-2]) == ["'3 epochs of A!'"] and shown(cells[-1]) == ['42']
 
 
+OLD = '''
+from types import SimpleNamespace
+from mirage_nb.report import live
+shell = get_ipython()
+history = SimpleNamespace(input_hist_raw=shell.history_manager.input_hist_raw)
+live._shell = lambda: SimpleNamespace(history_manager=history, user_ns=shell.user_ns,
+                                      display_formatter=shell.display_formatter)
+'''
+
+
+def test_a_kernel_that_keeps_only_values(live):
+    "IPython 8 keeps no outputs, only the values of cells: these come back, formatted again"
+    cells = live(*SOURCE, 'import pandas as pd\npd.DataFrame({"a": [1]})', OLD)
+    assert [c.source for c in cells][:5] == SOURCE
+    assert shown(cells[2]) == ["'lr None'"] and shown(cells[3]) == ['9'] and shown(cells[4]) == ["'3 epochs of A'"]
+    assert '<table' in cells[5].outputs[0].data['text/html']
+
+
 def test_without_a_kernel(tmp_path):
     nbformat.write(new_notebook(cells=[new_code_cell('1')]), tmp_path/'a.ipynb')
     assert read_live_notebook(tmp_path/'a.ipynb') is None

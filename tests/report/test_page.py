@@ -145,7 +145,8 @@ def test_report_without_a_kernel(home, monkeypatch):
     write_json(folder/'result.json', {'summary': ['mean Dice 0.9']})
     said = write_report(Run(folder, {}, {}, True), 'seg_tune', {'epochs': 3, 'size': [64, 48], 'lr': None})
     page = page_of(folder/'report.html')
-    assert said == str(folder/'report.html') and 'mean Dice 0.9' in page and 'Fine-tune a segmentation model' in page
+    assert repr(said) == f"mean Dice 0.9\nreport: {folder/'report.html'}"
+    assert 'mean Dice 0.9' in page and 'Fine-tune a segmentation model' in page
     assert 'mirage-nb seg_tune epochs=3' in page and 'size=[64,48]' in page
     (folder/'report.html').write_text('that of the runner')
     write_report(Run(folder, {}, {}, True), 'seg_tune', {})

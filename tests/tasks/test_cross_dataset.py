@@ -285,6 +285,19 @@ def test_a_class_of_the_model_that_is_left_out(sets, home):
     np.testing.assert_allclose(scores.pred.p, p/p.sum(1, keepdims=True), rtol=1e-5)
 
 
+def test_baselines_of_a_test_on_another_set(sets, home):
+    "In the classes of that set, on its images; the probe of a random encoder is trained on the own ones"
+    cfg = settings(**sets, epochs=1, baselines=True, probes=True,
+                   class_map=['AMD >', 'wet > CNV', 'drusen >', 'scar > CNV'])
+    task = ClassificationTask.from_settings(cfg)
+    task.settings = replace(cfg, tune='full')  # so that the probe's own epochs are those of its recipe
+    found = task.baselines(home/'run')
+    assert list(found) == ['majority class', 'probe of a random encoder']
+    assert all(s.pred.classes == ('CNV', 'Normal') and len(s.pred) == 9 for s in found.values())
+    share = task.data.splits['train'].label.value_counts()
+    assert found['majority class'].pred.p[0, 0] == pytest.approx(share.CNV/(share.CNV + share.normal))
+
+
 def test_map_of_the_command_and_of_a_manifest(home, tuned):
     "Entries of the command go before those of the manifest, which stay for the others"
     maps = '[labels.class_maps.Phantom_OCT]\nnormal = "well"\nDME = "ill"\nAMD = "ill"\nCSC = "well"'

@@ -72,5 +72,5 @@ def show_in_words()->bool: # False: the user has said how warnings are to be sho
     "Show the warnings of this process in words from now on."
     if sys.warnoptions: return False
     for kind in (UserWarning, RuntimeWarning, FutureWarning): warnings.simplefilter('always', kind)  # to be counted
-    warnings.showwarning = notices.show
+    warnings.showwarning = notices.show  # type: ignore[assignment]
     return True

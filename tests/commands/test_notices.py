@@ -30,7 +30,8 @@ def test_ours_in_words_and_those_of_libraries_in_a_file(tmp_path):
     write_json(tmp_path/'handoff.json', {'folder': str(run)})
     env = {**os.environ, HANDOFF: str(tmp_path/'handoff.json'), 'PYTHONPATH': ROOT}
     env.pop('PYTHONWARNINGS', None)
-    out = subprocess.run([sys.executable, '-c', CODE.format(images=str(images))], env=env, capture_output=True, text=True)
+    words = [sys.executable, '-c', CODE.format(images=str(images))]
+    out = subprocess.run(words, env=env, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     lines = out.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith(f'warning: {images}: b.docx'), out.stderr

@@ -170,7 +170,7 @@ def _guess_classes(
     "Guess classes from the grey values of some masks; more than 30 values are no classes."
     files = [p for p in sorted(masks.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
     some = files[:: max(1, len(files)//60)]
-    values = sorted({int(v) for p in some for v in np.unique(read_image(p, 1))})
+    values = sorted({int(v) for p in some for v in np.unique(read_image(p, values=range(256)))})
     if not 2 <= len(values) <= 30: raise ValueError(
         f'{masks} holds {len(values)} grey values; masks of classes have 2 to 30, one for each class')
     return [(v, 'Background' if not v else f'class {v}') for v in values]

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ..core import log, runs_dir
 from .audit import hash_content
-from .files import IMAGE_SUFFIXES
+from .files import IMAGE_SUFFIXES, check_image, image_size
 from .folders import scan_folder
 from .formats import read_mha_header
 from ..storage import hash_value, write_atomic
@@ -54,6 +54,7 @@ def _jpeg_size(
         kind = head[at + 1]
         if kind == 0xFF: at += 1; continue
         if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            if head[at + 4] != 8: return None  # bits of a value: it has to be decoded
             height, width = struct.unpack('>HH', head[at + 5:at + 9])
             return width, height
         if kind in (0x01, *range(0xD0, 0xD9)): at += 2
@@ -67,7 +68,7 @@ def _measure_image(
     end:bytes   # last bytes
 )->tuple[int, int]: # width, height
     "Measure an image by its header, check its end, and raise where it cannot be read."
-    if head[:8] == b'\x89PNG\r\n\x1a\n' and head[12:16] == b'IHDR' and end[-8:-4] == b'IEND':
+    if head[:8] == b'\x89PNG\r\n\x1a\n' and head[12:16] == b'IHDR' and end[-8:-4] == b'IEND' and b'acTL' not in head:
         width, height = struct.unpack('>II', head[16:24])
         return width, height
     whole = head[:3] == b'\xff\xd8\xff' and b'\xff\xd9' in end
@@ -75,9 +76,9 @@ def _measure_image(
     if path.lower().endswith('.mha'):
         width, height = (int(n) for n in read_mha_header(head, Path(path).name)[0]['DimSize'].split()[:2])
         return width, height
-    with Image.open(path) as image:
-        if not whole: image.load()
-        return image.size
+    if not whole: check_image(path)
+    height, width = image_size(path)
+    return width, height
 
 
 def _inspect_file(

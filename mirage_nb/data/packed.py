@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ..core import log, unknown
 from .audit import hash_content
-from .files import ARRAY_SUFFIXES, as_plane, grey_values, read_image
+from .files import ARRAY_SUFFIXES, as_plane, image_size
 from .paired import CLASS_COUNTS, FilePairs, Pairs, first_of_many, folder_pairs, hash_pixels, table_pairs
 from ..storage import read_json, write_atomic, write_json
 
@@ -42,14 +42,7 @@ def _image_size(
         if path.suffix.lower() in ARRAY_SUFFIXES:
             h, w = as_plane(np.load(path, mmap_mode='r', allow_pickle=False), path).shape
             return h, w
-        if path.suffix.lower() == '.mha':
-            h, w = as_plane(read_image(path), path).shape
-            return h, w
-        with Image.open(path) as image:
-            pages = getattr(image, 'n_frames', 1)
-            if pages > 1: raise ValueError(f'{path} holds {pages} pages; it takes one')
-            as_plane(grey_values(Image.new(image.mode, (1, 1)), path), path)  # one pixel stands for all of that mode
-            return image.height, image.width
+        return image_size(path, grey=True)
     except FileNotFoundError: raise
     except (OSError, EOFError, ValueError) as e:
         raise ValueError(str(e) if str(path) in str(e) else f'{path} cannot be read: {e}') from e

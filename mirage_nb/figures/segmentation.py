@@ -15,6 +15,7 @@ import pandas as pd
 import seaborn as sns
 
 from ..data.files import read_image, unit_range
+from ..data.folders import match_masks
 from ..data.manifest import ClassInfo
 from ..data.masks import read_mask
 from ..eval.segmentation.alignment import apply_invalid, is_invalid, mapping_table, resize_nearest
@@ -158,12 +159,12 @@ def show_cases(
 )->DescribedFigure:
     "Draw B-scan, ground truth, prediction and wrong pixels of chosen slices."
     rows, invalid = table.set_index('id'), [c.index for c in classes if is_invalid(c)]
-    images = [unit_range(read_image(rows.bscan[k])) for k in cases.id]
+    images, files = [unit_range(read_image(rows.bscan[k])) for k in cases.id], match_masks(folder, cases.id)
     fig, axes = image_grid(len(cases), 4, images[0].shape if images else (1, 1), 2.9)
     drawn, words = [], []
     for line, case, image in zip(axes, cases.to_dict('records'), images, strict=True):
         true = read_mask(rows.semseg[case['id']], classes)
-        pred = resize_nearest(read_mask(folder/f"{case['id']}.png", source or classes), true.shape)
+        pred = resize_nearest(read_mask(files[case['id']], source or classes), true.shape)
         if class_map and source: pred = mapping_table(class_map, source, classes)[pred]
         wrong = true != apply_invalid(pred, true, invalid, by_prediction=False)[0]
         drawn += _draw_case(line, image, (true, pred), wrong, classes)

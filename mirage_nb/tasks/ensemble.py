@@ -15,12 +15,11 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data.classification import ClsDataset
-from ..data.files import IMAGE_SUFFIXES, read_image
+from ..data.files import image_size
 from ..data.input_spec import InputSpec
 from ..data.manifest import ClassInfo
 from ..data.segmentation import SegDataset, collate
@@ -123,17 +122,9 @@ class _Samples(Dataset[dict[str, Any]]):
 
     def __getitem__(self, i:int)->dict[str, Any]:
         "Return the views of an image, or why it cannot be read."
-        try: return {'id': self.ids[i], 'views': [d[i] for d in self.sets], 'size': _image_size(self.files[i])}
+        try: return {'id': self.ids[i], 'views': [d[i] for d in self.sets], 'size': image_size(self.files[i])}
         except (OSError, ValueError) as e:
             return {'id': self.ids[i], 'fault': str(e).replace(str(self.files[i]), self.files[i].name)}
-
-
-def _image_size(
-    path:Path # an image that can be read
-)->tuple[int, int]:
-    "Return the rows and columns of an image."
-    if path.suffix.lower() not in IMAGE_SUFFIXES or path.suffix.lower() == '.mha': return read_image(path, 1).shape[:2]
-    with Image.open(path) as image: return image.size[::-1]
 
 
 @dataclass(frozen=True)

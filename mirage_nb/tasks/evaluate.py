@@ -12,6 +12,7 @@ from typing import Literal
 
 import pandas as pd
 
+from ..data.folders import match_masks
 from ..data.manifest import ClassInfo, read_manifest
 from ..data.segmentation import SegData, load_seg_data
 from ..eval.classification.intervals import compare
@@ -63,8 +64,7 @@ def _given_predictions(
     "Plan to score a folder of predictions by any program."
     folder = Path(cfg.predictions).expanduser().resolve()
     if not folder.is_dir(): raise FileNotFoundError(f'no folder of predictions {folder}')
-    there = [k for k in plan.table.id if (folder/f'{k}.png').exists()]
-    own = {'predictions': hash_value({k: hash_file(folder/f'{k}.png') for k in there})}
+    own = {'predictions': hash_value({k: hash_file(p) for k, p in match_masks(folder, plan.table.id).items()})}
     return replace(plan, ready=folder, sources=plan.sources | own)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ...data.folders import match_masks
 from ...data.input_spec import InputSpec
 from ...data.manifest import ClassInfo
 from ...data.masks import read_mask, write_mask
@@ -87,17 +88,18 @@ def read_json_lines(
 # %% ../../../nbs/eval/segmentation/50_predict.ipynb #20a4eaf3
 def mask_rows(
     table:pd.DataFrame,                # of `seg_table`, with masks
-    folder:Path,                       # with ID.png for each
+    folder:Path,                       # with ID.png for each, or another format without loss
     classes:Sequence[ClassInfo],       # of the masks
     source:Sequence[ClassInfo]|None=None # of the predictions; None: the same
 )->Iterator[tuple[str, int, np.ndarray, np.ndarray, str]]: # volume, slice, mask, prediction, id
     "Read masks and predictions, one slice after another."
-    lost = [k for k in table.id if not (folder/f'{k}.png').exists()]
+    files = match_masks(folder, table.id)
+    lost = [k for k in table.id if k not in files]
     if lost: raise FileNotFoundError(
         f'{len(lost)} of {len(table)} images have no prediction in {folder}: {", ".join(lost[:5])}')
     for k, volume, number, mask in zip(table.id, table.volume, table.slice, table.semseg, strict=True):
         if mask is None: raise ValueError(f'{k} has no mask; nothing can be scored')
-        yield volume, int(number), read_mask(mask, classes), read_mask(folder/f'{k}.png', source or classes), k
+        yield volume, int(number), read_mask(mask, classes), read_mask(files[k], source or classes), k
 
 # %% ../../../nbs/eval/segmentation/50_predict.ipynb #f8c9a308
 def mean_position(

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from ...core import counted
+from ...data.folders import match_masks
 from ...data.manifest import ClassInfo
 from .metrics import SEG_METRICS
 from .predict import mask_rows
@@ -180,4 +181,4 @@ def find_graders(
     if not len(table) or table.semseg.isna().any(): return {}
     here = Path(table.semseg.iloc[0]).parent
     found = {p.name.removeprefix(f'{here.name}_'): p for p in sorted(here.parent.glob(f'{here.name}_*')) if p.is_dir()}
-    return {k: p for k, p in found.items() if all((p/f'{i}.png').exists() for i in table.id)}
+    return {k: p for k, p in found.items() if len(match_masks(p, table.id)) == len(table)}

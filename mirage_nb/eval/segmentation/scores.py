@@ -6,6 +6,7 @@
 __all__ = ['score_slices', 'pool_volumes']
 
 # %% ../../../nbs/eval/segmentation/30_scores.ipynb #a1c9d203
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -16,9 +17,9 @@ from tqdm import tqdm
 from ...data.manifest import ClassInfo
 from mirage_nb.eval.segmentation.alignment import (
     apply_invalid,
+    fit_prediction,
     is_invalid,
     mapping_table,
-    resize_nearest,
     scored_classes,
 )
 from mirage_nb.eval.segmentation.metrics import (
@@ -54,7 +55,8 @@ def _slice_values(
 def _check_row(
     row:tuple,  # (volume, slice, true, pred) or (volume, slice, true, pred, id)
     n:int,      # classes of this dataset
-    n_pred:int  # classes that the prediction may hold
+    n_pred:int, # classes that the prediction may hold
+    apart:list[str] # receives the two sizes where they differ
 )->tuple[str, int, str, np.ndarray, np.ndarray]: # volume, slice, id, prediction, mask, both of the mask's size
     "Check one slice; an error names it."
     volume, number, true, pred = row[:4]
@@ -63,9 +65,11 @@ def _check_row(
         true, pred = as_class_indices(true, n, 'mask'), as_class_indices(pred, n_pred, 'prediction')
         if true.ndim != 2 or pred.ndim != 2:
             raise ValueError(f'the mask is {true.shape}, the prediction {pred.shape}; each must be (h, w)')
+        fitted = fit_prediction(pred, true.shape)
     except ValueError as e: raise ValueError(f'slice {name}: {e}') from e
-    if pred.shape != true.shape: pred = resize_nearest(pred, true.shape)
-    return str(volume), int(number), name, pred, true
+    if pred.shape != true.shape:
+        apart.append(f'{name} is {pred.shape[0]} x {pred.shape[1]}, its mask {true.shape[0]} x {true.shape[1]}')
+    return str(volume), int(number), name, fitted, true
 
 
 def score_slices(
@@ -82,9 +86,9 @@ def score_slices(
     if diagonal: rule = replace(rule, worst_if_one_sided=True)
     table = None if class_map is None else mapping_table(class_map, source, classes)
     kept, invalid = scored_classes(classes, background), [c.index for c in classes if is_invalid(c)]
-    index, n, seen, parts = [c.index for c in kept], len(classes), set(), []
+    index, n, seen, parts, apart = [c.index for c in kept], len(classes), set(), [], list[str]()
     for row in tqdm(rows, desc='scoring', unit='slice', delay=5, leave=False):
-        volume, number, name, pred, true = _check_row(row, n, n if table is None else len(table))
+        volume, number, name, pred, true = _check_row(row, n, n if table is None else len(table), apart)
         if (volume, number) in seen: raise ValueError(f'slice {number} of volume {volume} is given twice')
         seen.add((volume, number))
         if table is not None: pred = table[pred]
@@ -92,7 +96,17 @@ def score_slices(
         head = dict(id=name, volume=volume, slice=number, Class=[c.label for c in kept], group=[c.group for c in kept])
         parts.append(pd.DataFrame(head | {k: v[index] for k, v in _slice_values(pred, true, n, rule).items()}))
     if not parts: raise ValueError('no slices to score: the rows are empty')
+    if apart: _warn_of_sizes(apart, len(parts))
     return pd.concat(parts, ignore_index=True).assign(convention=convention)
+
+def _warn_of_sizes(
+    apart:Sequence[str], # the two sizes of each
+    n:int                # slices that are scored
+)->None:
+    "Warn that predictions are scored at another size than they have."
+    names = f"{'; '.join(apart[:3])}{'; ...' if len(apart) > 3 else ''}"
+    warnings.warn(f'{len(apart)} of {n} predictions are not of the size of their mask, and were resized by nearest '
+                  f'pixels: {names}', stacklevel=3)
 
 # %% ../../../nbs/eval/segmentation/30_scores.ipynb #f32f127f
 _COUNTED = ['slices', 'present', 'undefined', 'missed', 'false', 'neither']

@@ -21,15 +21,16 @@ import pandas as pd
 
 from ..core import counted, data_dir, runs_dir
 from ..data.classification import ClsDataset, load_labelled
+from ..data.faults import LENIENT, DataFaults
 from ..data.files import IMAGE_SUFFIXES, read_image
 from ..data.input_spec import InputSpec
 from ..data.layouts import find_masks
 from ..data.manifest import ClassInfo, Manifest, classes_of, dataset_dir, read_manifest
-from ..data.segmentation import SegDataset, check_files, load_seg_data, seg_table
+from ..data.segmentation import SegDataset, load_seg_data, seg_table
 from ..storage import write_atomic
 
 # %% ../../nbs/commands/40_check.ipynb #c1400006
-_SOME, _ALL = 24, 3000  # images of a split whose pixels are read; images of a classification that are all read
+_SOME = 24  # images of a split whose sizes are shown
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Findings:
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter('always')
             try: yield
+            except DataFaults as e: self.problems += [f'{r.kind}: {r.what}' for r in e.table.itertuples()]
             except (ValueError, KeyError, TypeError, OSError) as e:
                 self.problems += str(e.args[0] if isinstance(e, KeyError) else e).splitlines()
         self.problems += [str(w.message) for w in seen if issubclass(w.category, UserWarning)]
@@ -104,10 +106,8 @@ def _look_at_masks(
         if split not in tables: continue
         f.facts[split] = ', '.join(counted(n, word) for n, word in (
             (len(t), 'image'), (t.volume.nunique(), 'volume'), (t.patient.nunique(), 'patient')))
-        with f.noting(): check_files(_spread(t), classes)
         some.append(_spread(t))
-    if not f.problems:
-        with f.noting(): load_seg_data(manifest, '')
+    with f.noting(): load_seg_data(manifest, '')
     if not some: return
     read = pd.concat(some)
     f.facts['sizes'] = _sizes(read.bscan)
@@ -118,15 +118,13 @@ def _look_at_labels(
     f:Findings,         # changed in place
     manifest:Manifest   # of a classification
 )->None:
-    "Look over a dataset of labelled images; of a large one only whether its images can be found."
+    "Look over a dataset of labelled images."
     from mirage_nb.figures.classification import show_labelled
     root, data = dataset_dir(manifest), None
     files = [p for p in root.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES]
     f.facts['images'] = f'{len(files)}'
     f.facts['sizes'] = _sizes(files[:: max(1, len(files)//_SOME)])
-    if len(files) > _ALL: f.facts['labels'] = f'not read: more than {_ALL} images; a run reads and checks all'
-    else:
-        with f.noting(): data = load_labelled(manifest, allow_leaks=True, splits='', need_val=True)
+    with f.noting(): data = load_labelled(manifest, splits='', need_val=True)
     if data is None: return
     for split, t in data.splits.items():
         counts = t.label.value_counts() if 'label' in t else {'images': len(t)}
@@ -222,7 +220,7 @@ def write_manifest(
         classes = _guess_classes(find_masks(folder)[0])
     if manifest and manifest.task == 'segmentation':
         classes = [(c.value, c.label) for c in classes_of(manifest, folder)]
-    if manifest and manifest.labels: labels = list(load_labelled(manifest, allow_leaks=True).classes)
+    if manifest and manifest.labels: labels = list(load_labelled(manifest, (*LENIENT, 'duplicates')).classes)
     flat = not manifest and find_masks(folder)[0].parent == folder
     facts = {'title': folder.name, 'task': manifest.task if manifest else 'segmentation', 'modality': 'bscan',
              'layout': manifest.layout if manifest else 'flat' if flat else 'splits', 'source': 'your own',

@@ -7,7 +7,7 @@ __all__ = ['LabelledImages', 'load_labelled', 'targets', 'ClsDataset', 'match_cl
 
 # %% ../../nbs/data/91_classification.ipynb #f982d5b8
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,20 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
-from ..core import unknown
-from .audit import find_duplicates, find_leaks, hash_content, hash_images
+from ..core import counted, unknown
+from .audit import find_duplicates, find_leaks, hash_content, leak_faults
 from .cache import ImageCache
 from .chest.readers import read_chest, reader_options
+from .faults import LENIENT, Fault, refuse
 from .files import read_image
 from .folders import list_images, scan_folder
 from .input_spec import InputSpec, eval_image, resize_smooth, train_image
 from .manifest import SPLITS, Manifest, dataset_dir, label_facts, patient_of
+from .opened import file_faults, open_images
 from .splits import divide
 from .tables import table_rows
 from ..randomness import sample_key
-from ..recipes.base import SplitPlan, parse_splits
+from ..recipes.data_options import SplitPlan, parse_splits
 from ..storage import hash_value
 
 # %% ../../nbs/data/91_classification.ipynb #87855981
@@ -92,41 +94,60 @@ class LabelledImages:
         return pd.DataFrame(cells, index=list(self.classes))
 
 # %% ../../nbs/data/91_classification.ipynb #b0403bef
-def _check_labels(
+def _label_faults(
     data:LabelledImages,
     source:str    # file or folder, named in an error
+)->list[Fault]:
+    "List labels that are not known, and those that nothing can be learnt from."
+    if data.multi: return list(_split_faults(data, source))
+    groups = data.table[~data.table.label.isin(data.classes)].groupby('label', sort=True)
+    strange = [Fault('label outside the list', str(g.image.iloc[0]), f"{source}: {unknown('class', c, data.classes)}. "
+                     'The manifest lists the classes, and its labels.values says what a value means; it is the label of '
+                     f'{counted(len(g), "image")}, the first is {g.image.iloc[0]}') for c, g in groups]
+    there = [c for c in data.classes if (data.table.label == c).any()]
+    if len(there) < 2: return strange + [Fault(
+        'class never present', source, f'{source} holds one class only, {", ".join(there)}; there is nothing to '
+        'distinguish')]
+    return strange + _absent_in_train(data, source) + list(_split_faults(data, source))
+
+
+def _absent_in_train(
+    data:LabelledImages, # with one label each
+    source:str           # file or folder, named in an error
+)->list[Fault]:
+    "List the classes that training lacks."
+    counts = data.counts()
+    absent = [c for c in data.classes if 'train' in counts and not counts['train'][c]]
+    if not absent: return []
+    return [Fault('class never present', ', '.join(absent), f'{source}: no image of class {", ".join(absent)} in train, '
+                  f'so it cannot be learnt; it is in {", ".join(s for s in counts if counts[s][absent[0]]) or "no split"}'
+                  '. Move some, or leave the class out')]
+
+
+def _warn_of_absent(
+    data:LabelledImages,
+    source:str    # file or folder, named in the warning
 )->None:
-    "Refuse labels that nothing can be learnt from, and warn of classes that cannot be scored."
-    found, counts = data.splits, data.counts()
-    if not data.multi:
-        strange = set(data.table.label) - set(data.classes)
-        if strange: raise ValueError(f"{source}: {unknown('class', sorted(strange)[0], data.classes)}. "
-                                     'The manifest lists the classes, and its labels.values says what a value means')
-        there = [c for c in data.classes if (data.table.label == c).any()]
-        if len(there) < 2: raise ValueError(
-            f'{source} holds one class only, {", ".join(there)}; there is nothing to distinguish')
-    _check_splits(data, source)
-    for split in found:
+    "Warn of classes that a split lacks."
+    counts = data.counts()
+    for split in data.splits:
         n = counts[split] if not data.multi else counts[split]['positive']
         absent = [c for c in data.classes if not n[c]]
-        if absent and split == 'train' and not data.multi: raise ValueError(
-            f'{source}: no image of class {", ".join(absent)} in train, so it cannot be learnt; it is in '
-            f'{", ".join(s for s in found if counts[s][absent[0]])}. Move some, or leave the class out')
         if absent: warnings.warn(f'{source}: no image of class {", ".join(absent)} in {split}', stacklevel=2)
 
 
-def _check_splits(
+def _split_faults(
     data:LabelledImages,
     source:str    # file or folder, named in an error
-)->None:
-    "Refuse a split in which all images have the same label."
+)->Iterator[Fault]:
+    "Yield the splits in which all images have the same label."
     for split, table in data.splits.items():
         if data.multi: told = any({0., 1.} <= set(table[f'label:{c}']) for c in data.classes)
         else: told = split == 'train' or table.label.nunique() > 1  # a class that training lacks has its own message
         if told: continue
         what = 'no label is 1 for some and 0 for others' if data.multi else f'all are {table.label.iloc[0]}'
-        raise ValueError(f'{source}: nothing can be distinguished in {split}: of its {len(table)} images {what}. '
-                         f'Move some images of another class there, or take {split} out')
+        yield Fault('one class in a split', split, f'{source}: nothing can be distinguished in {split}: of its '
+                    f'{len(table)} images {what}. Move some images of another class there, or take {split} out')
 
 # %% ../../nbs/data/91_classification.ipynb #65f233a7
 def _labelled_rows(
@@ -171,21 +192,17 @@ def _divided(
 
 def load_labelled(
     manifest:Manifest,
-    allow_leaks:bool=False, # an image in two splits is a warning, not an error
+    waive:Collection[str]=LENIENT, # faults that are accepted
     splits:str|None=None,   # how images are divided, as the option of a recipe; None: where nothing says it, not at all
     need_val:bool=False     # draw a missing validation split out of train
 )->LabelledImages:
-    "Load the labelled images of a dataset, checked."
+    "Load the labelled images of a dataset; all files are opened, and all faults are one error."
     facts, source = label_facts(manifest), str(dataset_dir(manifest))
     table, drawn = _divided(manifest, _labelled_rows(manifest), splits, need_val)
-    table['sha256'] = hash_images(table)
-    faults, both = find_duplicates(table)
-    if both and not allow_leaks: faults += [f'{f}: in more than one split' for f in both]
-    if faults:
-        rest = f'\n... and {len(faults) - 10} more' if len(faults) > 10 else ''
-        remedy = '\nKeep one of each; allow_leaks=True continues with both, and with scores that are too high'
-        text = '\n'.join([f'{source}: {len(faults)} faults:', *faults[:10]])
-        raise ValueError(text + rest + (remedy if both else ''))
+    files = list(table.image)
+    opened = open_images(files)
+    table['sha256'] = [f.sha256 or str(p) for f, p in zip(opened, table.image, strict=True)]
+    twice, both = find_duplicates(table)
     multi = 'label' not in table
     stated = tuple(str(c).split(':', 1)[1] for c in table if str(c).startswith('label:'))
     names = facts.classes or stated or tuple(sorted(set(table.label)))
@@ -193,7 +210,9 @@ def load_labelled(
     parts = {str(c): table[c].astype(str) for c in table if c not in ('id', 'image')}
     content = hash_value([hash_content(table.id, parts), names])
     data = LabelledImages(manifest.name, names, multi, table, find_leaks(table, images=both), content, drawn)
-    _check_labels(data, source)
+    faults = file_faults(files, opened) + twice + leak_faults(data.leaks) + _label_faults(data, source)
+    refuse([f for f in faults if f.waiver not in {'patients', 'duplicates'} & set(waive)], source, len(table), waive)
+    _warn_of_absent(data, source)
     return data
 
 # %% ../../nbs/data/91_classification.ipynb #920fe611

@@ -26,7 +26,7 @@ from .faults import Fault
 from .files import ARRAY_SUFFIXES, read_image
 from .manifest import ClassInfo
 from .masks import read_mask
-from ..storage import hash_file, write_atomic
+from ..storage import hash_file
 
 # %% ../../nbs/data/46_opened.ipynb #b58978cf
 class ImageFacts(NamedTuple):
@@ -105,10 +105,10 @@ def _measure(
     return {'low': round(float(grey.min()), 5), 'high': round(float(grey.max()), 5),
             'mean': round(float(grey.mean()), 5), 'border': round(float(edge.mean()), 5), 'thumb': _thumbnail(grey)}
 
-# %% ../../nbs/data/46_opened.ipynb #a985d65f
-_KINDS = (('empty file', ('is empty', '(0 bytes)')), ('truncated', ('truncated',)),
-          ('unknown mask value', ('holds grey value', 'holds class')),
+# %% ../../nbs/data/46_opened.ipynb #44e418bb
+_KINDS = (('empty file', ('(0 bytes)',)), ('truncated', ('truncated',)),
           ('out of range', ('NaN or infinite', 'a mask takes 0 to 255')),
+          ('unknown mask value', ('holds grey value', 'holds class')),
           ('wrong type', ('pixels of mode', 'in colour', 'holds float', 'holds int', 'holds uint', 'pages',
                           'of shape', 'without loss')))
 
@@ -139,7 +139,7 @@ def _look(
     "Open a file, and say in words why it cannot be read."
     file = Path(path)
     try:
-        if not size: raise ValueError(f'{path}: the file is empty (0 bytes)')
+        if not size: raise ValueError(f'{path} (0 bytes) cannot be read: the file is empty')
         x = opening.read(file)
         known: dict[str, Any] = {'sha256': hash_file(path), 'pixels': _pixel_kind(file)}
     except (OSError, ValueError) as e:

@@ -7,7 +7,7 @@ __all__ = ['seg_table', 'folder_table', 'SegDataset', 'collate', 'SegData', 'loa
 
 # %% ../../nbs/data/90_segmentation.ipynb #fd0f59fb
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,34 +16,35 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from ..core import unknown
-from .audit import find_leaks, hash_content
+from .audit import find_leaks, hash_content, leak_faults
 from .cache import ImageCache
+from .faults import LENIENT, Fault, refuse
 from .files import IMAGE_SUFFIXES, MASK_SUFFIXES, read_image, unit_range
 from .folders import list_images, split_id
 from .input_spec import InputSpec, normalise_view
 from .manifest import SPLITS, ClassInfo, Manifest, classes_of, dataset_dir, image_folders, patient_of
 from .masks import read_mask
+from .opened import AS_STORED, ImageFacts, file_faults, mask_opening, open_images
 from .preprocessing import Size, eval_view, train_view
 from .splits import divide
 from ..randomness import keyed_generator, sample_key
-from ..recipes.base import SplitPlan, parse_splits
+from ..recipes.data_options import SplitPlan, parse_splits
 
 # %% ../../nbs/data/90_segmentation.ipynb #61ef4a02
 def _pair_masks(
     images:dict[str, Path],     # id -> B-scan
     masks:dict[str, Path]|None, # id -> mask; None where a split has none
-    folders:tuple[Path, Path]   # of images and of masks, named in an error
+    folders:tuple[Path, Path],  # of images and of masks, named in an error
+    faults:list[Fault]          # is added to
 )->dict[str, tuple[Path, Path|None]]: # id -> B-scan, mask
-    "Match images with their masks by id."
+    "Match images with their masks by id; a file without a partner is a fault, and left out."
     if masks is None: return {k: (p, None) for k, p in images.items()}
     for ids, other, folder in ((images, masks, folders[1]), (masks, images, folders[0])):
-        if alone := [k for k in ids if k not in other]:
-            more = f"; {len(alone)} files have none: {', '.join(alone[:8])}" if len(alone) > 1 else ''
-            raise ValueError(f'{ids[alone[0]]} has no partner {alone[0]}.png in {folder}{more}')
-    return {k: (p, masks[k]) for k, p in images.items()}
+        faults += [Fault('missing partner', str(ids[k]), f'{ids[k]} has no partner {k}.png in {folder}')
+                   for k in ids if k not in other]
+    return {k: (p, masks[k]) for k, p in images.items() if k in masks}
 
 
 def _split_folder(
@@ -83,11 +84,15 @@ def _volumes(
 
 def seg_table(
     manifest:Manifest,
-    split:str # 'train', 'val' or 'test'
+    split:str,                    # 'train', 'val' or 'test'
+    faults:list[Fault]|None=None  # is added to; None: files without a partner are an error
 )->pd.DataFrame: # id, volume, slice, patient, split, bscan (path), semseg (path or None)
     "List the images of a split, a row each."
-    folders = image_folders(_split_folder(manifest, split))
-    pairs = _pair_masks(list_images(folders[0]), _mask_files(manifest, split, folders[1]), folders)
+    folders, alone = image_folders(_split_folder(manifest, split)), list[Fault]()
+    images = list_images(folders[0])
+    pairs = _pair_masks(images, _mask_files(manifest, split, folders[1]), folders, alone)
+    if faults is None or not pairs: refuse(alone, str(folders[0].parent), len(images))
+    else: faults += alone
     if not pairs: raise ValueError(f"split '{split}' of {manifest.name} is empty: no image in {folders[0]}")
     rows = []
     for (k, (image, mask)), (volume, number) in zip(pairs.items(), _volumes(pairs), strict=True):
@@ -185,6 +190,40 @@ def collate(
         else: out[k] = torch.stack(values) if isinstance(v, torch.Tensor) else values
     return out
 
+# %% ../../nbs/data/90_segmentation.ipynb #abd7f747
+def _open_pairs(
+    table:pd.DataFrame,          # bscan, semseg (path or None)
+    classes:Sequence[ClassInfo], # of the masks
+    faults:list[Fault]           # is added to
+)->dict[Path, ImageFacts]:       # of all images and masks
+    "Open all images and masks of a table once, and note what is wrong with them."
+    images, masks = list(table.bscan), [m for m in table.semseg if not pd.isna(m)]
+    facts = open_images(images, AS_STORED)
+    of_masks = open_images(masks, mask_opening(classes)) if masks else []
+    opened = dict(zip(images + masks, facts + of_masks, strict=True))
+    faults += file_faults(images, facts) + file_faults(masks, of_masks)
+    for image, mask in zip(table.bscan, table.semseg, strict=True):
+        if pd.isna(mask) or opened[image].fault or opened[mask].fault: continue
+        (h, w), (h0, w0) = ((f.rows, f.cols) for f in (opened[mask], opened[image]))
+        if (h, w) != (h0, w0): faults.append(Fault(
+            'wrong size', str(mask), f'{mask} is {h} x {w}, its image {h0} x {w0}; they take one size'))
+    return opened
+
+
+def _absent_classes(
+    table:pd.DataFrame,          # split, semseg (path or None)
+    classes:Sequence[ClassInfo], # of the masks
+    opened:Mapping[Path, ImageFacts]
+)->list[Fault]:
+    "List the classes that no training mask holds, though masks of other splits do."
+    held: dict[str, set[int]] = {}
+    for split, mask in zip(table.split, table.semseg, strict=True):
+        if not pd.isna(mask): held.setdefault(split, set()).update(i for i, n in enumerate(opened[mask].counts) if n)
+    others = {s: found - held['train'] for s, found in held.items() if s != 'train'} if 'train' in held else {}
+    return [Fault('class never present', c.label, f'{c.label} ({c.value}) is in no training mask, so it cannot be '
+                  f'learnt; it is in {", ".join(s for s in others if c.index in others[s])}', 'absent_class')
+            for c in classes if any(c.index in found for found in others.values())]
+
 # %% ../../nbs/data/90_segmentation.ipynb #5db81fe1
 @dataclass(frozen=True)
 class SegData:
@@ -219,33 +258,34 @@ def _divided(
 
 def load_seg_data(
     manifest:Manifest,
-    splits:str|None=None # how images are divided, as the option of a recipe; None: by their folders alone
+    splits:str|None=None,             # how images are divided, as the option of a recipe; None: by their folders alone
+    waive:Collection[str]=(*LENIENT, 'duplicates') # faults that are accepted
 )->SegData:
-    "Load the tables of a dataset's splits, checked."
-    root, drawn = dataset_dir(manifest), ''
+    "Load the tables of a dataset's splits; all files are opened, and all faults are one error."
+    root, drawn, faults = dataset_dir(manifest), '', list[Fault]()
     classes = classes_of(manifest, root)
     there = [s for s, f in manifest.splits.items() if s != 'val' or (root/f).is_dir()]  # it can be drawn from train
-    tables = {split: seg_table(manifest, split) for split in there}
+    tables = {split: seg_table(manifest, split, faults) for split in there}
     if splits is not None: tables, drawn = _divided(manifest, tables, parse_splits(splits))
     every = pd.concat(tables.values())
-    content = hash_content(every.id, {k: every[k] for k in ('split', 'bscan', 'semseg')})
-    return SegData(manifest, classes, tables, find_leaks(tables), content, drawn)
+    opened = _open_pairs(every, classes, faults)
+    content = hash_content(every.id, {'split': every.split} | {
+        k: [opened[p].sha256 if p in opened else p for p in every[k]] for k in ('bscan', 'semseg')})
+    leaks = find_leaks(every.assign(sha256=[opened[p].sha256 or str(p) for p in every.bscan]), contents=True)
+    faults += leak_faults(leaks) + _absent_classes(every, classes, opened)
+    refuse([f for f in faults if f.waiver not in {'patients', 'duplicates'} & set(waive)], str(root), len(opened), waive)
+    return SegData(manifest, classes, tables, leaks, content, drawn)
 
 # %% ../../nbs/data/90_segmentation.ipynb #ffc73634
 def check_files(
     table:pd.DataFrame,
     classes:Sequence[ClassInfo]=()
 )->pd.DataFrame: # one row per class: label, group, images (number that hold it), share (of all pixels)
-    "Read every file of a table once; one error names all that are wrong."
-    ds = SegDataset(table, classes, size=(1, 1), keep_mb=0)
-    counts, wrong = np.zeros((len(ds), len(classes)), np.int64), []
-    for i in tqdm(range(len(ds)), desc='reading images and masks', unit='image', delay=3):
-        try: y = ds.read(i)[1]
-        except (ValueError, OSError) as e: wrong.append(str(e))
-        else:
-            if y is not None: counts[i] = np.bincount(y.ravel(), minlength=len(classes))
-    if wrong:
-        more = f'\n... and {len(wrong) - 10} more' if len(wrong) > 10 else ''
-        raise ValueError('\n'.join([f'{len(wrong)} of {len(ds)} samples cannot be read:', *wrong[:10]]) + more)
+    "Open every file of a table once; one error names all that are wrong."
+    faults: list[Fault] = []
+    opened = _open_pairs(table, classes, faults)
+    refuse([f for f in faults if not f.waiver], str(Path(table.bscan.iloc[0]).parent), len(opened))
+    nothing = [0]*len(classes)
+    counts = np.array([opened[m].counts if m in opened else nothing for m in table.semseg], np.int64)
     return pd.DataFrame({'label': [c.label for c in classes], 'group': [c.group for c in classes],
                          'images': (counts > 0).sum(0), 'share': counts.sum(0) / max(counts.sum(), 1)})

@@ -20,7 +20,7 @@ from ..core import log, unknown
 from .manifest import SPLITS
 from .tables import first_bad_line, read_text_table
 from ..randomness import sample_key
-from ..recipes.base import SplitPlan
+from ..recipes.data_options import SplitPlan
 from ..storage import write_atomic
 
 # %% ../../nbs/data/40_splits.ipynb #ab28f663

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from .base import FineTuningRecipe, find_recipe, name_recipes
+from .data_options import SplitsOption, WaiveOption
 from mirage_nb.recipes.settings import (
     BelowOne,
     Count,
@@ -99,7 +100,6 @@ class ClsRecipe(FineTuningRecipe):
     test_dataset: str = ''              # dataset to test on instead; classes of the same name match
     # classes of other names there, as ['CNV > AMD', 'X >'], which leaves X out
     class_map: Annotated[list[str], tuples_too]|None = None
-    allow_leaks: bool = False           # continue although an image is in two splits
     probes: bool = True                 # also logistic regression and nearest neighbours on the untrained encoder
     baselines: bool = False             # also the same on a frozen random encoder
     seed: int = 0                       # seed of weights, order, augmentation and shots
@@ -165,6 +165,10 @@ class FewShot(Options):
     epochs: Count|None = None       # passes over the subset, at most
     lr: Positive|None = None        # highest learning rate
     precision: Precision = 'auto'   # 'fp32', 'bf16', 'fp16', or 'auto': what the device computes fast
+    # '' as they are, '0.7/0.15/0.15', 'fold 2 of 5', 'leave out SITE', or a splits.csv
+    splits: SplitsOption = ''
+    # faults of the data that are accepted, with commas between, as 'patients,constant'
+    waive: WaiveOption = ''
     resamples: Count = 2000         # bootstrap resamples of the intervals
     seed: int = 0                   # seed of the first subset
 

@@ -19,6 +19,7 @@ import pandas as pd
 from ..core import counted, log, unknown
 from ..data.audit import shared_images
 from ..data.classification import LabelledImages, load_labelled, match_classes
+from ..data.faults import LENIENT
 from ..data.manifest import Manifest, label_facts
 from ..eval.classification.predict import TunedClassifier, predictions_table
 from ..eval.classification.predictions import check_predictions, map_classes, parse_map
@@ -199,7 +200,7 @@ def load_test_data(
 )->tuple[Manifest, LabelledImages]: # in the classes that are scored; leaks: images that are learnt from too ('image'),
     # labels that the model lacks ('label'), classes that mean something else or nothing ('class')
     "Load another dataset that a classifier is tested on, checked before the training."
-    whole = load_labelled(manifest, allow_leaks)
+    whole = load_labelled(manifest, (*LENIENT, 'duplicates') if allow_leaks else LENIENT)
     if 'test' not in whole.splits: raise ValueError(
         f'{whole.name} has no test split, so nothing can be tested on it; it has {", ".join(whole.splits)}')
     manifest, other = _with_class_map(data, manifest, whole, class_map)
@@ -209,8 +210,8 @@ def load_test_data(
     leaks = shared_images(learnt, other.splits['test'], (data.name, other.name))
     if len(leaks):
         text = f'{len(leaks)} test images are learnt from or chosen by: {"; ".join(leaks.what[:5])}'
-        if not allow_leaks: raise ValueError(f'{text}. Take them out of one of the sets; allow_leaks=True continues, '
-                                             'for scores that are too high')
+        if not allow_leaks: raise ValueError(f'{text}. Take them out of one of the sets; waive=duplicates '
+                                             'continues, for scores that are too high')
         warnings.warn(text, stacklevel=2)
     if lacking:
         log.warning('%s: the model does not predict %s, so these are not scored', other.name, ', '.join(lacking))

@@ -104,7 +104,7 @@ def few_shot_recipe(
     cfg:FewShot
 )->ClsRecipe:
     "Make the recipe that is trained on each subset."
-    own = ('dataset', 'model', 'weights', 'pool', 'tune', 'size', 'epochs', 'lr')
+    own = ('dataset', 'model', 'weights', 'pool', 'tune', 'size', 'epochs', 'lr', 'splits', 'waive')
     changed = {k: getattr(cfg, k) for k in own}
     base = override(cls_recipe(cfg.recipe), **changed, precision=pick_precision(cfg.precision))
     plain = replace(base, probes=False, baselines=False, shots=0.)

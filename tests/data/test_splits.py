@@ -7,7 +7,7 @@ import pytest
 
 from mirage_nb.data.manifest import SPLITS
 from mirage_nb.data.splits import divide, draw_splits, few_label_subset, hash_splits, save_splits
-from mirage_nb.recipes.base import parse_splits
+from mirage_nb.recipes.data_options import parse_splits
 from mirage_nb.storage import hash_file
 
 

@@ -14,6 +14,7 @@ from mirage_nb.eval.classification.predictions import check_predictions, read_pr
 from mirage_nb.eval.classification.report import cls_reliability
 from mirage_nb.eval.verdicts import cls_verdicts
 from mirage_nb.recipes.classification import ClsEval
+from mirage_nb.recipes.data_options import waived
 from mirage_nb.tasks import cross_dataset as tasks_cross_dataset
 from mirage_nb.tasks.classification import ClassificationTask
 from mirage_nb.tasks.evaluate import load_eval_tables
@@ -71,9 +72,9 @@ def test_training_images_in_the_other_test(home, tuned):
     table = pd.DataFrame({'id': [f'new{i}' for i in range(len(rows))], 'image': rows.image.astype(str), 'part': 'test',
                           'dx': rows.label})
     cfg = replace(tuned[0], test_dataset=write_set(home/'Copy', table, CLASSES))
-    with pytest.raises(ValueError, match='3 test images are learnt from or chosen by: new0 of Copy is .*allow_leaks=T'):
+    with pytest.raises(ValueError, match='3 test images are learnt from or chosen by: new0 of Copy is .*waive=duplicates'):
         other_images(cfg, data())
-    cfg = replace(cfg, allow_leaks=True)
+    cfg = replace(cfg, waive='duplicates')
     with pytest.warns(UserWarning, match='3 test images are learnt from'): there = other_images(cfg, data())
     answers = tasks_cross_dataset.leak_table(data(), there).answer
     assert answers['images of training or validation in the test of Copy'].count('Phantom_OCT') == 3
@@ -95,14 +96,14 @@ def test_names_that_happen_to_be_equal(home, tuned):
 
 @pytest.mark.filterwarnings('ignore:8 in more than one split')
 def test_class_folders_that_count_anew(home):
-    "With allow_leaks a training whose splits use the same names comes to its end"
+    "With duplicates waived a training whose splits use the same names comes to its end"
     for s, split in enumerate(('train', 'val', 'test')):
         for k, c in enumerate('AB'):
             noise(home/'new', 4, 100*s + 10*k)
             (home/'Anew'/split/c).mkdir(parents=True)
             for i in range(4): (home/'new'/f'{100*s + 10*k + i}.png').rename(home/'Anew'/split/c/f'{c}{i}.png')
-    cfg = settings(dataset=str(home/'Anew'), epochs=1, allow_leaks=True)
-    own = load_labelled(read_manifest(cfg.dataset), cfg.allow_leaks)
+    cfg = settings(dataset=str(home/'Anew'), epochs=1, waive='duplicates')
+    own = load_labelled(read_manifest(cfg.dataset), waived(cfg.waive))
     train_cls(cfg, home/'run')
     scores = score(cfg, home/'run', own)
     assert len(scores.valid) == 8 and not scores.left_out

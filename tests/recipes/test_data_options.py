@@ -1,15 +1,16 @@
-"How the splits of a dataset may be asked for"
+"How splits may be asked for, and faults accepted"
 import pytest
 
-from mirage_nb.recipes.base import SplitPlan, parse_splits
 from mirage_nb.recipes.classification import ClsRecipe
+from mirage_nb.recipes.data_options import SplitPlan, parse_splits, waived
 from mirage_nb.recipes.segmentation import SegRecipe
 
 
 @pytest.mark.parametrize('text, plan', [
     ('', SplitPlan()), ('0.7/0.15/0.15', SplitPlan(shares=(.7, .15, .15))), ('.8/.2/0', SplitPlan(shares=(.8, .2, 0.))),
     ('fold 5 of 5', SplitPlan(fold=(5, 5))), ('fold  1 of 10,  seed 7', SplitPlan(fold=(1, 10), seed=7)),
-    ('0.5/0.25/0.25, seed 0', SplitPlan(shares=(.5, .25, .25), seed=0)), ('a b/S.CSV', SplitPlan(file='a b/S.CSV'))])
+    ('0.5/0.25/0.25, seed 0', SplitPlan(shares=(.5, .25, .25), seed=0)), ('a b/S.CSV', SplitPlan(file='a b/S.CSV')),
+    ('leave out Lyon Sud, seed 2', SplitPlan(site='Lyon Sud', seed=2))])
 def test_what_is_asked_for(text, plan):
     assert parse_splits(text) == plan and bool(plan) == bool(text)
 
@@ -24,3 +25,10 @@ def test_what_is_asked_for(text, plan):
 def test_what_cannot_be_read_is_refused_with_the_other_options(kind, text, said):
     with pytest.raises(ValueError) as e: kind(splits=text)
     assert said in str(e.value) and str(e.value).startswith('splits')
+
+
+@pytest.mark.parametrize('kind', [SegRecipe, ClsRecipe])
+def test_only_faults_that_have_a_name_can_be_accepted(kind):
+    assert waived(kind(waive='patients, constant').waive) == ('patients', 'constant')
+    with pytest.raises(ValueError, match="waive: no fault that can be accepted 'all'. .*near_duplicates, patients"):
+        kind(waive='all')

@@ -77,8 +77,8 @@ def leak_faults(
 )->list[Fault]:
     "Make faults of leaks, which a training refuses."
     waivers = {'patient': 'patients', 'image': 'duplicates'}
-    return [Fault(f'{r.kind} in two splits', r.what, f'{r.kind} {r.what} in {r.splits}', waivers[r.kind])
-            for r in leaks.itertuples() if r.splits]
+    return [Fault(f'{kind} in two splits', what, f'{kind} {what} in {splits}', waivers[kind])
+            for kind, what, splits in leaks[['kind', 'what', 'splits']].to_numpy().tolist() if splits]
 
 # %% ../../nbs/data/50_audit.ipynb #191c3dfb
 def shared_images(

@@ -101,9 +101,10 @@ def _label_faults(
     "List labels that are not known, and those that nothing can be learnt from."
     if data.multi: return list(_split_faults(data, source))
     groups = data.table[~data.table.label.isin(data.classes)].groupby('label', sort=True)
-    strange = [Fault('label outside the list', str(g.image.iloc[0]), f"{source}: {unknown('class', c, data.classes)}. "
-                     'The manifest lists the classes, and its labels.values says what a value means; it is the label of '
-                     f'{counted(len(g), "image")}, the first is {g.image.iloc[0]}') for c, g in groups]
+    strange = [Fault('label outside the list', str(g.image.iloc[0]),
+                     f"{source}: {unknown('class', str(c), data.classes)}. The manifest lists the classes, and its "
+                     f'labels.values says what a value means; it is the label of {counted(len(g), "image")}, the first '
+                     f'is {g.image.iloc[0]}') for c, g in groups]
     there = [c for c in data.classes if (data.table.label == c).any()]
     if len(there) < 2: return strange + [Fault(
         'class never present', source, f'{source} holds one class only, {", ".join(there)}; there is nothing to '
@@ -119,9 +120,9 @@ def _absent_in_train(
     counts = data.counts()
     absent = [c for c in data.classes if 'train' in counts and not counts['train'][c]]
     if not absent: return []
+    there = ', '.join(s for s in data.splits if counts[s][absent[0]]) or 'no split'
     return [Fault('class never present', ', '.join(absent), f'{source}: no image of class {", ".join(absent)} in train, '
-                  f'so it cannot be learnt; it is in {", ".join(s for s in counts if counts[s][absent[0]]) or "no split"}'
-                  '. Move some, or leave the class out')]
+                  f'so it cannot be learnt; it is in {there}. Move some, or leave the class out')]
 
 
 def _warn_of_absent(
@@ -211,7 +212,8 @@ def load_labelled(
     content = hash_value([hash_content(table.id, parts), names])
     data = LabelledImages(manifest.name, names, multi, table, find_leaks(table, images=both), content, drawn)
     faults = file_faults(files, opened) + twice + leak_faults(data.leaks) + _label_faults(data, source)
-    refuse([f for f in faults if f.waiver not in {'patients', 'duplicates'} & set(waive)], source, len(table), waive)
+    warned = {'patients', 'duplicates'} & set(waive)  # `find_leaks` has
+    refuse([f for f in faults if f.waiver not in warned], source, len(table), waive)
     _warn_of_absent(data, source)
     return data
 

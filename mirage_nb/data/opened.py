@@ -176,8 +176,9 @@ def _read_shard(
             if not line.startswith(f'[{start}, '): continue
             try: _, file, *values = json.loads(line)
             except ValueError: continue
-            if file in wanted and len(values) == len(ImageFacts._fields):
-                known[file] = ImageFacts(*values[:-1], tuple(values[-1]))
+            if file not in wanted or len(values) != len(ImageFacts._fields): continue
+            facts = ImageFacts._make(values)
+            known[file] = facts._replace(counts=tuple(facts.counts))
     return known
 
 

@@ -273,7 +273,8 @@ def load_seg_data(
         k: [opened[p].sha256 if p in opened else p for p in every[k]] for k in ('bscan', 'semseg')})
     leaks = find_leaks(every.assign(sha256=[opened[p].sha256 or str(p) for p in every.bscan]), contents=True)
     faults += leak_faults(leaks) + _absent_classes(every, classes, opened)
-    refuse([f for f in faults if f.waiver not in {'patients', 'duplicates'} & set(waive)], str(root), len(opened), waive)
+    warned = {'patients', 'duplicates'} & set(waive)  # `find_leaks` has
+    refuse([f for f in faults if f.waiver not in warned], str(root), len(opened), waive)
     return SegData(manifest, classes, tables, leaks, content, drawn)
 
 # %% ../../nbs/data/90_segmentation.ipynb #ffc73634

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from ..core import unknown
-from .data_options import SplitsOption, WaiveOption
+from .data_options import SplitsOption, WaiveOption, waived
 from .settings import BelowOne, Count, NotNegative, Options, Positive, Precision, Size, Whole, options
 
 # %% ../../nbs/recipes/15_base.ipynb #2de680b6
@@ -34,8 +34,6 @@ class TrainingRecipe(Options):
     precision: Precision = 'auto'  # 'fp32', 'bf16', 'fp16', or 'auto': what the device computes fast
     seed: int = 0                  # seed of weights, order and augmentation
     workers: Whole = 0             # processes that read data, for each training process
-    # faults of the data that are accepted, with commas between, as 'patients,constant'
-    waive: WaiveOption = ''
     processes: Count = 1           # training processes on one machine, as many as GPUs
 
 # %% ../../nbs/recipes/15_base.ipynb #1764d0c5
@@ -46,8 +44,9 @@ class FineTuningRecipe(TrainingRecipe):
     _probe: ClassVar[str] = 'frozen encoder'     # what reports call a model with tune 'probe'
 
     recipe: str = ''               # published settings to start from; not given: those that the manifest names
-    # '' as they are, '0.7/0.15/0.15', 'fold 2 of 5', 'leave out SITE', or a splits.csv
+    # '' as they are, '0.7/0.15/0.15', 'fold 2 of 5', 'leave out SITE', or a CSV file
     splits: SplitsOption = ''
+    waive: WaiveOption = ''        # faults of the data that are accepted, as 'patients,constant'
     size: Size = 512               # rows and columns of the model's input, pixels; one number for a square
     patch: Count|None = None       # side of a patch, pixels; None: the model's
     tune: str = 'full'             # which weights train
@@ -57,6 +56,11 @@ class FineTuningRecipe(TrainingRecipe):
     layer_decay: NotNegative = 1.  # factor of the learning rate from a layer to the one below
     drop_path: BelowOne = 0.       # rate of stochastic depth in the encoder's last block
     baselines: bool = False        # train baselines as well
+
+    @property
+    def accepted(self)->tuple[str, ...]:
+        "Name the faults of the data that are accepted."
+        return waived(self.waive)
 
     @property
     def result_name(self)->str: # 'fine-tuned'; with tune 'probe' 'linear probe' or 'frozen encoder'

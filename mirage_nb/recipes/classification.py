@@ -165,10 +165,9 @@ class FewShot(Options):
     epochs: Count|None = None       # passes over the subset, at most
     lr: Positive|None = None        # highest learning rate
     precision: Precision = 'auto'   # 'fp32', 'bf16', 'fp16', or 'auto': what the device computes fast
-    # '' as they are, '0.7/0.15/0.15', 'fold 2 of 5', 'leave out SITE', or a splits.csv
+    # '' as they are, '0.7/0.15/0.15', 'fold 2 of 5', 'leave out SITE', or a CSV file
     splits: SplitsOption = ''
-    # faults of the data that are accepted, with commas between, as 'patients,constant'
-    waive: WaiveOption = ''
+    waive: WaiveOption = ''         # faults of the data that are accepted, as 'patients,constant'
     resamples: Count = 2000         # bootstrap resamples of the intervals
     seed: int = 0                   # seed of the first subset
 

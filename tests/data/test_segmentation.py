@@ -40,7 +40,7 @@ def test_missing_mask(tiny):
 def test_missing_image(tiny):
     (tiny/'train/bscan/P1a_2.png').unlink()
     (tiny/'train/bscan/P2a_1.png').unlink()
-    with pytest.raises(ValueError, match=r'(?s)missing partner \(2\):.*semseg/P1a_2.png has no partner .*bscan\n.*/P2a_1.png'):
+    with pytest.raises(ValueError, match=r'(?s)partner \(2\):.*semseg/P1a_2.png has no partner .*bscan\n.*/P2a_1.png'):
         seg_table(read_manifest('Tiny'), 'train')
 
 
@@ -136,7 +136,7 @@ def test_unknown_grey_value(tiny):
     Image.fromarray(y).save(mask)
     text = r'semseg/P1a_1.png holds grey value 77 \(2 pixels, first at row 3, column 5\); its classes are 0 Back.*160'
     with pytest.raises(ValueError, match=text): dataset(tiny)[0]
-    with pytest.raises(ValueError, match=r'(?s)1 fault in 18 files.*\nunknown mask value \(1\):\n.*holds grey value 77'):
+    with pytest.raises(ValueError, match=r'(?s)1 fault in 18 files.*\nunknown mask value \(1\):\n.*holds grey'):
         check_files(seg_table(read_manifest('Tiny'), 'train'), classes_of(read_manifest('Tiny'), tiny))
 
 

@@ -121,8 +121,9 @@ def _absent_in_train(
     absent = [c for c in data.classes if 'train' in counts and not counts['train'][c]]
     if not absent: return []
     there = ', '.join(s for s in data.splits if counts[s][absent[0]]) or 'no split'
-    return [Fault('class never present', ', '.join(absent), f'{source}: no image of class {", ".join(absent)} in train, '
-                  f'so it cannot be learnt; it is in {there}. Move some, or leave the class out')]
+    names = ', '.join(absent)
+    return [Fault('class never present', names, f'{source}: no image of class {names} in train, so it '
+                  f'cannot be learnt; it is in {there}. Move some, or leave the class out')]
 
 
 def _warn_of_absent(

@@ -17,6 +17,7 @@ from ..eval.classification.calibration import apply_temperature, reliability_cur
 from ..eval.classification.metrics import undefined_classes
 from ..eval.classification.report import ClsScores, confusion_table, intervals_text
 from .common import COLOURS, DescribedFigure, panel_grid
+from .fonts import legend_label
 
 # %% ../../nbs/figures/35_classification_scores.ipynb #11e0de48
 _DASHES: tuple[Any, ...] = '-', (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1, 1, 1, 1, 1))
@@ -31,7 +32,7 @@ def _draw_bands(
     for i, (c, text) in enumerate(labels.items()):
         b = bands[bands.Class == c]
         ax.fill_between(b.x, b.low, b.high, color=COLOURS[i], alpha=.15, lw=0)
-        ax.plot(b.x, b.y, color=COLOURS[i], ls=_DASHES[i], lw=1.6, label=text)
+        ax.plot(b.x, b.y, color=COLOURS[i], ls=_DASHES[i], lw=1.6, label=legend_label(text))
     ticks = [0, .25, .5, .75, 1]
     ax.set(xlim=(-.01, 1.01), ylim=(-.01, 1.01), xticks=ticks, yticks=ticks, aspect='equal')
     ax.grid(alpha=.25)
@@ -101,9 +102,9 @@ def show_reliability(
         curve = reliability_curve(answers, bins)
         left.plot(curve.confidence, curve.right, color=COLOURS[i], ls=_DASHES[i], lw=1.2)
         left.scatter(curve.confidence, curve.right, s=8 + 120*curve.n/curve.n.max(), color=COLOURS[i], alpha=.75,
-                     label=name, lw=0)
+                     label=legend_label(name), lw=0)
         right.hist(answers.confidence, np.linspace(0, 1, bins + 1), color=COLOURS[i], histtype='step', ls=_DASHES[i],
-                   lw=1.6, label=name)
+                   lw=1.6, label=legend_label(name))
     what = 'confidence in the chosen class' if scores.pred.single else 'score'
     left.set(xlim=(-.02, 1.02), ylim=(-.02, 1.02), xlabel=what, title='reliability', aspect='equal',
              ylabel='share that is right' if scores.pred.single else 'share that has the class')
@@ -131,11 +132,11 @@ def show_class_scores(
             ax.hist(x, np.linspace(0, 1, 26), weights=np.full(len(x), 1/len(x)), histtype='stepfilled', alpha=.3,
                     color=COLOURS[i])
             ax.hist(x, np.linspace(0, 1, 26), weights=np.full(len(x), 1/len(x)), histtype='step', color=COLOURS[i],
-                    ls=_DASHES[i], lw=1.4, label=f'{name} ({len(x)})')
+                    ls=_DASHES[i], lw=1.4, label=legend_label(f'{name} ({len(x)})'))
         own = cuts[(cuts.Class == c) & cuts.rule.isin(rules) & cuts.threshold.notna()] if len(cuts) else cuts
         own = own.drop_duplicates('rule') if len(own) else own
         for rule, t in zip(own.get('rule', []), own.get('threshold', []), strict=True):
-            ax.axvline(t, color='k', lw=1, ls=':', label=f'{rule}: {t:.2f}')
+            ax.axvline(t, color='k', lw=1, ls=':', label=legend_label(f'{rule}: {t:.2f}'))
         ax.set(title=c, xlabel='score', ylabel='share of images', xlim=(-.02, 1.02))
         ax.legend(frameon=False, fontsize=7)
     for ax in axes.ravel()[len(names):]: ax.set_axis_off()

@@ -7,10 +7,11 @@ __all__ = ['COLOURS', 'DescribedFigure', 'panel_grid', 'image_grid', 'blend_clas
            'draw_loss_and_rate']
 
 # %% ../../nbs/figures/10_common.ipynb #72dc4948
+import io
+import warnings
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -20,6 +21,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from ..data.manifest import ClassInfo
+from .fonts import legend_label, write_as_given
 
 # %% ../../nbs/figures/10_common.ipynb #e02c8341
 class DescribedFigure(Figure):
@@ -27,6 +29,19 @@ class DescribedFigure(Figure):
     description = ''
 
     def __repr__(self)->str: return self.description or super().__repr__()
+
+    def _repr_png_(self)->bytes:
+        "Draw the figure for a notebook, whatever backend MPLBACKEND names."
+        found = io.BytesIO()
+        self.savefig(found, format='png', bbox_inches='tight', dpi=self.dpi, facecolor=self.get_facecolor())
+        return found.getvalue()
+
+    def draw(self, renderer:Any)->None:
+        "Draw the figure, its names as they are written."
+        write_as_given(self)
+        with warnings.catch_warnings():  # said once, with the way out
+            warnings.filterwarnings('ignore', r'Glyph \d+ .* missing from')
+            super().draw(renderer)
 
 
 def panel_grid(
@@ -39,9 +54,8 @@ def panel_grid(
     "Make a figure of empty panels."
     size, gap = (width*cols, height*rows), .04 if images else .08  # inches
     layout = ConstrainedLayoutEngine(h_pad=gap, w_pad=gap, compress=images)
-    fig, axes = plt.subplots(rows, cols, figsize=size, squeeze=False, layout=layout, FigureClass=DescribedFigure)
-    plt.close(fig)  # shown by being returned, not twice
-    return cast(DescribedFigure, fig), axes
+    fig = DescribedFigure(figsize=size, layout=layout)  # not pyplot's, which asks for a display
+    return fig, fig.subplots(rows, cols, squeeze=False)
 
 
 def image_grid(
@@ -102,7 +116,8 @@ def draw_legend(
     "Draw a legend below a figure: the mean colour in which each class is seen."
     opaque = _class_colours(classes)[:, 3] > 0
     seen = {c: np.concatenate([image[mask == c.index] for image, mask in drawn]) for c in classes if opaque[c.index]}
-    patches = [Patch(facecolor=v.mean(0), edgecolor='.4', lw=.5, label=c.label) for c, v in seen.items() if len(v)]
+    patches = [Patch(facecolor=v.mean(0), edgecolor='.4', lw=.5, label=legend_label(c.label))
+               for c, v in seen.items() if len(v)]
     if patches: fig.legend(handles=patches, loc='outside lower center', ncols=6, fontsize=9, frameon=False)
 
 # %% ../../nbs/figures/10_common.ipynb #4a2ee55f

@@ -30,6 +30,7 @@ from mirage_nb.figures.common import (
     image_grid,
     panel_grid,
 )
+from .fonts import legend_label
 
 # %% ../../nbs/figures/20_segmentation.ipynb #dc3813a9
 def _draw_mask(
@@ -97,7 +98,7 @@ def _draw_intervals(
         y = np.arange(len(names)) + .72*((i + .5)/len(tables) - .5)
         t = t.reindex(names)
         ax.hlines(y, t.low, t.high, color=COLOURS[i % len(COLOURS)], lw=2.5, alpha=.6)
-        ax.plot(t['mean'], y, 'o', color=COLOURS[i % len(COLOURS)], ms=5.5, label=k)
+        ax.plot(t['mean'], y, 'o', color=COLOURS[i % len(COLOURS)], ms=5.5, label=legend_label(k))
     means = [i for i, n in enumerate(names) if n.startswith('mean')]
     if means: ax.axhline(means[0] - .5, color='.7', lw=.8)
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - .5, -.5))

@@ -31,6 +31,9 @@ _IGNORED = ('thumbs.db', 'desktop.ini', '__macosx', 'thumbs', 'checkpoints',    
             'info.json', 'manifest.toml', 'readme.md', 'readme.txt', 'labels.csv')  # describe a dataset
 
 
+_SCANS = '.vol', '.e2e', '.fda', '.fds', '.dcm', '.dicom', '.mhd', '.nii', '.nii.gz'
+
+
 class FolderContent(NamedTuple):
     "Hold the entries of a folder, each sorted by name."
     folders: list[os.DirEntry[str]]
@@ -100,7 +103,10 @@ def _warn_of_others(
     suffixes:Sequence[str]
 )->None:
     "Warn of folders and files that are not listed."
-    names = sorted(e.name for e in (*content.folders, *content.others))
+    scans = [e for e in content.others if e.name.lower().endswith(_SCANS)] # their names may be those of patients
+    if scans: warnings.warn(f'{folder}: {len(scans)} files of scanners passed over; make a set of them: '
+                            'mirage-nb import FOLDER OUT', stacklevel=3)
+    names = sorted(e.name for e in (*content.folders, *content.others) if e not in scans)
     if names: warnings.warn(f"{folder}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''} passed over; "
                             f"images end in {', '.join(suffixes)}", stacklevel=3)
 

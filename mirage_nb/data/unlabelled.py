@@ -20,7 +20,9 @@ import pandas as pd
 from ..core import unknown
 from .files import ARRAY_SUFFIXES, IMAGE_SUFFIXES
 from .folders import scan_folder
+from .scanners.reading import sort_files
 from .tables import read_text_table
+from .volume_slices import unpack_scans
 from ..storage import hash_file
 
 # %% ../../nbs/data/97_unlabelled.ipynb #396939da
@@ -38,9 +40,11 @@ def _files_below(
         if os.path.realpath(here) in seen: continue  # a link may lead back
         seen.add(os.path.realpath(here))
         content = scan_folder(here, _SUFFIXES)
-        yield from (Path(e.path) for e in content.files)
+        scans, rest = sort_files(Path(e.path) for e in (*content.files, *content.others))
+        yield from (p for p in rest if p.suffix.lower() in _SUFFIXES)
+        yield from scans
         todo = [*(Path(e.path) for e in content.folders), *todo]
-        others += [e.name for e in content.others]
+        others += [p.name for p in rest if p.suffix.lower() not in _SUFFIXES]
     if not (others and warn): return
     names = ', '.join(others[:5]) + ', ...'*(len(others) > 5)
     warnings.warn(f"{folder}: {names} passed over; images end in {', '.join(_SUFFIXES)}", stacklevel=3)
@@ -144,12 +148,18 @@ def unlabelled_images(
     source:str|Path|pd.DataFrame, # folder, CSV table, one image, or a table in memory
     column:str=''                 # of a table: where the paths are; '': the one whose values are files
 )->pd.DataFrame:                  # id, image (path), and the other columns of a table
-    "List images without labels."
+    "List images without labels; the B-scans of a volume are images."
+    return unpack_scans(_list_files(source, column))
+
+
+def _list_files(source:str|Path|pd.DataFrame, column:str)->pd.DataFrame:
+    "List images and files of scanners."
     if isinstance(source, pd.DataFrame): return _table_images(source, Path.cwd(), 'the table of images', column)
     path = Path(source).expanduser().resolve()
     if path.is_dir(): return _folder_images(path)
     if not path.is_file(): raise FileNotFoundError(f'no folder {path}, and no table or image of that name')
-    if path.suffix.lower() in _SUFFIXES: return pd.DataFrame({'id': [path.stem], 'image': [path]})
+    if path.suffix.lower() in _SUFFIXES or sort_files([path])[0]:
+        return pd.DataFrame({'id': [path.stem], 'image': [path]})
     return _table_images(read_text_table(path), path.parent, str(path), column)
 
 
@@ -158,7 +168,11 @@ def hash_readable(
 )->pd.DataFrame:       # with sha256, and fault: why a file cannot be read, or ''
     "Hash each image file, and say of those that cannot be read why."
     hashes, faults = [], []
-    for path in table.image:
+    for path, known in zip(table.image, table.get('fault', pd.Series('', table.index)), strict=True):
+        if known: # a volume that cannot be unpacked
+            hashes.append('')
+            faults.append(known)
+            continue
         try:
             hashes.append(hash_file(path))
             faults.append('' if path.stat().st_size else 'the file is empty')

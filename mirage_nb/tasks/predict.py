@@ -24,6 +24,7 @@ from ..core import unknown
 from ..data.audit import hash_content
 from ..data.manifest import read_manifest
 from ..data.masks import write_mask
+from ..data.scanners.reading import scanner_kind
 from ..data.segmentation import seg_table
 from ..data.unlabelled import hash_readable, unlabelled_images
 from ..eval.prediction_summary import comparison_notes, prediction_verdicts, shape_notes, summary_lines
@@ -232,6 +233,7 @@ def images_label(
     cfg:Predict
 )->str:         # of the folder of a run
     "Name the images of a prediction."
+    if cfg.images and scanner_kind(cfg.images): return 'volume' # its name may be that of a patient
     return Path(cfg.images).expanduser().resolve().stem if cfg.images else 'Phantom_OCT'
 
 # %% ../../nbs/tasks/75_predict.ipynb #75a2e8d0

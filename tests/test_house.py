@@ -470,7 +470,7 @@ def command_faults(root, command):
         path, faults = known(words[0], False)
         return faults or given(path, [w.split('=')[0] for w in words[1:] if re.match(r'\w+=', w)])
     if m := re.match(r'(?:\S*/)?mirage-nb ([\w./-]+)(.*)', command):
-        if m[1] in ('list', 'runs', 'check') or m[1].isupper() or m[1].startswith('-'): return []
+        if m[1] in ('list', 'runs', 'check', 'import') or m[1].isupper() or m[1].startswith('-'): return []
         path, faults = known(m[1], False)
         return faults or given(path, [w.split('=')[0] for w in words_of(m[2]) if re.match(r'\w+=', w)])
     if m := re.match(r'(?:\S*/)?papermill (\S+\.ipynb)(.*)', command):

@@ -104,7 +104,7 @@ def _warn_of_others(
 )->None:
     "Warn of folders and files that are not listed."
     scans = [e for e in content.others if e.name.lower().endswith(_SCANS)] # their names may be those of patients
-    if scans: warnings.warn(f'{folder}: {len(scans)} files of scanners passed over; make a set of them: '
+    if scans: warnings.warn(f'{folder}: {len(scans)} files of scanners passed over; they become a set by: '
                             'mirage-nb import FOLDER OUT', stacklevel=3)
     names = sorted(e.name for e in (*content.folders, *content.others) if e not in scans)
     if names: warnings.warn(f"{folder}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''} passed over; "

@@ -96,7 +96,8 @@ def _facts(volume:Volume)->dict[str, Any]:
     return {'volume': volume.name, 'patient': volume.pseudonym, 'eye': volume.laterality or '',
             'pattern': volume.pattern, 'rows': volume.bscans.shape[1], 'cols': volume.bscans.shape[2],
             'mm_between_rows': s.depth if s else None, 'mm_between_columns': s.across if s else None,
-            'mm_between_slices': s.between if s else None, 'boundaries': ' '.join(volume.layers), 'file_sha256': volume.sha256}
+            'mm_between_slices': s.between if s else None, 'boundaries': ' '.join(volume.layers),
+            'file_sha256': volume.sha256}
 
 
 def _write_pretraining(volume:Volume, out:Path, cfg:ImportSettings)->list[dict[str, Any]]:

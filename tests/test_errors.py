@@ -57,7 +57,7 @@ def test_dataset_that_is_not_there(fails):
 def test_missing_mask(mine, fails):
     lost = first(mine/'train', 'semseg')
     lost.unlink()
-    fails(ValueError, lost.name, mine/'train'/'semseg', 'has no partner', dataset='Mine')
+    fails(ValueError, lost.name, mine/'train'/'semseg', 'has no mask', dataset='Mine')
 
 
 @pytest.mark.slow

@@ -7,10 +7,11 @@ __all__ = ['Findings', 'check_dataset', 'save_picture', 'offer_manifest', 'write
 
 # %% ../../nbs/commands/40_check.ipynb #c1400003
 import json
+import re
 import shlex
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +20,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core import counted, data_dir, runs_dir
-from ..data.classification import ClsDataset, load_labelled
-from ..data.faults import LENIENT, DataFaults
+from ..core import counted, data_dir, runs_dir, size_text
+from ..data.classification import ClsDataset, LabelledImages, load_labelled
+from ..data.faults import LENIENT, DataFaults, Fault, faults_by_kind
 from ..data.files import IMAGE_SUFFIXES, read_image
+from ..data.folders import list_images, split_id
 from ..data.input_spec import InputSpec
-from ..data.layouts import find_masks
-from ..data.manifest import ClassInfo, Manifest, classes_of, dataset_dir, read_manifest
+from ..data.labels import is_lesion
+from ..data.layouts import find_masks, image_folders
+from ..data.manifest import ClassInfo, Manifest, classes_of, dataset_dir, label_facts, read_manifest
+from ..data.patients import PatientGuess, guess_patient
 from ..data.segmentation import SegDataset, load_seg_data, seg_table
+from ..data.tables import read_text_table
 from ..storage import write_atomic
 
 # %% ../../nbs/commands/40_check.ipynb #c1400006
@@ -47,7 +52,7 @@ class Findings:
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter('always')
             try: yield
-            except DataFaults as e: self.problems += [f'{r.kind}: {r.what}' for r in e.table.itertuples()]
+            except DataFaults as e: self.problems += faults_by_kind(e)
             except (ValueError, KeyError, TypeError, OSError) as e:
                 self.problems += str(e.args[0] if isinstance(e, KeyError) else e).splitlines()
         self.problems += [str(w.message) for w in seen if issubclass(w.category, UserWarning)]
@@ -57,7 +62,7 @@ class Findings:
         facts = [f'  {k:{width}}  {v}' for k, v in self.facts.items()]
         head = counted(len(self.problems), 'problem')
         return '\n'.join([self.name, *facts, head if self.problems else 'no problem found',
-                          *(f'- {p}' for p in dict.fromkeys(self.problems))]) + '\n'
+                          *(f'- {p}'.replace('\n', '\n  ') for p in dict.fromkeys(self.problems))]) + '\n'
 
 
 def _spread(
@@ -70,14 +75,47 @@ def _spread(
 
 def _sizes(
     files:Iterable[Path] # images
-)->str:                  # as '496 x 768 (20 of 24), 496 x 512'
+)->str:                  # as '496 x 768, 496 x 512 pixels (height x width): 20 and 4 of 24 images'
     "Say which sizes images have; files that cannot be read have none."
-    found = Counter[str]()
+    found = Counter[tuple[int, ...]]()
     for p in files:
-        try: found[' x '.join(map(str, read_image(p, 1).shape[:2]))] += 1
+        try: found[read_image(p, 1).shape[:2]] += 1
         except (ValueError, OSError): continue
-    n = sum(found.values())
-    return ', '.join(k if v == n else f'{k} ({v} of {n})' for k, v in found.most_common(4))
+    most = found.most_common(4)
+    if len(most) < 2: return size_text(*found) if found else ''
+    others = f', and {counted(len(found) - 4, "other size")}' if len(found) > 4 else ''
+    *parts, last = [str(v) for _, v in most]
+    return f"{size_text(*dict(most))}: {', '.join(parts)} and {last} of {counted(found.total(), 'image')}{others}"
+
+
+# %% ../../nbs/commands/40_check.ipynb #34025c79
+def _suggest_patients(
+    names:Sequence[str],   # of images, or of volumes
+    classes:Sequence[str], # of the images; () where they have none
+    splits:Sequence[str]   # of the images, '' where they are not divided
+)->dict[str, str]:         # facts
+    "Say that patients are not known, and what the names suggest."
+    guess = guess_patient(names, classes)
+    if guess is None: return {'patients': 'not known' + (f'; names such as {names[0]} do not tell' if names else '')}
+    who = pd.Series([m[1] for k in names if (m := re.search(guess.pattern, k))])
+    facts = {'patients': 'not known', 'guess': f'{counted(guess.count, "patient")}, by {guess}. '
+             'State it in a manifest if it is right'}
+    for what, v in (('split', splits), ('class', classes)):
+        n = int((pd.Series(v).groupby(who).nunique() > 1).sum()) if len(v) else 0
+        if n: facts['by the guess'] = '; '.join([*([facts['by the guess']] if 'by the guess' in facts else []), (
+            f'{counted(n, "patient")} in more than one {what}, or numbers that begin anew in each {what}')])
+    return facts
+
+
+def _suggest_column(
+    manifest:Manifest # whose labels are in a table
+)->dict[str, str]:    # facts
+    "Say that patients are not known, and which column of the table may hold them."
+    facts = label_facts(manifest)
+    columns = [str(c) for c in read_text_table(dataset_dir(manifest)/facts.table)]
+    likely = [c for c in columns if re.search(r'(?i)patient|subject|person|(^|_)mrn($|_)|^pid$|case', c)]
+    guess = f"the column {likely[0]!r} of {facts.table}: patient = '{likely[0]}' in [labels]" if likely else ''
+    return {'patients': 'not known'} | ({'guess': guess} if guess else {})
 
 # %% ../../nbs/commands/40_check.ipynb #c1400009
 def _draw_masks(
@@ -91,48 +129,90 @@ def _draw_masks(
     return show_batch([data[0, i] for i in range(len(data))], classes)
 
 
+def _count_table(
+    table:pd.DataFrame, # of a split
+    manifest:Manifest
+)->str:
+    "Count images, volumes and, where they are known, patients."
+    known = [(table.patient.nunique(), 'patient')] if manifest.knows_patients else []
+    volumes = [(table.volume.nunique(), 'volume')] if (table['slice'] > 0).any() else []
+    return ', '.join(counted(n, word) for n, word in ((len(table), 'image'), *volumes, *known))
+
+
 def _look_at_masks(
     f:Findings,         # changed in place
     manifest:Manifest   # of a segmentation
 )->None:
     "Look over a dataset of images with masks."
-    tables, some = dict[str, pd.DataFrame](), list[pd.DataFrame]()
-    classes: tuple[ClassInfo, ...] = ()
+    tables, classes = dict[str, pd.DataFrame](), tuple[ClassInfo, ...]()
     with f.noting(): classes = classes_of(manifest, dataset_dir(manifest))
-    f.facts['classes'] = ', '.join(f'{c.label} ({c.value})' for c in classes)
+    said = dict.fromkeys(manifest.guessed_lesions(classes), ', a lesion by its name')
+    f.facts['classes'] = ', '.join(f"{c.label} ({c.value}{said.get(c.label, '')})" for c in classes)
     for split, folder in manifest.splits.items():
         if split == 'val' and not (dataset_dir(manifest)/folder).is_dir(): continue  # a run draws it
-        with f.noting(): tables[split] = t = seg_table(manifest, split)
-        if split not in tables: continue
-        f.facts[split] = ', '.join(counted(n, word) for n, word in (
-            (len(t), 'image'), (t.volume.nunique(), 'volume'), (t.patient.nunique(), 'patient')))
-        some.append(_spread(t))
+        with f.noting(): tables[split] = seg_table(manifest, split, list[Fault]())  # the whole set has all faults below
+        if split in tables: f.facts[split] = _count_table(tables[split], manifest)
     with f.noting(): load_seg_data(manifest, '')
-    if not some: return
-    read = pd.concat(some)
+    if not tables: return
+    if not manifest.knows_patients: _note_patients(f, pd.concat(tables.values()))
+    read = pd.concat([_spread(t) for t in tables.values()])
     f.facts['sizes'] = _sizes(read.bscan)
     with f.noting(): f.picture = _draw_masks(read[read.semseg.notna()], classes)
 
 
+def _note_patients(
+    f:Findings,        # changed in place
+    table:pd.DataFrame # of all splits: volume, split
+)->None:
+    "State that the patients of volumes are not known, and what their names suggest."
+    each = table.drop_duplicates('volume')
+    f.facts |= _suggest_patients(list(each.volume), (), list(each.split))
+
+# %% ../../nbs/commands/40_check.ipynb #6beaa8e1
 def _look_at_labels(
     f:Findings,         # changed in place
     manifest:Manifest   # of a classification
 )->None:
     "Look over a dataset of labelled images."
-    from mirage_nb.figures.classification import show_labelled
     root, data = dataset_dir(manifest), None
-    files = [p for p in root.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES]
+    files = sorted(p for p in root.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
     f.facts['images'] = f'{len(files)}'
     f.facts['sizes'] = _sizes(files[:: max(1, len(files)//_SOME)])
     with f.noting(): data = load_labelled(manifest, splits='', need_val=True)
-    if data is None: return
-    for split, t in data.splits.items():
+    for split, t in (data.splits if data else {}).items():
         counts = t.label.value_counts() if 'label' in t else {'images': len(t)}
         f.facts[split] = ', '.join(f'{c} {n}' for c, n in counts.items())
-    f.facts['patients'] = str(data.table.patient[data.table.patient != ''].nunique() or 'not known')
+    known = data.table.patient[data.table.patient != ''].nunique() if data else 0
+    if known: f.facts['patients'] = str(known)
+    else:
+        with f.noting(): f.facts |= _patients_of_images(manifest, files)
+    if data: _draw_labels(f, data)
+
+
+def _patients_of_images(
+    manifest:Manifest,   # of a classification without known patients
+    files:Sequence[Path] # images
+)->dict[str, str]:     # facts
+    "Say what is known of patients, and what names or columns suggest."
+    facts = label_facts(manifest)
+    if facts.table and not facts.patient: return _suggest_column(manifest)
+    if manifest.patient or facts.table or facts.reader: return {'patients': 'not read'}
+    tops = {name: split for split, name in manifest.splits.items()}
+    parts = [p.relative_to(dataset_dir(manifest)).parts for p in files]
+    splits = [next((tops[k] for k in found if k in tops), '') for found in parts]
+    return _suggest_patients([p.stem for p in files], [p.parent.name for p in files], splits)
+
+
+def _draw_labels(
+    f:Findings,          # changed in place
+    data:LabelledImages
+)->None:
+    "Draw some images with their labels."
+    from mirage_nb.figures.classification import show_labelled
     with f.noting():
         shown = ClsDataset(_spread(data.table, 8), data.classes, InputSpec(size=(256, 256)))
-        f.picture = show_labelled([shown[0, i] for i in range(len(shown))], 'bscan', data.classes)
+        sizes = [read_image(p, 1).shape[:2] for p in shown.images]
+        f.picture = show_labelled([shown[0, i] | {'size': s} for i, s in enumerate(sizes)], 'bscan', data.classes)
 
 # %% ../../nbs/commands/40_check.ipynb #c1400010
 def check_dataset(
@@ -174,20 +254,39 @@ def _guess_classes(
     return [(v, 'Background' if not v else f'class {v}') for v in values]
 
 
+def _guess_in_folder(
+    folder:Path,           # of a dataset
+    manifest:Manifest|None # that its folders state, if they do
+)->PatientGuess|None:
+    "Guess the patient in the names of a dataset's images, or of its volumes."
+    if manifest and manifest.task == 'classification':
+        files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
+        return guess_patient([p.stem for p in files], [p.parent.name for p in files])
+    ids = [k for masks in find_masks(folder) for k in list_images(image_folders(masks.parent)[0])]
+    try: return guess_patient(sorted({split_id(k)[0] for k in ids}))
+    except ValueError: return guess_patient(ids)
+
+
 def _manifest_text(
     facts:dict[str, Any],           # name -> value
     classes:list[tuple[int, str]],  # of masks
-    labels:list[str]                # of images
+    labels:list[str],               # of images
+    guess:PatientGuess|None         # of the patients
 )->str:
     "Write a manifest as TOML."
     lines = [f'{k} = {json.dumps(v, ensure_ascii=False)}' for k, v in facts.items()]
-    lines += ['# regular expression whose first group is the patient, in the id of a volume', "# patient = '^([^_]+)'"]
+    what = 'name of an image' if labels else 'id of a volume'
+    lines += [f'# regular expression whose first group is the patient, in the {what}']
+    if guess: lines += ['# a guess: {} is of {}; if it is right, delete the # of the next line'.format(*guess.example)]
+    lines += [f"# patient = '{guess.pattern if guess else '^([^_]+)'}'"]
     for value, label in classes:
         lines += ['', '[[classes]]', f'value = {value}', f'label = {json.dumps(label, ensure_ascii=False)}']
+        if is_lesion(label): lines += ['group = "lesion"  # guessed from the label; else "layer"']
     if labels: lines += ['', '[labels]', f'classes = {json.dumps(labels, ensure_ascii=False)}']
     return '\n'.join(lines) + '\n'
 
 
+# %% ../../nbs/commands/40_check.ipynb #ae1fe27c
 def _folder_of(
     name:str # of a dataset, or the path of its folder
 )->Path:
@@ -225,4 +324,5 @@ def write_manifest(
     facts = {'title': folder.name, 'task': manifest.task if manifest else 'segmentation', 'modality': 'bscan',
              'layout': manifest.layout if manifest else 'flat' if flat else 'splits', 'source': 'your own',
              'licence': 'not stated', 'citation': 'not stated', 'get': 'your own folder'}
-    return write_atomic(target, lambda p: p.write_text(_manifest_text(facts, classes, labels), encoding='utf-8'))
+    text = _manifest_text(facts, classes, labels, _guess_in_folder(folder, manifest))
+    return write_atomic(target, lambda p: p.write_text(text, encoding='utf-8'))

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, WithJsonSchema
 
 from ..core import data_dir, resource_dir, unknown
-from .labels import LabelFacts, is_background, label_faults
+from .labels import LabelFacts, is_background, is_lesion, label_faults
 from .layouts import find_classes, find_masks, folders_in, image_folders, split_folders
 from ..phantoms.catalog import PHANTOMS
 from ..recipes.classification import cls_recipe
@@ -77,7 +77,7 @@ class _Facts(Options):
     citation: _Filled               # what to cite
     get: _Filled                    # how to obtain the files, in one sentence
     quirks: tuple[str, ...] = ()    # what may surprise a user
-    lesions: tuple[str, ...] = ()   # labels that are lesions, where the classes are read from INFO.json
+    lesions: tuple[str, ...] = ()   # labels that are lesions, all of them; left out: guessed from the labels
     labels: LabelFacts|None = None  # labels of images, for classification
 
 
@@ -88,6 +88,7 @@ class Manifest(_Facts):
     classes: tuple[ClassInfo, ...] = ()    # classes of the masks; empty: read from INFO.json
     splits: dict[str, str]                 # split -> folder
     class_maps: dict[str, dict[int, int]] = field(default_factory=dict) # source dataset -> {its grey value: ours}
+    grouped: tuple[str, ...] = ()          # labels whose group the file states
     path: Path                             # file this was read from
     sha256: str                            # hash of that file
 
@@ -101,16 +102,24 @@ class Manifest(_Facts):
         "Tell whether it is known which volumes are of the same patient."
         return bool(self.patient) or self.path.suffix == '.toml' and self.path.name != 'manifest.toml'
 
+    def guessed_lesions(self,
+        classes:Sequence[ClassInfo] # of `classes_of`
+    )->list[str]:                   # labels
+        "List the classes that count as lesions by their names alone."
+        stated = {s.casefold() for s in (*self.grouped, *self.lesions)}
+        return [c.label for c in classes if c.group == 'lesion' and c.label.casefold().strip() not in stated]
+
 # %% ../../nbs/data/05_manifest.ipynb #f3ce2936
 def _group_of(
     label:str,                  # name of the class
     lesions:tuple[str, ...]=()  # labels that are lesions
 )->str:                         # background, layer, lesion or invalid
-    "Return the group of a class from its label, where the manifest does not state it."
+    "Return the group of a class by its label; where a manifest names no lesion, lesions are guessed."
     low = label.casefold().strip()
     if low == 'invalid': return 'invalid'
     if low in {s.casefold() for s in lesions}: return 'lesion'
-    return 'background' if is_background(label) else 'layer'
+    if is_background(label): return 'background'
+    return 'lesion' if not lesions and is_lesion(label) else 'layer'
 
 # %% ../../nbs/data/05_manifest.ipynb #92c0e061
 @options
@@ -222,6 +231,7 @@ def _parse_manifest(
     if file.task == 'classification' and not file.labels: shared['labels'] = LabelFacts()
     return Manifest(**shared, name=name, path=path, sha256=hash_file(path),
                     classes=_class_table(file.classes, file.lesions),
+                    grouped=tuple(r.label for r in file.classes if r.group),
                     splits={'test': '.'} if file.own_layout == 'flat' else asdict(file.splits or _Splits()),
                     class_maps={s: {int(k): v for k, v in grey.items()} for s, grey in file.class_maps.items()})
 

@@ -41,9 +41,14 @@ def _pair_masks(
 )->dict[str, tuple[Path, Path|None]]: # id -> B-scan, mask
     "Match images with their masks by id; a file without a partner is a fault, and left out."
     if masks is None: return {k: (p, None) for k, p in images.items()}
-    for ids, other, folder in ((images, masks, folders[1]), (masks, images, folders[0])):
-        faults += [Fault('missing partner', str(ids[k]), f'{ids[k]} has no partner {k}.png in {folder}')
-                   for k in ids if k not in other]
+    alone, lone = [p for k, p in images.items() if k not in masks], [p for k, p in masks.items() if k not in images]
+    if alone and lone and len(alone) == len(images):
+        near = min(lone, key=lambda p: (alone[0].stem not in p.stem, len(p.stem)))
+        raise ValueError(f'{folders[0]}: no image has a mask of its name in {folders[1]}. An image is {alone[0].name}, '
+                         f'a mask is {near.name}; give both one name, as only their endings may differ')
+    faults += [Fault('image without a mask', str(p), f'{p} has no mask {p.stem}.png in {folders[1]}', 'without_mask')
+               for p in alone]
+    faults += [Fault('mask without an image', str(p), f'{p} has no image {p.stem}.png in {folders[0]}') for p in lone]
     return {k: (p, masks[k]) for k, p in images.items() if k in masks}
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 
 from ..core import log, unknown
 from .manifest import SPLITS
+from .patients import guess_patient
 from .tables import first_bad_line, read_text_table
 from ..randomness import sample_key
 from ..recipes.data_options import SplitPlan
@@ -234,6 +235,20 @@ def _draw_asked(
     return split, f'{val} of the {both} in train became val, which was missing'
 
 
+def _warn_unknown(
+    table:pd.DataFrame, # id, and perhaps volume
+    name:str,           # of the dataset
+    unit:str            # 'volume' or 'image'
+)->None:
+    "Warn that one person may be in two splits, and say what the names suggest."
+    guess = guess_patient(list(table.volume if 'volume' in table else table.id.str.rsplit('/').str[-1]))
+    say = (f'State the patient in a manifest; perhaps {guess}' if guess else
+           f"If names such as {table.id.iloc[0]} tell the patient, state it in a manifest, as patient = '^([^_]+)' for "
+           'the part before the first _')
+    warnings.warn(f'{name}: splits are drawn by {unit}, because no patient is known, so one person may be in two of '
+                  f'them. {say}', stacklevel=3)
+
+
 def divide(
     table:pd.DataFrame,  # id, patient, split ('' where there is none), and perhaps labels
     plan:SplitPlan,      # what is asked for; an empty one: draw what is missing
@@ -246,9 +261,7 @@ def divide(
     if plan.file: return _read_splits(table, Path(plan.file).expanduser()), f'read from {plan.file}'
     complete = own != {''} and not (need_val and 'train' in own and 'val' not in own)
     if complete and not plan: return table.split, ''
-    if unit != 'patient': warnings.warn(
-        f'{name}: splits are drawn by {unit}, because no patient is known, so one person may be in two of them. '
-        "State the patient in a manifest, as patient = '^([^_]+)' for the part before the first _", stacklevel=2)
+    if unit != 'patient': _warn_unknown(table, name, unit)
     split, how = _draw_asked(table, plan, name if plan.seed is None else plan.seed)
     n, more = patient_ids(table).nunique(), '' if plan.seed is None else f', seed {plan.seed}'
     return split, f'drawn by {unit} ({n}{more}): {how}'

@@ -42,17 +42,20 @@ def _label_text(
 
 # %% ../../nbs/figures/30_classification.ipynb #5b8504a1
 def show_labelled(
-    samples:Sequence[Mapping[str, Any]], # of a dataset: id, label and the image
+    samples:Sequence[Mapping[str, Any]], # of a dataset: id, label, the image, and size of its file if known
     modality:str,                        # key of the image
     classes:Sequence[str]
 )->DescribedFigure:
     "Draw the images of a batch with their labels."
     images = [_stretch(np.asarray(s[modality])) for s in samples]
     cols = min(4, len(samples) if len(samples) <= 4 else -(-len(samples)//2))
-    fig, axes = image_grid(-(-len(samples)//cols), cols, images[0].shape, 2.6)
+    shapes = [s.get('size', image.shape[:2]) for s, image in zip(samples, images, strict=True)]
+    panel = max(shapes, key=lambda s: s[0]/s[1])
+    fig, axes = image_grid(-(-len(samples)//cols), cols, panel, 2.6)
     for ax in axes.ravel()[len(samples):]: ax.set_axis_off()
     words = [f"{_label_text(s['label'], classes)}\n{s['id']}" for s in samples]
-    for ax, image, text in zip(axes.ravel(), images, words, strict=False): draw_image(ax, image, text)
+    for ax, image, text, shape in zip(axes.ravel(), images, words, shapes, strict=False):
+        draw_image(ax, image, text, shape, panel)
     fig.description = f'Images with their labels: {"; ".join(w.replace(chr(10), ", ") for w in words)}'
     return fig
 

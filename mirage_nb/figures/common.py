@@ -100,10 +100,16 @@ def blend_classes(
 def draw_image(
     ax:Any,           # axes to draw on
     image:np.ndarray, # (h, w) or (h, w, 3) in [0, 1]
-    title:str=''      # above it
+    title:str='',     # above it
+    shape:Sequence[int]=(), # height and width of the image before it was resized; (): those of the array
+    panel:Sequence[int]=()  # height and width that its panel has the proportions of, at least as high; (): its own
 )->None:
-    "Draw an image in its proportions, without axes."
-    ax.imshow(image, cmap='gray', vmin=0, vmax=1, aspect='equal')
+    "Draw an image in its true proportions, without axes, at the top of its panel."
+    (h, w), (h0, w0) = image.shape[:2], shape or image.shape[:2]
+    ax.imshow(image, cmap='gray', vmin=0, vmax=1, aspect=(h0/h)/(w0/w))
+    if panel and (taller := panel[0]/panel[1]*w0/h0) > 1.001:
+        ax.set_ylim(h*taller - .5, -.5)
+        ax.set_frame_on(False)
     ax.set(xticks=[], yticks=[])
     if title: ax.set_title(title, fontsize=9)
 

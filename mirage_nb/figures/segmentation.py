@@ -37,11 +37,13 @@ def _draw_mask(
     ax:Any,                      # axes to draw on
     image:np.ndarray,            # (h, w) in [0, 1]
     mask:np.ndarray,             # (h, w) class indices
-    classes:Sequence[ClassInfo]
+    classes:Sequence[ClassInfo],
+    shape:Sequence[int]=(),      # height and width before it was resized; (): those of the array
+    panel:Sequence[int]=()       # as `draw_image` takes it
 )->tuple[np.ndarray, np.ndarray]: # what is seen, (h, w, 3), and the mask, for the legend
     "Draw a B-scan with its classes over it."
     seen = blend_classes(image, mask, classes)
-    draw_image(ax, seen)
+    draw_image(ax, seen, shape=shape, panel=panel)
     return seen, mask
 
 # %% ../../nbs/figures/20_segmentation.ipynb #dfedce4c
@@ -54,16 +56,18 @@ def _shown_range(
 
 
 def show_batch(
-    samples:Sequence[Mapping[str, Any]], # of a dataset: id, bscan (1 or 3, h, w), semseg (h, w)
+    samples:Sequence[Mapping[str, Any]], # of a dataset: id, bscan (1 or 3, h, w), semseg (h, w); size of the file
     classes:Sequence[ClassInfo]
 )->DescribedFigure:
     "Draw B-scans, with their masks below."
     images = [_shown_range(np.asarray(s['bscan'])[0]) for s in samples]
-    fig, axes = image_grid(2, len(samples), images[0].shape)
+    shapes = [s.get('size', image.shape) for s, image in zip(samples, images, strict=True)]
+    panel = max(shapes, key=lambda s: s[0]/s[1])
+    fig, axes = image_grid(2, len(samples), panel)
     drawn = []
-    for (top, low), s, image in zip(axes.T, samples, images, strict=True):
-        draw_image(top, image, s['id'])
-        drawn.append(_draw_mask(low, image, np.asarray(s['semseg']), classes))
+    for (top, low), s, image, shape in zip(axes.T, samples, images, shapes, strict=True):
+        draw_image(top, image, s['id'], shape, panel)
+        drawn.append(_draw_mask(low, image, np.asarray(s['semseg']), classes, shape, panel))
     draw_legend(fig, classes, drawn)
     fig.description = f'B-scans, and below each the same with its classes: {", ".join(s["id"] for s in samples)}'
     return fig

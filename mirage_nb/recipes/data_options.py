@@ -57,7 +57,7 @@ def _check_splits(text:str)->str:
 SplitsOption = Annotated[str, AfterValidator(_check_splits)]
 
 # %% ../../nbs/recipes/12_data_options.ipynb #e759c514
-_WAIVERS = ('absent_class', 'constant', 'duplicates', 'near_duplicates', 'patients')
+_WAIVERS = ('absent_class', 'constant', 'duplicates', 'near_duplicates', 'patients', 'without_mask')
 
 
 def waived(

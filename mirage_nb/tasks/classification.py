@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..core import counted
 from ..data.augment.mix import Mix, batch_partners, mix_batch
 from ..data.classification import ClsDataset, LabelledImages, load_labelled
+from ..data.files import read_image
 from ..data.input_spec import InputSpec
 from ..data.labels import LabelFacts
 from ..data.manifest import Manifest, read_manifest
@@ -324,8 +325,11 @@ class ClassificationTask(_ClsTested):
         return other
 
     def samples(self, n:int=6)->list[dict[str, Any]]:
-        "Take some samples as the model gets them: of training, if there is any."
-        return example_samples(next(iter(self._sets_of(list(self.data.splits)[:1]).values())), n)
+        "Take some samples as the model gets them, of training if there is any, with the size of the image before."
+        data = next(iter(self._sets_of(list(self.data.splits)[:1]).values()))
+        found, files = example_samples(data, n), dict(zip(data.ids, data.images, strict=True))
+        if self.input_spec.augmentation == 'photo': return found  # crops, of proportions of their own
+        return [s | {'size': read_image(files[s['id']], 1).shape[:2]} for s in found]
 
     def headline(self,
         history:pd.DataFrame, # of the training

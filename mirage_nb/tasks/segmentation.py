@@ -84,7 +84,9 @@ class _SegParts(FineTuning[SegModel]):
     @cached_property
     def class_shares(self)->dict[str, Any]:
         "Read every mask once, and count the pixels and images of each class, by split."
-        return {s: check_files(t, self.data.classes) for s, t in self.data.tables.items() if t.semseg.notna().all()}
+        said = {k: 'lesion, by its name' for k in self.manifest.guessed_lesions(self.data.classes)}
+        found = {s: check_files(t, self.data.classes) for s, t in self.data.tables.items() if t.semseg.notna().all()}
+        return {s: t.assign(group=t.label.map(said).fillna(t.group)) for s, t in found.items()}
 
     @property
     def keywords(self)->dict[str, Any]:

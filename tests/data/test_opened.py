@@ -46,7 +46,7 @@ def spoil(tiny):
 
 EVERY = {'empty file': 'P1a_1', 'unreadable': 'P1a_2', 'truncated': 'P1a_10', 'wrong type': 'P1b_1',
          'constant image': 'P1b_2', 'wrong size': 'P1b_10', 'unknown mask value': 'P2a_1', 'out of range': 'P2a_2',
-         'missing partner': 'P2a_10', 'image in two splits': 'P2a_1 = P4a_1'}
+         'image without a mask': 'P2a_10', 'image in two splits': 'P2a_1 = P4a_1'}
 
 
 def test_one_error_names_a_fault_of_each_kind(tiny):
@@ -55,7 +55,7 @@ def test_one_error_names_a_fault_of_each_kind(tiny):
     found = {r.kind: os.path.basename(r.file).removesuffix('.png') for r in e.value.table.itertuples()}
     assert found == EVERY
     text = str(e.value)
-    assert '10 faults in 28 files. Repair or remove the files. waive=constant,duplicates accepts' in text
+    assert '10 faults in 28 files. Repair or remove the files. waive=constant,duplicates,without_mask accepts' in text
     assert all(f'{kind} (1):\n  ' in text for kind in EVERY)
     with pytest.raises(DataFaults, match='8 faults'):
         load_seg_data(read_manifest('Tiny'), '', ['constant', 'duplicates'])

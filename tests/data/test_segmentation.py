@@ -16,6 +16,7 @@ from mirage_nb.data.manifest import classes_of, dataset_dir, read_manifest
 from mirage_nb.data.segmentation import SegDataset, check_files, collate, folder_table, load_seg_data, seg_table
 from mirage_nb.data.splits import hash_splits
 from mirage_nb.eval.segmentation.report import find_graders
+from mirage_nb.recipes.segmentation import SegRecipe
 from tests.data.samples import MANIFEST
 
 SIZE = (48, 32)
@@ -32,15 +33,46 @@ def equal(a, b): return all(torch.equal(a[k], b[k]) if isinstance(a[k], torch.Te
 # ------------------------------------------------------------------ files of a split
 
 def test_missing_mask(tiny):
+    names = ['P1a_1', 'P1a_10', 'P1a_2', 'P1b_1', 'P1b_10', 'P1b_2', 'P2a_1']
+    for k in names: (tiny/f'train/semseg/{k}.png').unlink()
+    with pytest.raises(ValueError) as e: seg_table(read_manifest('Tiny'), 'train')
+    text = str(e.value)
+    assert 'image without a mask (7):' in text and 'waive=without_mask accepts without_mask' in text
+    assert f'{tiny}/train/bscan/P1a_1.png has no mask P1a_1.png in {tiny}/train/semseg' in text
+    assert 'P1b_10.png has no mask' in text and 'P1b_2.png has no mask' not in text, 'five are named'
+    assert '... and 2 more' in text and '-faults.csv' in text
+    assert 'Move them to a folder unlabelled/ beside the others, which 33_predict takes by images=' in text
+
+
+def test_images_without_masks_are_left_out_if_that_is_asked_for(tiny):
+    before = load_seg_data(read_manifest('Tiny')).tables['train']
     (tiny/'train/semseg/P1a_2.png').unlink()
-    with pytest.raises(ValueError, match=r'bscan/P1a_2.png has no partner P1a_2.png in .*train/semseg'):
-        seg_table(read_manifest('Tiny'), 'train')
+    with pytest.raises(ValueError, match='P1a_2.png has no mask'): load_seg_data(read_manifest('Tiny'))
+    waive = SegRecipe(weights='random', waive='without_mask').accepted
+    with pytest.warns(UserWarning, match='1 fault accepted'): left = load_seg_data(read_manifest('Tiny'), '', waive)
+    assert set(before.id) - set(left.tables['train'].id) == {'P1a_2'} and left.tables['train'].semseg.notna().all()
+
+
+def test_images_without_masks_can_be_set_aside(tiny):
+    (tiny/'train/semseg/P1a_2.png').unlink()
+    (tiny/'unlabelled').mkdir()
+    (tiny/'train/bscan/P1a_2.png').rename(tiny/'unlabelled/P1a_2.png')
+    assert 'P1a_2' not in set(load_seg_data(read_manifest('Tiny')).tables['train'].id)
+    assert list(folder_table(tiny/'unlabelled').id) == ['P1a_2']
 
 
 def test_missing_image(tiny):
     (tiny/'train/bscan/P1a_2.png').unlink()
     (tiny/'train/bscan/P2a_1.png').unlink()
-    with pytest.raises(ValueError, match=r'(?s)partner \(2\):.*semseg/P1a_2.png has no partner .*bscan\n.*/P2a_1.png'):
+    with pytest.raises(ValueError, match=r'(?s)mask without an image \(2\):.*semseg/P1a_2.png has no image .*bscan'
+                                         r'\n.*/P2a_1.png.*Add the images'):
+        seg_table(read_manifest('Tiny'), 'train')
+
+
+def test_masks_that_are_all_named_otherwise(tiny):
+    for p in (tiny/'train/semseg').iterdir(): p.rename(p.with_stem(f'{p.stem}_mask'))
+    with pytest.raises(ValueError, match='no image has a mask of its name in .*An image is (.*).png, '
+                                         r'a mask is \1_mask.png'):
         seg_table(read_manifest('Tiny'), 'train')
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .core import project_dir, runs_dir
+from .core import counted, project_dir, runs_dir
 from .recipes.pipelines import run_command
 from .storage import hash_value, read_json, write_json
 
@@ -71,13 +71,15 @@ class Run:
 
 
 _MACHINERY = ('processes', 'nodes', 'slurm', 'workers')  # options that say where a run computes, and change no number
+_SHOWN = {'predict': ('gallery', 'batch_size')}  # options of one stage that change no number either
 
 
 def run_identity(
-    settings:Mapping[str, Any] # every option
+    settings:Mapping[str, Any], # every option
+    stage:str=''                # as 'predict'
 )->dict[str, Any]:
     "Select the options that distinguish a run from others."
-    return {k: v for k, v in settings.items() if k not in _MACHINERY}
+    return {k: v for k, v in settings.items() if k not in (*_MACHINERY, *_SHOWN.get(stage, ()))}
 
 
 def start_run(
@@ -88,7 +90,7 @@ def start_run(
 )->Run:
     "Make, or find again, the folder of a run; its record holds the last processes, nodes and workers."
     settings, sources = dict(settings), dict(sources)
-    identity = hash_value({'stage': stage, 'settings': run_identity(settings), 'sources': sources,
+    identity = hash_value({'stage': stage, 'settings': run_identity(settings, stage), 'sources': sources,
                         'version': __version__})
     name = dataset_name(str(settings.get('dataset') or 'all'))
     label = label.replace(':', '_')  # of timm:NAME, which some file systems do not take
@@ -119,17 +121,37 @@ def finish_run(
     return write_json(run.folder/'result.json', facts | dict(result))
 
 
+def _minutes(
+    seconds:float
+)->str:           # as '3 min 22 s'
+    "Write a duration."
+    minutes, rest = divmod(round(seconds), 60)
+    return f'{minutes} min {rest} s' if minutes else f'{rest} s'
+
+
+def _training_time(
+    seconds:float|None, # None: nothing was trained
+    guess:float|None    # estimate before the training
+)->dict[str, str]:
+    "Say how long a training took, and how long it was estimated to take."
+    if seconds is None: return {}
+    return {'training': _minutes(seconds) + (f' (estimated {_minutes(guess)})' if guess else '')}
+
+
 def provenance(
     run:Run
 )->Any:      # a table: fact, value
     "List where a run's numbers come from, for a report."
     import pandas as pd
     record, result = read_json(run.folder/'run.json'), read_json(run.folder/'result.json')
+    some = record['settings']
     facts = {'run': record['identity'][:16], 'commit': record['commit'] or 'not a checkout',
-             'machine': record['machine'], 'device': result['device'], 'precision': result.get('precision', '–'),
+             'machine': record['machine'], 'device': result['device'],
+             **({'precision': result['precision']} if 'precision' in result else {}),
              'peak memory, GB': result['peak_memory_gb'] or '–',
-             'training, minutes': round(result.get('train_seconds', 0)/60, 2),
-             'seed': record['settings'].get('seed', '–'), 'started': record['started'], 'finished': result['finished'],
+             **_training_time(result.get('train_seconds'), record.get('estimated_seconds')),
+             **({'seed': some['seed']} if 'seed' in some else {}),
+             'started': record['started'], 'finished': result['finished'],
              **{f'{k}, SHA-256': v[:16] for k, v in record['sources'].items()}, **record['versions']}
     return pd.Series(facts, name='value').to_frame()
 
@@ -138,7 +160,7 @@ def _device_name()->str:
     "Name the device that a training takes."
     import torch  # takes seconds: who only looks for runs does without
     if torch.cuda.is_available(): return torch.cuda.get_device_name()
-    return 'Apple GPU' if torch.backends.mps.is_available() else f'CPU, {torch.get_num_threads()} threads'
+    return 'Apple GPU' if torch.backends.mps.is_available() else f'CPU, {counted(torch.get_num_threads(), "thread")}'
 
 
 def _peak_memory()->float|None:  # None: this system does not say

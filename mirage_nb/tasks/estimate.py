@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..data.segmentation import collate
 from ..records import Run
+from ..storage import read_json, write_json
 from .pretrain import PretrainTask, pretrain_settings
 from .protocol import Task
 from ..train.batches import as_batch
@@ -89,15 +90,30 @@ def _counting_memory(
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t): yield kept
 
 
+def _time_update(
+    model:nn.Module # with gradients
+)->float:           # seconds
+    "Time an update of the weights."
+    weights = [p for p in model.parameters() if p.grad is not None]
+    if not weights: return 0.
+    optimizer, spent = torch.optim.AdamW(weights), 0.
+    for _ in range(2):  # the first makes the moments
+        start = time.monotonic()
+        optimizer.step()
+        if weights[0].is_cuda: torch.cuda.synchronize()
+        spent = time.monotonic() - start
+    return spent
+
+
 def _time_step(
     task:Any,    # of a fine-tuning or a pre-training
     precision:str
-)->tuple[float, float]: # seconds and bytes of memory, of one sample
-    "Time a step of the optimizer on a copy of the model."
+)->tuple[float, float, float]: # seconds and bytes of memory of one sample, seconds of an update of the weights
+    "Time a forward and a backward pass on a copy of the model."
     accelerator = make_accelerator(precision)
     model: nn.Module = deepcopy(task.model).to(accelerator.device).train()
     batch = _first_batch(task, 2, accelerator.device)
-    spent, n = 0., len(batch['id'])
+    spent, n = [], len(batch['id'])
     with _counting_memory(model) as kept:
         for _ in range(2):
             kept.clear()
@@ -107,17 +123,18 @@ def _time_step(
                 total = loss if isinstance(loss, Tensor) else torch.stack([*loss.values()]).sum()
             if total.requires_grad: total.backward()
             if accelerator.device.type == 'cuda': torch.cuda.synchronize()
-            spent = time.monotonic() - start
-            if spent > 0.7: break
-    return spent/n, sum(kept.values())/n
+            spent.append(time.monotonic() - start)
+            if spent[-1] > 0.7: break
+    return min(spent)/n, sum(kept.values())/n, _time_update(model)
 
 # %% ../../nbs/tasks/90_estimate.ipynb #90a00008
 def _in_words(
     seconds:float
 )->str:
-    "Say a duration in one unit."
+    "Say a duration in one unit; of less than ten, in halves."
     for size, name in ((86400, 'days'), (3600, 'hours'), (60, 'minutes')):
-        if seconds >= 2*size: return f'{seconds/size:.0f} {name}'
+        n = seconds/size
+        if n >= 2: return f'{round(2*n)/2 if n < 10 else round(n):g} {name}'
     return f'{max(1, round(seconds))} seconds'
 
 
@@ -129,9 +146,11 @@ class Estimate:
     disk: float     # bytes while it trains
     kept: float     # bytes afterwards
     device: str
+    patient: bool = False # it may stop before its last epoch
 
     def __repr__(self)->str:
-        return (f'estimate: the training takes about {_in_words(self.seconds)} on this {self.device}, at most, and '
+        less = ' (less, if it stops early)' if self.patient else ''
+        return (f'estimate: the training takes about {_in_words(self.seconds)} on this {self.device}{less} and '
                 f'about {self.memory/1e9:.1f} GB of memory; {self.disk/1e6:,.0f} MB of disk while it trains, '
                 f'{self.kept/1e6:,.0f} MB afterwards')
 
@@ -156,11 +175,13 @@ def estimate_training(
         return 'estimate: none, for the training is not done by this process alone'
     with _same_generators():
         work = _work_of(task)
-        each, activations = _time_step(task, work.settings.precision)
-    forward = each/3  # the backward pass takes about twice as long
-    rounds = (0 if work.encoded else work.samples*each + work.validated*forward)*work.settings.epochs
+        each, activations, update = _time_step(task, work.settings.precision)
+    forward, steps = each/3, work.samples/work.settings.batch_size  # the backward pass takes about twice as long
+    rounds = (0 if work.encoded else work.samples*each + work.validated*forward + steps*update)*work.settings.epochs
     size = sum(p.numel()*4 for p in task.model.parameters())
     trained = sum(p.numel()*4 for p in task.model.parameters() if p.requires_grad)
     memory = _used_memory() + size + 3*trained + activations*work.settings.batch_size/work.settings.accumulate
     device = 'GPU' if torch.cuda.is_available() else 'CPU'
-    return Estimate(rounds + work.encoded*forward, memory, 2*size + 2*trained, size, device)
+    seconds, record = rounds + work.encoded*forward, read_json(run.folder/'run.json')
+    write_json(run.folder/'run.json', {**record, 'estimated_seconds': round(seconds, 1)})
+    return Estimate(seconds, memory, 2*size + 2*trained, size, device, bool(getattr(cfg, 'patience', 0)))

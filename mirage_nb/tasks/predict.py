@@ -27,13 +27,19 @@ from ..data.masks import write_mask
 from ..data.scanners.reading import scanner_kind
 from ..data.segmentation import seg_table
 from ..data.unlabelled import hash_readable, unlabelled_images
-from ..eval.prediction_summary import comparison_notes, prediction_verdicts, shape_notes, summary_lines
+from mirage_nb.eval.prediction_summary import (
+    comparison_notes,
+    prediction_verdicts,
+    run_warnings,
+    shape_notes,
+    summary_lines,
+)
 from ..eval.segmentation.predict import read_json_lines
 from ..eval.unlike import Neighbours
 from ..figures.prediction import write_overlay
 from ..recipes.prediction import Predict
 from ..records import Run, dataset_name, finished_runs
-from ..storage import hash_value, save_table, write_atomic
+from ..storage import hash_value, read_json, save_table, write_atomic
 from .ensemble import Ensemble, ImagePrediction
 from .likeness import find_neighbours
 
@@ -198,8 +204,11 @@ def sum_up(
                                min((len(n.held_out) for n in found), default=0)),
              *shape_notes(rows, [s for n in found for s in n.shapes], first.spec.size)]
     runs = [m.run.folder.name for m in job.ensemble.members]
+    judged = {m.run.folder.name: read_json(m.run.folder/'result.json').get('verdicts', [])
+              for m in job.ensemble.members if (m.run.folder/'result.json').exists()}
     return {'summary': [*summary_lines(rows, len(job.table), first.task, names, runs), *how],
-            'verdicts': prediction_verdicts(rows, job.unreadable, names, notes), 'task': first.task,
+            'verdicts': prediction_verdicts(rows, job.unreadable, names, notes, run_warnings(judged)),
+            'task': first.task,
             'images': len(rows), 'unreadable': len(job.unreadable),
             'unlike': int(rows.far.sum()) if 'far' in rows else None,
             'confidence': float(rows.confidence.mean()), 'uncertainty': float(rows.uncertainty.mean())}

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from mirage_nb.records import start_run
+from mirage_nb.records import finish_run, provenance, start_run
+from mirage_nb.storage import read_json, write_json
 from mirage_nb.tasks.classification import ClassificationTask
 from mirage_nb.tasks.estimate import Estimate, estimate_training
 from mirage_nb.tasks.protocol import train
@@ -42,6 +43,16 @@ def test_numbers_of_the_training_stay(home, stage):
     numbers = [h.drop(columns=['seconds', 'samples_per_s', 'waiting']) for h in histories]
     pd.testing.assert_frame_equal(*numbers, check_exact=True)
     assert estimate_training(task, run) is None, 'it is finished'
+
+
+def test_the_run_compares_it_with_the_time_that_it_took(home):
+    task, run = started('cls_tune', epochs=200)
+    guess = estimate_training(task, run)
+    assert '(less, if it stops early)' in repr(guess), 'the recipe has patience'
+    assert read_json(run.folder/'run.json')['estimated_seconds'] == pytest.approx(guess.seconds, abs=.06)
+    write_json(run.folder/'run.json', {**read_json(run.folder/'run.json'), 'estimated_seconds': 180.2})
+    finish_run(run, {'train_seconds': 202.4})
+    assert provenance(run).value['training'] == '3 min 22 s (estimated 3 min 0 s)'
 
 
 def test_more_epochs_take_longer(home):

@@ -52,8 +52,10 @@ def test_table_of_anybody(execute, files):
     space = execute('cls_eval', predictions=files['plain'], class_map=['AMD > ill', 'DME > ill'], resamples=200)
     scores = space['scores']
     assert scores.pred.classes == ('NORMAL', 'ill') and scores.temperature is None and not len(scores.thresholds)
-    assert 'too narrow if a patient has several images' in scores.line('x')
+    assert scores.line('x').endswith('; 95 % intervals by image')
+    assert scores.table.index.name == '95 % intervals by image'
     answers = space['cls_reliability'](scores).answer
+    assert 'too narrow if a patient has several images' in answers['unit of the intervals']
     assert answers['patients'] == 'not known' and 'no validation' in answers['temperature and thresholds']
     assert (level_table(scores.pred, n=50).loc[['eye', 'patient'], 'note'].str.contains('has no patient')).all()
     assert not (space['here'].folder/'test_thresholds.csv').exists()

@@ -73,14 +73,17 @@ class ClsScores:
     left_out: int = 0             # validation rows that chose nothing, as their images are tested
 
     @property
-    def unit(self)->str: return str(self.summary.unit.iloc[0])
+    def unit(self)->str: return str(self.summary.unit.iloc[0]) # of the intervals, and why it is not the patient
+
+    @property
+    def intervals(self)->str: return f'95 % intervals {self.unit.partition(" (")[0]}' # as a heading
 
     @property
     def table(self)->pd.DataFrame:
         "Return every metric of all classes together, or averaged by a stated rule."
         rows = self.summary[self.summary.Class.isin((ALL, MACRO, WEIGHTED))]
         out = pivot_numbers(rows, 'metric', 'Class')[[ALL, MACRO, WEIGHTED]].fillna('')
-        return out.rename(columns={ALL: 'all classes'}).rename_axis(index=f'95 % intervals {self.unit}', columns=None)
+        return out.rename(columns={ALL: 'all classes'}).rename_axis(index=self.intervals, columns=None)
 
     def class_table(self,
         metrics:Sequence[str] # of the summary
@@ -91,7 +94,7 @@ class ClsScores:
         counts = {'positives': np.nansum(y, 0).astype(int), 'negatives': np.nansum(1 - y, 0).astype(int)}
         text = pivot_numbers(rows, 'Class', 'metric')[list(metrics)]
         out = pd.concat([pd.DataFrame(counts, names), text], axis=1)
-        return out.rename_axis(index=f'95 % intervals {self.unit}', columns=None)
+        return out.rename_axis(index=self.intervals, columns=None)
 
     @property
     def per_class(self)->pd.DataFrame:
@@ -111,7 +114,7 @@ class ClsScores:
     def text(self)->str: # as 'mean AUROC of the classes 0.912 [0.874, 0.951]; …; 95 % intervals by patient'
         "Scores in words, with the unit of the intervals."
         numbers = '; '.join(_numbers_text(headline_metrics(self).iloc[[0, 1, 3]]))
-        return f'{numbers}; 95 % intervals {self.unit}'
+        return f'{numbers}; {self.intervals}'
 
     def line(self,
         name:str # of what was scored

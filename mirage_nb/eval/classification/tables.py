@@ -46,7 +46,7 @@ def calibration_table(
 )->pd.DataFrame:     # one row per metric
     "Write calibration before and after temperature scaling as text."
     table = pivot_numbers(scores.calibration, 'metric', 'scores')
-    return table.rename_axis(index=f'95 % intervals {scores.unit}', columns=None)
+    return table.rename_axis(index=scores.intervals, columns=None)
 
 # %% ../../../nbs/eval/classification/80_tables.ipynb #d4c9d008
 def threshold_table(
@@ -82,5 +82,5 @@ def level_table(
         short = headline_metrics(scores).iloc[[0, 3, 4]]
         values = dict(zip(short.metric, intervals_text(short), strict=True))
         note = f'{len(left_out)} left out, whose images disagree: {", ".join(left_out[:3])}' if left_out else ''
-        rows[level] = {'n': str(len(group)), **values, 'intervals': scores.unit, 'note': note}
+        rows[level] = {'n': str(len(group)), **values, 'intervals': scores.unit.partition(' (')[0], 'note': note}
     return pd.DataFrame.from_dict(rows, orient='index').fillna('').rename_axis('level')

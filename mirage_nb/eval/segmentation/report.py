@@ -36,7 +36,7 @@ class SegScores:
         "Return the strict scores of each class as text, with the unit of the intervals."
         rows = report_table(self.summary).set_index('Class').drop(columns=['note', 'undefined'])
         titles = {name: m.title(name) for name, m in SEG_METRICS.items()}
-        return rows.rename(columns=titles | {'n': f'units ({self.summary.unit.iloc[0]})'})
+        return rows.rename(columns=titles | {'n': f'units ({self._unit})'})
 
     @property
     def notes(self)->pd.DataFrame:
@@ -63,10 +63,12 @@ class SegScores:
         return f' ({", ".join(names)}: the diagonal, {low:.0f}{f" to {high:.0f}" if high - low >= 1 else ""} pixels)'
 
     @property
+    def _unit(self)->str: return str(self.summary.unit.iloc[0]).partition(' (')[0] # as 'by patient', or 'none'
+
+    @property
     def text(self)->str: # as 'mean Dice of layers 0.912 [0.874, 0.951]; 95 % intervals by patient'
         "Scores in words, with the unit of the intervals."
-        unit = self.summary.unit.iloc[0]
-        how = 'no interval' if unit.startswith('none') else f'95 % intervals {unit}'
+        how = 'no interval' if self._unit == 'none' else f'95 % intervals {self._unit}'
         return f"{self.line('').removeprefix(': ')}; {how}"
 
     def line(self,

@@ -21,5 +21,6 @@ setup(
     packages=[*find_packages(include=['mirage_nb*']), 'mirage_nb.data_manifests', 'mirage_nb.nbs'],
     package_dir={'mirage_nb.data_manifests': 'data_manifests', 'mirage_nb.nbs': 'nbs'},
     package_data={'mirage_nb': ['weights/*'], 'mirage_nb.report': ['*.html', '*.css'],
-                  'mirage_nb.data_manifests': ['*.toml', '*.json'], 'mirage_nb.nbs': ['[3-9]*.ipynb']},
+                  'mirage_nb.data_manifests': ['*.toml', '*.json', '*/*.toml', '*/*.json'],
+                  'mirage_nb.nbs': ['[3-9]*.ipynb']},
     zip_safe=False)

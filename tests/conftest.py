@@ -8,11 +8,12 @@ import pytest
 
 @pytest.fixture(scope='session', autouse=True)
 def own_folders(tmp_path_factory):
-    "No test reads or writes the user's datasets and runs, and the environment is left as it was found"
+    "No test reads or writes the user's datasets, weights and runs, and the environment is left as it was found"
     before = dict(os.environ)
     with pytest.MonkeyPatch.context() as m:
         m.setenv('MIRAGE_DATA', str(tmp_path_factory.mktemp('no_data')))
         m.setenv('MIRAGE_RUNS', str(tmp_path_factory.mktemp('no_runs')))
+        m.setenv('MIRAGE_WEIGHTS', str(tmp_path_factory.mktemp('no_weights')))
         yield
     changed = {k for k in before.keys() | os.environ.keys() if before.get(k) != os.environ.get(k)}
     theirs = 'PYTEST', 'TORCHINDUCTOR', '_TORCHINDUCTOR', 'KMP_'  # these set their own

@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGES = {  # folder: what is in it
     '': 'What everything else uses, and what starts the notebooks',
     'recipes': 'Settings of published trainings',
+    'sources': 'Where datasets and weights come from',
     'phantoms': 'Synthetic images',
     'data': 'From files to samples',
     'models': 'Encoders, heads, checkpoints',

@@ -36,7 +36,7 @@ _COMMANDS = '''usage: mirage-nb COMMAND
   mirage-nb list                              list notebooks, models, datasets and recipes
   mirage-nb runs                              list all runs with their scores
   mirage-nb check DATASET [--write-manifest]  look a dataset over
-  mirage-nb import FOLDER [OUT] [--for ...]   make a set of files of scanners
+  mirage-nb fetch NAME ... [--accept]         download datasets and weights (--list: all that are known)
 
 notebooks:
 '''

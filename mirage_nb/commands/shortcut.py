@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import __version__
 from ..core import data_dir, package_dir, resource_dir, runs_dir
+from ..sources.weights import known_weights, weights_dir
 from ..storage import hash_value, read_json, write_json
 
 # %% ../../nbs/commands/05_shortcut.ipynb #c5a00006
@@ -73,7 +74,7 @@ def _leads_elsewhere(
 def _code_state()->list[_File]:
     "List the files of the kit: modules, weights, pipelines, manifests."
     files = [p for p in package_dir.rglob('*') if p.suffix in ('.py', '.safetensors')]
-    files += [*resource_dir('nbs').glob('[3-9]?_*.ipynb'), *resource_dir('data_manifests').glob('*.toml')]
+    files += [*resource_dir('nbs').glob('[3-9]?_*.ipynb'), *resource_dir('data_manifests').rglob('*.toml')]
     return [(str(p), *_list_files(p)[0][1:]) for p in sorted(files)]
 
 # %% ../../nbs/commands/05_shortcut.ipynb #c5a00011
@@ -93,6 +94,7 @@ def run_key(
     if not folders or any(p.suffix == '.csv' for f in where.values() for p in f): return None
     if any(not f for f in where.values()) or any(map(_leads_elsewhere, folders)): return None
     others = [Path(v).expanduser() for v in _strings(values.values()) if v not in names]
+    if w := known_weights().get(str(values.get('weights'))): others.append(weights_dir()/w.kept_as)
     files = {str(p.resolve()): _list_files(p.resolve())
              for p in (*others, *(q for f in where.values() for q in f)) if p.exists()}
     machine = [platform.node(), sys.executable, str(data_dir()), os.environ.get('CUDA_VISIBLE_DEVICES')]

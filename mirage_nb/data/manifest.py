@@ -26,6 +26,7 @@ from ..recipes.classification import cls_recipe
 from ..recipes.faults import list_faults
 from ..recipes.segmentation import seg_recipe
 from ..recipes.settings import Count, Options, option_comments, options
+from ..sources.files import FetchPlan, SourceFile
 from ..storage import hash_file, hash_value, read_json
 
 # %% ../../nbs/data/05_manifest.ipynb #f57dbe66
@@ -79,6 +80,7 @@ class _Facts(Options):
     quirks: tuple[str, ...] = ()    # what may surprise a user
     lesions: tuple[str, ...] = ()   # labels that are lesions, all of them; left out: guessed from the labels
     labels: LabelFacts|None = None  # labels of images, for classification
+    fetch: FetchPlan|None = None    # files that make up the dataset, and where they come from
 
 
 @options
@@ -339,7 +341,9 @@ def dataset_dir(
     folder = manifest.path.parent.resolve() if own else data_dir()/manifest.name
     if not own and manifest.name in PHANTOMS and not folder.exists(): PHANTOMS[manifest.name](folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder '{manifest.name}' in MIRAGE_DATA={folder.parent}. Get it: {manifest.get}")
+        shown = f'python -m mirage_nb.data.fetch {manifest.name}; or by hand: ' if manifest.fetch else ''
+        raise FileNotFoundError(f"no folder '{manifest.name}' in MIRAGE_DATA={folder.parent}. "
+                                f'Get it: {shown}{manifest.get}')
     return folder
 
 # %% ../../nbs/data/05_manifest.ipynb #d690a5a1
@@ -405,7 +409,7 @@ def manifest_schema()->dict[str, Any]:  # of draft 7, which editors of TOML read
     "Return the JSON Schema of a manifest file."
     schema = TypeAdapter(_ManifestFile).json_schema(ref_template='#/definitions/{model}')
     definitions = schema.pop('$defs')
-    for kind in (LabelFacts, _ClassRow, _Splits): _describe(definitions[kind.__name__], kind)
+    for kind in (LabelFacts, _ClassRow, _Splits, FetchPlan, SourceFile): _describe(definitions[kind.__name__], kind)
     _describe(schema, _ManifestFile)
     return {'$schema': 'http://json-schema.org/draft-07/schema#', 'title': 'Manifest of a dataset', **schema,
             'definitions': definitions}

@@ -25,6 +25,7 @@ from .classification.report import ClsScores
 from .segmentation.report import SegScores, compare_segmentations
 from ..recipes.base import FineTuningRecipe, weights_label
 from ..recipes.classification import ClsRecipe, FewShot
+from ..sources.overlaps import find_overlaps
 
 # %% ../../nbs/eval/50_verdicts.ipynb #fe000006
 class Verdict(NamedTuple):
@@ -72,10 +73,20 @@ def training_verdicts(
                              f'Train longer, for instance epochs={2*n}')
 
 # %% ../../nbs/eval/50_verdicts.ipynb #fe000011
+def _overlap_verdicts(
+    cfg:FineTuningRecipe
+)->Iterator[Verdict]:
+    "Judge what published weights have seen of the images before."
+    tested = cfg.test_dataset if isinstance(cfg, ClsRecipe) else ''
+    for o in find_overlaps(cfg.weights, cfg.dataset, tested or ''):
+        yield Verdict('note' if o.shared == 'hospital' else 'warning', o.text)
+
+
 def recipe_verdicts(
     cfg:FineTuningRecipe
 )->Iterator[Verdict]:
     "Judge what the settings of a fine-tuning allow to conclude."
+    yield from _overlap_verdicts(cfg)
     random = weights_label(cfg) == 'random'
     if random and cfg.tune in ('probe', 'embeddings'): yield Verdict('warning', (
         f'The encoder is random and frozen (weights=random, tune={cfg.tune}): its features have learnt nothing'))

@@ -22,6 +22,7 @@ from .pretraining import CNN_MAES, MAES, pretrain_model
 from .tensors import infer_architecture
 from .timm_encoder import PREFIX
 from .zoo import ENCODERS, build_encoder, check_options, encoder_record, weights_file
+from ..sources.weights import recognise_weights
 
 # %% ../../nbs/models/87_loading.ipynb #00395f93
 def _load_ours(
@@ -43,8 +44,18 @@ def _load_named(
     return InferenceModel(model, record.mean, record.std, {'file': name, 'sha256': ckpt.sha256})
 
 
+def _norm_of(
+    name:str|Path,  # of published weights, or of their file
+    model:nn.Module # that they are in
+)->tuple[Sequence[float], Sequence[float]]: # mean, standard deviation; empty: each image is stretched to [0, 1]
+    "Find how the images of published weights are normalised."
+    known = recognise_weights(str(name))
+    if known and known.mean: return known.mean, known.std
+    return ((), ()) if isinstance(model, MultiViT) else IMAGENET_NORM
+
+
 def load_model(
-    name_or_path:str|Path,    # name with shipped weights, 'timm:NAME', a file of ours, or a published checkpoint
+    name_or_path:str|Path,    # name of shipped or published weights, 'timm:NAME', or a checkpoint, ours or published
     device:str='cpu',         # where it runs
     mean:Sequence[float]|None=None, # of each channel of its images; None: as its file says, else the encoder's
     std:Sequence[float]|None=None,  # the same, standard deviation
@@ -61,6 +72,6 @@ def load_model(
         return InferenceModel(model, norm[0], norm[1], about).to(device)
     heads = {(e.d, e.depth): e.heads for e in ENCODERS.values() if e.heads}
     model = build_like(ckpt, heads, **options)
-    if mean is None or std is None: mean, std = ((), ()) if isinstance(model, MultiViT) else IMAGENET_NORM
+    if mean is None or std is None: mean, std = _norm_of(name_or_path, model)
     about = {'file': ckpt.path.name, 'sha256': ckpt.sha256, **infer_architecture(ckpt.state)}
     return InferenceModel(model, mean, std, about).to(device)

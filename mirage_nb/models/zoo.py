@@ -18,6 +18,7 @@ from .mirage import MODALITIES, Modality, MultiViT
 from .positions import token_grid
 from .timm_encoder import PREFIX, timm_record, timm_weights
 from .vit import ViT
+from ..sources.weights import check_not_page, find_weights
 
 # %% ../../nbs/models/85_zoo.ipynb #70fd681f
 _MIRAGE_OPTIONS = 'modalities', 'size', 'patch', 'classes', 'drop_path', 'checkpointing'
@@ -173,7 +174,7 @@ def _shipped_weights(
 
 # %% ../../nbs/models/85_zoo.ipynb #5d81c302
 def weights_file(
-    weights:str|Path|None, # a checkpoint file, the name of an encoder, 'random', or 'timm' for those of timm's hub
+    weights:str|Path|None, # a checkpoint file, a name of shipped or published weights, 'random', or 'timm': timm's hub
     model:str=''           # name of the encoder that they are for, which 'timm' needs
 )->Path|None:             # None: random initialisation
     "Find the file of weights to start from, if there is one."
@@ -182,4 +183,5 @@ def weights_file(
         if not model.startswith(PREFIX):
             raise ValueError(f"weights=timm is for a model of timm, as 'timm:NAME', not for {model!r}")
         return timm_weights(model)
-    return _shipped_weights(str(weights)) if str(weights) in ENCODERS else Path(weights).expanduser()
+    if str(weights) in ENCODERS: return _shipped_weights(str(weights))
+    return find_weights(str(weights)) or check_not_page(Path(weights).expanduser())

@@ -37,6 +37,7 @@ from ..models.zoo import encoder_record
 from ..recipes.classification import ClsRecipe
 from ..recipes.settings import rows_cols
 from ..records import dataset_name
+from ..sources.weights import recognise_weights
 from .baselines import predict_majority, probe_encoder, random_probe_settings
 from mirage_nb.tasks.cross_dataset import (
     check_scorable,
@@ -71,7 +72,9 @@ def _input_spec(
 )->InputSpec:
     "Choose how the encoder of a task reads the images of a dataset."
     f, facts = encoder_record(cfg.model), manifest.labels or LabelFacts(where={}, values={}, class_maps={})
-    norm = choose_norm(Norm(facts.mean, facts.std), Norm(f.mean, f.std), cfg.norm)
+    known = recognise_weights(cfg.weights)
+    own = Norm(known.mean, known.std) if known and known.mean and f.mean else Norm(f.mean, f.std)
+    norm = choose_norm(Norm(facts.mean, facts.std), own, cfg.norm)
     same = ('eval_crop', 'augmentation', 'crop_scale_min', 'rand_augment', 'random_erasing')
     return InputSpec(modality=_input_modality(cfg, manifest), channels=f.channels, size=rows_cols(cfg.size),
                      mean=norm.mean, std=norm.std, fill=facts.fill, **{k: getattr(cfg, k) for k in same})

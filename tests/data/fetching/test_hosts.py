@@ -54,7 +54,8 @@ def certificate(tmp_path_factory):
     folder = tmp_path_factory.mktemp('certificate')
     names = 'subjectAltName=DNS:drive.google.com,DNS:drive.usercontent.google.com'
     words = 'req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=test -addext'.split()
-    subprocess.run(['openssl', *words, names, '-keyout', folder/'key.pem', '-out', folder/'cert.pem'], check=True, capture_output=True)
+    subprocess.run(['openssl', *words, names, '-keyout', folder/'key.pem', '-out', folder/'cert.pem'], check=True,
+                   capture_output=True)
     (folder/'both.pem').write_text((folder/'key.pem').read_text() + (folder/'cert.pem').read_text())
     return folder/'both.pem'
 

@@ -6,6 +6,7 @@
 __all__ = ['ChosenRun', 'tuned_run', 'RunFailed', 'run_notebook', 'write_report', 'FinishedRun', 'read_run', 'run', 'main']
 
 # %% ../nbs/20_runs.ipynb #ea8c11d9
+import html
 import math
 import os
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 import pandas as pd
 
 from .commands.help import describe_commands, describe_notebook
+from .commands.notices import notices, show_in_words
 from .commands.shortcut import describe_result, remember_run, remembered_run, run_key
 from .core import counted, runs_dir
 from .recipes.base import FineTuningRecipe, describe_weights
@@ -98,6 +100,10 @@ class RunFailed(RuntimeError):
     "A notebook that did not come to its end; the message says what happened and where the report is."
 
 
+_KERNEL = ['--IPKernelApp.log_level=50',  # at its end a kernel reports an interrupt as an error
+          '--IPKernelApp.exec_lines=from mirage_nb.commands.notices import show_in_words as _; _(); del _']
+
+
 def _execute(
     notebook:Path,               # to run
     out:Path,                    # receives the executed copy
@@ -111,7 +117,7 @@ def _execute(
     before, os.environ[HANDOFF] = os.environ.get(HANDOFF), str(out.with_suffix('.json'))
     try: execute_notebook(notebook, out, dict(parameters), engine_name=ENGINE, console=console, kernel_name='python3',
                           progress_bar=False, stderr_file=console,  # the bars of training and prediction
-                          extra_arguments=['--IPKernelApp.log_level=40'])
+                          extra_arguments=_KERNEL)
     except PapermillExecutionError as e: return f'{e.ename}: {e.evalue}'
     except Exception as e: return f'{type(e).__name__}: {e}'  # a dead kernel, say
     finally:
@@ -179,17 +185,24 @@ def _write_html(
     return write_page(nbformat.read(notebook, 4), notebook.with_suffix('.html'), error)
 
 # %% ../nbs/20_runs.ipynb #e1404aef
+class _Shown(str):
+    "A text that a notebook shows as a text, without quotation marks"
+    def __repr__(self)->str: return str(self)
+    def _repr_markdown_(self)->str: return '\n\n'.join(html.escape(line, quote=False) for line in self.splitlines())
+
+
 def write_report(
     run:Run,
     stage:str,                   # as 'seg_tune'
     parameters:Mapping[str, Any] # of the notebook
-)->str:                          # where the report is, or will be
+)->str:                          # the result in words, and where the report is or will be
     "Leave the report in the run's folder, however the notebook was started."
     import nbformat
 
     from mirage_nb.report.live import read_live_notebook
     from mirage_nb.report.page import write_page, write_summary_page
     report, source = run.folder/'report.html', pipeline_notebook(stage)
+    notices.write(run.folder)
     if os.environ.get(HANDOFF): return f'{report} (written by the runner when this cell is done)'
     executed = read_live_notebook(source)
     if executed is not None:
@@ -197,7 +210,7 @@ def write_report(
         write_page(executed, report)
     elif not report.exists():
         write_summary_page(report, source, run_command(stage, parameters))
-    return str(report)
+    return _Shown(describe_result(run.folder))
 
 
 if 'IPython' in sys.modules:
@@ -205,6 +218,9 @@ if 'IPython' in sys.modules:
     from mirage_nb.report.live import keep_displays
     shorten_interrupts()
     keep_displays()  # a live kernel forgets what cells display, unless it is asked early
+    if HANDOFF not in os.environ:
+        from mirage_nb.commands.lab import dress_kernel
+        if dress_kernel(): show_in_words()
 
 # %% ../nbs/20_runs.ipynb #20a00002
 class FinishedRun(Run):
@@ -299,6 +315,9 @@ def _obey(
     elif words[0] == 'fetch':
         from mirage_nb.data.fetch import main as fetch_words
         return fetch_words(words[1:])
+    elif words[0] == 'import':
+        from mirage_nb.data.vendor import main as import_folder
+        return import_folder(words[1:])
     else:
         notebook = find_notebook(words[0])
         sys.stdout.write(describe_result(run_notebook(notebook, parse_parameters(words[1:], notebook), quiet)))
@@ -308,7 +327,8 @@ def _obey(
 def main(
     words:list[str]|None=None # of the command line; None: of this process
 )->int:                       # exit code
-    "Do what a command line says: NOTEBOOK name=value ..., list, runs, check or fetch."
+    "Do what a command line says: NOTEBOOK name=value ..., list, runs, check, fetch or import."
+    if words is None: show_in_words()
     words = sys.argv[1:] if words is None else words
     given = [w for w in words if w != '--quiet']
     if not given:

@@ -37,6 +37,7 @@ _COMMANDS = '''usage: mirage-nb COMMAND
   mirage-nb runs                              list all runs with their scores
   mirage-nb check DATASET [--write-manifest]  look a dataset over
   mirage-nb fetch NAME ... [--accept]         download datasets and weights (--list: all that are known)
+  mirage-nb import FOLDER [OUT] [--for ...]   make a set of files of scanners
 
 notebooks:
 '''

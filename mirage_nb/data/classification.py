@@ -188,6 +188,8 @@ def _divided(
         return table.assign(split=table.split.mask(undivided, 'test')), 'not divided' if undivided.any() else ''
     plan = parse_splits(splits or '') or SplitPlan(shares=shares)
     unit = 'patient' if (table.patient != '').any() else 'image'
+    if plan.site and 'site' not in table:
+        table = table.assign(site=[manifest.site_of(Path(p).stem) for p in table.image])
     split, drawn = divide(table, plan, manifest.name, unit, need_val)
     return table.assign(split=split), drawn
 

@@ -40,6 +40,7 @@ class LabelFacts(Options):
     joined: str = ''                 # text between the labels of one cell, as '|'
     patient: str = ''                # column with the patient; left out: every image is a patient of its own
     eye: str = ''                    # column with the eye
+    site: str = ''                   # column with the site, as hospital or device
     split: str = ''                  # column with the split, whose values [splits] names
     shares: tuple[float, ...] = ()   # parts of train, val and test, drawn by patient; they sum to 1
     where: dict[str, _Text] = field(default_factory=dict)  # columns and the values of rows that count
@@ -63,7 +64,7 @@ class LabelFacts(Options):
             yield f'labels.shares takes the parts of train, val and test, which sum to 1, got {list(s)}'
 
 # %% ../../nbs/data/04_labels.ipynb #98a068f5
-_COLUMNS = ('table', 'image', 'id', 'label', 'joined', 'patient', 'eye', 'split')
+_COLUMNS = ('table', 'image', 'id', 'label', 'joined', 'patient', 'eye', 'site', 'split')
 
 
 def label_faults(

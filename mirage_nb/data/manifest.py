@@ -56,6 +56,12 @@ def _check_patient(text:str)->str:
     return text
 
 
+def _check_site(text:str)->str:
+    "Return a regular expression for the site as it is; an error if it finds none."
+    try: return _check_patient(text)
+    except ValueError as e: raise ValueError(str(e).replace('patient', 'site')) from e
+
+
 _Pair = Annotated[tuple[Count, Count], WithJsonSchema(
     {'type': 'array', 'items': {'type': 'integer', 'minimum': 1}, 'minItems': 2, 'maxItems': 2})]
 
@@ -72,6 +78,8 @@ class _Facts(Options):
     size: _Pair|None = None         # rows and columns of the model's input; left out: those of the recipe
     # regular expression whose first group is the patient in the id of a volume; left out: a volume is a patient
     patient: Annotated[str, AfterValidator(_check_patient)] = ''
+    # regular expression whose first group is the site, as hospital or device, in a file's name; left out: not known
+    site: Annotated[str, AfterValidator(_check_site)] = ''
     test_masks: bool = True         # false where the masks of the test split are kept by a challenge
     source: _Filled                 # address where the dataset comes from
     licence: _Filled                # terms of use
@@ -98,6 +106,12 @@ class Manifest(_Facts):
     def file(self)->Path:
         "Name the manifest, also of a folder that has none yet."
         return self.path if self.path.suffix == '.toml' else self.path.parent/'manifest.toml'
+
+    def site_of(self, name:str)->str: # '' where the manifest states no site
+        "Return the site that a file is from, by its name."
+        if not self.site: return ''
+        if found := re.search(self.site, name): return found.group(1)
+        raise ValueError(f"{self.path}: 'site' {self.site!r} does not fit the file {name!r}")
 
     @property
     def knows_patients(self)->bool: # of masks; by a shipped manifest without an expression every volume is a patient

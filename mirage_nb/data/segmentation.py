@@ -255,6 +255,7 @@ def _divided(
         f'{every.volume.iloc[0]!r}, and one patient cannot be divided. Name each volume by itself, as P001_07')
     unit = 'patient' if manifest.patient else 'volume' if (every['slice'] > 0).any() else 'image'
     table = _image_table(list(labelled.itertuples(index=False, name=None)))
+    if plan.site: table = table.assign(site=[manifest.site_of(v) for v in table.volume])
     split, drawn = divide(table, plan, manifest.name, unit)
     if not drawn: return dict(tables), ''
     if n := len(every) - len(labelled): drawn += f'; {n} images without masks are left out'

@@ -197,6 +197,25 @@ def _draw_shares(
     raise ValueError(f'{patient_ids(table).nunique()} patients are too few for {asked}: none is in '
                      f'{" and ".join(empty)}. Ask for other parts, or add patients')
 
+# %% ../../nbs/data/40_splits.ipynb #7031fcd8
+def _leave_site_out(
+    table:pd.DataFrame, # id, patient, site, and perhaps labels
+    site:str,           # whose patients are the test
+    seed:int|str
+)->pd.Series:
+    "Test on the patients of a site, and draw validation out of the others."
+    known = sorted(set(table.site) - {''})
+    if not known: raise ValueError(
+        f"splits: no site is known, so {site!r} cannot be left out. State it in a manifest, as site = '^([A-Za-z]+)_' "
+        "for the name of a file, or as a column of the table of labels: site = 'hospital' in [labels]")
+    if site not in known: raise ValueError(f"splits: {unknown('site', site, known)}")
+    patients = patient_ids(table)
+    rest = ~patients.isin(patients[table.site == site])
+    if not rest.any(): raise ValueError(f'splits: without {site} no patient is left to learn from')
+    split = pd.Series('test', table.index)
+    split[rest], _ = _draw_shares(table[rest], _HELD_OUT, seed)
+    return split
+
 # %% ../../nbs/data/40_splits.ipynb #5db79622
 def _read_splits(
     table:pd.DataFrame, # id
@@ -224,6 +243,7 @@ def _draw_asked(
     seed:int|str
 )->tuple[pd.Series, str]: # splits, and how they are drawn
     "Draw what a plan asks for; of an empty one all splits, or validation where train is there already."
+    if plan.site: return _leave_site_out(table, plan.site, seed), f'the site {plan.site} is the test'
     if plan.fold[1]: return _draw_fold(table, plan.fold, seed), 'fold {} of {} is the test'.format(*plan.fold)
     if plan.shares or set(table.split) == {''}:
         split, shares = _draw_shares(table, [plan.shares] if plan.shares else _USUAL, seed)
@@ -250,7 +270,7 @@ def _warn_unknown(
 
 
 def divide(
-    table:pd.DataFrame,  # id, patient, split ('' where there is none), and perhaps labels
+    table:pd.DataFrame,  # id, patient, split ('' where there is none), and perhaps labels and site
     plan:SplitPlan,      # what is asked for; an empty one: draw what is missing
     name:str,            # of the dataset
     unit:str='patient',  # what `patient` holds: 'volume' or 'image' where patients are not known

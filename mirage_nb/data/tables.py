@@ -172,6 +172,7 @@ def table_rows(
     split = _split_names(table, manifest, facts, path) if facts.split else ''
     rows = pd.DataFrame({'id': ids, 'patient': column(facts.patient, ''), 'eye': column(facts.eye, ''), 'split': split,
                          'image': files})
+    if facts.site: rows['site'] = column(facts.site, '')
     if facts.multi: return rows.join(_multi_labels(table, facts, path).add_prefix('label:'))
     rows['label'] = _single_labels(table, facts, path)
     if (rows.label == '').any():

@@ -100,6 +100,24 @@ def test_labels_and_files_are_named_together(tmp_path, monkeypatch):
     assert 'no image of class drusen in train' in str(e.value) and 'it is in no split' in str(e.value)
 
 
+def test_sites_of_names_and_of_a_column(tiny, tmp_path):
+    (tiny/'manifest.toml').write_text(MANIFEST + "site = '^P([0-9])'\n")
+    data = load_seg_data(read_manifest('Tiny'), 'leave out 2')
+    assert set(data.tables['test'].volume) == {'P2a'} and 'the site 2 is the test' in data.drawn
+    (tiny/'manifest.toml').write_text(MANIFEST + "site = '^Q([0-9])'\n")
+    with pytest.raises(ValueError, match="'site' .* does not fit the file 'P1a'"):
+        load_seg_data(read_manifest('Tiny'), 'leave out 2')
+    table = pd.DataFrame({'id': [f'i{k}' for k in range(40)], 'dx': ['AMD', 'DME']*20, 'place': ['A']*4 + ['B']*36})
+    for i, k in enumerate(table.id): noise(tmp_path/'Eyes'/f'{k}.png', i)
+    table.to_csv(tmp_path/'Eyes'/'t.csv', index=False)
+    facts = ''.join(f'{k} = "x"\n' for k in ('title', 'modality', 'source', 'licence', 'citation', 'get'))
+    (tmp_path/'Eyes'/'manifest.toml').write_text(
+        f'task = "classification"\nlayout = "table"\n{facts}[labels]\ntable = "t.csv"\nimage = "{{id}}.png"\n'
+        'label = "dx"\nsite = "place"\n')
+    found = load_labelled(read_manifest('Eyes'), splits='leave out A')
+    assert sorted(found.splits['test'].id) == ['i0', 'i1', 'i2', 'i3']
+
+
 # ------------------------------------------------------------------ what is kept
 
 def test_a_second_start_reads_only_what_changed(tmp_path, monkeypatch):

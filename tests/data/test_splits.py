@@ -180,3 +180,28 @@ def test_faults_of_a_file_of_splits(tmp_path, change, text):
     t = pd.DataFrame({'id': [f'i{k}' for k in range(10)], 'patient': '', 'split': ''})
     change(t.assign(split='train')).to_csv(tmp_path/'splits.csv', index=False)
     with pytest.raises(ValueError, match=text): divide(t, parse_splits(str(tmp_path/'splits.csv')), 'x')
+
+
+# ------------------------------------------------------------------ sites
+
+@pytest.mark.parametrize('site', ['Lyon', 'Wien', 'Oslo'])
+def test_a_site_is_left_out_whole(site):
+    t = people_with(n=60).assign(split='')
+    t['site'] = t.patient.map(lambda p: ('Lyon', 'Wien', 'Oslo')[int(p[1:]) % 3])
+    split, how = divide(t, parse_splits(f'leave out {site}'), 'x')
+    assert ((split == 'test') == (t.site == site)).all() and f'the site {site} is the test' in how
+    found = t.assign(split=split).groupby('patient').split.agg(['nunique', 'first'])
+    counts = found['first'].value_counts().to_dict()
+    assert (found['nunique'] == 1).all() and counts == {'train': 34, 'test': 20, 'val': 6}
+    other = divide(t, parse_splits(f'leave out {site}, seed 4'), 'x')[0]
+    assert ((other == 'test') == (split == 'test')).all() and not other.equals(split)
+
+
+def test_a_site_that_is_not_known():
+    t = people_with(n=60).assign(split='')
+    with pytest.raises(ValueError, match='splits: no site is known, so .Lyon. cannot be left out. State it in a manif'):
+        divide(t.assign(site=''), parse_splits('leave out Lyon'), 'x')
+    with pytest.raises(ValueError, match="splits: no site 'lyon'. Did you mean 'Lyon'"):
+        divide(t.assign(site='Lyon'), parse_splits('leave out lyon'), 'x')
+    with pytest.raises(ValueError, match='without Lyon no patient is left'):
+        divide(t.assign(site='Lyon'), parse_splits('leave out Lyon'), 'x')

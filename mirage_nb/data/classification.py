@@ -26,6 +26,7 @@ from .files import read_image
 from .folders import list_images, scan_folder
 from .input_spec import InputSpec, eval_image, resize_smooth, train_image
 from .manifest import SPLITS, Manifest, dataset_dir, label_facts, patient_of
+from .near_duplicates import near_duplicate_faults
 from .opened import file_faults, open_images
 from .splits import divide
 from .tables import table_rows
@@ -203,7 +204,7 @@ def load_labelled(
     "Load the labelled images of a dataset; all files are opened, and all faults are one error."
     facts, source = label_facts(manifest), str(dataset_dir(manifest))
     table, drawn = _divided(manifest, _labelled_rows(manifest), splits, need_val)
-    files = list(table.image)
+    files, divided = list(table.image), list(table.split)
     opened = open_images(files)
     table['sha256'] = [f.sha256 or str(p) for f, p in zip(opened, table.image, strict=True)]
     twice, both = find_duplicates(table)
@@ -215,6 +216,7 @@ def load_labelled(
     content = hash_value([hash_content(table.id, parts), names])
     data = LabelledImages(manifest.name, names, multi, table, find_leaks(table, images=both), content, drawn)
     faults = file_faults(files, opened) + twice + leak_faults(data.leaks) + _label_faults(data, source)
+    if 'near_duplicates' not in waive: faults += near_duplicate_faults(files, opened, divided)
     warned = {'patients', 'duplicates'} & set(waive)  # `find_leaks` has
     refuse([f for f in faults if f.waiver not in warned], source, len(table), waive)
     _warn_of_absent(data, source)

@@ -26,6 +26,7 @@ from .folders import list_images, split_id
 from .input_spec import InputSpec, normalise_view
 from .manifest import SPLITS, ClassInfo, Manifest, classes_of, dataset_dir, image_folders, patient_of
 from .masks import read_mask
+from .near_duplicates import near_duplicate_faults
 from .opened import AS_STORED, ImageFacts, file_faults, mask_opening, open_images
 from .preprocessing import Size, eval_view, train_view
 from .splits import divide
@@ -279,6 +280,8 @@ def load_seg_data(
         k: [opened[p].sha256 if p in opened else p for p in every[k]] for k in ('bscan', 'semseg')})
     leaks = find_leaks(every.assign(sha256=[opened[p].sha256 or str(p) for p in every.bscan]), contents=True)
     faults += leak_faults(leaks) + _absent_classes(every, classes, opened)
+    if 'near_duplicates' not in waive:
+        faults += near_duplicate_faults(list(every.bscan), [opened[p] for p in every.bscan], list(every.split))
     warned = {'patients', 'duplicates'} & set(waive)  # `find_leaks` has
     refuse([f for f in faults if f.waiver not in warned], str(root), len(opened), waive)
     return SegData(manifest, classes, tables, leaks, content, drawn)

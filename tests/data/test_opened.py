@@ -118,6 +118,20 @@ def test_sites_of_names_and_of_a_column(tiny, tmp_path):
     assert sorted(found.splits['test'].id) == ['i0', 'i1', 'i2', 'i3']
 
 
+def test_a_copy_that_was_pressed_again_stops_a_training(tiny):
+    for i, p in enumerate(sorted(tiny.glob('*/bscan/*.png'))):  # structures, not noise
+        small = np.random.default_rng(i).integers(20, 200, (8, 12), np.uint8)
+        Image.fromarray(small).resize((60, 40), Image.Resampling.BICUBIC).save(p)
+    load_seg_data(read_manifest('Tiny'), '', ())
+    x = Image.open(tiny/'train'/'bscan'/'P2a_2.png')
+    x.point(lambda v: v*.9 + 9).save(tiny/'test'/'bscan'/'P4a_1.png')
+    with pytest.raises(DataFaults, match='waive=near_duplicates accepts') as e:
+        load_seg_data(read_manifest('Tiny'), '', ())
+    assert e.value.table.kind.tolist() == ['near duplicate in two splits']
+    assert 'P2a_2.png (train) and ' in str(e.value) and 'P4a_1.png (test) are nearly the same image' in str(e.value)
+    load_seg_data(read_manifest('Tiny'), '', ['near_duplicates'])
+
+
 # ------------------------------------------------------------------ what is kept
 
 def test_a_second_start_reads_only_what_changed(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from ..core import unknown
-from .data_options import SplitsOption, WaiveOption, waived
+from .data_options import SplitsOption, WaiveOption
 from .settings import BelowOne, Count, NotNegative, Options, Positive, Precision, Size, Whole, options
 
 # %% ../../nbs/recipes/15_base.ipynb #2de680b6
@@ -56,11 +56,6 @@ class FineTuningRecipe(TrainingRecipe):
     layer_decay: NotNegative = 1.  # factor of the learning rate from a layer to the one below
     drop_path: BelowOne = 0.       # rate of stochastic depth in the encoder's last block
     baselines: bool = False        # train baselines as well
-
-    @property
-    def accepted(self)->tuple[str, ...]:
-        "Name the faults of the data that are accepted."
-        return waived(self.waive)
 
     @property
     def result_name(self)->str: # 'fine-tuned'; with tune 'probe' 'linear probe' or 'frozen encoder'

@@ -35,6 +35,7 @@ from ..models.heads.classification import ClsHead, ClsModel
 from ..models.tuning import save_tuned_model
 from ..models.zoo import encoder_record
 from ..recipes.classification import ClsRecipe
+from ..recipes.data_options import waived
 from ..recipes.settings import rows_cols
 from ..records import dataset_name
 from ..sources.weights import recognise_weights
@@ -144,7 +145,7 @@ class _ClsParts(FineTuning[ClsModel]):
         "Load the labelled images, checked."
         cfg = self.settings
         need_val = cfg.monitor != 'last' and cfg.epochs > 0
-        return self.given or load_labelled(self.manifest, cfg.accepted, cfg.splits, need_val)
+        return self.given or load_labelled(self.manifest, waived(cfg.waive), cfg.splits, need_val)
 
     @cached_property
     def test_home(self)->tuple[Manifest, LabelledImages]:
@@ -153,7 +154,8 @@ class _ClsParts(FineTuning[ClsModel]):
             if 'test' in self.data.splits: check_scorable(self.data, self.manifest, self.data)
             return self.manifest, self.data
         other = read_manifest(self.settings.test_dataset)
-        return load_test_data(self.data, other, 'duplicates' in self.settings.accepted, self.settings.class_map or ())
+        leaks = 'duplicates' in waived(self.settings.waive)
+        return load_test_data(self.data, other, leaks, self.settings.class_map or ())
 
     @cached_property
     def input_spec(self)->InputSpec:
@@ -299,7 +301,7 @@ class _ClsTested(_ClsTrained):
         tables = read_predicted_splits(folder, splits, why) if done else None
         if tables is None: tables = predict_splits(self.classifier(folder), home, other, folder)
         if tables.test is None: return None
-        return evaluate_table(tables.test, tables.valid, allow_leaks='duplicates' in self.settings.accepted,
+        return evaluate_table(tables.test, tables.valid, allow_leaks='duplicates' in waived(self.settings.waive),
                               no_valid=tables.why)
 
     def predict(self, folder:Path, split:str)->pd.DataFrame:
@@ -371,7 +373,7 @@ class ClassificationTask(_ClsTested):
         kept = {s: before.features.encode(d, [-1])[0] for s, d in sets.items()}
         probes = probe_encoder(before.model, kept, sets, self.data)
         return {f'{name} ({"C" if "log" in name else "k"} {setting:g})': evaluate_table(
-            tables['test'], tables['val'], allow_leaks='duplicates' in cfg.accepted)
+            tables['test'], tables['val'], allow_leaks='duplicates' in waived(cfg.waive))
             for name, (setting, tables) in probes.items()}
 
 # %% ../../nbs/tasks/30_classification.ipynb #7692709e

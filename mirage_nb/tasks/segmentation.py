@@ -28,6 +28,7 @@ from ..models.checkpoints import LoadReport
 from ..models.segmentation import SegModel, seg_model, start_segmenter
 from ..models.tuning import save_tuned_model
 from ..models.zoo import encoder_record
+from ..recipes.data_options import waived
 from ..recipes.segmentation import SegRecipe
 from ..recipes.settings import rows_cols
 from ..storage import save_table
@@ -74,7 +75,7 @@ class _SegParts(FineTuning[SegModel]):
     @cached_property
     def data(self)->SegData:
         "Load the tables of the splits, checked."
-        return self.given or load_seg_data(self.manifest, self.settings.splits, self.settings.accepted)
+        return self.given or load_seg_data(self.manifest, self.settings.splits, waived(self.settings.waive))
 
     @cached_property
     def sets(self)->dict[str, SegDataset]:

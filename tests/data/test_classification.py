@@ -176,13 +176,13 @@ def holes(path):
 
 def test_images_that_cannot_be_read_later_are_found_first(folders):
     train = folders/'train'/'AMD'
-    Image.new('CMYK', (32, 24)).save(train/'inks.jpg')
+    Image.new('LAB', (32, 24)).save(train/'lab.tif')
     stack(train/'stack.tif')
     holes(train/'holes.tif')
     with pytest.raises(ValueError) as e: load_labelled(read_manifest('Eyes'))
     said = str(e.value)
     assert '3 faults in 39 files' in said and 'wrong type (2)' in said and 'out of range (1)' in said
-    assert 'inks.jpg holds pixels of mode CMYK; it takes grey, RGB or RGBA. Save it as RGB' in said
+    assert 'lab.tif holds pixels of mode LAB' in said
     assert 'stack.tif holds 2 pages; one image a file is expected' in said
     assert 'holes.tif holds pixels that are NaN or infinite' in said
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from ...core import data_dir, resource_dir, unknown
 from .unpack import is_archive
 from ..manifest import read_manifest
-from ...sources.files import FetchPlan, SourceFile, size_text
+from ...sources.files import FetchPlan, SourceFile, bytes_text
 from ...sources.weights import known_weights, weights_dir
 
 # %% ../../../nbs/data/fetching/60_orders.ipynb #96e5bedd
@@ -92,16 +92,16 @@ def _file_line(f:SourceFile)->str:
     parts = f', {len(f.parts)} parts' if f.parts else ''
     gate = ', gated: terms are accepted on that page, the token is in HF_TOKEN' if f.gated else ''
     check = f', {f.checksum}' if f.checksum else ', no checksum published'
-    return f'{f.name}, {size_text(f.bytes)}{parts}, from {f.address}{gate}{check}'
+    return f'{f.name}, {bytes_text(f.bytes)}{parts}, from {f.address}{gate}{check}'
 
 
 def describe_order(order:Order)->str:
     "Write what a fetch would do, and on which terms."
     free = shutil.disk_usage(next(p for p in (order.store, *order.store.parents) if p.exists())).free
     known = [f.bytes for f in order.plan.files if not f.bring]
-    need = f'{size_text(order.needed)} or more' if order.needed else 'not published'
+    need = f'{bytes_text(order.needed)} or more' if order.needed else 'not published'
     if known and None in known and order.needed: need += ' (not all sizes are published)'
-    rows = {'to': f'{order.target}', 'disk': f'{need} needed, {size_text(free)} free', 'terms': order.licence,
+    rows = {'to': f'{order.target}', 'disk': f'{need} needed, {bytes_text(free)} free', 'terms': order.licence,
             'cite': order.citation, 'page': order.page, **order.more, 'note': order.plan.note}
     lines = [f'{order.name} ({order.kind})', *(f'  {_file_line(f)}' for f in order.plan.files)]
     return '\n'.join([*lines, *(f'  {k}: {v}' for k, v in rows.items() if v)]) + '\n'
@@ -126,7 +126,7 @@ def list_orders()->str:
         width = max(map(len, names))
         for o in _orders(names):
             sizes = [f.bytes for f in o.plan.files if not f.bring]
-            total = size_text(sum(filter(None, sizes))) if sizes and None not in sizes else 'size not published'
+            total = bytes_text(sum(filter(None, sizes))) if sizes and None not in sizes else 'size not published'
             lines.append(f"{'*' if o.here else ' '} {o.name:{width}}  {_route(o)}; {total}; {o.licence}")
     return '\n'.join(lines) + '\n'
 

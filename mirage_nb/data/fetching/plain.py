@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from ...core import log
-from ...sources.files import size_text
+from ...sources.files import bytes_text
 from ...storage import read_json, write_json
 
 # %% ../../../nbs/data/fetching/20_plain.ipynb #37a85938
@@ -64,7 +64,7 @@ def check_space(
     "Raise an error if a disk has not enough space."
     free = shutil.disk_usage(path.parent).free
     if needed > free: raise OSError(
-        f'{path.name} needs {size_text(needed)}, and the disk of {path.parent} has {size_text(free)} free')
+        f'{path.name} needs {bytes_text(needed)}, and the disk of {path.parent} has {bytes_text(free)} free')
 
 # %% ../../../nbs/data/fetching/20_plain.ipynb #05937140
 _TIMEOUT = 30.  # seconds without a byte after which a connection counts as broken
@@ -154,5 +154,5 @@ def _broken(
 )->str:
     "Write the error message for a download that failed."
     what = problem or f'the connection breaks ({type(error).__name__}: {str(error)[:120]})'
-    kept = f'; {size_text(size)} are kept, and the same command goes on from there' if size and not problem else ''
+    kept = f'; {bytes_text(size)} are kept, and the same command goes on from there' if size and not problem else ''
     return f'{url} cannot be downloaded: {what}{kept}. {urlsplit(url).hostname} may be closed to this machine'

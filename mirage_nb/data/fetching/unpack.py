@@ -106,7 +106,7 @@ class _Budget:
             f'{self.archive} is refused: it unpacks to more than {_RATIO} times its own size, as an archive does that '
             'was made to fill a disk')
         if self.free < 0: raise OSError(
-            f'{self.archive} does not fit on the disk: {bytes_text(_KEEP_FREE)} are left free. Make room, and try again')
+            f'{self.archive} does not fit on the disk: {bytes_text(_KEEP_FREE)} are left free. Make room and try again')
 
 
 def _write_member(

@@ -31,11 +31,14 @@ from pages import (
 from PIL import Image
 
 import mirage_nb
+from mirage_nb.data.fetch import _parse
+from mirage_nb.data.fetching.orders import find_order
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.phantoms.cxr import make_phantom_cxr
 from mirage_nb.phantoms.oct import make_phantom_oct
 from mirage_nb.phantoms.uwf import make_phantom_uwf
 from mirage_nb.runs import main
+from mirage_nb.sources.weights import known_weights, weights_dir
 
 MOST_LINES = {'README.md': 200, 'docs/adding.md': 400, 'docs/modules.md': 250}  # of other pages: 150
 
@@ -125,7 +128,8 @@ def class_folders(data):
 def here(place, monkeypatch):
     "The process as a user's terminal: MIRAGE_DATA and MIRAGE_RUNS, one thread"
     import torch
-    for k, v in {'MIRAGE_DATA': place/'oct', 'MIRAGE_RUNS': place/'runs', 'OMP_NUM_THREADS': 1}.items():
+    for k, v in {'MIRAGE_DATA': place/'oct', 'MIRAGE_RUNS': place/'runs', 'MIRAGE_WEIGHTS': place/'weights',
+                 'OMP_NUM_THREADS': 1}.items():
         monkeypatch.setenv(k, str(v))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -200,6 +204,7 @@ def provide(parameters, root):
         if '/' not in name and read_manifest(name).task == 'segmentation' and not read_manifest(name).classes:
             shutil.copy(root/'oct'/'MySet'/'INFO.json', folder)
     weights = placed(str(parameters.get('weights')), root)
+    if weights in known_weights(): weights = str(weights_dir()/known_weights()[weights].kept_as)
     if not weights.startswith(str(root)): return
     Path(weights).parent.mkdir(parents=True, exist_ok=True)
     Path(weights).touch()
@@ -209,6 +214,10 @@ def provide(parameters, root):
                          ids=lambda c: f'{c.where} {c.text.removeprefix(RUNNER)}')
 def test_commands_that_need_more(command, here, monkeypatch):
     "They are not run; the notebook, the recipe, the dataset's manifest and every value are checked"
+    if command.text.split()[1] == 'fetch':
+        names, flags, _ = _parse(command.text.split()[2:])
+        assert [find_order(k) for k in names] and '--accept' in flags
+        return
     notebook, parameters = words_of(command.text)
     provide(parameters, here)
     if notebook.stem[3:] in ('seg_tune', 'cls_tune', 'pretrain_multimae', 'pretrain_mae'):

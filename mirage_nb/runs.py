@@ -26,6 +26,7 @@ from .core import counted, runs_dir
 from .recipes.base import FineTuningRecipe, describe_weights
 from mirage_nb.recipes.pipelines import (
     check_names,
+    explain_no_run,
     find_notebook,
     parameter_values,
     parse_parameters,
@@ -90,9 +91,7 @@ def tuned_run(
         why = f'the best of {len(same)} finished runs by validation' if len(same) > 1 else 'the only finished run'
         others = f'; {counted(left, "run")} on other images or classes' if left else ''
         return _choose_run(max(same, key=_validation_score), f'{why} on {on}{others}')
-    if dataset != 'Phantom_OCT': raise FileNotFoundError(
-        f'no finished run on {dataset} in {runs_dir()/stage}. Make one: '
-        + run_command(stage, {'dataset': dataset}))
+    if dataset != 'Phantom_OCT': raise FileNotFoundError(explain_no_run(stage, dataset))
     return _choose_run(run_notebook(stage, _SHORT[stage], quiet=True), 'a short one, made as there was none')
 
 # %% ../nbs/20_runs.ipynb #38b09777

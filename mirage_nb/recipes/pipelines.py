@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pipeline_notebooks', 'pipeline_notebook', 'find_notebook', 'parameter_values', 'check_names', 'parse_parameters',
-           'run_command']
+           'run_command', 'explain_no_run']
 
 # %% ../../nbs/recipes/60_pipelines.ipynb #60a00003
 import ast
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core import resource_dir, unknown
+from ..core import resource_dir, runs_dir, unknown
 from .cells import read_cells, values_in
 
 # %% ../../nbs/recipes/60_pipelines.ipynb #60a00006
@@ -92,3 +92,13 @@ def run_command(
     "Write the command that starts a run, or goes on with it."
     words = [f'{k}={v}'.replace(', ', ',') for k, v in options.items() if v not in (None, '')]
     return shlex.join(['mirage-nb', stage, *words])
+
+
+def explain_no_run(
+    stage:str,      # as 'seg_tune'
+    dataset:str     # name or path
+)->str:
+    "Say that a dataset has no finished run, and how to make one."
+    make = run_command(stage, {'dataset': dataset})
+    return f'no finished run on {dataset} in {runs_dir()/stage}. Make one: {make}'
+

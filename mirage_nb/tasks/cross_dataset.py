@@ -18,6 +18,7 @@ import pandas as pd
 
 from ..core import counted, log, unknown
 from ..data.audit import shared_images
+from ..data.class_names import suggest_map
 from ..data.classification import LabelledImages, load_labelled, match_classes
 from ..data.faults import LENIENT
 from ..data.manifest import Manifest, label_facts
@@ -41,8 +42,8 @@ def _match_labels(
     found = {c: names.get(low(given.get(low(c), '') if stated is not None else c), '') for c in source}
     meant = [v for v in found.values() if v]
     if not meant: raise ValueError(
-        f'{where}: no label of the model ({", ".join(source)}) is one of {", ".join(classes)}; '
-        '[labels.class_maps.SOURCE] says which label means which')
+        f'{where}: no label of the model ({", ".join(source)}) is one of {", ".join(classes)}; class_map says which '
+        f'label means which. {suggest_map(source, classes, (source, classes))}')
     if twice := sorted({v for v in meant if meant.count(v) > 1}): raise ValueError(
         f'{where}, class_maps: {" and ".join(c for c in source if found[c] == twice[0])} all become {twice[0]!r}; with '
         'several labels per image each means one')
@@ -95,9 +96,8 @@ def _unpaired(
     "Write the error message for classes without a partner."
     every = '; '.join(f'{name} has {", ".join(c)}' for name, c in zip(names, classes, strict=True))
     lost = ' and '.join(f'{", ".join(c)} of {name}' for name, c in zip(names, alone, strict=True) if c)
-    out = ','.join(repr(f'{c} >') for c in dict.fromkeys(c for part in alone for c in part))
     return (f"{every}. There is no partner for {lost}. class_map says what a class is in the other dataset, as 'CNV > "
-            f"AMD', or leaves it out of the test: class_map=\"[{out}]\" leaves out all of these")
+            f"AMD', or leaves it out of the test, as 'CNV >'. {suggest_map(classes[0], classes[1], alone)}")
 
 # %% ../../nbs/tasks/12_cross_dataset.ipynb #f1938464
 def _with_class_map(

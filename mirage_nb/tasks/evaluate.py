@@ -6,12 +6,14 @@
 __all__ = ['plan_seg_evaluation', 'load_eval_tables', 'compare_tables', 'evaluate']
 
 # %% ../../nbs/tasks/70_evaluate.ipynb #7c8482e5
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
+from ..data.class_names import suggest_map, suggest_pairs
 from ..data.folders import match_masks
 from ..data.manifest import ClassInfo, read_manifest
 from ..data.segmentation import SegData, load_seg_data
@@ -68,6 +70,19 @@ def _given_predictions(
     return replace(plan, ready=folder, sources=plan.sources | own)
 
 
+def _grey_map(
+    home:str,                    # dataset that a model was fine-tuned on
+    source:Sequence[ClassInfo],  # its classes
+    classes:Sequence[ClassInfo]  # of the dataset it is evaluated on
+)->str:                          # a table of TOML, with ? where only the user can tell
+    "Suggest by their names which classes of two segmentations mean the same."
+    pairs, values = suggest_pairs([c.label for c in source], [c.label for c in classes]), {c.label: c for c in classes}
+    lines = [f'{c.value} = {values[pairs[c.label]].value if c.label in pairs else "?"}  # {c.label}' + (
+        f' is {pairs[c.label]}' if c.label in pairs else '') for c in source]
+    known = ', '.join(f'{c.value} ({c.label})' for c in classes)
+    return '\n'.join([f'By their names, to be checked; for ? write one of {known}:', f'[class_maps.{home}]', *lines])
+
+
 def _model_predictions(
     cfg:SegEval,
     plan:_SegEvaluation # of the dataset alone
@@ -80,7 +95,7 @@ def _model_predictions(
     same = [(c.value, c.label) for c in source] == [(c.value, c.label) for c in data.classes]
     if not same and home not in data.manifest.class_maps: raise ValueError(
         f'{name} and {home} have different classes, and {data.manifest.file} has no [class_maps.{home}]: '
-        f'state there what each grey value of {home} means')
+        f'state there what each grey value of {home} means. {_grey_map(home, source, data.classes)}')
     same_files = run.sources['data'] == data.sha256  # else predictions are of other images
     ready = run.folder/'predictions' if same_files and cfg.split == 'test' else None
     class_map = None if same else data.manifest.class_maps[home]
@@ -144,12 +159,35 @@ def _table_files(
     return found
 
 
+def _suggest_names(
+    file:Path,              # of predictions
+    names:Mapping[str, str] # of the option `class_map`
+)->str:                     # '' where every label has a score
+    "Say which labels of a table may mean which of its scores."
+    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    classes = [names.get(c, c) for c in (str(k)[6:] for k in table if str(k).startswith('score:'))]
+    there = sorted({names.get(v, v) for v in table.get('label', [])} - {''})
+    lost = [c for c in there if c not in classes]
+    if not lost: return ''
+    return f'. {suggest_map(classes, there, ([c for c in classes if c not in there], lost))}'
+
+
+def _read_named(
+    file:Path,               # of predictions
+    split:str,               # as `read_predictions` takes it
+    names:Mapping[str, str]  # of the option `class_map`
+)->Predictions:
+    "Read predictions in the classes of the option `class_map`; an error suggests that option."
+    try: return read_predictions(file, split, names)
+    except ValueError as e: raise ValueError(f'{e}{_suggest_names(file, names)}') from e
+
+
 def load_eval_tables(
     cfg:ClsEval # with run or predictions filled in
 )->_ClsTables:
     "Read the tables that an evaluation scores, checked before anything is computed."
     files, names = _table_files(cfg), parse_map(cfg.class_map or [])
-    pred, valid = read_predictions(files['predictions'], cfg.split, names), None
+    pred, valid = _read_named(files['predictions'], cfg.split, names), None
     if 'validation' in files: valid = read_predictions(files['validation'], names=names)
     elif cfg.split and cfg.split != 'val' and 'val' in set(pd.read_csv(files['predictions'], usecols=['split']).split):
         valid = read_predictions(files['predictions'], 'val', names)

@@ -6,8 +6,8 @@
 __all__ = ['few_shot_recipe', 'choose_settings', 'check_parameters']
 
 # %% ../../nbs/tasks/03_settings.ipynb #03a00003
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ from ..models.segmentation import seg_model
 from ..models.tuning import choose_training
 from ..models.zoo import encoder_record, weights_file
 from ..recipes.classification import ClsEval, ClsRecipe, FewShot, cls_recipe
+from ..recipes.pipelines import explain_no_run
 from ..recipes.prediction import Predict
 from ..recipes.pretraining import MAERecipe, MultiMAERecipe, PretrainRecipe, pretrain_recipe
 from ..recipes.segmentation import SegEval, SegRecipe, seg_recipe
 from ..recipes.settings import override, rows_cols
-from ..records import open_run
+from ..records import dataset_name, finished_runs, open_run
 from ..train.losses import seg_loss
 from ..train.settings import pick_precision
 
@@ -151,22 +152,64 @@ def _mae_settings(
     return _with_precision(_check_pretraining(cfg, {**MAES, **CNN_MAES})), None
 
 # %% ../../nbs/tasks/03_settings.ipynb #03a00015
-def _check_scoring(
-    cfg:SegEval|ClsEval|Predict
+def _trial(
+    look:Callable[[], object] # that raises an error if something is wrong
+)->list[Exception]:           # none, or that error
+    "Look for a fault."
+    try: look()
+    except (ValueError, TypeError, KeyError, OSError) as e: return [e]
+    return []
+
+
+def _missing_file(
+    option:str,  # that names it
+    name:str     # path, as typed
+)->list[Exception]:
+    "Say that a file or a folder is not there."
+    path = Path(name).expanduser()
+    return [] if path.exists() else [FileNotFoundError(f'{option}: no file or folder {path.resolve()}')]
+
+
+def _input_faults(
+    kind:type,              # Predict, SegEval or ClsEval
+    given:Mapping[str, Any] # value of each option, as typed or by default
+)->Iterator[Exception]:
+    "Yield which runs, datasets and files of an evaluation or a prediction are not there."
+    several = given.get('runs') or []
+    if isinstance(several, str): several = several.split(',')
+    named = [str(f).strip() for f in (*several, given['run']) if f]
+    for folder in named: yield from _trial(lambda folder=folder: open_run(folder))  # type: ignore[misc]
+    for k in ('images', 'predictions', 'valid_predictions', 'other'):
+        if given.get(k): yield from _missing_file(k, str(given[k]))
+    if kind is SegEval and given['dataset']: yield from _trial(lambda: dataset_dir(read_manifest(given['dataset'])))
+    tuned = str(given['tuned_on'])
+    if named or given.get('predictions') or tuned == 'Phantom_OCT': return  # on that one a run is made
+    both = {'segmentation': 'seg_tune', 'classification': 'cls_tune'}
+    stages = {SegEval: ['seg_tune'], ClsEval: ['cls_tune']}.get(kind, [both.get(given.get('task', ''), '')])
+    stages = stages if stages[0] else list(both.values())
+    if not any(finished_runs(k, dataset_name(tuned)) for k in stages):
+        yield FileNotFoundError(f'tuned_on: {explain_no_run(stages[0], tuned)}')
+
+
+def _scoring_settings(
+    kind:type[Any],          # Predict, SegEval or ClsEval
+    params:Mapping[str, Any] # as typed
 )->_Chosen:
-    "Return the settings of an evaluation or a prediction as they are; an error if their run or dataset is not there."
-    for folder in (*cfg.runs, cfg.run) if isinstance(cfg, Predict) else (cfg.run,):
-        if folder: open_run(folder)
-    if isinstance(cfg, SegEval) and cfg.dataset: dataset_dir(read_manifest(cfg.dataset))
-    return cfg, None
+    "Choose the settings of an evaluation or a prediction; one error names all that is wrong or not there."
+    plain = {f.name: getattr(kind(), f.name) for f in fields(kind)}
+    given = plain | {k: v for k, v in params.items() if v is not None}
+    cfg: list[Any] = []
+    faults = [*_trial(lambda: cfg.append(override(kind(), **params))), *_input_faults(kind, given)]
+    if len(faults) == 1: raise faults[0]
+    if faults: raise ValueError('\n'.join(str(e.args[0]) for e in faults))
+    return cfg[0], None
 
-
+# %% ../../nbs/tasks/03_settings.ipynb #42d31e1f
 _STAGES:dict[str, Callable[[Mapping[str, Any]], tuple[Any, Manifest|None]]] = {
     'seg_tune': _seg_settings, 'cls_tune': _cls_settings, 'few_shot': _few_shot_settings,
     'pretrain_multimae': _multimae_settings, 'pretrain_mae': _mae_settings,
-    'predict': lambda p: _check_scoring(override(Predict(), **p)),
-    'seg_eval': lambda p: _check_scoring(override(SegEval(), **p)),
-    'cls_eval': lambda p: _check_scoring(override(ClsEval(), **p))}
+    'predict': lambda p: _scoring_settings(Predict, p), 'seg_eval': lambda p: _scoring_settings(SegEval, p),
+    'cls_eval': lambda p: _scoring_settings(ClsEval, p)}
 
 
 def choose_settings(

@@ -1,5 +1,6 @@
 "A classifier tested on another set: leaks, classes of other names, and what validation can still choose"
 import logging
+from ast import literal_eval
 from dataclasses import replace
 
 import numpy as np
@@ -253,9 +254,24 @@ def test_every_class_without_a_partner_is_in_one_error_with_its_remedy(sets):
     assert str(e.value) == (
         'A has AMD, CNV, normal; B has Normal, drusen, scar, wet. There is no partner for AMD, CNV of A and drusen, '
         "scar, wet of B. class_map says what a class is in the other dataset, as 'CNV > AMD', or leaves it out of the "
-        'test: class_map="[\'AMD >\',\'CNV >\',\'drusen >\',\'scar >\',\'wet >\']" leaves out all of these')
+        "test, as 'CNV >'. No name tells what these mean, only you know: drusen, scar, wet. For each ? write one of "
+        "AMD, CNV, normal, or nothing, which leaves the class out: class_map=\"['drusen > ?','scar > ?','wet > ?']\"")
     with pytest.raises(ValueError, match="for scar of B. .*class_map=\"\\['scar >'\\]\""):
         other_images(settings(**sets, class_map=MAP[:2]), None)
+    with pytest.raises(ValueError, match='write a class for the question mark, or nothing'):
+        other_images(settings(**sets, class_map=['drusen > ?']), None)
+
+
+@pytest.mark.parametrize('there, line', [
+    ({'healthy': 4, 'armd': 4, 'cnv': 4}, "['AMD > armd','normal > healthy']"),   # what is alike is paired
+    ({'NO': 4, 'amd': 4, 'ERM': 4}, "['normal > NO','CNV >','ERM >']"),           # the rest is left out
+    ({'0': 4, '1': 4, '2': 4}, "['0 > ?','1 > ?','2 > ?']")])                     # nobody but the user knows
+def test_the_class_map_that_is_suggested_works_as_it_is(sets, home, there, line):
+    cfg = settings(dataset=sets['dataset'], test_dataset=class_folders(home/'C', first=90_000, **there))
+    with pytest.raises(ValueError) as e: other_images(cfg, None)
+    said = str(e.value).partition('class_map="')[2].rstrip('"')
+    assert said == line and ('only you know' in str(e.value)) == ('?' in line)
+    if '?' not in line: assert len(other_images(replace(cfg, class_map=literal_eval(said)), None).classes) >= 2
 
 
 def test_class_folders_are_tested_by_the_map_of_the_command(sets, home):

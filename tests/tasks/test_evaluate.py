@@ -1,12 +1,15 @@
 "51_cls_eval on tables that somebody else made: what it writes, and that every number comes from the table"
 import json
+from ast import literal_eval
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from mirage_nb.data.manifest import ClassInfo
 from mirage_nb.eval.classification.predictions import (
     _example_predictions,
+    parse_map,
     read_predictions,
 )
 from mirage_nb.eval.classification.report import evaluate_table
@@ -14,6 +17,8 @@ from mirage_nb.eval.classification.tables import level_table
 from mirage_nb.recipes.classification import ClsEval
 from mirage_nb.recipes.settings import override
 from mirage_nb.runs import tuned_run
+from mirage_nb.tasks.evaluate import _grey_map, load_eval_tables
+from mirage_nb.tasks.settings import choose_settings
 
 
 @pytest.fixture
@@ -71,7 +76,7 @@ def test_by_patient(execute, files):
 
 
 def test_bad_parameters(execute, files, home):
-    for bad, said in ((dict(predictions='nowhere.csv'), 'no table of predictions'),
+    for bad, said in ((dict(predictions='nowhere.csv'), 'predictions: no file or folder /'),
                       (dict(predictions=files['test'], valid_predictions=files['test']), 'cannot be tested on it'),
                       (dict(predictions=files['test'], level='slice'), "no level 'slice'. Known: image, eye, patient"),
                       (dict(predictions=files['test'], class_map=['AMD']), "each entry is 'CLASS > NAME'"),
@@ -94,3 +99,35 @@ def test_newest_finished_run_is_taken(home, monkeypatch):
     found = tuned_run(None, 'Noor', 'cls_tune')
     tables = eval_tables(override(ClsEval(), run=str(found.folder)))
     assert found.folder == run.folder and tables.valid is not None and tables.name == run.folder.name
+
+
+def test_what_is_missing_is_said_with_the_faults_of_the_settings(home):
+    for stage, bad, said in (
+            ('predict', dict(images='nowhere', tuned_on='Mine', gallery=99),
+             ['gallery is from 1 to 36, not 99', 'images: no file or folder /', 'tuned_on: no finished run on Mine']),
+            ('cls_eval', dict(predictions='a.csv', other='b.csv', level='eyes'),
+             ["no level 'eyes'. Did you mean 'eye'?", 'predictions: no file or folder', 'other: no file or']),
+            ('seg_eval', dict(tuned_on='Mine', dataset='Phantom_OCD', split='tset'),
+             ["no split 'tset'", "no dataset 'Phantom_OCD'", 'no finished run on Mine in'])):
+        with pytest.raises(ValueError) as e: choose_settings(stage, bad)
+        for text, line in zip(said, str(e.value).splitlines(), strict=True): assert text in line
+    assert choose_settings('predict', {})[0].tuned_on == 'Phantom_OCT', 'on which a run is made if there is none'
+
+
+def test_labels_without_a_score_get_a_class_map_to_check(files, tmp_path):
+    table = pd.read_csv(files['plain']).assign(patient='')
+    table['label'] = table.label.map({'NORMAL': 'healthy', 'AMD': 'amd', 'DME': 'DME'})
+    table.to_csv(tmp_path/'named.csv', index=False)
+    with pytest.raises(ValueError, match="no class 'healthy'.*By their names alike are") as e:
+        load_eval_tables(ClsEval(predictions=str(tmp_path/'named.csv')))
+    said = str(e.value).partition('class_map="')[2].rstrip('"')
+    assert said == "['NORMAL > healthy','AMD > amd']"
+    assert read_predictions(tmp_path/'named.csv', names=parse_map(literal_eval(said))).classes[:2] == ('healthy', 'amd')
+
+
+def test_map_of_grey_values_is_offered_to_fill_in():
+    ours = [ClassInfo(0, 0, 'bg', 'background'), ClassInfo(1, 7, 'NFL', 'layer'), ClassInfo(2, 9, 'X', 'layer')]
+    theirs = [ClassInfo(0, 3, 'Background', 'background'), ClassInfo(1, 50, 'RNFL', 'layer')]
+    assert _grey_map('Mine', ours, theirs) == (
+        'By their names, to be checked; for ? write one of 3 (Background), 50 (RNFL):\n[class_maps.Mine]\n'
+        '0 = 3  # bg is Background\n7 = 50  # NFL is RNFL\n9 = ?  # X')

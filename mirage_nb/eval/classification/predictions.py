@@ -237,6 +237,8 @@ def parse_map(
     "Read a class map from text."
     bad = [p for p in pairs if p.count('>') != 1]
     if bad: raise ValueError(f"class_map holds {bad[0]!r}; each entry is 'CLASS > NAME', or 'CLASS >' to leave it out")
+    if blank := [p for p in pairs if p.split('>')[1].strip() == '?']: raise ValueError(
+        f'class_map holds {blank[0]!r}; write a class for the question mark, or nothing, which leaves the class out')
     return {a.strip(): b.strip() for a, b in (p.split('>') for p in pairs)}
 
 

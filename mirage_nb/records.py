@@ -20,7 +20,7 @@ from typing import Any
 from . import __version__
 from .core import counted, project_dir, runs_dir
 from .recipes.pipelines import run_command
-from .storage import hash_value, read_json, write_json
+from .storage import absolute_path, hash_value, read_json, write_json
 
 # %% ../nbs/10_records.ipynb #bd13a63c
 _PACKAGES = ('torch', 'torchvision', 'timm', 'numpy', 'scipy', 'pandas', 'scikit-learn', 'monai', 'accelerate',
@@ -53,7 +53,7 @@ def dataset_name(
     "Name a dataset, whichever way it was given."
     path = Path(dataset)
     if path.suffix != '.toml': return path.name or 'all'  # the dot of 'Clinic.v2' is part of its name
-    return path.resolve().parent.name if path.stem == 'manifest' else path.stem
+    return absolute_path(path).parent.name if path.stem == 'manifest' else path.stem
 
 # %% ../nbs/10_records.ipynb #ccbe6c04
 @dataclass(frozen=True)

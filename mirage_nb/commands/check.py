@@ -27,12 +27,12 @@ from ..data.files import IMAGE_SUFFIXES, read_image
 from ..data.folders import list_images, split_id
 from ..data.input_spec import InputSpec
 from ..data.labels import is_lesion
-from ..data.layouts import find_masks, image_folders
+from ..data.layouts import find_masks, image_folders, is_hidden
 from ..data.manifest import ClassInfo, Manifest, classes_of, dataset_dir, label_facts, read_manifest
 from ..data.patients import PatientGuess, guess_patient
 from ..data.segmentation import SegDataset, load_seg_data, seg_table
 from ..data.tables import read_text_table
-from ..storage import write_atomic
+from ..storage import absolute_path, write_atomic
 
 # %% ../../nbs/commands/40_check.ipynb #c1400006
 _SOME = 24  # images of a split whose sizes are shown
@@ -175,7 +175,7 @@ def _look_at_labels(
 )->None:
     "Look over a dataset of labelled images."
     root, data = dataset_dir(manifest), None
-    files = sorted(p for p in root.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = _images_below(root)
     f.facts['images'] = f'{len(files)}'
     f.facts['sizes'] = _sizes(files[:: max(1, len(files)//_SOME)])
     with f.noting(): data = load_labelled(manifest, splits='', need_val=True)
@@ -213,6 +213,11 @@ def _draw_labels(
         shown = ClsDataset(_spread(data.table, 8), data.classes, InputSpec(size=(256, 256)))
         sizes = [read_image(p, 1).shape[:2] for p in shown.images]
         f.picture = show_labelled([shown[0, i] | {'size': s} for i, s in enumerate(sizes)], 'bscan', data.classes)
+
+def _images_below(folder:Path)->list[Path]:
+    "List the images below a folder; what is hidden or left behind by a system does not count."
+    return sorted(p for p in folder.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES
+                  and not any(map(is_hidden, p.relative_to(folder).parts)))
 
 # %% ../../nbs/commands/40_check.ipynb #c1400010
 def check_dataset(
@@ -260,7 +265,7 @@ def _guess_in_folder(
 )->PatientGuess|None:
     "Guess the patient in the names of a dataset's images, or of its volumes."
     if manifest and manifest.task == 'classification':
-        files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
+        files = _images_below(folder)
         return guess_patient([p.stem for p in files], [p.parent.name for p in files])
     ids = [k for masks in find_masks(folder) for k in list_images(image_folders(masks.parent)[0])]
     try: return guess_patient(sorted({split_id(k)[0] for k in ids}))
@@ -285,13 +290,12 @@ def _manifest_text(
     if labels: lines += ['', '[labels]', f'classes = {json.dumps(labels, ensure_ascii=False)}']
     return '\n'.join(lines) + '\n'
 
-
 # %% ../../nbs/commands/40_check.ipynb #ae1fe27c
 def _folder_of(
     name:str # of a dataset, or the path of its folder
 )->Path:
     "Locate the folder that a manifest is written into."
-    return (Path(name).expanduser() if len(Path(name).parts) > 1 else data_dir()/name).resolve()
+    return absolute_path(name if len(Path(name).parts) > 1 else data_dir()/name)
 
 
 def offer_manifest(

@@ -11,6 +11,7 @@ from shlex import quote
 
 from .help import summarise_notebook
 from ..core import data_dir, resource_dir
+from ..data.layouts import folders_in
 from ..data.manifest import read_manifest
 from ..models.encoder import EncoderRecord
 from ..models.zoo import ENCODERS
@@ -33,7 +34,7 @@ def _rows(
 
 def _datasets()->list[tuple[str, str]]: # name, with * where it is on this disk; what it is
     "List the datasets that the kit knows, and those in the folder of datasets."
-    here = {p.name for p in data_dir().iterdir() if p.is_dir() and p.name[0] != '.'} if data_dir().is_dir() else set()
+    here = {p.name for p in folders_in(data_dir())}
     rows = []
     for name in sorted({p.stem for p in resource_dir('data_manifests').glob('*.toml')} | here):
         try: facts = read_manifest(name)

@@ -17,7 +17,7 @@ from typing import Any
 from .. import __version__
 from ..core import data_dir, package_dir, resource_dir, runs_dir
 from ..sources.weights import known_weights, weights_dir
-from ..storage import hash_value, read_json, write_json
+from ..storage import absolute_path, hash_value, read_json, write_json
 
 # %% ../../nbs/commands/05_shortcut.ipynb #c5a00006
 _File = tuple[str, int, int, int]  # path below the root, size, times of change of content and of the entry
@@ -58,7 +58,8 @@ def _places(
     "List where the files of a dataset may be."
     path = Path(name).expanduser()
     found = [path, data_dir()/name]
-    if path.suffix == '.toml': found += [path.resolve().parent] if path.stem == 'manifest' else [data_dir()/path.stem]
+    if path.suffix == '.toml':
+        found += [absolute_path(path).parent] if path.stem == 'manifest' else [data_dir()/path.stem]
     return [p.resolve() for p in dict.fromkeys(found) if p.exists()]
 
 

@@ -23,7 +23,7 @@ from .cache import ImageCache
 from .chest.readers import read_chest, reader_options
 from .faults import LENIENT, Fault, refuse
 from .files import read_image
-from .folders import list_images, scan_folder
+from .folders import list_images, plain_stem, scan_folder
 from .input_spec import InputSpec, eval_image, resize_smooth, train_image
 from .manifest import SPLITS, Manifest, dataset_dir, label_facts, patient_of
 from .near_duplicates import near_duplicate_faults
@@ -39,9 +39,15 @@ def _class_folders(
     folder:Path # of a split, or of a set that has none
 )->dict[str, dict[str, Path]]: # class -> id -> file
     "List the classes of a split with their images."
-    content = scan_folder(folder)
-    found = {e.name: images for e in content.folders if (images := list_images(e.path))}
-    others = sorted(e.name for part in content for e in part if e.name not in found)
+    content, found, deep = scan_folder(folder), dict[str, dict[str, Path]](), list[str]()
+    for e in content.folders:
+        images = list_images(e.path, below='path')
+        if images: found[plain_stem(e.name + '.')] = images
+        deep += [f'{e.name}/{k.split("/")[0]}' for k in images if '/' in k]
+    others = sorted(e.name for part in content for e in part if plain_stem(e.name + '.') not in found)
+    if deep:
+        names = ', '.join(sorted(set(deep))[:5]) + ', ...'*(len(set(deep)) > 5)
+        warnings.warn(f'{folder}: images of folders in a class are of that class: {names}', stacklevel=2)
     if others:
         names = ', '.join(others[:5])
         warnings.warn(f'{folder}: {names} ignored: not a folder with images', stacklevel=2)

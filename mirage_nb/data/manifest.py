@@ -11,6 +11,7 @@ import json
 import re
 import sys
 import tomllib
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -27,7 +28,7 @@ from ..recipes.faults import list_faults
 from ..recipes.segmentation import seg_recipe
 from ..recipes.settings import Count, Options, option_comments, options
 from ..sources.files import FetchPlan, SourceFile
-from ..storage import hash_file, hash_value, read_json
+from ..storage import absolute_path, hash_file, hash_value, read_json
 
 # %% ../../nbs/data/05_manifest.ipynb #f57dbe66
 SPLITS = ('train', 'val', 'test')
@@ -328,6 +329,12 @@ def _missing_classes(folder:Path)->str:
             'their masks are in images/ and masks/, or bscan/ and semseg/')
 
 
+def _composed(folder:Path)->Path:
+    "Return a folder that exists, where only its letters are composed in another form."
+    forms = (Path(unicodedata.normalize(f, str(folder))) for f in ('NFC', 'NFD'))
+    return folder if folder.is_dir() else next((p for p in forms if p.is_dir()), folder)
+
+
 def read_manifest(
     name:str|Path # of a dataset, or the path of a TOML file or of a dataset's folder
 )->Manifest:
@@ -336,9 +343,9 @@ def read_manifest(
     path = Path(name).expanduser()
     if path.suffix == '.toml':
         if not path.is_file(): raise FileNotFoundError(f'no manifest {path}')
-        return _parse_manifest(path, path.resolve().parent.name if path.stem == 'manifest' else path.stem)
+        return _parse_manifest(path, absolute_path(path).parent.name if path.stem == 'manifest' else path.stem)
     shipped = resource_dir('data_manifests')/f'{name}.toml'
-    folder = path.resolve() if len(path.parts) > 1 else data_dir()/name
+    folder = _composed(absolute_path(path) if len(path.parts) > 1 else data_dir()/name)
     own = len(path.parts) > 1 or (folder/'manifest.toml').is_file() or not shipped.is_file()
     if not own: return _parse_manifest(shipped, str(name))
     if found := _read_folder(folder): return found
@@ -352,7 +359,7 @@ def dataset_dir(
 )->Path: # an existing folder
     "Return the folder of a dataset's files; a phantom dataset that is missing in MIRAGE_DATA is drawn."
     own = manifest.path.name == 'manifest.toml' or manifest.path.suffix != '.toml'  # else a shipped one
-    folder = manifest.path.parent.resolve() if own else data_dir()/manifest.name
+    folder = absolute_path(manifest.path).parent if own else data_dir()/manifest.name
     if not own and manifest.name in PHANTOMS and not folder.exists(): PHANTOMS[manifest.name](folder)
     if not folder.is_dir():
         shown = f'python -m mirage_nb.data.fetch {manifest.name}; or by hand: ' if manifest.fetch else ''

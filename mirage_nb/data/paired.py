@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ..core import unknown
 from .audit import hash_content
 from .files import ARRAY_SUFFIXES, IMAGE_SUFFIXES, MASK_SUFFIXES, as_plane, read_image
-from .folders import list_images
+from .folders import find_files, list_images
 from ..randomness import sample_key
 
 # %% ../../nbs/data/92_paired.ipynb #38a9134f
@@ -154,7 +154,9 @@ def table_pairs(
     if twice: raise ValueError(f'{where}: {len(twice)} ids in more than one row: {", ".join(map(str, twice[:5]))}')
     t = t.assign(id=t.id.astype(str)).sort_values('id')
     ids = _paired_ids({k: t.id[t[k].notna() & (t[k].astype(str) != '')] for k in names} | {'id': t.id}, where)
-    return FilePairs(ids, {k: [root/p for p in t[k]] for k in names}, dict(classes))
+    named = {k: [root/p for p in t[k]] for k in names}
+    files = {k: [q or p for p, q in zip(v, find_files(v), strict=True)] for k, v in named.items()}
+    return FilePairs(ids, files, dict(classes))
 
 # %% ../../nbs/data/92_paired.ipynb #bcc07976
 def _sizes_differ_message(

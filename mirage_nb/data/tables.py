@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import unknown
+from .folders import find_files
 from .labels import LabelFacts
 from .manifest import Manifest, dataset_dir, label_facts
 
@@ -153,10 +154,11 @@ def _image_paths(
     except (KeyError, IndexError, ValueError) as e: raise ValueError(
         f"{path}: labels.image {facts.image!r} names a column {e} that is not there; "
         f"there are {', '.join(map(str, table))}") from e
-    lost = [f for f in files if not f.is_file()]
+    found = find_files(files)
+    lost = [f for f, p in zip(files, found, strict=True) if p is None]
     if lost: raise FileNotFoundError(f'{len(lost)} of {len(files)} images of {path} are not there: '
                                      f"{', '.join(map(str, lost[:4]))}")
-    return files
+    return [p for p in found if p is not None]
 
 
 def table_rows(

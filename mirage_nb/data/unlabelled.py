@@ -19,11 +19,12 @@ import pandas as pd
 
 from ..core import unknown
 from .files import ARRAY_SUFFIXES, IMAGE_SUFFIXES
-from .folders import scan_folder
+from .folders import find_files, plain_stem, scan_folder
+from .layouts import image_folders
 from .scanners.reading import sort_files
 from .tables import read_text_table
 from .volume_slices import unpack_scans
-from ..storage import hash_file
+from ..storage import absolute_path, hash_file
 
 # %% ../../nbs/data/97_unlabelled.ipynb #396939da
 _SUFFIXES = (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES)
@@ -43,8 +44,10 @@ def _files_below(
         scans, rest = sort_files(Path(e.path) for e in (*content.files, *content.others))
         yield from (p for p in rest if p.suffix.lower() in _SUFFIXES)
         yield from scans
-        todo = [*(Path(e.path) for e in content.folders), *todo]
+        masks = {image_folders(here)[1].name} if image_folders(here)[0].is_dir() else set[str]()
+        todo = [*(Path(e.path) for e in content.folders if e.name not in masks), *todo]
         others += [p.name for p in rest if p.suffix.lower() not in _SUFFIXES]
+        others += [e.name + '/' for e in content.folders if e.name in masks]
     if not (others and warn): return
     names = ', '.join(others[:5]) + ', ...'*(len(others) > 5)
     warnings.warn(f"{folder}: {names} passed over; images end in {', '.join(_SUFFIXES)}", stacklevel=3)
@@ -54,7 +57,7 @@ def _ids_of(
     paths:list[Path] # relative
 )->list[str]:
     "Give each file an id: its path without the suffix, or with it where two would have the same."
-    bare = [p.with_suffix('').as_posix() for p in paths]
+    bare = [plain_stem(p.as_posix()) for p in paths]
     times = Counter(k.casefold() for k in bare)
     return [k if times[k.casefold()] == 1 else p.as_posix() for k, p in zip(bare, paths, strict=True)]
 
@@ -86,7 +89,7 @@ class _Places:
         by_name:bool=True # look also for a name alone
     )->Path|None:  # None: there is no such file, or more than one
         "Find the file that a value of a table names."
-        if value and (self.home/value).is_file(): return self.home/value
+        if value and (file := find_files([self.home/value])[0]): return file
         same = self.names.get(value, []) if by_name and value else []
         return same[0] if len(same) == 1 else None
 
@@ -155,11 +158,11 @@ def unlabelled_images(
 def _list_files(source:str|Path|pd.DataFrame, column:str)->pd.DataFrame:
     "List images and files of scanners."
     if isinstance(source, pd.DataFrame): return _table_images(source, Path.cwd(), 'the table of images', column)
-    path = Path(source).expanduser().resolve()
+    path = absolute_path(source)
     if path.is_dir(): return _folder_images(path)
     if not path.is_file(): raise FileNotFoundError(f'no folder {path}, and no table or image of that name')
     if path.suffix.lower() in _SUFFIXES or sort_files([path])[0]:
-        return pd.DataFrame({'id': [path.stem], 'image': [path]})
+        return pd.DataFrame({'id': [plain_stem(path.name)], 'image': [path]})
     return _table_images(read_text_table(path), path.parent, str(path), column)
 
 

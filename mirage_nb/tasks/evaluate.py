@@ -32,7 +32,7 @@ from ..models.checkpoints import Checkpoint, read_checkpoint, read_metadata
 from ..recipes.classification import ClsEval
 from ..recipes.segmentation import SegEval
 from ..records import dataset_name, open_run
-from ..storage import hash_file, hash_value
+from ..storage import absolute_path, hash_file, hash_value
 
 # %% ../../nbs/tasks/70_evaluate.ipynb #458f92d1
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _given_predictions(
     plan:_SegEvaluation # of the dataset alone
 )->_SegEvaluation:
     "Plan to score a folder of predictions by any program."
-    folder = Path(cfg.predictions).expanduser().resolve()
+    folder = absolute_path(cfg.predictions)
     if not folder.is_dir(): raise FileNotFoundError(f'no folder of predictions {folder}')
     own = {'predictions': hash_value({k: hash_file(p) for k, p in match_masks(folder, plan.table.id).items()})}
     return replace(plan, ready=folder, sources=plan.sources | own)
@@ -153,7 +153,7 @@ def _table_files(
         files['predictions'] = str(run/_TEST)
         if not cfg.valid_predictions and (run/_VALID).exists(): files['validation'] = str(run/_VALID)
     if not files['predictions']: raise ValueError('nothing to score: give run or predictions')
-    found = {k: Path(v).expanduser().resolve() for k, v in files.items() if v}
+    found = {k: absolute_path(v) for k, v in files.items() if v}
     for k, p in found.items():
         if not p.is_file(): raise FileNotFoundError(f'no table of predictions {p} ({k})')
     return found

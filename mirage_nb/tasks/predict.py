@@ -39,7 +39,7 @@ from ..eval.unlike import Neighbours
 from ..figures.prediction import write_overlay
 from ..recipes.prediction import Predict
 from ..records import Run, dataset_name, finished_runs
-from ..storage import hash_value, read_json, save_table, write_atomic
+from ..storage import absolute_path, hash_value, read_json, save_table, write_atomic
 from .ensemble import Ensemble, ImagePrediction
 from .likeness import find_neighbours
 
@@ -243,7 +243,7 @@ def images_label(
 )->str:         # of the folder of a run
     "Name the images of a prediction."
     if cfg.images and scanner_kind(cfg.images): return 'volume' # its name may be that of a patient
-    return Path(cfg.images).expanduser().resolve().stem if cfg.images else 'Phantom_OCT'
+    return absolute_path(cfg.images).stem if cfg.images else 'Phantom_OCT'
 
 # %% ../../nbs/tasks/75_predict.ipynb #75a2e8d0
 _SCRIPT = 'image_column', 'overlay', 'save_probabilities', 'compare_with', 'batch_size'

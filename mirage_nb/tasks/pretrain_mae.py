@@ -21,6 +21,7 @@ from ..data.augment.crops import CropAugment, crop_views
 from ..data.classification import load_labelled
 from ..data.image_index import ImageIndex, index_images
 from ..data.image_sets import ImageDataset, MixedDataset, collate_images
+from ..data.layouts import find_masks
 from ..data.manifest import SPLITS, Manifest, read_manifest
 from ..data.normalization import NORMS, Norm, choose_norm, find_norm, normalise_images
 from ..eval.pretraining import as_bytes
@@ -28,7 +29,7 @@ from ..models.cnn_mae import Reconstruction
 from ..models.pretraining import CNN_MAES, MAES
 from ..models.zoo import encoder_record
 from ..recipes.pretraining import MAERecipe
-from ..storage import hash_value, read_json
+from ..storage import absolute_path, hash_value, read_json
 from .pretrain import PretrainTask
 from ..train.devices import Batch
 from ..train.losses import patch_mse
@@ -66,10 +67,10 @@ def _image_folder(
         except (KeyError, FileNotFoundError):
             folder = next((p for p in (data_dir()/path, path) if p.is_dir()), None)
             if folder is None: raise
-            return folder.resolve()
-        return found.path.parent.resolve() if found.path.suffix != '.toml' else found
+            return absolute_path(folder)
+        return absolute_path(found.path).parent if found.path.suffix != '.toml' else found
     if not path.is_dir() or (path/'manifest.toml').is_file(): return read_manifest(path)
-    folder = path.resolve()
+    folder = absolute_path(path)
     shipped = resource_dir('data_manifests')/f'{folder.name}.toml'
     if not shipped.is_file(): return folder
     return replace(read_manifest(shipped), path=folder/'manifest.toml')  # that set's own folder, wherever it lies
@@ -112,8 +113,8 @@ def _folder_data(
     there = [s for s in SPLITS if (folder/s).is_dir()]
     if there and 'train' not in there: raise ValueError(
         f'{folder} has {", ".join(there)} and no train to learn from; give the path of the folder to learn from')
-    masks = [folder/s/k for s in ('', *there) for k in ('semseg', 'masks', 'bscanlayermap') if (folder/s/k).is_dir()]
-    if masks: raise ValueError(_MASK_FOLDERS.format(folder))
+    maps = [folder/s/'bscanlayermap' for s in ('', *there)]
+    if find_masks(folder) or any(p.is_dir() for p in maps): raise ValueError(_MASK_FOLDERS.format(folder))
     norm = choose_norm(_folder_norm(folder), NORMS['imagenet'])
     renew = 'WORLD_SIZE' not in os.environ  # of several processes none looks for changes
     where = {s: folder/s for s in there if s != 'test'} or {'train': folder}

@@ -31,7 +31,7 @@ from ..models.mirage_mae import MultiMAE
 from ..models.pretraining import MIRAGES
 from ..models.zoo import mirage_modalities
 from ..recipes.pretraining import MultiMAERecipe
-from ..storage import hash_value
+from ..storage import absolute_path, hash_value
 from .pretrain import PretrainTask
 from ..train.devices import Batch
 from ..train.losses import pretrain_losses
@@ -122,7 +122,7 @@ def _load_paired_data(
 )->_PairedData:
     "Load the pairs of a dataset's splits."
     path, names, facts = Path(dataset).expanduser(), list(modalities or []), dict[str, str]()
-    there, root, name, (licence, citation) = _own_splits(path), path, path.resolve().stem, ('not stated', '')
+    there, root, name, (licence, citation) = _own_splits(path), path, absolute_path(path).stem, ('not stated', '')
     if path.suffix == '.csv': root = path.parent
     if not there:
         manifest = read_manifest(dataset)

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mirage_nb.data.audit import hash_images
 from mirage_nb.data.classification import ClsDataset
 from mirage_nb.data.files import check_image, image_size, read_image
 from mirage_nb.data.image_index import index_images
 from mirage_nb.data.input_spec import InputSpec
 from mirage_nb.data.manifest import classes_of, read_manifest
+from mirage_nb.data.opened import file_faults, open_images
 from mirage_nb.data.paired import FilePairs
 from mirage_nb.data.segmentation import SegDataset, seg_table
 from mirage_nb.eval.segmentation.predict import mask_rows
@@ -150,7 +150,7 @@ def test_inks_of_a_jpeg_and_a_preview_behind_it(tmp_path):
     for i in (0, 1):
         assert np.abs(data.read(i)[..., 0].astype(int) - x).max() <= 3
         assert np.abs(read_image(table.image[i]).astype(int) - x).max() <= 3
-    assert len(hash_images(table)) == 2
+    assert not file_faults(table.image, open_images(table.image))
 
 
 def test_a_scan_with_a_tint_is_grey_and_a_mask_is_not(tiny):
@@ -180,19 +180,19 @@ def test_sixteen_bit_channels_one_after_the_other_are_refused(tmp_path, packed):
 
 
 @pytest.mark.parametrize('suffix', ['.jpg', '.png', '.tif', '.bmp', '.mha'])
-def test_what_the_reader_refuses_the_look_at_headers_refuses(tmp_path, monkeypatch, suffix):
-    "a cut file, wherever it is cut, in a set of more images than are decoded beforehand"
-    monkeypatch.setattr('mirage_nb.data.audit._DECODED', 0)
+def test_what_the_reader_refuses_the_first_look_refuses(tmp_path, suffix):
+    "a cut file, wherever it is cut, is found by header and by the check before a training"
     f = tmp_path/f'x{suffix}'
     x = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
     head = b'NDims = 2\nDimSize = 64 64\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n'
     f.write_bytes(head + x.tobytes()) if suffix == '.mha' else Image.fromarray(x).save(f)
-    whole, table = f.read_bytes(), pd.DataFrame({'image': [f]})
-    assert len(hash_images(table)) == 1
+    check_image(f)
+    whole = f.read_bytes()
     for part in (.3, .6, .9, .99):
         f.write_bytes(whole[:int(len(whole)*part)])
-        with pytest.raises(ValueError, match=f'x{suffix}'): read_image(f, 3)
-        with pytest.raises(ValueError, match='1 of 1 images cannot be read'): hash_images(table)
+        for look in (lambda p: read_image(p, 3), check_image):
+            with pytest.raises(ValueError, match=f'x{suffix}'): look(f)
+        assert file_faults([f], open_images([f]))
 
 
 @pytest.mark.parametrize('swapped', [True, False])

@@ -115,7 +115,7 @@ def _nih_table(
     absent:str='error'    # or 'drop': leave out images that are not there
 )->pd.DataFrame:
     "Read NIH ChestX-ray14 in whichever of its forms the folder holds."
-    folder, images = Path(folder), list_images(folder, below=True)
+    folder, images = Path(folder), list_images(folder, below='name')
     checks = dict(absent=absent, split={'val': val, 'test': test}, seed=seed)
     official = {s: folder/f'{s}_official.txt' for s in SPLITS if (folder/f'{s}_official.txt').is_file()}
     if official: return _nih_lists(official, images, **checks)

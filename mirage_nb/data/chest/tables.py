@@ -6,7 +6,6 @@
 __all__ = ['chest_table', 'read_labelled_table']
 
 # %% ../../../nbs/data/chest/20_tables.ipynb #054a401f
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import pandas as pd
 from ...core import unknown
 from ..audit import find_leaks
 from .label_policy import apply_policies
+from ..folders import find_files
 from ..labels import CHOICES
 from ..manifest import SPLITS
 from ..splits import draw_splits
@@ -32,13 +32,14 @@ def chest_table(
 )->pd.DataFrame:        # id, image, patient, split, view, label:NAME, and label where there is one per image
     "Check a table: images exist, ids are unique; draw missing splits, and name patients in two of them."
     if absent not in CHOICES['absent']: raise ValueError(unknown('absent', absent, CHOICES['absent']))
-    there = np.array([p is not None and os.path.exists(p) for p in rows.image], bool)
+    found = find_files(Path(p or '') for p in rows.image)
+    there = np.array([p is not None for p in found], bool)
     if not there.all():
         lost, few = rows.id[~there], rows.image[~there].iloc[0] or ''
         message = f'{where}: {len(lost)} of {len(rows)} images are missing: {", ".join(lost[:4])}{few and f" ({few})"}'
         if absent == 'error' or not there.any(): raise FileNotFoundError(f"{message}. Get them, or set absent='drop'")
         warnings.warn(f'{message}; they are left out', stacklevel=3)
-    rows = rows[there]
+    rows = rows.assign(image=pd.Series(found, rows.index, dtype=object))[there]
     if (twice := rows.id.duplicated()).any():
         raise ValueError(f'{where} names {rows.id[twice].iloc[0]} twice; keep one of its rows')
     if 'view' not in rows: rows = rows.assign(view='')

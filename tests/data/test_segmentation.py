@@ -146,7 +146,7 @@ def test_split_without_masks(tiny):
     assert 'semseg' not in sample and sample['bscan'].shape == (1, *SIZE)
     (tiny/'manifest.toml').unlink()  # the same is found without a manifest
     assert 'semseg' not in dataset(tiny, 'test')[0]
-    (tiny/'train/semseg').rename(tiny/'train/masks')
+    (tiny/'train/semseg').rename(tiny/'train/graded')
     with pytest.raises(FileNotFoundError, match="split 'train' of Tiny takes masks$"): dataset(tiny)
 
 

@@ -107,7 +107,7 @@ def list_images(
         others += sorted(e.name for e in (*content.others, *(() if below else content.folders)))
     if below == 'path' and others and not found: raise ValueError(
         f"{folder} holds {counted(len(others), 'file')} and no image{_few(others)}; images end in "
-        f"{', '.join(suffixes)}. Convert them (files of scanners by mirage-nb import FOLDER OUT), or move the folder away")
+        f"{', '.join(suffixes)}. Convert them (scans by mirage-nb import FOLDER OUT), or move the folder away")
     if below != 'name': _warn_of_others(folder, others, suffixes)
     return dict(sorted(found.items()))
 

@@ -179,7 +179,7 @@ def test_images_in_folders_of_a_class_count_and_other_kinds_are_an_error(eyes):
         load_labelled(read_manifest('Eyes'))
     assert any('normal holds 2 files and no image' in p for p in check_dataset('Eyes').problems)
     for p in (eyes/'train'/'normal').rglob('*.gif'): p.rename(p.with_suffix('.e2e'))
-    with pytest.raises(ValueError, match='holds 2 files and no image; images end in .* scans by mirage-nb import FOLDER OUT'):
+    with pytest.raises(ValueError, match='holds 2 files and no image; images end in .*mirage-nb import FOLDER'):
         load_labelled(read_manifest('Eyes'))  # a scan may have the name of its patient
 
 

@@ -44,13 +44,13 @@ def file_code(
 def note_fault(
     path:Path,       # of a file of a scanner
     error:Exception  # by its reader
-)->tuple[str, str]:  # code of the file; what is wrong, and where the file's name is
+)->tuple[str, str]:  # code of the file, what is wrong
     "Note a file that cannot be read in the user's own list."
     code = file_code(path)
     note_patient(code, '', Identity(), path, hash_file(path))
     what = error.what if isinstance(error, DamagedFile) else type(error).__name__
     if isinstance(error, ModuleNotFoundError): what = str(error)
-    return code, f'{what}; patients.csv beside your key of pseudonyms says which file {code} is'
+    return code, what
 
 # %% ../../nbs/data/96_volume_slices.ipynb #cd2152a6
 def _stamp(path:Path, kind:str)->str:
@@ -88,7 +88,8 @@ def unpack_scans(
         try: ids = _unpack(path) if path in scans else []
         except (ValueError, OSError, ModuleNotFoundError) as e:
             code, what = note_fault(path, e)
-            rows.append(row | {'id': code, 'image': Path(code), 'fault': what})
+            where = f'{what}; patients.csv beside your key of pseudonyms says which file {code} is'
+            rows.append(row | {'id': code, 'image': Path(code), 'fault': where})
             continue
         if path not in scans: rows.append(row)
         rows += [row | {'id': k, 'image': runs_dir()/'.volumes'/f'{k}.png'} for k in ids]

@@ -8,37 +8,77 @@ __all__ = ['parse_mat', 'metaimage_pixels', 'parse_mhd', 'parse_nifti', 'parse_i
 # %% ../../../nbs/data/scanners/60_arrays.ipynb #38b395c1
 import gzip
 import hashlib
-import io
 import re
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from .heidelberg import boundaries
 from .pseudonyms import Identity
-from .volume import DamagedFile, Found, ScanFile, Spacing, Volume, as_grey, one_scale
+from mirage_nb.data.scanners.volume import (
+    DamagedFile,
+    Found,
+    ScanFile,
+    Spacing,
+    Volume,
+    as_grey,
+    one_scale,
+    say_nothing,
+)
 
 # %% ../../../nbs/data/scanners/60_arrays.ipynb #02464028
+_MAT_TYPES = {1: 'i1', 2: 'u1', 3: 'i2', 4: 'u2', 5: 'i4', 6: 'u4', 7: 'f4', 9: 'f8', 12: 'i8', 13: 'u8'}
+_MATRIX, _PACKED = 14, 15
+
+
+def _element(raw:bytes, at:int, order:str)->tuple[int, bytes, int]: # type, content, where the next begins
+    "Read an element of a MATLAB file."
+    kind, size = np.frombuffer(raw, f'{order}u4', 2, at).tolist()
+    if kind >> 16: return kind & 0xffff, raw[at + 4:at + 4 + (kind >> 16)], at + 8 # of at most 4 bytes
+    if at + 8 + size > len(raw): raise ValueError(f'an element takes {size} bytes')
+    return kind, raw[at + 8:at + 8 + size], at + 8 + size + (0 if kind == _PACKED else -size % 8)
+
+
+def _matrix(raw:bytes, order:str, names:Sequence[str])->dict[str, np.ndarray]: # empty: not one of those
+    "Read an array of numbers, if it has one of some names."
+    _, flags, at = _element(raw, 0, order)
+    _, sizes, at = _element(raw, at, order)
+    _, name, at = _element(raw, at, order)
+    label = name.decode('latin-1')
+    if label not in names or not 6 <= np.frombuffer(flags, f'{order}u4', 1)[0] & 0xff <= 15: return {}
+    kind, values, _ = _element(raw, at, order)
+    x = np.frombuffer(values, order + _MAT_TYPES[kind])
+    return {label: x.reshape(np.frombuffer(sizes, f'{order}i4'), order='F').astype(x.dtype.newbyteorder('='))}
+
+
+def _load_mat(
+    scan:ScanFile,
+    names:Sequence[str] # of arrays
+)->dict[str, np.ndarray]:
+    "Load arrays of a MATLAB file."
+    if scan.raw[:10] == b'MATLAB 7.3': scan.fail("it is of MATLAB 7.3; save it by save(..., '-v7')")
+    order, at, found = '>' if scan.raw[126:128] == b'MI' else '<', 128, dict[str, np.ndarray]()
+    while at + 8 <= len(scan.raw):
+        start = at
+        try:
+            kind, content, at = _element(scan.raw, at, order)
+            if kind == _PACKED: kind, content, _ = _element(zlib.decompress(content), 0, order)
+            if kind == _MATRIX: found |= _matrix(content, order, names)
+        except (ValueError, LookupError, zlib.error): scan.fail('an array of the .mat file is damaged', start)
+    return found
+
+# %% ../../../nbs/data/scanners/60_arrays.ipynb #1f4f7554
 _DME_LINES = 'ILM', 'RNFL', 'IPL', 'INL', 'OPL', 'ISM_ISE', 'OS_RPE', 'BM'
 _AMD_LINES = 'ILM', 'RPE_DRUSEN', 'BM'
-
-
-def _load_mat(scan:ScanFile)->dict[str, Any]:
-    "Load the arrays of a MATLAB file."
-    from scipy.io import loadmat
-    if scan.raw[:10] == b'MATLAB 7.3': scan.fail("it is of MATLAB 7.3; save it by save(..., '-v7')")
-    names = ['images', 'manualLayers1', 'manualFluid1', 'layerMaps']
-    try: return loadmat(io.BytesIO(scan.raw), variable_names=names)
-    except Exception as e:
-        raise DamagedFile(scan.path, f'the parser of .mat files stops with {type(e).__name__}') from None
 
 
 def parse_mat(
     scan:ScanFile # of a .mat file
 )->Found:
     "Read the volume of a .mat file of Duke."
-    held = _load_mat(scan)
+    held = _load_mat(scan, ('images', 'manualLayers1', 'manualFluid1', 'layerMaps'))
     x = held.get('images')
     if x is None or x.ndim != 3: scan.fail("it holds no array 'images' of three dimensions: rows, columns, slices")
     x = as_grey(np.moveaxis(x, 2, 0), scan, 'images')
@@ -55,7 +95,7 @@ def parse_mat(
     masks = np.asarray(np.nan_to_num(np.moveaxis(fluid, 2, 0)) > 0, np.uint8) if there else None
     return Identity(), [Volume(x, layers=boundaries(lines, x.shape), masks=masks)]
 
-# %% ../../../nbs/data/scanners/60_arrays.ipynb #1f4f7554
+# %% ../../../nbs/data/scanners/60_arrays.ipynb #c785b021
 _KINDS = {'MET_UCHAR': 'u1', 'MET_CHAR': 'i1', 'MET_USHORT': 'u2', 'MET_SHORT': 'i2', 'MET_UINT': 'u4', 'MET_INT': 'i4',
           'MET_FLOAT': 'f4', 'MET_DOUBLE': 'f8'}
 
@@ -102,7 +142,7 @@ def _metaimage(
     spacing = [float(s) for s in fields.get('ElementSpacing', '').split() if re.fullmatch(r'\d*\.?\d+', s)]
     return np.frombuffer(pixels, dtype).reshape(n, h, w).astype(dtype.newbyteorder('=')), spacing, raw
 
-# %% ../../../nbs/data/scanners/60_arrays.ipynb #40a8c42e
+# %% ../../../nbs/data/scanners/60_arrays.ipynb #2d9add80
 def parse_mhd(
     scan:ScanFile # of a .mhd file
 )->Found:
@@ -119,7 +159,7 @@ def parse_mhd(
     return Identity(), [Volume(as_grey(x, scan, 'the volume'), None, Spacing(*scale, between) if scale else None,
                                masks=None if masks is None else masks.astype(np.uint8), sha256=whole.hexdigest())]
 
-# %% ../../../nbs/data/scanners/60_arrays.ipynb #2d9add80
+# %% ../../../nbs/data/scanners/60_arrays.ipynb #f6c50911
 _UNITS = {'mm': 1., 'meter': 1000., 'micron': .001}
 
 
@@ -131,8 +171,9 @@ def parse_nifti(
     try:
         raw = gzip.decompress(scan.raw) if scan.raw[:2] == b'\x1f\x8b' else scan.raw
         second = 540 in (int.from_bytes(raw[:4], 'little'), int.from_bytes(raw[:4], 'big')) # size of the header
-        image: Any = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_bytes(raw)
-        x, unit, zooms = np.asanyarray(image.dataobj), image.header.get_xyzt_units()[0], image.header.get_zooms()
+        with say_nothing('nibabel.global'):
+            image: Any = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_bytes(raw)
+            x, unit, zooms = np.asanyarray(image.dataobj), image.header.get_xyzt_units()[0], image.header.get_zooms()
     except Exception as e:
         raise DamagedFile(scan.path, f'the parser of NIfTI files stops with {type(e).__name__}') from None
     x = x[..., 0] if x.ndim == 4 and x.shape[3] == 1 else x
@@ -142,7 +183,7 @@ def parse_nifti(
     x = as_grey(np.ascontiguousarray(x.T), scan, 'the volume')
     return Identity(), [Volume(x, None, Spacing(*scale, between) if scale else None)]
 
-# %% ../../../nbs/data/scanners/60_arrays.ipynb #f6c50911
+# %% ../../../nbs/data/scanners/60_arrays.ipynb #9861fe00
 _DEPTH = 1024
 
 

@@ -7,13 +7,21 @@ __all__ = ['parse_dicom']
 
 # %% ../../../nbs/data/scanners/50_dicom.ipynb #ff962c98
 import io
-import warnings
 from typing import Any
 
 import numpy as np
 
 from .pseudonyms import Identity
-from .volume import DamagedFile, Found, ScanFile, Spacing, Volume, as_grey, one_scale
+from mirage_nb.data.scanners.volume import (
+    DamagedFile,
+    Found,
+    ScanFile,
+    Spacing,
+    Volume,
+    as_grey,
+    one_scale,
+    say_nothing,
+)
 
 # %% ../../../nbs/data/scanners/50_dicom.ipynb #c212d096
 def _first(item:Any, *path:str)->Any: # None: not there
@@ -65,13 +73,16 @@ def parse_dicom(
     scan:ScanFile # of a DICOM file
 )->Found:
     "Read the volume or the fundus image of a DICOM file."
+    with say_nothing('pydicom'): return _parse(scan)
+
+
+def _parse(scan:ScanFile)->Found:
+    "Parse the file, with whatever its parser says."
     import pydicom
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore') # its texts hold values of the file
-            data = pydicom.dcmread(io.BytesIO(scan.raw))
-            kind = str(data.get('Modality', ''))
-            who = Identity(*(str(data.get(k, '') or '') for k in ('PatientID', 'PatientName', 'PatientBirthDate')))
+        data = pydicom.dcmread(io.BytesIO(scan.raw))
+        kind = str(data.get('Modality', ''))
+        who = Identity(*(str(data.get(k, '') or '') for k in ('PatientID', 'PatientName', 'PatientBirthDate')))
     except Exception as e: raise DamagedFile(scan.path, f'it is no whole DICOM file ({type(e).__name__})') from None
     if kind not in ('OPT', 'OP'):
         known = kind if kind.isalpha() and len(kind) < 5 else 'unknown'

@@ -7,24 +7,28 @@ __all__ = ['parse_e2e']
 
 # %% ../../../nbs/data/scanners/45_heidelberg_e2e.ipynb #11459b5f
 import importlib
-import warnings
+import os
 from typing import Any
 
 import numpy as np
 
 from .heidelberg import HEIDELBERG_LAYERS, boundaries, grey_of_reflectivity
 from .pseudonyms import Identity
-from .volume import DamagedFile, Found, ScanFile, Volume
+from .volume import DamagedFile, Found, ScanFile, Volume, say_nothing
 
 # %% ../../../nbs/data/scanners/45_heidelberg_e2e.ipynb #aabca0dc
 def _reader()->Any:
-    "Import the reader of oct-converter."
+    "Import the reader of oct-converter; its OpenCV changes the environment, which is set back."
+    before = dict(os.environ)
     try: return importlib.import_module('oct_converter.readers').E2E
     except ImportError as e:
         missing = 'oct_converter' in str(e)
         what = 'oct-converter is missing' if missing else f'oct-converter cannot be imported ({e})'
         raise ModuleNotFoundError(f"{what}: .e2e files take it. Install it: pip install 'mirage_nb[scanners]'; "
                                   'or export .vol or XML, which take nothing more') from None
+    finally:
+        for k in os.environ.keys() - before: del os.environ[k]
+        os.environ.update(before)
 
 
 def _lines(
@@ -61,8 +65,7 @@ def parse_e2e(
     "Read the volumes of an .e2e file."
     reader = _reader()
     try:
-        with warnings.catch_warnings(record=True) as said: # their texts hold numbers of patients
-            warnings.simplefilter('always')
+        with say_nothing('oct_converter') as said:
             file = reader(scan.path)
             volumes, images = file.read_oct_volume(), file.read_fundus_image()
     except Exception as e: # a parser in the state that the bytes bring it to

@@ -40,7 +40,7 @@ def scanner_kind(
     try:
         with open(path, 'rb') as f: head = f.read(2048)
     except OSError: return ''
-    if head[128:132] == b'DICM': return 'dicom'
+    if head[128:132] == b'DICM': return 'dicom' if name != 'dicomdir' else ''
     if found := next((k for mark, k in _MARKS.items() if head.startswith(mark)), ''): return found
     if name.endswith('.xml'): return 'xml' if b'<HEDX' in head.replace(b'\0', b'') else '' # or two bytes a letter
     if name.endswith('.img') and path.with_suffix('.hdr').exists(): return '' # Analyze

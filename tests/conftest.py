@@ -14,6 +14,7 @@ def own_folders(tmp_path_factory):
         m.setenv('MIRAGE_DATA', str(tmp_path_factory.mktemp('no_data')))
         m.setenv('MIRAGE_RUNS', str(tmp_path_factory.mktemp('no_runs')))
         m.setenv('MIRAGE_WEIGHTS', str(tmp_path_factory.mktemp('no_weights')))
+        m.setenv('MIRAGE_KEYS', str(tmp_path_factory.mktemp('no_keys')))
         yield
     changed = {k for k in before.keys() | os.environ.keys() if before.get(k) != os.environ.get(k)}
     theirs = 'PYTEST', 'TORCHINDUCTOR', '_TORCHINDUCTOR', 'KMP_'  # these set their own

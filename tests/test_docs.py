@@ -39,6 +39,7 @@ from mirage_nb.phantoms.oct import make_phantom_oct
 from mirage_nb.phantoms.uwf import make_phantom_uwf
 from mirage_nb.runs import main
 from mirage_nb.sources.weights import known_weights, weights_dir
+from tests.data.scanners.made import write_vol
 
 MOST_LINES = {'README.md': 200, 'docs/adding.md': 400, 'docs/modules.md': 250}  # of other pages: 150
 
@@ -82,6 +83,8 @@ def place(tmp_path_factory):
     shutil.copytree(data/'Phantom_UWF'/'train', root/'uwf'/'site A')
     (root/'other_program.csv').write_text(block('docs/classification.md', 'csv').text)
     (root/'list.csv').write_text(block('docs/prediction.md', 'csv').text)
+    (root/'exports').mkdir()
+    for i in range(4): write_vol(root/'exports'/f'scan_{i + 1}.vol', seed=i)
     for k in ('bscan', 'slo', 'bscanlayermap'): shutil.copytree(data/'Phantom_OCT'/'train'/k, root/'pairs'/k)
     return root
 
@@ -154,7 +157,8 @@ def run_command(command, root, monkeypatch):
     "Run one command in this process"
     if m := re.fullmatch(r'export (\w+)=(\S+)', command):
         monkeypatch.setenv(m[1], m[2].replace('/data', str(root), 1))
-    elif command.startswith(RUNNER) and command.split()[1] in OTHERS: assert main(command.split()[1:]) == 0
+    elif command.startswith(RUNNER) and command.split()[1] in OTHERS:
+        assert main(placed(command.split()[1:], root)) == 0
     elif not command.startswith(RUNNER):
         assert command.startswith('python -m mirage_nb.'), 'a command that this test does not know: see NOT_RUN'
         run_module(command, root)

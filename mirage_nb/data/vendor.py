@@ -145,7 +145,8 @@ class Imported:
                          f'boundary that was asked for is not in the file. Boundaries in these volumes: {had}. '
                          'Ask for less by --modalities bscan,slo or --layers ILM,BM')
         if self.changed:
-            lines.append(f'{counted(self.changed, "file")} changed since an earlier import: the bytes differ')
+            lines.append(f'{counted(self.changed, "file")} changed since an earlier import: the bytes differ, and '
+                         'the images of the earlier ones are still there')
         if self.passed: lines.append(f'{counted(self.passed, "file")} of other kinds passed over')
         if len(self.faults):
             lines.append(f'{counted(len(self.faults), "file")} cannot be read, listed in {self.out/"faults.csv"}; '

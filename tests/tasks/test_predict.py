@@ -21,6 +21,7 @@ from mirage_nb.tasks.classification import ClassificationTask
 from mirage_nb.tasks.ensemble import Ensemble
 from mirage_nb.tasks.predict import plan_prediction, predict, sum_up
 from mirage_nb.tasks.segmentation import SegmentationTask
+from tests.data.scanners.made import SECRETS, WHO, N, write_all
 from tests.tasks.samples import settings, train_cls, train_seg
 
 
@@ -302,3 +303,22 @@ def test_as_a_notebook(tuned, images, execute, kind):
         assert texts[-1] == 'There are no labels here, so nothing says how good these predictions are.'
         assert here.name.startswith('new patients-') and len(pd.read_csv(here/'predictions.csv')) == 3
         assert len(list((here/'overlays').rglob('*.png'))) == (3 if kind == 'seg' else 0)
+
+
+def test_volumes_name_nobody(tuned, tmp_path, monkeypatch, capfd):
+    "B-scans of scanner files are predicted by id; what names the patient is in no file of the run and in no message"
+    monkeypatch.setenv('MIRAGE_KEYS', str(tmp_path/'keys'))
+    monkeypatch.setenv('MIRAGE_RUNS', str(tmp_path/'runs'))
+    paths = write_all(tmp_path/'scans', ('vol', 'xml', 'fda', 'dicom', 'mhd', 'nifti', 'mat'))
+    (tmp_path/'scans'/f'{WHO.last} {WHO.first}.vol').write_bytes(paths['vol'].read_bytes()[:3000])
+    with pytest.warns(UserWarning, match='a key for pseudonyms was made'):
+        job = plan_prediction(Predict(images=str(tmp_path/'scans'), overlay='contour'), [tuned/'seg0'])
+    rows = job.predict(tmp_path/'runs'/'out')
+    summary = sum_up(job, rows)
+    write_json(tmp_path/'runs'/'out'/'result.json', summary)
+    assert len(rows) == 7*N and rows.id.str.contains(r'_b0[0-2]$').all() and summary['unreadable'] == 1
+    assert (tmp_path/'runs'/'out'/'overlays'/f'{rows.id[0]}.png').exists()
+    written = [p for p in (tmp_path/'runs').rglob('*') if p.is_file()]
+    said = ''.join(capfd.readouterr()) + repr(job.table)
+    texts = [said, *map(str, written), *(p.read_bytes().decode('latin-1') for p in written if p.suffix != '.png')]
+    assert not [(s, t[:80]) for s in SECRETS for t in texts if s in t.lower()]

@@ -30,8 +30,8 @@ def write_vol(path, seed=0):
                        b'OD', 0, 3, 2048)
     head += text(WHO.number, 16) + text(full, 16) + struct.pack('<I', 4711) + text(WHO.number, 24)
     head += struct.pack('<dI', 12384.0, 4711) + text(full, 24) + struct.pack('<dIIII', 4e4, 0, 0, 0, 0) + text(full, 34)
-    out = text('', 0) + head.ljust(2048, b'\0') + pixels(seed)[0, :12, :16].tobytes()
-    number = {'ILM': 0, 'BM': 1, 'RNFL': 2, 'GCL': 3, 'IPL': 4, 'INL': 5, 'OPL': 6, 'ELM': 8, 'PR1': 14, 'PR2': 15, 'RPE': 16}
+    out = head.ljust(2048, b'\0') + pixels(seed)[0, :12, :16].tobytes()
+    number = dict(zip(LINES, (0, 2, 3, 4, 5, 6, 8, 14, 15, 16, 1), strict=True))
     rows = np.full((17, W), 3.4028235e38, '<f4')
     for k, v in LINES.items(): rows[number[k]] = v
     for i, x in enumerate(pixels(seed)):
@@ -49,15 +49,16 @@ def write_xml(path, seed=0):
         place = ''.join(f'<{e}><Coord><X>{v}</X><Y>{.24*i}</Y></Coord></{e}>' for e, v in (('Start', 0), ('End', .28)))
         every.append(
             f'<Image><ID>{WHO.number}</ID><ImageType><Type>{"OCT" if i else "LOCALIZER"}</Type></ImageType>'
-            f'<OphthalmicAcquisitionContext><Width>{x.shape[1]}</Width><Height>{x.shape[0]}</Height><ScaleX>0.0118</ScaleX>'
-            f'<ScaleY>0.0039</ScaleY>{place}</OphthalmicAcquisitionContext><ImageData><ExamURL>C:\\{WHO.last}\\{stem}_{i}.png'
-            f'</ExamURL></ImageData>{f"<Segmentation>{lines}</Segmentation>" if i else ""}</Image>')
+            f'<OphthalmicAcquisitionContext><Width>{x.shape[1]}</Width><Height>{x.shape[0]}</Height>'
+            f'<ScaleX>0.0118</ScaleX><ScaleY>0.0039</ScaleY>{place}</OphthalmicAcquisitionContext>'
+            f'<ImageData><ExamURL>C:\\{WHO.last}\\{stem}_{i}.png</ExamURL></ImageData>'
+            f'{f"<Segmentation>{lines}</Segmentation>" if i else ""}</Image>')
     y, m, d = WHO.birth
     path.write_text(
         f'<?xml version="1.0" encoding="utf-8"?><HEDX><BODY><Patient><ID>4711</ID><PatientID>{WHO.number}</PatientID>'
         f'<LastName>{WHO.last}</LastName><FirstNames>{WHO.first}</FirstNames><Title>{WHO.last}</Title><Birthdate><Date>'
-        f'<Year>{y}</Year><Month>{m}</Month><Day>{d}</Day></Date></Birthdate><Study><Operator>{WHO.last}</Operator><Series>'
-        f'<Laterality>R</Laterality>{"".join(every)}</Series></Study></Patient></BODY></HEDX>')
+        f'<Year>{y}</Year><Month>{m}</Month><Day>{d}</Day></Date></Birthdate><Study><Operator>{WHO.last}</Operator>'
+        f'<Series><Laterality>R</Laterality>{"".join(every)}</Series></Study></Patient></BODY></HEDX>')
 
 
 def chunk(name, content): return bytes([len(name)]) + name + struct.pack('<I', len(content)) + content
@@ -67,7 +68,8 @@ def write_fda(path, seed=0, scan=b'@IMG_JPEG'):
     patient = text(WHO.number, 32) + text(WHO.first, 32) + text(WHO.last, 32) + text(WHO.first, 8)
     patient += struct.pack('<B3H', 1, *WHO.birth) + text(f'{WHO.last} '*90, 600)
     rows = [(b'MULTILAYERS_1', 2.), (b'MULTILAYERS_7', 12.)]
-    contours = [struct.pack('<20sBBIII', k, 0, 0, W, N, 2*W*N) + np.full((N, W), H - v, '<u2').tobytes() for k, v in rows]
+    contours = [struct.pack('<20sBBIII', k, 0, 0, W, N, 2*W*N) + np.full((N, W), H - v, '<u2').tobytes()
+                for k, v in rows]
     x = pixels(seed)
     if scan == b'@IMG_JPEG':
         planes = struct.pack('<BIIIIII', 2, 0, 0, W, H, N, 0)
@@ -79,10 +81,11 @@ def write_fda(path, seed=0, scan=b'@IMG_JPEG'):
     raw = io.BytesIO()
     Image.fromarray(x[0, :12, :16]).save(raw, 'PNG')
     grey = struct.pack('<IIIIBI', 16, 12, 8, 1, 0, len(raw.getvalue())) + raw.getvalue()
-    path.write_bytes(b'FOCTFDA' + bytes(8) + chunk(b'@PATIENT_INFO_02', patient) + chunk(scan, planes) + chunk(
-        b'@CAPTURE_INFO_02', struct.pack('<BBI', 0, 0, 0) + text(WHO.last, 100) + bytes(12)) + chunk(
-        b'@PARAM_SCAN_04', struct.pack('<IIIddd', 0, 0, 0, W*.0118, N*.24, 3.9) + bytes(18)) + chunk(b'@IMG_TRC_02', grey)
-        + b''.join(chunk(b'@CONTOUR_INFO', c) for c in contours) + b'\0')
+    capture = struct.pack('<BBI', 0, 0, 0) + text(WHO.last, 100) + bytes(12)
+    scale = struct.pack('<IIIddd', 0, 0, 0, W*.0118, N*.24, 3.9) + bytes(18)
+    chunks = [(b'@PATIENT_INFO_02', patient), (scan, planes), (b'@CAPTURE_INFO_02', capture),
+              (b'@PARAM_SCAN_04', scale), (b'@IMG_TRC_02', grey), *((b'@CONTOUR_INFO', c) for c in contours)]
+    path.write_bytes(b'FOCTFDA' + bytes(8) + b''.join(chunk(*c) for c in chunks) + b'\0')
 
 
 def write_fds(path, seed=0): write_fda(path, seed, b'@IMG_SCAN_03')
@@ -96,13 +99,14 @@ def write_dicom(path, seed=0, kind='OPT'):
     d = pydicom.Dataset()
     d.file_meta = FileMetaDataset()
     d.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    d.SOPClassUID, d.SOPInstanceUID, d.Modality, d.ImageLaterality = '1.2.840.10008.5.1.4.1.1.77.1.5.4', '1.2.3', kind, 'R'
+    d.SOPClassUID, d.SOPInstanceUID = '1.2.840.10008.5.1.4.1.1.77.1.5.4', '1.2.3'
+    d.Modality, d.ImageLaterality = kind, 'R'
     name = f'{WHO.last}^{WHO.first}'
     d.PatientName = d.OtherPatientNames = d.ReferringPhysicianName = d.PatientMotherBirthName = d.OperatorsName = name
     d.PatientID = d.AccessionNumber = d.StudyID = WHO.number
     d.PatientBirthDate = '19331127'
     for k in ('PatientComments', 'ImageComments', 'StudyDescription', 'SeriesDescription', 'PatientAddress',
-              'InstitutionName', 'ProtocolName', 'PatientInsurancePlanCodeSequence')[:-1]: setattr(d, k, name)
+              'InstitutionName', 'ProtocolName'): setattr(d, k, name)
     d.add_new((0x0011, 0x0010), 'LO', WHO.last)
     d.add_new((0x0011, 0x1001), 'LO', name)
     d.SamplesPerPixel, d.PhotometricInterpretation = (1, 'MONOCHROME2') if kind == 'OPT' else (3, 'RGB')
@@ -120,15 +124,16 @@ def write_mat(path, seed=0):
     from scipy.io import savemat
     lines = np.stack([np.full((W, N), 3. + i) for i in range(8)])
     x = np.moveaxis(pixels(seed), 0, 2)
-    savemat(path, {'images': x, 'manualLayers1': lines, 'manualFluid1': (x > 190)*1., 'patient': f'{WHO.last} {WHO.number}',
-                   'info': {'name': WHO.first, 'birth': '1933-11-27'}})
+    savemat(path, {'images': x, 'manualLayers1': lines, 'manualFluid1': (x > 190)*1.,
+                   'patient': f'{WHO.last} {WHO.number}', 'info': {'name': WHO.first, 'birth': '1933-11-27'}})
 
 
 def write_mhd(path, seed=0):
     raw = path.with_suffix('.raw')
     raw.write_bytes(pixels(seed).tobytes())
-    path.write_text(f'ObjectType = Image\nNDims = 3\nPatientName = {WHO.last}\nPatientID = {WHO.number}\nComment = {WHO.first} '
-                    f'1933-11-27\nDimSize = {W} {H} {N}\nElementType = MET_UCHAR\nElementSpacing = 0.0118 0.0039 0.24\n'
+    path.write_text(f'ObjectType = Image\nNDims = 3\nPatientName = {WHO.last}\nPatientID = {WHO.number}\n'
+                    f'Comment = {WHO.first} 1933-11-27\nDimSize = {W} {H} {N}\n'
+                    f'ElementType = MET_UCHAR\nElementSpacing = 0.0118 0.0039 0.24\n'
                     f'ElementDataFile = {raw.name}\n')
 
 
@@ -141,24 +146,24 @@ def write_nifti(path, seed=0):
 
 
 def e2e_bytes(seed=0):
-    "Write an .e2e file as oct-converter's structures describe it: one directory, patient, eye, SLO, B-scans, boundaries"
-    def content(kind, ind, slice_id, body): return kind, ind, slice_id, body
+    "Write an .e2e file as oct-converter's structures describe it: patient, eye, SLO, B-scans, boundaries"
     y, m, d = WHO.birth
     patient = text(WHO.first, 31) + text(WHO.last, 51) + text(WHO.last, 15) + struct.pack('<I', 10000*y + 100*m + d)
-    chunks = [content(9, 0, -1, patient + b'M' + text(WHO.number, 25)), content(3, 0, -1, struct.pack('<I', 0) + b'R' + bytes(59))]
+    patient += b'M' + text(WHO.number, 25)
+    chunks = [(9, 0, -1, patient), (3, 0, -1, struct.pack('<I', 0) + b'R' + bytes(59))]
     slo = pixels(seed)[0, :12, :16]
-    chunks.append(content(0x40000000, 0, -1, struct.pack('<5I', slo.size, 0, 0, 12, 16) + slo.tobytes()))
+    chunks.append((0x40000000, 0, -1, struct.pack('<5I', slo.size, 0, 0, 12, 16) + slo.tobytes()))
     for i, x in enumerate(pixels(seed)):
         raw = (x.astype('<u2') << 8).tobytes()
-        chunks.append(content(0x40000000, 1, 2*i, struct.pack('<5I', len(raw), 0, 0, H, W) + raw))
+        chunks.append((0x40000000, 1, 2*i, struct.pack('<5I', len(raw), 0, 0, H, W) + raw))
         for k, v in ((0, 2.), (1, 12.)):
-            chunks.append(content(10019, 0, 2*i, struct.pack('<4I', 0, k, 0, W) + np.full(W, v, '<f4').tobytes()))
+            chunks.append((10019, 0, 2*i, struct.pack('<4I', 0, k, 0, W) + np.full(W, v, '<f4').tobytes()))
     at = 36 + 52 + 52 + 44*len(chunks)
     entries, bodies = b'', b''
     for kind, ind, slice_id, body in chunks:
         entries += struct.pack('<IIIIIIIiHHII', 0, at + len(bodies), len(body), 0, 4711, 1, 1, slice_id, 0, 0, kind, 0)
-        bodies += text('MDbData', 12) + struct.pack('<IIIIIIIIiHHII', 0, 0, 0, len(body), 0, 4711, 1, 1, slice_id, ind, 0,
-                                                    kind, 0) + body
+        head = 0, 0, 0, len(body), 0, 4711, 1, 1, slice_id, ind, 0, kind, 0
+        bodies += text('MDbData', 12) + struct.pack('<IIIIIIIIiHHII', *head) + body
     directory = text('MDbDir', 12) + struct.pack('<I20s4I', 0, bytes(20), len(chunks), 0, 0, 0)
     return (text('CMDb', 12) + bytes(24) + text('MDbMDir', 12) + struct.pack('<I20s4I', 0, bytes(20), 0, 88, 0, 0)
             + directory + entries + bodies)

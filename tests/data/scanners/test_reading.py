@@ -60,7 +60,7 @@ def test_one_patient_in_all_formats(tmp_path):
 @pytest.mark.filterwarnings('ignore:a key for pseudonyms')
 @pytest.mark.parametrize('kind', WRITERS)
 def test_damaged_bytes(tmp_path, kind):
-    "Cut at any place and with any bit changed, a file is read or called damaged, by its name and by nothing of its content"
+    "Cut at any place and with any bit changed, a file is read or called damaged; nothing of its content is told"
     path = made(tmp_path, kind)
     raw, whole = path.read_bytes(), read_volume(path)
     rng, n, faults = np.random.default_rng(0), 4 if kind == 'e2e' else 40, 0
@@ -107,8 +107,8 @@ def test_missing_parts(tmp_path):
 def test_e2e_without_its_library(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'oct_converter.readers', None)
     (tmp_path/'scan.e2e').write_bytes(e2e_bytes())
-    with pytest.raises(ModuleNotFoundError, match=r"\.e2e files take it. Install it: pip install 'mirage_nb\[scanners\]'"):
-        read_volume(tmp_path/'scan.e2e')
+    fault = r"\.e2e files take it. Install it: pip install 'mirage_nb\[scanners\]'"
+    with pytest.raises(ModuleNotFoundError, match=fault): read_volume(tmp_path/'scan.e2e')
 
 
 @pytest.mark.filterwarnings('ignore:a key for pseudonyms')

@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from .drawing import random_path, random_surface, smooth_step
-from .writing import write_csv, write_once
+from .writing import each_patient, write_csv, write_once
 from ..randomness import sample_key
 from ..storage import write_json
 
@@ -396,7 +396,7 @@ def _write_cxr(
     "Write all films and the table."
     seed, rows = settings['seed'], []
     (folder/'images').mkdir(parents=True)
-    for p in range(settings['patients']):
+    for p in each_patient(settings['patients']):
         n = 1 + int(np.random.default_rng(sample_key('cxr films', seed, p)).integers(settings['films']))
         for k in range(n):
             film, id = _phantom_cxr(seed, p, k, settings['size']), f'P{p:03d}_{k:02d}'

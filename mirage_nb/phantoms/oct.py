@@ -20,7 +20,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter1d
 
 from ..core import unknown
 from .drawing import bumps, draw_in_turn, random_path, random_surface
-from .writing import write_once
+from .writing import each_patient, write_once
 from ..randomness import sample_key
 from ..storage import write_json
 
@@ -436,7 +436,7 @@ def _write_oct(
 )->Path:                          # `folder`
     "Write all images and tables."
     seed, rows = settings['seed'], []
-    for p in range(settings['patients']):
+    for p in each_patient(settings['patients']):
         n = 1 + int(np.random.default_rng(sample_key('phantom volumes', seed, p)).integers(settings['volumes']))
         for v in range(n):
             rows += _save_volume(folder, p, v, _phantom_volume(seed, p, v, settings['slices'], tuple(settings['size'])))

@@ -19,7 +19,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from ..core import unknown
 from .drawing import draw_in_turn, random_path, random_surface, smooth_step
-from .writing import write_csv, write_once
+from .writing import each_patient, write_csv, write_once
 from ..randomness import sample_key
 from ..storage import write_json
 
@@ -303,7 +303,7 @@ def _write_uwf(
 )->None:
     "Write all images and the table."
     seed, rows = settings['seed'], []
-    for p in range(settings['patients']):
+    for p in each_patient(settings['patients']):
         n = 1 + int(np.random.default_rng(sample_key('uwf pictures', seed, p)).integers(settings['pictures']))
         for k in range(n):
             made = _phantom_uwf(seed, p, k, tuple(settings['size']))

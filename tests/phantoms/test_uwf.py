@@ -1,10 +1,13 @@
 "Synthetic widefield images: the same everywhere, their classes to be seen"
 import csv
+import re
 from collections import defaultdict
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
+from mirage_nb.phantoms import writing
 from mirage_nb.phantoms.uwf import _CLASSES, _phantom_uwf, make_phantom_uwf
 
 SPLITS = 'train', 'val', 'test'
@@ -17,6 +20,13 @@ def retinas(tmp_path_factory):
 
 def rows(path):
     with open(path, newline='') as f: return list(csv.DictReader(f))
+
+
+def test_a_bar_shows_how_far_the_drawing_is(tmp_path, capfd, monkeypatch):
+    "If it takes long: here at once"
+    monkeypatch.setattr(writing, 'tqdm', lambda n, **more: tqdm(n, **{**more, 'delay': 0}))
+    make_phantom_uwf(tmp_path/'Phantom_UWF', patients=25, pictures=1, size=(32, 32))
+    assert re.search(r'drawing phantoms: 100%.* 25/25 ', capfd.readouterr().err)
 
 
 def test_class_folders_of_the_widefield_set(retinas):

@@ -7,6 +7,7 @@ from PIL import Image
 
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.data.segmentation import load_seg_data
+from mirage_nb.eval.beside import grader_verdicts, grader_words
 from mirage_nb.eval.segmentation.report import find_graders, score_folder
 from mirage_nb.eval.verdicts import list_verdicts, seg_verdicts
 from mirage_nb.storage import read_json
@@ -33,6 +34,19 @@ def test_grader_who_marked_no_fluid_has_not_graded_it(duke):
     assert model.means['Dice, mean of lesions'] == 0
     assert scores.means['Dice, mean'] == model.means['Dice, mean of layers']
     assert any('It never predicts Fluid' in t for t in texts({'model': model}, duke))
+
+
+def test_a_model_beside_a_grader(duke):
+    "Against the ground truth, in what the grader has graded: here the layers"
+    table = duke.tables['test']
+    grader = score_folder(table, find_graders(table)['grader2'], duke.classes, grader=True)
+    right = score_folder(table, table.semseg.iloc[0].parent, duke.classes)
+    same = score_folder(table, find_graders(table)['grader2'], duke.classes)
+    assert grader_words({'model': right, 'grader 2': grader}) == '; above the agreement with grader 2 in layers'
+    assert grader_words({'model': same, 'grader 2': grader}) == '; within the agreement with grader 2 in layers'
+    found = [*grader_verdicts({'model': right, 'frozen random encoder': same, 'grader 2': grader})]
+    assert len(found) == 1 and found[0].text.startswith('Above the agreement of the graders: closer to')
+    assert f'Dice 1.000, grader 2 {grader.means["Dice, mean of layers"]:.3f} ' in found[0].text
 
 
 def test_diagonal_is_that_of_the_images(duke):

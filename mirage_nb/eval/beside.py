@@ -88,7 +88,8 @@ def _range(
     values:list[float] # of several seeds
 )->str:
     "Write the lowest and the highest of some values."
-    return f'{min(values):.3f} to {max(values):.3f}'
+    low, high = f'{min(values):.3f}', f'{max(values):.3f}'
+    return low if low == high else f'{low} to {high}'
 
 
 def _spread(
@@ -96,7 +97,7 @@ def _spread(
 )->tuple[str, str]:                  # level, text
     "Say whether a model is above its baselines with every seed."
     (_, own), *rest = values.items()
-    some = {k: v for k, v in rest if len(v) > 1 and 'grader' not in k}
+    some = {k: v for k, v in rest if len(v) > 1 and not k.startswith(('grader', 'mean position', 'majority'))}
     above = [f'{k} ({_range(v)})' for k, v in some.items() if min(own) > max(v)]
     mixed = [f'{k} ({_range(v)})' for k, v in some.items() if min(own) <= max(v)]
     text = (f'; above {", ".join(above)} with every seed' if above else '') + (

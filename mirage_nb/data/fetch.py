@@ -22,6 +22,7 @@ from .fetching.unpack import inner_folder, is_archive, merge_folders, unpack_arc
 from .fetching.whole import check_whole
 from ..locks import hold_folder
 from ..sources.files import SourceFile
+from ..storage import read_json, write_json
 
 # %% ../../nbs/data/95_fetch.ipynb #de076d52
 def _given(
@@ -50,9 +51,11 @@ def _join(
 )->Path:              # `place`
     "Join the parts of a file, when all are there."
     check_space(place, sum(p.stat().st_size for p in parts))
-    with open(place, 'wb') as out:
+    half = place.with_name(f'{place.name}.joining')
+    with open(half, 'wb') as out:
         for p in parts:
             with open(p, 'rb') as f: shutil.copyfileobj(f, out, 2**20)
+    half.replace(place)
     for p in parts: p.unlink()
     return place
 
@@ -71,8 +74,19 @@ def _download(
     for name, url in zip(file.parts, file.pieces, strict=True):
         part, given = place.with_name(name), _given(name, source)
         if not part.exists(): part = _take(given, part) if given else download_plain(url, part)
-        parts.append(check_whole(part, SourceFile(name=name, url=url)))
+        parts.append(_verified(part, SourceFile(name=name, url=url)))
     return _join(parts, place)
+
+
+def _verified(
+    path:Path,
+    file:SourceFile # what it should be
+)->Path:            # `path`
+    "Return a file as it is; if it is not whole it is removed, so that it is downloaded again."
+    try: return check_whole(path, file)
+    except ValueError as e:
+        path.unlink()
+        raise ValueError(f'{e}. What came is removed') from e
 
 
 def _by_hand(file:SourceFile)->str:
@@ -90,20 +104,27 @@ def _obtain(
 )->Receipt:           # of the verified file `desk/NAME`
     "Get a file that is whole and verified."
     ready, place = desk/file.name, desk/'coming'/file.name
-    if not ready.exists():
+    if not ready.exists() and not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         try: _download(file, place, source)
         except (ConnectionError, PermissionError) as e: raise type(e)(f'{e}. {_by_hand(file)}') from e
     path = ready if ready.exists() else place
-    try:
-        check_whole(path, file)
-        receipt = make_receipt(path, file)
-        if file.stable: check_locked(order.store, order.name, receipt)
-    except ValueError as e:
+    receipt = make_receipt(_verified(path, file), file)
+    try: _lock(order, file, receipt)
+    except ValueError:
         path.unlink()
-        raise ValueError(f'{order.name}: {e}. What came is removed') from e
+        raise
     path.replace(ready)
     return receipt
+
+
+def _lock(
+    order:Order,
+    file:SourceFile, # of it
+    receipt:Receipt  # of what came
+)->None:
+    "Compare a file with its first download, unless its address gives the newest state."
+    if file.stable: check_locked(order.store, order.name, receipt)
 
 # %% ../../nbs/data/95_fetch.ipynb #f2fd6863
 def _brought(
@@ -146,7 +167,7 @@ def _gather(
     if order.manifest: shutil.copyfile(order.manifest, whole/'manifest.toml')
     for f in order.plan.files:
         if f.bring or is_archive(f.name): continue
-        os.link(desk/f.name, whole/f.name)
+        _take(desk/f.name, whole/f.name)
     for path, _ in _check_brought(order, source):
         if path.parent != order.target: _take(path, whole/path.name)
     for f in order.plan.files:
@@ -170,12 +191,26 @@ def _install_dataset(
         write_provenance(whole/'provenance.json', receipts, facts)
         whole.rename(order.target)
         return
-    taken = [p.name for p in whole.iterdir() if (order.target/p.name).exists()]
-    if taken: raise FileExistsError(
-        f'{order.target} holds {", ".join(sorted(taken)[:5])} already, and this command did not put it there. Move it '
-        'away, or leave the dataset as it is')
-    merge_folders(whole, order.target)
+    _move_in(whole, order.target, desk/'moving.json')
     write_provenance(order.provenance, receipts, facts)
+
+
+def _move_in(
+    whole:Path,  # folder with new files and folders
+    target:Path, # folder that holds what a user brought
+    journal:Path # lists what is being moved; after an interruption it says what is half there
+)->None:
+    "Move new files beside those that a user brought, which are left as they are."
+    for name in read_json(journal) if journal.exists() else []:
+        if (target/name).is_dir(): shutil.rmtree(target/name)
+        else: (target/name).unlink(missing_ok=True)
+    names = sorted(p.name for p in whole.iterdir())
+    taken = [k for k in names if (target/k).exists()]
+    if taken: raise FileExistsError(
+        f'{target} holds {", ".join(taken[:5])} already, and this command did not put it there. Move it away, or leave '
+        'the dataset as it is')
+    write_json(journal, names)
+    merge_folders(whole, target)
 
 # %% ../../nbs/data/95_fetch.ipynb #2bb1edbc
 def _install_weights(
@@ -210,7 +245,9 @@ def _fetch_files(
         if f.bring: continue
         say(f'{order.name}: {f.name}\n')
         receipts.append(_obtain(f, order, desk, source))
-    receipts += [make_receipt(p, f) for p, f in brought]
+    for path, f in brought:
+        receipts.append(make_receipt(path, f))
+        _lock(order, f, receipts[-1])
     install = _install_dataset if order.kind == 'dataset' else _install_weights
     if order.kind == 'dataset' and any(is_archive(f.name) for f in order.plan.files): say(f'{order.name}: unpacking\n')
     install(order, desk, receipts, source)
@@ -304,6 +341,9 @@ def main(
     if '--list' in flags: sys.stdout.write(list_orders())
     for name in [] if {'--list', '--where'} & flags else names:
         try: _fetch_one(name, flags, source)
+        except KeyboardInterrupt:
+            sys.stderr.write('\ninterrupted; the same command goes on from what has come\n')
+            return 130
         except (OSError, ValueError, KeyError, RuntimeError) as e:
             sys.stderr.write(f'{e.args[0] if isinstance(e, KeyError) else e}\n')
             failed.append(name)

@@ -62,6 +62,13 @@ class Weights(_WeightFacts):
         mean, std = (', '.join(f'{v:g}' for v in part) for part in (self.mean, self.std))
         return f'mean {mean}, standard deviation {std}'
 
+    @property
+    def facts(self)->dict[str, str]:
+        "List what a user of the weights has to know of them."
+        seen = ', '.join(self.trained_on) or 'not stated by the sources that were read'
+        tuned = {'fine-tuned on': self.tuned_on} if self.tuned_on else {}
+        return {'normalisation': self.norm_text, 'trained on': seen, **tuned}
+
 # %% ../../nbs/sources/20_weights.ipynb #21eaf3f0
 @options
 class _OneOf(_WeightFacts):

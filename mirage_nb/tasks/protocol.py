@@ -27,6 +27,7 @@ from ..locks import hold_folder
 from ..models.checkpoints import LoadReport
 from ..recipes.base import FineTuningRecipe, describe_weights, weights_label
 from ..records import dataset_name
+from ..sources.weights import recognise_weights
 from ..storage import save_table
 from ..train.devices import Batch, make_accelerator
 from ..train.loop import fit
@@ -130,7 +131,9 @@ def describe_model(
     sizes = {'parameters': task.model.parameters(), 'trained': [p for p in task.model.parameters() if p.requires_grad]}
     weights = task.loaded.summary() if task.loaded else {'weights': 'none: random initialisation by the seed'}
     counts = {k: f'{sum(p.numel() for p in v):,}' for k, v in sizes.items()}
-    return pd.Series({**counts, **more, **weights}).to_frame('value')
+    known = recognise_weights(str(task.loaded.path)) if task.loaded else None
+    facts = {f'weights: {k}': v for k, v in {'terms': known.licence, **known.facts}.items()} if known else {}
+    return pd.Series({**counts, **more, **facts, **weights}).to_frame('value')
 
 # %% ../../nbs/tasks/05_protocol.ipynb #7d30a01b
 def starting_weights(

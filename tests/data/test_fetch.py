@@ -70,8 +70,8 @@ NAMES = [f'train/bscan/P{i}_1.png' for i in range(3)]
 
 @pytest.mark.slow
 def test_killed_while_parts_come_and_while_unpacking(home):
-    names = [f'train/bscan/P{i}_1.png' for i in range(3000)]
-    content = zipped(names, image=IMAGE[:1000])
+    names = [f'train/bscan/P{i}_1.png' for i in range(1200)]
+    content = zipped(names, image=IMAGE[:2000])
     third = len(content)//3 + 1
     parts = {f'Toy_part_a{k}': content[i*third:(i + 1)*third] for i, k in enumerate('abc')}
     site = Site({f'/{k}': v for k, v in parts.items()}, step=2**16, pause=0.03)
@@ -81,13 +81,13 @@ def test_killed_while_parts_come_and_while_unpacking(home):
         kill_after(command(path, home), lambda: desk.rglob('Toy_part_ab.part'), site, third//2)
         assert not (home/'data'/'Toy').exists() and not list(desk.rglob('Toy.zip'))  # never joined before all are there
         (_, first, begun), (_, second, _) = kill_after(
-            command(path, home), lambda: (desk/'unpacked').rglob('P200_1.png'), site, 0)
+            command(path, home), lambda: (desk/'unpacked').rglob('P50_1.png'), site, 0)
         assert (first, second) == ('/Toy_part_ab', '/Toy_part_ac') and begun
         assert not (home/'data'/'Toy').exists() and (desk/'Toy.zip').read_bytes() == content
         finished(command(path, home))
     assert site.asked == [] and not desk.exists()  # the archive was there, and verified
     assert below(home/'data'/'Toy') == sorted([*names, 'manifest.toml', 'provenance.json'])
-    assert (home/'data'/'Toy'/names[-1]).read_bytes() == IMAGE[:1000]
+    assert (home/'data'/'Toy'/names[-1]).read_bytes() == IMAGE[:2000]
     assert read_manifest('Toy').title == 'A toy' and dataset_dir(read_manifest('Toy')) == (home/'data'/'Toy').resolve()
 
 
@@ -125,7 +125,7 @@ def test_error_page_with_status_200_is_not_kept(home):
     good = zipped(NAMES[:2])
     with serving(Site({'/Toy.zip': good}, page=[b'<html><body>Service is down'])) as address:
         path = toy(home, address, {'name': 'Toy.zip', 'url': 'URL/Toy.zip'})
-        with pytest.raises(ValueError, match='Toy: Toy.zip is a web page.*What came is removed'): fetch(path, True)
+        with pytest.raises(ValueError, match='Toy.zip is a web page.*What came is removed'): fetch(path, True)
         assert below(fetch(path, True)) == sorted([*NAMES[:2], 'manifest.toml', 'provenance.json'])
 
 
@@ -176,6 +176,47 @@ def test_what_a_user_has_is_not_replaced(home):
         with pytest.raises(FileExistsError, match='holds list.txt already, and this command did not put it there'):
             fetch(path, True)
     assert (home/'data'/'Toy'/'list.txt').read_text() == 'mine'
+
+
+def test_page_instead_of_a_part_is_not_kept(home):
+    content = zipped(NAMES[:2])
+    site = Site({'/p_aa': content[:9000], '/p_ab': content[9000:]}, page=[None, b'<html>busy</html>'])
+    with serving(site) as address:
+        path = toy(home, address, {'name': 'Toy.zip', 'url': 'URL/', 'parts': ['p_aa', 'p_ab']})
+        with pytest.raises(ValueError, match='p_ab is a web page.*What came is removed'): fetch(path, True)
+        assert (fetch(path, True)/NAMES[0]).read_bytes() == IMAGE
+    assert [p for _, p, _ in site.asked] == ['/p_aa', '/p_ab', '/p_ab']
+
+
+def test_interrupted_beside_what_a_user_brought(home, monkeypatch):
+    with serving(Site({'/1.zip': zipped(NAMES[:2], '')})) as address:
+        path = toy(home, address, {'name': 'a.csv', 'bring': 'ask'}, {'name': '1.zip', 'url': 'URL/1.zip'})
+        (home/'data'/'Toy').mkdir(parents=True)
+        (home/'data'/'Toy'/'a.csv').write_text('mine')
+        def full(*words): raise OSError('no space left')
+        with monkeypatch.context() as m, pytest.raises(OSError, match='no space left'):
+            m.setattr('mirage_nb.data.fetch.write_provenance', full)  # the last file; the others are at their place
+            fetch(path, True)
+        assert (home/'data'/'Toy'/NAMES[0]).exists()
+        place = fetch(path, True)
+    assert below(place) == sorted(['a.csv', *NAMES[:2], 'manifest.toml', 'provenance.json'])
+    assert (place/'a.csv').read_text() == 'mine'
+
+
+def test_brought_file_is_the_same_as_the_first(home):
+    path = toy(home, '', {'name': 'a.csv', 'bring': 'ask'})
+    (home/'data'/'Toy').mkdir(parents=True)
+    (home/'data'/'Toy'/'a.csv').write_text('one')
+    place = fetch(path, True)
+    for k in ('provenance.json', 'manifest.toml'): (place/k).unlink()
+    (place/'a.csv').write_text('two')
+    with pytest.raises(ValueError, match='a.csv has the SHA-256 .* nothing was replaced'): fetch(path, True)
+
+
+def test_what_is_typed_wrong(home, capsys):
+    assert main(['AROI', '--accpet']) == 2 and 'no option --accpet' in capsys.readouterr().err
+    assert main(['AROI', '--from']) == 2 and '--from takes a folder: --from FOLDER' in capsys.readouterr().err
+    assert main(['AROI', 'AROJ', '--dry-run']) == 1 and '1 name of 2 failed' in capsys.readouterr().err
 
 
 def test_disk_that_is_too_small(home, monkeypatch):

@@ -63,9 +63,7 @@ def _order_dataset(path:Path)->Order:
 def _order_weights(name:str)->Order:
     "Describe published weights as what a user asks for."
     w = known_weights()[name]
-    more = {'model': w.model or 'none of the kit', 'normalisation': w.norm_text,
-            'trained on': ', '.join(w.trained_on) or 'not stated by the sources that were read'}
-    if w.tuned_on: more['fine-tuned on'] = w.tuned_on
+    more = {'model': w.model or 'none of the kit', **w.facts}
     return Order(name, 'weights', w.plan, weights_dir(), weights_dir()/w.kept_as, w.licence, w.citation,
                  w.page or w.file.address, more)
 

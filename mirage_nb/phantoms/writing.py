@@ -53,7 +53,7 @@ def write_once(
 
 # %% ../../nbs/phantoms/20_writing.ipynb #ac434f9e
 def each_patient(
-    n:int
+    n:int         # patients
 )->Iterable[int]: # from 0; a bar shows how far it is, if it takes more than three seconds
     "Count the patients of a dataset while they are drawn."
     return tqdm(range(n), desc='drawing phantoms', unit='patient', delay=3)

@@ -9,6 +9,7 @@ __all__ = ['ChosenRun', 'tuned_run', 'RunFailed', 'run_notebook', 'write_report'
 import html
 import math
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ from mirage_nb.recipes.pipelines import (
     run_command,
 )
 from .records import HANDOFF, Run, dataset_name, finished_runs, open_run
+from .signals import heed_requests
 from .storage import read_json, write_atomic
 
 # %% ../nbs/20_runs.ipynb #beb7b19a
@@ -103,6 +105,11 @@ _KERNEL = ['--IPKernelApp.log_level=50',  # at its end a kernel reports an inter
           '--IPKernelApp.exec_lines=from mirage_nb.commands.notices import show_in_words as _; _(); del _']
 
 
+_DEAD = ('its kernel, the process that computes, died. Most often the memory was used up, and the system ended the '
+         'largest process (`dmesg` says so): close other programs, or take a smaller batch_size, fewer workers, or a '
+         'machine with more memory. The same command goes on from the last saved state')
+
+
 def _execute(
     notebook:Path,               # to run
     out:Path,                    # receives the executed copy
@@ -110,6 +117,7 @@ def _execute(
     console:Any                  # `Console` that shows what the notebook does
 )->str:                          # what happened; '' if nothing did
     "Run a notebook in a kernel of its own; the kernel writes the run's folder into a file beside the copy."
+    from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
 
     from mirage_nb.commands.progress import ENGINE
@@ -118,7 +126,8 @@ def _execute(
                           progress_bar=False, stderr_file=console,  # the bars of training and prediction
                           extra_arguments=_KERNEL)
     except PapermillExecutionError as e: return f'{e.ename}: {e.evalue}'
-    except Exception as e: return f'{type(e).__name__}: {e}'  # a dead kernel, say
+    except DeadKernelError: return _DEAD
+    except Exception as e: return f'{type(e).__name__}: {e}'
     finally:
         if before is None: del os.environ[HANDOFF]
         else: os.environ[HANDOFF] = before
@@ -167,7 +176,11 @@ def run_notebook(
     desk.mkdir(parents=True, exist_ok=True)
     out = desk/f'{path.stem}-{uuid.uuid4().hex[:8]}.ipynb'
     console.say('Starting a kernel')
-    folder = _file_report(path, out, out.with_suffix('.json'), _execute(path, out, parameters or {}, console))
+    try: error = _execute(path, out, parameters or {}, console)
+    except KeyboardInterrupt:
+        for left in (out, out.with_suffix('.json')): left.unlink(missing_ok=True)
+        raise
+    folder = _file_report(path, out, out.with_suffix('.json'), error)
     key = key or run_key(stage, values)  # phantoms were drawn by the run
     if key and key == run_key(stage, values): remember_run(key, folder)
     return folder
@@ -333,13 +346,15 @@ def main(
     if not given:
         sys.stdout.write(describe_commands())
         return 2
-    try: return _obey(given, quiet='--quiet' in words)
+    try:
+        with heed_requests(): return _obey(given, quiet='--quiet' in words)
     except (RunFailed, OSError, TypeError, ValueError, KeyError) as e:
         sys.stderr.write(f'{e.args[0] if isinstance(e, KeyError) else e}\n')
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write('\ninterrupted; the same command goes on from the last saved state\n')
-        return 130
+    except KeyboardInterrupt as e:
+        what = str(e) or 'interrupted; the same command goes on from the last saved state'
+        sys.stderr.write(f'\n{what}\n')
+        return 128 + getattr(e, 'number', signal.SIGINT)
 
 # %% ../nbs/20_runs.ipynb #ab941174
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -1,15 +1,20 @@
 "The pipelines as a user of JupyterLab runs them: twice from top to bottom in one kernel, and with a changed parameter"
+import json
 import os
 import re
+import sys
 import threading
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import start_new_kernel
 
+from mirage_nb.commands.progress import Console
 from mirage_nb.recipes.pipelines import find_notebook
 from mirage_nb.records import HANDOFF
+from mirage_nb.runs import _execute
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,3 +134,38 @@ def test_a_misspelt_name_is_found_in_both_cells(kernel):
             kernel.run(settings)
         kernel.run(parameters)  # corrected, and run again
         kernel.run(f'{settings.splitlines()[0]}\nassert "batchsize" not in params')
+
+
+@pytest.fixture
+def small_notebook(tmp_path):
+    "Runs one cell in a kernel as the runner does: the text of its output, or what happened"
+    def run(source):
+        path, out = tmp_path/'30_small.ipynb', tmp_path/'out.ipynb'
+        cell = nbformat.v4.new_code_cell(source)
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={'kernelspec': {
+            'name': 'python3', 'language': 'python', 'display_name': 'Python 3'}}), path)
+        error = _execute(path, out, {}, Console(None))
+        shown = [o.get('text', '') for o in nbformat.read(out, 4).cells[-1].outputs if o.output_type == 'stream']
+        return error or ''.join(shown).strip()
+    return run
+
+
+def test_the_kernel_is_of_this_python(small_notebook, tmp_path, monkeypatch):
+    "Another Python that is installed as the kernel python3, as conda and pip --user do, is not asked"
+    spec = tmp_path/'share'/'kernels'/'python3'
+    spec.mkdir(parents=True)
+    other = tmp_path/'other_python'
+    other.write_text('#!/bin/sh\nexit 1\n')
+    other.chmod(0o755)
+    (spec/'kernel.json').write_text(json.dumps({
+        'argv': [str(other), '-m', 'ipykernel_launcher', '-f', '{connection_file}'], 'display_name': 'Python 3',
+        'language': 'python'}))
+    monkeypatch.setenv('JUPYTER_PATH', str(tmp_path/'share'))
+    assert KernelSpecManager().get_kernel_spec('python3').argv[0] == str(other), 'the other kernel would not be taken'
+    assert small_notebook('import sys\nprint(sys.executable)') == sys.executable
+
+
+def test_a_dead_kernel_says_how_to_go_on(small_notebook):
+    said = small_notebook('import os, signal\nos.kill(os.getpid(), signal.SIGKILL)')
+    for piece in ('its kernel, the process that computes, died', 'memory', 'batch_size',
+                  'The same command goes on from the last saved state'): assert piece in said, said

@@ -6,13 +6,17 @@
 __all__ = ['ENGINE', 'Console']
 
 # %% ../../nbs/commands/10_progress.ipynb #c0a00003
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
 from papermill.engines import NBClientEngine, papermill_engines
+from traitlets import Float
 
 # %% ../../nbs/commands/10_progress.ipynb #c0a00006
 class Console:
@@ -58,6 +62,17 @@ class Console:
             done.set()
             if self.out: thread.join()
 
+# %% ../../nbs/commands/10_progress.ipynb #c0a0000b
+class _OwnKernel(AsyncKernelManager):
+    "Start kernels of the Python that runs this."
+    shutdown_wait_time = Float(120.)  # seconds, half of it until the kernel gets another signal
+
+    @property
+    def kernel_spec(self)->KernelSpec:
+        "Describe the kernel: what ipykernel would install, but from this Python."
+        return KernelSpec(argv=[sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}'],
+                          display_name='Python 3', language='python')
+
 # %% ../../nbs/commands/10_progress.ipynb #c0a00009
 def _heading(
     cell:Any # of a notebook
@@ -95,7 +110,8 @@ class _Engine(NBClientEngine):
             complete(cell, cell_index=cell_index, **info)
 
         nb_man.cell_start, nb_man.cell_complete = cell_start, cell_complete
-        with console.beating(): return super().execute_managed_notebook(nb_man, kernel_name, **more)
+        own = {'kernel_manager_class': _OwnKernel}
+        with console.beating(): return super().execute_managed_notebook(nb_man, kernel_name, **more, **own)
 
 
 ENGINE = 'mirage_nb'  # name of this engine, for `execute_notebook`

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ..core import log
 from ..randomness import keyed_generator
+from ..signals import heed_requests, undisturbed
 from .devices import Batch, distribute, is_sharded, make_accelerator, prefetch, to_device, unshard
 from .optim import param_groups, set_lr
 from .settings import SCHEDULES, FitSettings
@@ -356,13 +357,14 @@ def _run_epochs(
     with tqdm(total=s.epochs*n, initial=p.epoch*n + p.step, desc='training', unit='step', mininterval=2,
               disable=not main or p.epoch == s.epochs) as bar:
         try:
-            with closing(cast(Any, steps)) as stream:
+            with heed_requests(lambda: t.whole), closing(cast(Any, steps)) as stream:
                 while not _has_ended(t, hooks, bar):
                     _train_epoch(t, stream, n, bar)
                     _end_epoch(t, n, size, hooks)
         except KeyboardInterrupt:
-            if t.whole and not is_sharded(t.model): t.save()
-            t.log_progress(event='interrupted', epoch=p.epoch, step=p.step)
+            with undisturbed():
+                if t.whole and not is_sharded(t.model): t.save()
+                t.log_progress(event='interrupted', epoch=p.epoch, step=p.step)
             raise
 
 

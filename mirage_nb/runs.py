@@ -315,7 +315,7 @@ def _obey(
     quiet:bool       # no progress
 )->int:              # exit code
     "Do what a command line says."
-    if {'-h', '--help'} & set(words) and words[0] != 'fetch':
+    if {'-h', '--help'} & set(words) and words[0] not in ('fetch', 'import'):
         sys.stdout.write(describe_notebook(words[0]) if words[0][0] != '-' else describe_commands())
     elif words[0] == 'list':
         from mirage_nb.commands.listing import describe_all

@@ -30,26 +30,27 @@ from mirage_nb.data.scanners.reading import (
     scanner_kind,
     sort_files,
 )
-from .scanners.volume import Volume
+from .scanners.volume import DamagedFile, Volume
 from .volume_slices import note_fault, write_plane
-from ..storage import hash_file, hash_value, read_json, save_table, write_json
+from ..storage import hash_file, hash_value, read_json, save_table, write_atomic, write_json
 
 # %% ../../nbs/data/98_vendor.ipynb #9ff44662
 _PAIRED = 'bscan', 'slo', 'bscanlayermap'
 _FILES = {*_PAIRED, 'image'} # columns of samples.csv
+_PURPOSES = 'pretraining', 'prediction', 'classification'
+_SPLITS = 'train', 'val', 'test'
 
 
 @dataclass(frozen=True)
 class ImportSettings:
     "What a set is made for."
-    purpose:str = 'pretraining'                            # or 'prediction'
+    purpose:str = 'pretraining'                            # or 'prediction', 'classification'
     modalities:Sequence[str] = _PAIRED                     # that a sample of a pre-training has, all of them
     size:int = 512                                         # side of the images of a pre-training, pixels
     layers:Sequence[str] = field(default=PUBLISHED_LAYERS) # boundaries of the layer map, in the order of depth
 
     def __post_init__(self)->None:
-        if self.purpose not in ('pretraining', 'prediction'):
-            raise ValueError(unknown('purpose', self.purpose, ['pretraining', 'prediction']))
+        if self.purpose not in _PURPOSES: raise ValueError(unknown('purpose', self.purpose, _PURPOSES))
         for k in self.modalities:
             if k not in _PAIRED: raise ValueError(unknown('modality', k, _PAIRED))
         if not 16 <= self.size <= 4096: raise ValueError(f'size is {self.size}; it takes 16 to 4096 pixels')
@@ -109,6 +110,23 @@ def _write_pretraining(volume:Volume, out:Path, cfg:ImportSettings)->list[dict[s
     return rows
 
 
+def _class_of(path:Path, folder:Path)->str: # as 'AMD', or 'train/AMD'
+    "Read the class of a file off the folders that it lies in."
+    parts = path.relative_to(folder).parts[:-1]
+    n = 1 + bool(parts and parts[0].lower() in _SPLITS)
+    if len(parts) < n: raise DamagedFile(path, 'it lies in no folder of a class')
+    return '/'.join(parts[:n])
+
+
+def _write_classes(volume:Volume, out:Path, label:str)->list[dict[str, Any]]:
+    "Write the images of a volume into the folder of its class, and return their rows."
+    planes = dict(zip(volume.ids, volume.bscans, strict=True))
+    if not planes and volume.slo is not None: planes = {f'{volume.name}_f00': volume.slo}
+    for name, x in planes.items(): write_plane(out/label/f'{name}.png', x)
+    return [{'id': k, 'image': f'{label}/{k}.png', 'label': label.rpartition('/')[2], 'slice': i, **_facts(volume)}
+            for i, k in enumerate(planes)]
+
+
 def _write_prediction(volume:Volume, out:Path)->list[dict[str, Any]]:
     "Write the images of a volume for a prediction, and return their rows."
     rows = []
@@ -166,22 +184,29 @@ def _list_scans(folder:Path)->tuple[list[Path], int]: # files of scanners; how m
     return sorted(scans), len(others)
 
 
+def _write(volume:Volume, out:Path, label:str, cfg:ImportSettings)->list[dict[str, Any]]:
+    "Write the images of a volume, and return their rows."
+    if cfg.purpose == 'classification': return _write_classes(volume, out, label)
+    return _write_prediction(volume, out) if cfg.purpose == 'prediction' else _write_pretraining(volume, out, cfg)
+
+
 def _import_file(
     path:Path,
+    folder:Path,  # that is imported
     out:Path,
     cfg:ImportSettings
 )->dict[str, Any]: # rows, volumes
     "Write the images of a file, unless a note says that they are there."
     parts = [path, *(p for p in parts_of_scan(path, scanner_kind(path)) if p.exists())]
-    note = out/'files'/f'{hash_value([hash_file(p) for p in parts])[:16]}.json'
+    label = _class_of(path, folder) if cfg.purpose == 'classification' else ''
+    note = out/'files'/f'{hash_value([label, *map(hash_file, parts)])[:16]}.json'
     old = read_json(note) if note.exists() else {'rows': [{'image': note}]}
     if all((out/r[k]).exists() for r in old['rows'] for k in r.keys() & _FILES): return old
     who, volumes = read_identified(path)
     rows, lost, changed = [], [], False
     for v in volumes:
         changed |= bool(note_patient(v.name, v.pseudonym, who, path, v.sha256))
-        new = _write_prediction(v, out) if cfg.purpose == 'prediction' else _write_pretraining(v, out, cfg)
-        rows += new
+        rows += (new := _write(v, out, label, cfg))
         n = len(v.bscans) - len(new)
         if n > 0: lost.append({'volume': v.name, 'slices': n, 'boundaries': ' '.join(v.layers)})
     write_json(note, found := {'rows': rows, 'left_out': lost})
@@ -202,14 +227,27 @@ def import_scans(
     _keep_settings(out/'import.json', cfg)
     found, faults = [], []
     for path in tqdm(scans, desc='volumes', unit='file', delay=3):
-        try: found.append(_import_file(path, out, cfg))
+        try: found.append(_import_file(path, folder, out, cfg))
         except (ValueError, OSError, ModuleNotFoundError) as e: faults.append(note_fault(path, e))
     tables = [pd.DataFrame([r for f in found for r in f[k]]) for k in ('rows', 'left_out')]
     samples, left = (t.drop_duplicates(ignore_index=True) for t in tables)
     lost = pd.DataFrame(faults, columns=['code', 'fault'])
     save_table(samples, out/'samples.csv')
+    if cfg.purpose == 'classification': write_atomic(out/'manifest.toml', lambda p: p.write_text(_MANIFEST, 'utf-8'))
     save_table(lost, out/'faults.csv')
     return Imported(out, samples, lost, left, len(scans), others, sum(bool(f.get('changed')) for f in found))
+
+
+_MANIFEST = '''title    = "B-scans of scanner files, by class"
+task     = "classification"
+modality = "bscan"
+layout   = "classes"
+patient  = '^([PU][0-9a-f]{12})_' # pseudonyms
+source   = "files of scanners"
+licence  = "not public"
+citation = "none"
+get      = "mirage-nb import FOLDER OUT --for classification"
+'''
 
 
 def _keep_settings(note:Path, cfg:ImportSettings)->None:
@@ -228,7 +266,7 @@ def main(
     p = argparse.ArgumentParser('mirage-nb import', description='Make a set of the files of scanners in a folder.')
     p.add_argument('folder', help=f'with files of scanners in it or below: {", ".join(SCANNER_SUFFIXES)}')
     p.add_argument('out', nargs='?', help='receives the set; without it: a folder of the same name among the datasets')
-    p.add_argument('--for', dest='purpose', default='pretraining', choices=['pretraining', 'prediction'])
+    p.add_argument('--for', dest='purpose', default='pretraining', choices=_PURPOSES)
     p.add_argument('--size', type=int, default=512, help='side of the images of a pre-training, pixels')
     p.add_argument('--modalities', default=','.join(_PAIRED), help='that each sample of a pre-training has')
     p.add_argument('--layers', default=','.join(PUBLISHED_LAYERS), help='boundaries of the layer map, from above')

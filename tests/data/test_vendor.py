@@ -9,11 +9,13 @@ import pytest
 from PIL import Image
 
 from mirage_nb.data import vendor
+from mirage_nb.data.classification import load_labelled
+from mirage_nb.data.manifest import read_manifest
 from mirage_nb.data.paired import folder_pairs
 from mirage_nb.data.unlabelled import hash_readable, unlabelled_images
 from mirage_nb.data.vendor import ImportSettings, import_scans
 from mirage_nb.runs import main
-from tests.data.scanners.made import ENDINGS, SECRETS, WHO, N, write_all
+from tests.data.scanners.made import ENDINGS, SECRETS, WHO, WRITERS, N, write_all
 
 KINDS = tuple(k for k in ENDINGS if k != 'e2e')
 pytestmark = pytest.mark.filterwarnings('ignore:a key for pseudonyms')
@@ -144,3 +146,17 @@ def test_nothing_to_import(home, capsys):
     assert 'holds no file of a scanner among 0 files' in capsys.readouterr().err
     assert not (home/'set').exists()
     with pytest.raises(SystemExit): main(['import', '--for', 'nothing', 'a'])
+
+
+def test_classes(home, monkeypatch):
+    "Files in class folders become class folders of B-scans, whose patients are known"
+    for i, place in enumerate(('train/AMD', 'train/normal', 'val/AMD', 'val/normal', 'test/AMD', 'test/normal')):
+        (home/'in'/place).mkdir(parents=True)
+        WRITERS['nifti'](home/'in'/place/f'{WHO.last}.nii.gz', seed=i)
+    WRITERS['vol'](home/'in'/'lost.vol')
+    made = import_scans(home/'in', home/'set', ImportSettings('classification'))
+    assert made.faults.fault.tolist() == ['it lies in no folder of a class'] and len(made.samples) == 6*N
+    monkeypatch.setenv('MIRAGE_DATA', str(home))
+    data = load_labelled(read_manifest('set'))
+    assert data.classes == ('AMD', 'normal') and data.table.groupby('split').patient.nunique().tolist() == [2, 2, 2]
+    assert not len(data.leaks) and not leaks(home/'set')

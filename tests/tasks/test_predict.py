@@ -309,7 +309,7 @@ def test_volumes_name_nobody(tuned, tmp_path, monkeypatch, capfd):
     "B-scans of scanner files are predicted by id; what names the patient is in no file of the run and in no message"
     monkeypatch.setenv('MIRAGE_KEYS', str(tmp_path/'keys'))
     monkeypatch.setenv('MIRAGE_RUNS', str(tmp_path/'runs'))
-    paths = write_all(tmp_path/'scans', ('vol', 'xml', 'fda', 'dicom', 'mhd', 'nifti', 'mat'))
+    paths = write_all(tmp_path/'scans', ('vol', 'xml', 'fds', 'dicom', 'mhd', 'nifti', 'mat'))
     (tmp_path/'scans'/f'{WHO.last} {WHO.first}.vol').write_bytes(paths['vol'].read_bytes()[:3000])
     with pytest.warns(UserWarning, match='a key for pseudonyms was made'):
         job = plan_prediction(Predict(images=str(tmp_path/'scans'), overlay='contour'), [tuned/'seg0'])

@@ -58,6 +58,13 @@ def _positions(data:Any, n:int)->np.ndarray|None: # (n, 4)
 # %% ../../../nbs/data/scanners/50_dicom.ipynb #b22cb9fc
 def _pixels(scan:ScanFile, data:Any)->np.ndarray: # (n, h, w) or (n, h, w, 3)
     "Decode the pixels, and turn them so that more is brighter."
+    from pydicom.pixels import get_decoder
+    packed = data.file_meta.TransferSyntaxUID
+    try: known = not packed.is_compressed or get_decoder(packed).is_available
+    except NotImplementedError: known = False
+    form = packed.name if packed.is_transfer_syntax else 'nothing that is known'
+    if not known: scan.fail(f'its pixels are packed as {form}, for which pydicom has no decoder here. Install one: '
+                            'pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg')
     n = int(getattr(data, 'NumberOfFrames', 1) or 1)
     try: x = data.pixel_array
     except Exception as e: raise DamagedFile(scan.path, f'its pixels cannot be decoded ({type(e).__name__})') from None

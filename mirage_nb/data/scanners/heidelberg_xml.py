@@ -99,23 +99,22 @@ def _place(node:ElementTree.Element)->list[float]: # mm
     return [np.nan if v is None else v for v in numbers]
 
 # %% ../../../nbs/data/scanners/35_heidelberg_xml.ipynb #8f726c05
-def _identity(root:ElementTree.Element)->Identity:
-    "Read who the patient is."
-    p = root.find('.//Patient')
-    if p is None: return Identity()
+def _identity(p:ElementTree.Element)->Identity:
+    "Read who a patient is."
     birth = '-'.join(_find(p, f'Birthdate/Date/{k}') for k in ('Year', 'Month', 'Day'))
     return Identity(_find(p, 'PatientID') or _find(p, 'ID'), f"{_find(p, 'LastName')} {_find(p, 'FirstNames')}".strip(),
                     birth)
 
 
-def parse_xml(
-    scan:ScanFile # of an XML file
-)->Found:
-    "Read the volume of an XML export."
-    root = _root(scan)
-    every = _images(root)
+def _volume(
+    scan:ScanFile,
+    series:ElementTree.Element, # or the whole export
+    sha256:str
+)->Volume|None:                 # None: it has no B-scan
+    "Read the volume of a series."
+    every = _images(series)
     slices, slos = ([(n, f) for kind, n, f in every if kind == k] for k in ('OCT', 'LOCALIZER'))
-    if not slices: scan.fail('the XML names no B-scan')
+    if not slices: return None
     named = [(n, f, f'B-scan {i + 1} of {len(slices)}') for i, (n, f) in enumerate(slices)]
     bscans = [_read_grey(scan, *each) for each in named]
     if len({x.shape for x in bscans}) > 1: scan.fail('its B-scans are of several sizes')
@@ -125,11 +124,25 @@ def parse_xml(
     slo_scale = _scale(slos[0][0]) if slos else None
     steps = np.hypot(*np.diff(places[:, :2], axis=0).T) if len(places) > 1 else np.full(1, np.nan)
     between = float(steps.mean()) if np.isfinite(steps).all() and np.ptp(steps) < .1*steps.mean() else None
-    return _identity(root), [Volume(
+    return Volume(
         np.stack(bscans), slo, Spacing(*scale, between) if scale else None, slo_scale,
-        {'R': 'OD', 'L': 'OS'}.get(_find(root, './/Series/Laterality')),
+        {'R': 'OD', 'L': 'OS'}.get(_find(series, 'Laterality')),
         places/np.tile(slo_scale[::-1], 2) if slo_scale and np.isfinite(places).all() else None, '',
-        boundaries(lines, (len(bscans), *bscans[0].shape)), sha256=_hash_export(scan, every))]
+        boundaries(lines, (len(bscans), *bscans[0].shape)), sha256=sha256)
+
+
+def parse_xml(
+    scan:ScanFile # of an XML file
+)->Found:
+    "Read the volumes of an XML export, one for each series with B-scans."
+    root = _root(scan)
+    if len({_identity(p).text for p in root.iter('Patient')}) > 1: scan.fail('the XML names several patients')
+    sha256 = _hash_export(scan, _images(root))
+    found = [_volume(scan, s, sha256) for s in root.iter('Series')]
+    volumes = [v for v in found if v is not None]
+    if not volumes: scan.fail('the XML names no B-scan of a series')
+    who = root.find('.//Patient')
+    return _identity(who) if who is not None else Identity(), volumes
 
 
 def _hash_export(scan:ScanFile, every:list[tuple[str, ElementTree.Element, str]])->str:

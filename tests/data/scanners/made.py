@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 WHO = SimpleNamespace(last='Zzyzx', first='Quillon', number='QX77-4711', birth=(1933, 11, 27))
-SECRETS = 'zzyzx', 'quillon', 'qx77', '4711', '19331127', '1933-11-27', '12384.0'  # the last: the birth date of a .vol
+SECRETS = 'zzyzx', 'quillon', 'qx77', '471155923', '19331127', '1933-11-27', '12384.0'  # the last: as in a .vol
 N, H, W = 3, 20, 24
 LINES = {k: 2. + i for i, k in enumerate(('ILM', 'RNFL', 'GCL', 'IPL', 'INL', 'OPL', 'ELM', 'PR1', 'PR2', 'RPE', 'BM'))}
 ENDINGS = {'vol': '.vol', 'xml': '.xml', 'fda': '.fda', 'fds': '.fds', 'dicom': '.dcm', 'fundus': '.dcm', 'mat': '.mat',
@@ -28,8 +28,9 @@ def write_vol(path, seed=0):
     full = f'{WHO.last} {WHO.first}'
     head = struct.pack('<12sIIIdddIIddId4sQiI', b'HSF-OCT-103', W, N, H, .0118, .24, .0039, 16, 12, .0118, .0118, 30, 0,
                        b'OD', 0, 3, 2048)
-    head += text(WHO.number, 16) + text(full, 16) + struct.pack('<I', 4711) + text(WHO.number, 24)
-    head += struct.pack('<dI', 12384.0, 4711) + text(full, 24) + struct.pack('<dIIII', 4e4, 0, 0, 0, 0) + text(full, 34)
+    head += text(WHO.number, 16) + text(full, 16) + struct.pack('<I', 471155923) + text(WHO.number, 24)
+    head += struct.pack('<dI', 12384.0, 471155923) + text(full, 24)
+    head += struct.pack('<dIIII', 4e4, 0, 0, 0, 0) + text(full, 34)
     out = head.ljust(2048, b'\0') + pixels(seed)[0, :12, :16].tobytes()
     number = dict(zip(LINES, (0, 2, 3, 4, 5, 6, 8, 14, 15, 16, 1), strict=True))
     rows = np.full((17, W), 3.4028235e38, '<f4')
@@ -55,8 +56,8 @@ def write_xml(path, seed=0):
             f'{f"<Segmentation>{lines}</Segmentation>" if i else ""}</Image>')
     y, m, d = WHO.birth
     path.write_text(
-        f'<?xml version="1.0" encoding="utf-8"?><HEDX><BODY><Patient><ID>4711</ID><PatientID>{WHO.number}</PatientID>'
-        f'<LastName>{WHO.last}</LastName><FirstNames>{WHO.first}</FirstNames><Title>{WHO.last}</Title><Birthdate><Date>'
+        f'<?xml version="1.0" encoding="utf-8"?><HEDX><BODY><Patient><ID>471155923</ID>'
+        f'<PatientID>{WHO.number}</PatientID><LastName>{WHO.last}</LastName><FirstNames>{WHO.first}</FirstNames><Title>{WHO.last}</Title><Birthdate><Date>'
         f'<Year>{y}</Year><Month>{m}</Month><Day>{d}</Day></Date></Birthdate><Study><Operator>{WHO.last}</Operator>'
         f'<Series><Laterality>R</Laterality>{"".join(every)}</Series></Study></Patient></BODY></HEDX>')
 
@@ -161,8 +162,9 @@ def e2e_bytes(seed=0):
     at = 36 + 52 + 52 + 44*len(chunks)
     entries, bodies = b'', b''
     for kind, ind, slice_id, body in chunks:
-        entries += struct.pack('<IIIIIIIiHHII', 0, at + len(bodies), len(body), 0, 4711, 1, 1, slice_id, 0, 0, kind, 0)
-        head = 0, 0, 0, len(body), 0, 4711, 1, 1, slice_id, ind, 0, kind, 0
+        entry = 0, at + len(bodies), len(body), 0, 471155923, 1, 1, slice_id, 0, 0, kind, 0
+        entries += struct.pack('<IIIIIIIiHHII', *entry)
+        head = 0, 0, 0, len(body), 0, 471155923, 1, 1, slice_id, ind, 0, kind, 0
         bodies += text('MDbData', 12) + struct.pack('<IIIIIIIIiHHII', *head) + body
     directory = text('MDbDir', 12) + struct.pack('<I20s4I', 0, bytes(20), len(chunks), 0, 0, 0)
     return (text('CMDb', 12) + bytes(24) + text('MDbMDir', 12) + struct.pack('<I20s4I', 0, bytes(20), 0, 88, 0, 0)

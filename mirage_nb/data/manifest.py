@@ -91,7 +91,7 @@ class _Facts(Options):
     labels: LabelFacts|None = None  # labels of images, for classification
     fetch: FetchPlan|None = None    # files that make up the dataset, and where they come from
 
-
+# %% ../../nbs/data/05_manifest.ipynb #f58a1f0d
 @options
 class Manifest(_Facts):
     "Facts of one dataset."

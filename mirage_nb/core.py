@@ -70,4 +70,5 @@ def size_text(
     *sizes:Sequence[int] # each height and width, pixels
 )->str:                  # as '496 x 768 pixels (height x width)'
     "Write sizes of images so that nobody takes the height for the width."
-    return f"{', '.join(f'{h} x {w}' for h, w in sizes)} pixels (height x width)"
+    how = ' (height x width)' if any(h != w for h, w in sizes) else ''  # of a square nothing is unclear
+    return f"{', '.join(f'{h} x {w}' for h, w in sizes)} pixels{how}"

@@ -90,7 +90,7 @@ def test_no_split_to_tune_on(mine, fails):
 # ------------------------------------------------------------------ model
 
 def test_patch_that_does_not_divide(fails):
-    fails(ValueError, 'patch 24 does not divide the image 64 x 64', patch=24, **TINY)
+    fails(ValueError, 'patch 24 does not divide an image of 64 x 64 pixels', patch=24, **TINY)
 
 
 @pytest.fixture

@@ -72,5 +72,6 @@ def suggest_map(
     lone = [c for part in rest for c in part]
     text = [f'alike are {" and ".join(known)}'] if known else []
     if lone: text.append(f'{", ".join(lone)} would be left out, as nothing stands behind > there')
-    return f"By their names {'; '.join(text)}. Check it, and change it: {_option([*known, *(f'{c} >' for c in lone)])}"
+    option = _option([*known, *(f'{c} >' for c in lone)])
+    return f"By their names {'; '.join(text)}. Check it before you use it: {option}"
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..core import unknown
+from ..core import size_text, unknown
 from .augment.affine import PairAugment, draw_pairs, sampling_lines, source_matrix
 from .augment.photo import PhotoEval, PhotoTrain
 from .normalization import Norm
@@ -100,7 +100,7 @@ def _photo_views(
     "Make the views of photographs for training and for evaluation."
     h, w = spec.size
     if h != w or spec.channels != 3 or not spec.mean: raise ValueError(
-        f'crops of photographs are for a square of three channels with mean and std, not for {h} x {w} pixels of '
+        f'crops of photographs are for a square of three channels with mean and std, not for {size_text((h, w))} of '
         f"{spec.channels}{' without' if not spec.mean else ' with'} them; set augmentation='oct' and eval_crop=1")
     norm = Norm(*(v*3 if len(v) == 1 else v for v in (spec.mean, spec.std)))
     train = PhotoTrain(h, norm, spec.rand_augment, spec.random_erasing, (spec.crop_scale_min, 1.))

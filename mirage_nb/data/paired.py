@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..core import unknown
+from ..core import size_text, unknown
 from .audit import hash_content
 from .files import ARRAY_SUFFIXES, IMAGE_SUFFIXES, MASK_SUFFIXES, as_plane, read_image
 from .folders import find_files, list_images
@@ -166,8 +166,7 @@ def _sizes_differ_message(
     size_first:Sequence[int]
 )->str:
     "Write the error message for an image that does not fit into a batch."
-    (h, w), (h0, w0) = size, size_first
-    return (f'{this} is {h} x {w}, {first} {h0} x {w0}; a batch takes one size. '
+    return (f'{this} is of {size_text(size)}, {first} of {size_text(size_first)}; a batch takes one size. '
             'python -m mirage_nb.data.packed makes them equal')
 
 

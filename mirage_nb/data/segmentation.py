@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
-from ..core import unknown
+from ..core import size_text, unknown
 from .audit import find_leaks, hash_content, leak_faults
 from .cache import ImageCache
 from .faults import LENIENT, Fault, refuse
@@ -167,7 +167,7 @@ class SegDataset(Dataset[dict[str, Any]]):
         x, mask = read_image(self.images[i]), self.masks[i]
         y = None if mask is None else read_mask(mask, self.classes)
         if y is not None and y.shape != x.shape:
-            sizes = f'is {y.shape[0]} x {y.shape[1]}, its image {x.shape[0]} x {x.shape[1]}'
+            sizes = f'is of {size_text(y.shape)}, its image of {size_text(x.shape)}'
             raise ValueError(f'{mask} {sizes}; they take one size')
         return x, y
 
@@ -210,9 +210,9 @@ def _open_pairs(
     faults += file_faults(images, facts) + file_faults(masks, of_masks)
     for image, mask in zip(table.bscan, table.semseg, strict=True):
         if pd.isna(mask) or opened[image].fault or opened[mask].fault: continue
-        (h, w), (h0, w0) = ((f.rows, f.cols) for f in (opened[mask], opened[image]))
-        if (h, w) != (h0, w0): faults.append(Fault(
-            'wrong size', str(mask), f'{mask} is {h} x {w}, its image {h0} x {w0}; they take one size'))
+        own, other = ((f.rows, f.cols) for f in (opened[mask], opened[image]))
+        if own != other: faults.append(Fault('wrong size', str(mask), (
+            f'{mask} is of {size_text(own)}, its image of {size_text(other)}; they take one size')))
     return opened
 
 

@@ -14,6 +14,7 @@ from textwrap import shorten
 import numpy as np
 import pandas as pd
 
+from ..core import size_text
 from .unlike import unlike_words
 
 # %% ../../nbs/eval/18_prediction_summary.ipynb #61555c95
@@ -146,8 +147,8 @@ def shape_notes(
     size:tuple[int, int]              # of the model's input
 )->list[str]:
     "Say how images were resized, and whether their proportions are new to the model."
-    shapes, model = rows[['rows', 'cols']].drop_duplicates(), f'{size[0]} x {size[1]}'
-    whole = f'Every image is resized to the {model} pixels that the model reads, and its mask back to its own size.'
+    shapes, model = rows[['rows', 'cols']].drop_duplicates(), size_text(size)
+    whole = f'Every image is resized to {model}, which the model reads, and its mask back to its own size.'
     if not trained: return [whole]
     ratios = np.log([h/w for h, w in trained])
     own = np.log(rows.rows.to_numpy()/rows.cols.to_numpy())
@@ -155,7 +156,7 @@ def shape_notes(
     if not len(new): return [whole] if len(shapes) > 1 else []
     first = new.iloc[0]
     return [f'{len(new)} of {len(rows)} images have other proportions than every training image '
-            f'(as {first.id}: {first.rows} x {first.cols} pixels): resized to {model} they look stretched.']
+            f'(as {first.id}: {size_text((first.rows, first.cols))}): resized to {model} they look stretched.']
 
 # %% ../../nbs/eval/18_prediction_summary.ipynb #61b1389c
 def found_table(

@@ -16,6 +16,7 @@ import torch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from ..core import size_text
 from .common import COLOURS, DescribedFigure, draw_image, image_grid, panel_grid
 from ..models.inference import InferenceModel
 
@@ -41,7 +42,7 @@ def _with_hidden(
     h, w = image.shape[:2]
     rows = max(1, round((len(mask)*h/w)**0.5))
     if len(mask) % rows or h % rows or w % (len(mask)//rows):
-        raise ValueError(f'{len(mask)} patches do not fit an image of {h} x {w}')
+        raise ValueError(f'{len(mask)} patches do not fit an image of {size_text((h, w))}')
     hidden = mask.reshape(rows, -1).numpy().astype(bool)
     return np.where(hidden.repeat(h//rows, 0).repeat(w//hidden.shape[1], 1)[..., None], instead, image)
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import unknown
+from ..core import size_text, unknown
 from .encoder import Encoded, single_image
 from .mae import check_mask, count_visible, draw_noise, order_patches
 from .positions import token_grid
@@ -64,7 +64,7 @@ class CnnMAE(nn.Module):
         image = single_image(x, self.modality, self.channels)
         b, (h, w), (rows, cols) = len(image), image.shape[-2:], token_grid(image.shape[-2:], self.patch)
         if h % self.stride or w % self.stride: raise ValueError(
-            f'the image is {h} x {w}; this network halves it five times: take multiples of {self.stride}')
+            f'the image is of {size_text((h, w))}; this network halves it five times: take multiples of {self.stride}')
         if mask is not None: noise, keep = check_mask(mask, b, rows*cols)
         else: keep = count_visible(rows*cols, self.mask_ratio if mask_ratio is None else mask_ratio)
         if noise is None: noise = draw_noise(None if keys is None else keys.tolist(), b, rows*cols)

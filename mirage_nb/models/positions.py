@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from ..core import size_text
+
 # %% ../../nbs/models/05_positions.ipynb #90442c61
 def sincos_positions(
     d:int,    # width of a token, a multiple of 4
@@ -103,8 +105,8 @@ def token_grid(
     "Divide the size of an image by its patch."
     h, w = size
     if h % patch or w % patch: raise ValueError(
-        f'patch {patch} does not divide the image {h} x {w}; nearest sizes that fit: '
-        f'{max(1, round(h/patch))*patch} x {max(1, round(w/patch))*patch}')
+        f'patch {patch} does not divide an image of {size_text(size)}; nearest size that fits: '
+        f'{size_text([max(1, round(v/patch))*patch for v in size])}')
     return h//patch, w//patch
 
 # %% ../../nbs/models/05_positions.ipynb #47bc6936

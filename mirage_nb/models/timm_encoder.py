@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core import size_text
 from .encoder import Encoded, Encoder, EncoderRecord, single_image
 from .positions import resize_row, split_positions
 from .tensors import find_prefix
@@ -114,9 +115,8 @@ def _check_size(
     "Refuse a size that a network does not take."
     found = _shapes(name, size, channels)
     if found: return found
-    h, w = _nearest_size(name, size, channels)
-    raise ValueError(f'{name} does not take images of {size[0]} x {size[1]} pixels; '
-                     f'the nearest size that it takes is {h} x {w}')
+    raise ValueError(f'{name} does not take images of {size_text(size)}; '
+                     f'the nearest size that it takes is {size_text(_nearest_size(name, size, channels))}')
 
 # %% ../../nbs/models/62_timm_encoder.ipynb #71f7ee01
 class _KeyedDropPath(nn.Module):
@@ -227,8 +227,8 @@ class TimmEncoder(_TimmLayers):
         "Encode images as the maps of chosen layers."
         image, n = single_image(x, self.modality, self.channels), len(self.widths)
         if tuple(image.shape[-2:]) != self.size: raise ValueError(
-            f'{self.name} was built for images of {self.size[0]} x {self.size[1]} pixels, and these are of '
-            f'{image.shape[-2]} x {image.shape[-1]}; build it with size={list(image.shape[-2:])}')
+            f'{self.name} was built for images of {size_text(self.size)}, and these are of '
+            f'{size_text(image.shape[-2:])}; build it with size={list(image.shape[-2:])}')
         for drop in self.drops.values(): drop.keys = None if keys is None else keys.tolist()
         layers = sorted({i % n for i in taps})
         with self.gradient(): found = dict(zip(layers, _run(self.net, image, layers), strict=True))

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..core import IMAGENET_NORM, package_dir, unknown
+from ..core import IMAGENET_NORM, package_dir, size_text, unknown
 from .cnn import CnnEncoder
 from .encoder import Encoder, EncoderRecord
 from .mirage import MODALITIES, Modality, MultiViT
@@ -82,7 +82,7 @@ def _build_cnn(
     if patch: raise ValueError(f'{name} is convolutional and has no patches; leave patch out')
     h, w = (size, size) if isinstance(size, int) else size
     if min(h, w) < 32:
-        raise ValueError(f'{name} halves an image five times; {h} x {w} pixels are too few, take 32 or more')
+        raise ValueError(f'{name} halves an image five times; {size_text((h, w))} are too few, take 32 or more')
     return CnnEncoder(name)
 
 # %% ../../nbs/models/85_zoo.ipynb #d27a27f2

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..core import counted
+from ..core import counted, size_text
 from ..recipes.base import TrainingRecipe, describe_weights
 from ..records import dataset_name
 from .references import dataset_key
@@ -73,8 +73,7 @@ def _size_text(
 )->str:
     "Write an image size."
     if size is None: return "the model's input size"
-    rows, cols = (size, size) if isinstance(size, int) else size
-    return f'{rows} x {cols} pixels'
+    return size_text((size, size) if isinstance(size, int) else size)
 
 # %% ../../nbs/report/30_methods.ipynb #1cddd912
 def _number(

@@ -93,7 +93,7 @@ FAULTS = {  # what is done to the files, what reading says
     'shape': (lambda d: np.save(d/'bscan'/'S1.npy', np.zeros((3, 64, 64), np.uint8)),
               r'bscan/S1.npy is of shape \(3, 64, 64\); it takes \(rows, columns\)'),
     'size': (lambda d: np.save(d/'bscan'/'S1.npy', np.zeros((32, 64), np.uint8)),
-             'bscan/S1.npy is 32 x 64, .*bscan/S0.npy 64 x 64; a batch takes one size'),
+             'bscan/S1.npy is of 32 x 64 .*, .*bscan/S0.npy of 64 x 64 pixels; a batch takes one size'),
     'no pixels': (lambda d: np.save(d/'bscan'/'S1.npy', np.zeros((0, 64), np.uint8)), r'S1.npy is of shape \(0, 64\)'),
     'type': (lambda d: np.save(d/'slo'/'S1.npy', np.zeros((64, 64), np.float32)), 'slo/S1.npy holds float32; it takes'),
     '16 bits': (lambda d: Image.fromarray(np.full((64, 64), 999, np.uint16)).save(d/'slo'/'S2.png'),
@@ -125,7 +125,7 @@ def test_fault_is_named(triplets, what):
 def test_hash_names_all_that_cannot_be_learnt_from(triplets):
     "Also a picture of another size, before a training starts"
     for what in ('size', 'class outside', 'cut image'): FAULTS[what][0](triplets)
-    with pytest.raises(ValueError, match=r'(?s)3 of 18 images cannot be used:.*S1.npy is 32 x 64, .*S0.npy 64 x 64.*'
+    with pytest.raises(ValueError, match=r'(?s)3 of 18 images cannot be used:.*S1.npy is of 32 x 64 .*S0.npy of 64 x.*'
                        'S1.npy holds class 13.*S2.png'):
         folder_pairs(triplets).content()
 

@@ -175,7 +175,7 @@ def test_unknown_grey_value(tiny):
 def test_mask_of_another_size(tiny):
     f = tiny/'train/semseg/P1a_1.png'
     Image.open(f).resize((30, 40), Image.Resampling.NEAREST).save(f)
-    with pytest.raises(ValueError, match='semseg/P1a_1.png is 40 x 30, its image 40 x 60; they take one size'):
+    with pytest.raises(ValueError, match='P1a_1.png is of 40 x 30 pixels .height x width., its image of 40 x 60'):
         dataset(tiny)[0]
 
 

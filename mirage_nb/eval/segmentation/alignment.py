@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ...core import size_text
 from ...data.labels import is_background
 from ...data.manifest import ClassInfo
 
@@ -64,8 +65,8 @@ def fit_prediction(
     "Bring a prediction to the size of its mask, and refuse one whose rows are the mask's columns."
     if pred.shape == shape: return pred
     if pred.shape == shape[::-1]: raise ValueError(
-        f'the prediction is {pred.shape[0]} x {pred.shape[1]}, its mask {shape[0]} x {shape[1]}: rows and columns are '
-        'swapped. Save it as (rows, columns), as by array.T')
+        f'the prediction is of {size_text(pred.shape)}, its mask of {size_text(shape)}: rows and '
+        'columns are swapped. Save it as (rows, columns), as by array.T')
     return resize_nearest(pred, shape)
 
 # %% ../../../nbs/eval/segmentation/10_alignment.ipynb #0fc31f58

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from ...core import size_text
 from ...data.manifest import ClassInfo
 from mirage_nb.eval.segmentation.alignment import (
     apply_invalid,
@@ -68,7 +69,7 @@ def _check_row(
         fitted = fit_prediction(pred, true.shape)
     except ValueError as e: raise ValueError(f'slice {name}: {e}') from e
     if pred.shape != true.shape:
-        apart.append(f'{name} is {pred.shape[0]} x {pred.shape[1]}, its mask {true.shape[0]} x {true.shape[1]}')
+        apart.append(f'{name} is of {size_text(pred.shape)}, its mask of {size_text(true.shape)}')
     return str(volume), int(number), name, fitted, true
 
 

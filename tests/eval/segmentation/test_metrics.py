@@ -168,7 +168,7 @@ def test_invalid_ground_truth_counts_for_nobody(convention):
 def test_prediction_of_another_size():
     true = np.zeros((12, 16), np.uint8)
     true[4:8, 4:12] = 1
-    with pytest.warns(UserWarning, match='1 of 1 predictions .*: V_0 is 6 x 8, its mask 12 x 16'):
+    with pytest.warns(UserWarning, match='1 of 1 predictions .*: V_0 is of 6 x 8 .*, its mask of 12 x 16'):
         score = row_of(score_volumes([('V', 0, true, true[::2, ::2])], retina), 'RNFL')
     np.testing.assert_allclose([score.Dice, score.HD95], [1, 0], rtol=1e-6)
 

@@ -57,7 +57,7 @@ def test_table_of_anybody(execute, files):
     space = execute('cls_eval', predictions=files['plain'], class_map=['AMD > ill', 'DME > ill'], resamples=200)
     scores = space['scores']
     assert scores.pred.classes == ('NORMAL', 'ill') and scores.temperature is None and not len(scores.thresholds)
-    assert scores.line('x').endswith('; 95 % intervals by image')
+    assert scores.text.endswith('; 95 % intervals by image') and 'interval' not in scores.line('x')
     assert scores.table.index.name == '95 % intervals by image'
     answers = space['cls_reliability'](scores).answer
     assert 'too narrow if a patient has several images' in answers['unit of the intervals']

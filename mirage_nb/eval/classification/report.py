@@ -113,14 +113,13 @@ class ClsScores:
     @property
     def text(self)->str: # as 'mean AUROC of the classes 0.912 [0.874, 0.951]; …; 95 % intervals by patient'
         "Scores in words, with the unit of the intervals."
-        numbers = '; '.join(_numbers_text(headline_metrics(self).iloc[[0, 1, 3]]))
-        return f'{numbers}; {self.intervals}'
+        return f"{self.line('').removeprefix(': ')}; {self.intervals}"
 
     def line(self,
         name:str # of what was scored
     )->str:      # as 'test: mean AUROC of the classes 0.912 [0.874, 0.951]; balanced accuracy …'
         "Write the scores in one line."
-        return f'{name}: {self.text}'
+        return f'{name}: ' + '; '.join(_numbers_text(headline_metrics(self).iloc[[0, 1, 3]]))
 
     @property
     def means(self)->dict[str, float]:

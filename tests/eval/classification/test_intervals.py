@@ -57,7 +57,7 @@ def test_units_say_what_they_are():
                               (some, 'by patient (5 images without one, each as a patient)', None)):
         units = image_units(check_predictions(table.assign(patient=patient)))
         assert units.label.startswith(words) and units.g == (g or units.g)
-    assert 'too narrow' in evaluate_table(table.assign(patient=''), n=100).line('x')
+    assert 'too narrow' in evaluate_table(table.assign(patient=''), n=100).unit
 
 
 def test_few_patients_are_said():

@@ -7,12 +7,14 @@ __all__ = ['ChosenRun', 'tuned_run', 'RunFailed', 'run_notebook', 'write_report'
 
 # %% ../nbs/20_runs.ipynb #ea8c11d9
 import html
+import io
 import math
 import os
 import signal
 import sys
 import uuid
 from collections.abc import Mapping
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -171,7 +173,7 @@ def run_notebook(
     from mirage_nb.tasks.settings import check_parameters
     console = Console(None if quiet else sys.stderr)
     console.say(f'Checking the settings of {path.name}')
-    check_parameters(stage, values)
+    with redirect_stderr(io.StringIO()) if quiet else nullcontext(): check_parameters(stage, values)  # may draw phantoms
     desk = runs_dir()/'.running'
     desk.mkdir(parents=True, exist_ok=True)
     out = desk/f'{path.stem}-{uuid.uuid4().hex[:8]}.ipynb'

@@ -30,6 +30,7 @@ from .devices import Batch, distribute, is_sharded, make_accelerator, prefetch, 
 from .optim import param_groups, set_lr
 from .settings import SCHEDULES, FitSettings
 from .state import Progress, load_training_state, restore_state, save_training_state
+from .workers import choose_workers
 
 # %% ../../nbs/train/50_loop.ipynb #c36709bd
 def _epoch_batches(
@@ -76,8 +77,10 @@ def _read_steps(
     order = (micro for epoch in range(first, settings.epochs)
              for step in _epoch_batches(n, settings, epoch, *share)[done if epoch == first else 0:]
              for micro in step)
+    micro = _epoch_batches(n, settings, first, *share)[0][0]
+    workers = choose_workers(settings.workers, lambda: collate([data[cast(Any, micro[0])]]), len(micro), share[1])
     loader = DataLoader(data, batch_sampler=order, collate_fn=collate,
-                        num_workers=settings.workers, pin_memory=accelerator.device.type == 'cuda')
+                        num_workers=workers, pin_memory=accelerator.device.type == 'cuda')
     step = []
     for batch in loader:
         batch = to_device(batch, accelerator.device)

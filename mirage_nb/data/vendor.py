@@ -110,6 +110,19 @@ def _write_pretraining(volume:Volume, out:Path, cfg:ImportSettings)->list[dict[s
     return rows
 
 
+def _write_prediction(volume:Volume, out:Path)->list[dict[str, Any]]:
+    "Write the images of a volume for a prediction, and return their rows."
+    rows = []
+    if volume.slo is not None: write_plane(out/'slo'/f'{volume.name}.png', volume.slo)
+    for i, name in enumerate(volume.ids):
+        write_plane(out/'bscan'/f'{name}.png', volume.bscans[i])
+        if volume.masks is not None: write_plane(out/'masks'/f'{name}.png', volume.masks[i])
+        rows.append({'id': name, 'image': f'bscan/{name}.png', 'slice': i, **_facts(volume)})
+    if not rows and volume.slo is not None:
+        rows.append({'id': f'{volume.name}_f00', 'image': f'slo/{volume.name}.png', 'slice': 0, **_facts(volume)})
+    return rows
+
+# %% ../../nbs/data/98_vendor.ipynb #6fea8cf1
 def _class_of(path:Path, folder:Path)->str: # as 'AMD', or 'train/AMD'
     "Read the class of a file off the folders that it lies in."
     parts = path.relative_to(folder).parts[:-1]
@@ -126,20 +139,7 @@ def _write_classes(volume:Volume, out:Path, label:str)->list[dict[str, Any]]:
     return [{'id': k, 'image': f'{label}/{k}.png', 'label': label.rpartition('/')[2], 'slice': i, **_facts(volume)}
             for i, k in enumerate(planes)]
 
-
-def _write_prediction(volume:Volume, out:Path)->list[dict[str, Any]]:
-    "Write the images of a volume for a prediction, and return their rows."
-    rows = []
-    if volume.slo is not None: write_plane(out/'slo'/f'{volume.name}.png', volume.slo)
-    for i, name in enumerate(volume.ids):
-        write_plane(out/'bscan'/f'{name}.png', volume.bscans[i])
-        if volume.masks is not None: write_plane(out/'masks'/f'{name}.png', volume.masks[i])
-        rows.append({'id': name, 'image': f'bscan/{name}.png', 'slice': i, **_facts(volume)})
-    if not rows and volume.slo is not None:
-        rows.append({'id': f'{volume.name}_f00', 'image': f'slo/{volume.name}.png', 'slice': 0, **_facts(volume)})
-    return rows
-
-# %% ../../nbs/data/98_vendor.ipynb #6fea8cf1
+# %% ../../nbs/data/98_vendor.ipynb #edcb99c3
 @dataclass(frozen=True)
 class Imported:
     "What an import has made."
@@ -212,7 +212,7 @@ def _import_file(
     write_json(note, found := {'rows': rows, 'left_out': lost})
     return found | {'changed': changed}
 
-# %% ../../nbs/data/98_vendor.ipynb #d48352ec
+# %% ../../nbs/data/98_vendor.ipynb #5cafc3f6
 def import_scans(
     folder:str|Path,                 # with files of scanners, in it or below
     out:str|Path,                    # receives the set
@@ -258,7 +258,7 @@ def _keep_settings(note:Path, cfg:ImportSettings)->None:
         raise ValueError(f'{note.parent} was made with other settings: {differ}; take another folder')
     write_json(note, settings)
 
-# %% ../../nbs/data/98_vendor.ipynb #5cafc3f6
+# %% ../../nbs/data/98_vendor.ipynb #14920a30
 def main(
     words:list[str]|None=None # of the command line; None: of this process
 )->int:                       # exit code

@@ -59,11 +59,22 @@ def _volume(
                   layers=boundaries(lines, x.shape))
 
 
+def _check_directories(scan:ScanFile)->None:
+    "Refuse directories that lead back to themselves: the parser would follow them for ever."
+    skip, seen = 64 if scan.raw.startswith(b'E2EMultipleVolumeFile') else 0, set[int]()
+    at, = scan.unpack('<I', skip + 76, 'place of the last directory')
+    while at:
+        if at in seen: scan.fail('its directories lead back to themselves', at + skip)
+        seen.add(at)
+        at, = scan.unpack('<I', at + skip + 44, 'place of the directory before')
+
+
 def parse_e2e(
     scan:ScanFile # of an .e2e file
 )->Found:
     "Read the volumes of an .e2e file."
     reader = _reader()
+    _check_directories(scan)
     try:
         with say_nothing('oct_converter') as said:
             file = reader(scan.path)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from mirage_nb.data import vendor
 from mirage_nb.data.classification import load_labelled
@@ -108,7 +109,9 @@ def test_changed_bytes(home):
 def test_copies_count_once(home):
     path = write_all(home/'in', ('vol',))['vol']
     (path.parent/'copy.vol').write_bytes(path.read_bytes())
-    assert len(import_scans(home/'in', home/'set', ImportSettings('prediction')).samples) == N
+    savemat(path.parent/'results.mat', {'dice': np.arange(4.)})  # no volume, and no fault
+    made = import_scans(home/'in', home/'set', ImportSettings('prediction'))
+    assert len(made.samples) == N and not len(made.faults) and made.passed == 1
 
 
 def test_folder_of_images(home):

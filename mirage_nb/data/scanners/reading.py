@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...core import counted
-from .arrays import metaimage_pixels, parse_img, parse_mat, parse_mhd, parse_nifti
+from .arrays import mat_holds, metaimage_pixels, parse_img, parse_mat, parse_mhd, parse_nifti
 from .dicom import parse_dicom
 from .heidelberg import parse_vol
 from .heidelberg_e2e import parse_e2e
@@ -27,8 +27,7 @@ _PARSERS: dict[str, Callable[[ScanFile], Found]] = {
 _BY_SUFFIX = {'.vol': 'vol', '.e2e': 'e2e', '.fda': 'topcon', '.fds': 'topcon', '.dcm': 'dicom', '.dicom': 'dicom',
               '.mat': 'mat', '.mhd': 'mhd', '.nii': 'nifti', '.nii.gz': 'nifti', '.img': 'img'}
 SCANNER_SUFFIXES = (*_BY_SUFFIX, '.xml')
-_MARKS = {b'HSF-OCT-': 'vol', b'FOCT': 'topcon', b'CMDb': 'e2e', b'E2EMultipleVolumeFile': 'e2e', b'MATLAB 5.0': 'mat',
-          b'MATLAB 7.3': 'mat'}
+_MARKS = {b'HSF-OCT-': 'vol', b'FOCT': 'topcon', b'CMDb': 'e2e', b'E2EMultipleVolumeFile': 'e2e', b'MATLAB 7.3': 'mat'}
 
 
 def scanner_kind(
@@ -41,6 +40,7 @@ def scanner_kind(
         with open(path, 'rb') as f: head = f.read(2048)
     except OSError: return ''
     if head[128:132] == b'DICM': return 'dicom' if name != 'dicomdir' else ''
+    if head.startswith(b'MATLAB 5.0'): return 'mat' if mat_holds(path, 'images') else ''
     if found := next((k for mark, k in _MARKS.items() if head.startswith(mark)), ''): return found
     if name.endswith('.xml'): return 'xml' if b'<HEDX' in head.replace(b'\0', b'') else '' # or two bytes a letter
     if name.endswith('.img') and path.with_suffix('.hdr').exists(): return '' # Analyze

@@ -38,7 +38,8 @@ class Volume:
     spacing:Spacing|None=None        # None: the file does not state it
     slo_spacing:tuple[float, float]|None=None # mm between rows, between columns
     laterality:str|None=None         # 'OD' (right), 'OS' (left)
-    positions:np.ndarray|None=None   # (n, 4) start x, y, end x, y of each B-scan, in pixels of the en-face image
+    positions:np.ndarray|None=None   # (n, 4) start x, y, end x, y of each B-scan, in pixels of the en-face
+                                     # image; of a circle: a point on it, its centre
     pattern:str=''                   # 'line', 'circle', 'volume', 'radial', where the file states it
     layers:Mapping[str, np.ndarray]=field(default_factory=dict) # by name: (n, w) row of the boundary, NaN: not there
     masks:np.ndarray|None=None       # (n, h, w) uint8 class ids that come with the file

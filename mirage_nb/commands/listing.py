@@ -68,4 +68,5 @@ def describe_all()->str:
     return '\n'.join([
         _rows('Notebooks (mirage-nb NOTEBOOK --help lists the parameters):', notebooks),
         _rows(f'Datasets (* is in MIRAGE_DATA={data_dir()}):', _datasets()), _rows('Recipes (recipe=NAME):', recipes),
-        _rows('Models (model=NAME):', [*models, ('timm:NAME', 'any network of timm')])])
+        _rows('Models (model=NAME):', [*models, ('timm:NAME', 'any network of timm')]),
+        'Published weights (weights=NAME), and datasets that can be downloaded: mirage-nb fetch --list\n'])

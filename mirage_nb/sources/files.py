@@ -33,7 +33,16 @@ _Address = Annotated[str, Field(pattern=r'^(https?://\S+)?$')]
 _Checksum = Annotated[str, Field(pattern=r'^((sha256|md5):[0-9a-f]{6,64})?$')]
 _About = Annotated[str, Field(pattern=r'^(\d+(\.\d+)? (kB|MB|GB))?$')]
 
-# %% ../../nbs/sources/10_files.ipynb #6e56d1c2
+# %% ../../nbs/sources/10_files.ipynb #dbc1374c
+def _bytes_of(
+    text:str  # as '3.95 GB'; '': not known
+)->int|None:
+    "Read a size."
+    if not text: return None
+    number, unit = text.split()
+    return round(float(number)*_UNITS[unit])
+
+
 @options
 class SourceFile(Options):
     "One file, and the one route by which it comes."
@@ -68,9 +77,7 @@ class SourceFile(Options):
     @property
     def bytes(self)->int|None:
         "Return the size in bytes, as near as it is known."
-        if self.size or not self.about: return self.size
-        number, unit = self.about.split()
-        return round(float(number)*_UNITS[unit])
+        return self.size or _bytes_of(self.about)
 
     @property
     def pieces(self)->list[str]:
@@ -82,8 +89,15 @@ class SourceFile(Options):
 class FetchPlan(Options):
     "Files of a dataset, and what is done with them."
     files: Annotated[tuple[SourceFile, ...], Field(min_length=1)]   # that make up the dataset
+    about: _About = ''              # size of all that is downloaded, where not that of each file is known
     note: str = ''                  # what is not known about them, in a sentence
     finish: bool = False            # true where something remains to be done afterwards, which `get` describes
+
+    @property
+    def bytes(self)->int|None:
+        "Return the size of all that is downloaded, as near as it is known; 0: nothing is."
+        sizes = [f.bytes for f in self.files if not f.bring]
+        return sum(k for k in sizes if k) if None not in sizes else _bytes_of(self.about)
 
 # %% ../../nbs/sources/10_files.ipynb #c09a9f3d
 def bytes_text(

@@ -46,9 +46,9 @@ class Order:
     def brought(self)->list[SourceFile]: return [f for f in self.plan.files if f.bring]
 
     @property
-    def needed(self)->int: # as far as sizes are published; an archive takes its own size again, at least
+    def needed(self)->int: # as far as sizes are published; archives take their own size again, at least
         "Return the bytes of disk that a fetch needs."
-        return sum((f.bytes or 0)*(1 + is_archive(f.name)) for f in self.plan.files if not f.bring)
+        return (self.plan.bytes or 0)*(1 + any(is_archive(f.name) for f in self.plan.files))
 
 # %% ../../../nbs/data/fetching/60_orders.ipynb #030f4ffb
 def _order_dataset(path:Path)->Order:
@@ -96,10 +96,9 @@ def _file_line(f:SourceFile)->str:
 def describe_order(order:Order)->str:
     "Write what a fetch would do, and on which terms."
     free = shutil.disk_usage(next(p for p in (order.store, *order.store.parents) if p.exists())).free
-    known = [f.bytes for f in order.plan.files if not f.bring]
-    need = f'{bytes_text(order.needed)} or more' if order.needed else 'not published'
-    if known and None in known and order.needed: need += ' (not all sizes are published)'
-    rows = {'to': f'{order.target}', 'disk': f'{need} needed, {bytes_text(free)} free', 'terms': order.licence,
+    need = 'nothing is downloaded' if order.plan.bytes == 0 else bytes_text(order.plan.bytes)
+    if order.needed: need = f'{bytes_text(order.needed)} or more needed'
+    rows = {'to': f'{order.target}', 'disk': f'{need}, {bytes_text(free)} free', 'terms': order.licence,
             'cite': order.citation, 'page': order.page, **order.more, 'note': order.plan.note}
     lines = [f'{order.name} ({order.kind})', *(f'  {_file_line(f)}' for f in order.plan.files)]
     return '\n'.join([*lines, *(f'  {k}: {v}' for k, v in rows.items() if v)]) + '\n'
@@ -123,9 +122,8 @@ def list_orders()->str:
         lines.append(f'{head} (* is in {folder}):')
         width = max(map(len, names))
         for o in _orders(names):
-            sizes = [f.bytes for f in o.plan.files if not f.bring]
-            total = bytes_text(sum(filter(None, sizes))) if sizes and None not in sizes else 'size not published'
-            lines.append(f"{'*' if o.here else ' '} {o.name:{width}}  {_route(o)}; {total}; {o.licence}")
+            total = '' if o.plan.bytes == 0 else f'{bytes_text(o.plan.bytes)}; '
+            lines.append(f"{'*' if o.here else ' '} {o.name:{width}}  {_route(o)}; {total}{o.licence}")
     return '\n'.join(lines) + '\n'
 
 

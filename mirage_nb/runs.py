@@ -173,7 +173,7 @@ def run_notebook(
     from mirage_nb.tasks.settings import check_parameters
     console = Console(None if quiet else sys.stderr)
     console.say(f'Checking the settings of {path.name}')
-    with redirect_stderr(io.StringIO()) if quiet else nullcontext(): check_parameters(stage, values)  # may draw phantoms
+    with redirect_stderr(io.StringIO()) if quiet else nullcontext(): check_parameters(stage, values)  # draws phantoms
     desk = runs_dir()/'.running'
     desk.mkdir(parents=True, exist_ok=True)
     out = desk/f'{path.stem}-{uuid.uuid4().hex[:8]}.ipynb'
@@ -224,7 +224,7 @@ def write_report(
         write_page(executed, report)
     elif not report.exists():
         write_summary_page(report, source, run_command(stage, parameters))
-    return _Shown(describe_result(run.folder))
+    return _Shown(describe_result(run.folder).rstrip())
 
 
 if 'IPython' in sys.modules:

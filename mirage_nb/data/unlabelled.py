@@ -10,10 +10,11 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -105,9 +106,9 @@ def _find_column(
         if column not in rows: raise ValueError(f"{where}: {unknown('column', column, rows.columns)}")
         return column
     first = rows.head(50).astype(str)
-    def named(by_name:bool)->list[str]:
-        return [str(c) for c in rows if any(places.find(v, by_name) for v in first[c])]
-    found = named(False) or named(True)
+    def named(find:Callable[[str], Any])->list[str]: return [str(c) for c in rows if any(map(find, first[c]))]
+    found = (named(lambda v: bool(v) and (places.home/v).is_file()) or named(lambda v: places.find(v, by_name=False))
+             or named(places.find))
     if len(found) != 1: raise ValueError(
         f"{where}: {', '.join(found) + ' all name' if found else 'no column names'} files that exist below "
         f"{places.home}; say the column by image_column. Columns: {', '.join(map(str, rows.columns))}")

@@ -97,8 +97,9 @@ def _mark(
     if 'colspan' in row or n < 0: return row
     columns = iter([None]*n + list(digits))
     def cell(m:re.Match[str])->str:
-        most, long = next(columns), any(len(word) > _LONG for word in re.sub('<.*?>', ' ', m[3]).split())
-        if most is None: return f'<{m[1]}{m[2]} class="long">{m[3]}</{m[1]}>' if long else m[0]
+        most, words = next(columns), re.sub('<.*?>', ' ', m[3]).split()
+        kind = 'long' if any(len(word) > _LONG for word in words) else 'words' if len(words) > 2 else ''
+        if most is None: return f'<{m[1]}{m[2]} class="{kind}">{m[3]}</{m[1]}>' if kind else m[0]
         return f'<{m[1]}{m[2]} class="number">{m[3] if m[1] == "th" else _shorten(m[3], most)}</{m[1]}>'
     return _CELL.sub(cell, row)
 
@@ -361,6 +362,8 @@ _FILES = {  # pattern -> what it holds; in this order on the page
     '*_thresholds.csv': 'thresholds and what they give', '*_curves.csv': 'points of the curves',
     'learning_curve.csv': 'the learning curve', 'subsets.csv': 'the subsets', 'levels.csv': 'by image, eye and patient',
     'comparison.csv': 'the comparison', 'history.csv': 'a row for each epoch', 'encoder.md': 'the model card',
+    'splits.csv': 'the split of each image; splits=FILE takes it again',
+    'unreadable.csv': 'images that could not be read, and why',
     'paper': 'tables, figures and text for a paper', 'figures': 'figures as files', '*.csv': '',
     '*.safetensors': 'weights', 'report.ipynb': 'the executed notebook', 'result.json': 'the scores',
     'run.json': 'settings, versions and hashes'}
@@ -393,6 +396,13 @@ def _environment()->Environment:
     return Environment(loader=FileSystemLoader(package_dir/'report'), autoescape=True, trim_blocks=True)
 
 
+def _keep_together(
+    text:str # of a summary or a verdict
+)->str:      # the same
+    "Keep the two ends of each interval on one line."
+    return re.sub(r'\[([^\[\], ]+), ([^\[\], ]+)\]', '[\\1,\u00a0\\2]', text)
+
+
 def _fill(
     title:str,               # of the notebook
     folder:Path,             # of the run
@@ -401,12 +411,13 @@ def _fill(
 )->str:                      # the page
     "Fill the template with the facts of a run."
     result = read_json(folder/'result.json') if (folder/'result.json').exists() else {}
-    headline, *lines = [*result.get('summary', [])] or ['']
+    headline, *lines = [_keep_together(line) for line in result.get('summary', [])] or ['']
+    verdicts = [v | {'text': _keep_together(v['text'])} for v in result.get('verdicts', [])]
     if error: headline, lines = f'{title}: the run failed', []
     return _environment().get_template('page.html').render({
         'css': Markup((package_dir/'report'/'page.css').read_text(encoding='utf-8')), 'title': title,
         'name': folder.name, 'headline': headline or title, 'lines': lines, 'error': error,
-        'verdicts': [] if error else result.get('verdicts', []), 'facts': _facts(folder, result),
+        'verdicts': [] if error else verdicts, 'facts': _facts(folder, result),
         'files': _list_files(folder)} | more)
 
 # %% ../../nbs/report/10_page.ipynb #9a6e0028

@@ -1,4 +1,5 @@
 "The report page: offline, small, in the order of a reader, the same from the runner and from a live kernel"
+import json
 import re
 import shutil
 import subprocess
@@ -10,9 +11,10 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from mirage_nb.core import package_dir
 from mirage_nb.recipes.pipelines import find_notebook
 from mirage_nb.records import Run
-from mirage_nb.report.page import write_page
+from mirage_nb.report.page import _list_files, write_page
 from mirage_nb.runs import run_notebook, write_report
 from mirage_nb.storage import read_json, write_json
 
@@ -173,3 +175,44 @@ def test_nothing_runs_out_of_the_page(tmp_path):
     command = ['chromium', '--headless', '--no-sandbox', '--disable-gpu', '--window-size=1280,900', '--dump-dom']
     done = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=120)
     assert re.findall('<title>(.*?)</title>', done.stdout, re.S) == ['true ']
+
+
+NARROW = """<script>addEventListener('load', () => {
+const cells = [...document.querySelectorAll('td.words, th.words')].map(c => c.getBoundingClientRect().width);
+document.title = Math.round(Math.min(...cells)); })</script>"""
+
+
+@pytest.mark.skipif(not shutil.which('chromium'), reason='no Chromium to measure a page with')
+def test_notes_of_a_table_are_not_one_word_wide_on_a_phone(tmp_path):
+    "The page in a frame of 400 pixels, as Chromium opens no window that is so narrow"
+    note = 'slices of one volume resemble each other: the interval is too narrow'
+    table = pd.DataFrame({**{f'slices where it was missed {i}': [11, 0] for i in range(3)}, 'note': note},
+                         ['mean of all layers', 'mean of all lesions'])
+    with pd.option_context('display.max_colwidth', None): words = table.to_html()
+    output = new_output('execute_result', {'text/html': words})
+    path = write_page(executed(new_markdown_cell('## Scores'), new_code_cell(outputs=[output])), tmp_path/'report.html')
+    path.write_text(page_of(path).replace('</body>', NARROW + '</body>'))
+    frame = tmp_path/'frame.html'
+    frame.write_text('<iframe src="report.html" style="width:400px;height:900px"></iframe><script>'
+                     'addEventListener("load", () => { document.title = frames[0].document.title; })</script>')
+    command = ['chromium', '--headless', '--no-sandbox', '--disable-gpu', '--allow-file-access-from-files', '--dump-dom']
+    done = subprocess.run([*command, frame.as_uri()], capture_output=True, text=True, timeout=120)
+    assert int(re.findall('<title>(.*?)</title>', done.stdout)[0]) >= 90
+
+
+def test_intervals_are_kept_on_one_line(tmp_path):
+    (tmp_path/'result.json').write_text(json.dumps({
+        'summary': ['Dice 0.05 [0.04, 0.06]'], 'verdicts': [{'level': 'note', 'text': 'gain -0.8 [-0.83, -0.79]'}]}))
+    page = page_of(write_page(executed(new_markdown_cell('## Scores')), tmp_path/'report.html'))
+    assert '[0.04,\u00a00.06]' in page and '[-0.83,\u00a0-0.79]' in page
+
+
+def test_every_table_that_a_run_writes_is_explained(tmp_path):
+    "Names of CSV files that tasks, evaluation and splits write into the folder of a run"
+    root = package_dir
+    written = {m for p in root.rglob('*.py') for m in re.findall(r"folder/f?'([\w{}]+\.csv)'", p.read_text())
+               if p.parent.name in ('tasks', 'eval', 'classification', 'segmentation', 'data', 'train')}
+    plain = {k for k in written if '{' not in k} - {'labels.csv', 'metadata.csv', 'table.csv'}  # of datasets
+    assert {'splits.csv', 'unreadable.csv', 'history.csv', 'predictions.csv'} <= plain
+    for k in plain: (tmp_path/k).touch()
+    assert [f['name'] for f in _list_files(tmp_path) if not f['words']] == []

@@ -148,20 +148,22 @@ def seg_reliability(
     tables:Mapping[str, pd.DataFrame], # of the splits
     leaks:pd.DataFrame,                # of `data.audit`: what, splits
     shares:Mapping[str, pd.DataFrame], # of the splits with masks: label, images
-    scores:SegScores|None=None            # of the test split, if it has masks
+    scores:SegScores|None=None,           # of the test split, if it has masks
+    knows_patients:bool=True              # by the manifest; else every volume counts as a patient
 )->pd.DataFrame:                       # question, answer
     "Answer the questions that a reviewer would ask of a result."
     def holds(split:str)->set[str]:
         return set(shares[split].label[shares[split].images > 0]) if split in shares else set()
 
     twice = '; '.join(f'{r.what} ({r.splits})' for r in leaks.itertuples())
-    rows = [('patients in more than one split', twice or 'none')] if len(tables) > 1 or twice else []
+    none = 'none' if knows_patients else 'not known'
+    rows = [('patients in more than one split', twice or none)] if len(tables) > 1 or twice else []
     for split, t in tables.items():
         if split in shares:
             absent = [c for c in shares[split].label if c not in holds(split)]
             rows.append((f'classes absent from {split}', ', '.join(absent) or 'none'))
-        rows.append((split, f'{counted(t.volume.nunique(), "volume")} of {counted(t.patient.nunique(), "patient")}, '
-                            f'{counted(len(t), "image")}'))
+        who = counted(t.patient.nunique(), 'patient') if knows_patients else 'an unknown number of patients'
+        rows.append((split, f'{counted(t.volume.nunique(), "volume")} of {who}, {counted(len(t), "image")}'))
     if 'train' in shares and 'test' in shares:
         unseen = sorted(holds('test') - holds('train'))
         rows.append(('classes in test but not in train', ', '.join(unseen) or 'none'))

@@ -312,6 +312,9 @@ def _check(
     return int(bool(found.problems))
 
 
+_PARTLY = 3  # exit code: files could not be read, and the others are done
+
+
 def _obey(
     words:list[str], # of the command line
     quiet:bool       # no progress
@@ -334,7 +337,9 @@ def _obey(
         return import_folder(words[1:])
     else:
         notebook = find_notebook(words[0])
-        sys.stdout.write(describe_result(run_notebook(notebook, parse_parameters(words[1:], notebook), quiet)))
+        folder = run_notebook(notebook, parse_parameters(words[1:], notebook), quiet)
+        sys.stdout.write(describe_result(folder))
+        return _PARTLY if read_json(folder/'result.json').get('unreadable') else 0
     return 0
 
 # %% ../nbs/20_runs.ipynb #f05394cd

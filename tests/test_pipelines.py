@@ -313,6 +313,17 @@ def test_prediction_of_an_unlabelled_folder(run, execute, home, phantoms):
     assert np.array_equal(np.array(Image.open(here/'predictions'/'scan of Monday.png')), np.array(Image.open(twin)))
 
 
+@pytest.mark.parametrize(('lost', 'code'), [(0, 0), (2, 3)])
+def test_the_exit_code_says_that_files_were_lost(lost, code, tmp_path, monkeypatch, capsys):
+    "Every file is predicted that can be read; a script sees by the code that some are missing"
+    (tmp_path/'result.json').write_text(json.dumps({'summary': ['28 images'], 'unreadable': lost}))
+    monkeypatch.setattr(runs, 'run_notebook', lambda *a: tmp_path)
+    assert runs.main(['predict', 'images=/data']) == code
+    said = capsys.readouterr().out
+    line = f'2 files could not be read, listed in {tmp_path}/unreadable.csv; the others are predicted'
+    assert (line in said) == bool(lost)
+
+
 def test_prediction_errors(run, execute, home):
     with pytest.raises(FileNotFoundError, match='no folder .*nowhere'):
         execute('predict', images=str(home/'nowhere'), run=str(run))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..core import data_dir, package_dir, resource_dir, runs_dir
+from ..core import counted, data_dir, package_dir, resource_dir, runs_dir
 from ..sources.weights import known_weights, weights_dir
 from ..storage import absolute_path, hash_value, read_json, write_json
 
@@ -142,4 +142,7 @@ def describe_result(
     "Write what a terminal shows of a finished run: headline, scores, verdicts, report."
     result = read_json(folder/'result.json')
     said = [f"{v['level']}: {v['text']}" for v in result.get('verdicts', [])]
+    lost = result.get('unreadable') or 0
+    if lost: said.append(f"{counted(lost, 'file')} could not be read, listed in {folder/'unreadable.csv'}; the others "
+                         'are predicted. The exit code is 3')
     return '\n'.join([*result.get('summary', []), *said, f"report: {folder/'report.html'}"]) + '\n'

@@ -90,6 +90,36 @@ def test_masks(tuned, home, images):
     assert pd.read_csv(home/'out'/'predictions.csv').id.tolist() == table.index.tolist()
 
 
+FORMATS = 'png', 'jpg', 'tif', 'bmp', 'npy', 'mha'
+
+
+def write_image(path, pixels):
+    "Write an image in any format that is read"
+    if path.suffix == '.npy': np.save(path, pixels)
+    elif path.suffix == '.mha':
+        head = f'ObjectType = Image\nNDims = 2\nDimSize = {pixels.shape[1]} {pixels.shape[0]}\n'
+        path.write_bytes(f'{head}ElementType = MET_UCHAR\nElementDataFile = LOCAL\n'.encode() + pixels.tobytes())
+    else: Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize('kind', ['seg0', 'cls0'])
+def test_one_damaged_file_of_each_format_stops_nothing(kind, tuned, home, tmp_path):
+    "Files that were cut off, in every format: the whole ones are predicted, the others listed with file and reason"
+    pixels, folder = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8), tmp_path/'mixed'
+    folder.mkdir()
+    for k in FORMATS:
+        write_image(folder/f'whole_{k}.{k}', pixels)
+        data = (folder/f'whole_{k}.{k}').read_bytes()
+        (folder/f'cut_{k}.{k}').write_bytes(data[:len(data)*2//3])
+    (folder/'folder.png').mkdir()
+    (folder/'link.png').symlink_to(tmp_path/'nowhere.png')
+    table = predict(tuned/kind, folder, home/'out', batch_size=4)
+    assert sorted(table.id) == sorted(f'whole_{k}' for k in FORMATS)
+    lost = pd.read_csv(home/'out'/'unreadable.csv').set_index('id').fault
+    assert {f'cut_{k}' for k in FORMATS} <= set(lost.index) <= {'link', *(f'cut_{k}' for k in FORMATS)}
+    for k in FORMATS: assert lost[f'cut_{k}'].startswith(f'cut_{k}.{k}') and 'Copy it again' in lost[f'cut_{k}']
+
+
 def test_classes(tuned, home, images):
     "The probabilities are those of the classifier, and the class is the most probable"
     table = predict(tuned/'cls0', images, home/'out')

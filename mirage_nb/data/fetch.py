@@ -222,8 +222,8 @@ def _install_weights(
     "Move weights to their place."
     for path, f in _check_brought(order, source): _take(path, desk/f.name)
     facts = {'name': order.name, 'page': order.page, 'terms': order.licence, 'citation': order.citation, **order.more}
+    write_provenance(order.provenance, receipts, facts)  # without the file it says nothing yet
     (desk/order.plan.files[0].name).replace(order.target)
-    write_provenance(order.provenance, receipts, facts)
 
 
 def _check_target(order:Order)->None:
@@ -272,12 +272,14 @@ def fetch(
 )->Path:                   # folder of the dataset, or file of the weights
     "Fetch a dataset or weights, if they are not there yet."
     order, folder = find_order(name), Path(source).expanduser() if source else None
-    if order.here: return order.target
+    desk = order.store/'.fetch'/order.name
+    if order.here:
+        shutil.rmtree(desk, ignore_errors=True)  # of a fetch that ended at its last line
+        return order.target
     if folder and not folder.is_dir(): raise FileNotFoundError(f'--from takes a folder; there is no folder {folder}')
     _check_target(order)
     if not accept: raise PermissionError(
         f'{name}: its terms are not accepted yet: {order.licence}. Read them at {order.page}, and add --accept')
-    desk = order.store/'.fetch'/order.name
     desk.mkdir(parents=True, exist_ok=True)
     if not (desk/'coming').exists(): check_space(desk/order.name, order.needed)
     with ExitStack() as stack:

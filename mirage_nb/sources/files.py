@@ -65,6 +65,7 @@ class SourceFile(Options):
         if len(routes) != 1:
             yield f"{self.name} has {counted(len(routes), 'route')}{shown}; it takes one of url, drive, hub, bring"
         if self.parts and not self.url: yield f'{self.name} has parts; they are added to url, which is missing'
+        if '/' in self.name and not self.bring: yield f'{self.name} names a folder; that is for files to bring'
         if self.gated and not self.hub: yield f'{self.name} is gated; that is for files with hub'
 
     @property

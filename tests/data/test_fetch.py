@@ -203,6 +203,21 @@ def test_interrupted_beside_what_a_user_brought(home, monkeypatch):
     assert (place/'a.csv').read_text() == 'mine'
 
 
+def test_interrupted_at_the_last_lines(home, monkeypatch):
+    (home/'Downloads').mkdir()
+    (home/'Downloads'/'USPEC.pt').write_bytes(b'weights')
+    with monkeypatch.context() as m, pytest.raises(OSError, match='no space left'):
+        def full(*words): raise OSError('no space left')
+        m.setattr('mirage_nb.data.fetch._install_weights', full)
+        fetch('USPEC-ViT-L', True, home/'Downloads')
+    shutil.rmtree(home/'Downloads')  # what is verified is not needed again
+    assert not list((home/'weights').glob('USPEC*'))
+    path = fetch('USPEC-ViT-L', True)
+    assert path.read_bytes() == b'weights' and json.loads((home/'weights'/'USPEC-ViT-L.provenance.json').read_text())
+    (home/'weights'/'.fetch'/'USPEC-ViT-L').mkdir()
+    assert fetch('USPEC-ViT-L') == path and not list((home/'weights'/'.fetch').iterdir())
+
+
 def test_brought_file_is_the_same_as_the_first(home):
     path = toy(home, '', {'name': 'a.csv', 'bring': 'ask'})
     (home/'data'/'Toy').mkdir(parents=True)

@@ -40,6 +40,7 @@ def test_schema_is_up_to_date():
         assert not list(Draft7Validator(written).iter_errors(read_toml(path))), path
 
 
+@pytest.mark.slow
 def test_tables_name_what_there_is():
     found = known_weights().values()
     for model in {w.model for w in found} - {''}: encoder_record(model)

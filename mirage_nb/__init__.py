@@ -4,6 +4,7 @@
 >>> run = mirage_nb.run('cls_tune', dataset='Phantom_OCT', epochs=20)   # a pipeline of nbs/, with its parameters
 >>> run.metrics['fine-tuned'], run.predictions, run.model                    # also of a run that is read by read_run
 >>> mirage_nb.predict(run, 'folder/of/images')
+>>> mirage_nb.read_volume('scan.vol').spacing                                # a file of a scanner
 """
 __version__ = "0.1.0"
 
@@ -11,14 +12,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .data.scanners.reading import read_volume
     from .models.loading import load_model
     from .runs import read_run, run
     from .tasks.evaluate import evaluate
     from .tasks.predict import predict
 
-__all__ = ['evaluate', 'load_model', 'predict', 'read_run', 'run']
+__all__ = ['evaluate', 'load_model', 'predict', 'read_run', 'read_volume', 'run']
 _HOMES = {'load_model': '.models.loading', 'run': '.runs', 'read_run': '.runs', 'evaluate': '.tasks.evaluate',
-          'predict': '.tasks.predict'}
+          'predict': '.tasks.predict', 'read_volume': '.data.scanners.reading'}
 
 
 def __getattr__(name: str) -> object:

@@ -312,7 +312,8 @@ def index_images(
             for p, facts in _inspect_files(root, todo, journal, pool):
                 kept[p] = facts
                 bar.update()
-    if not kept: raise FileNotFoundError(f"no image in {root} or below it; images end in {', '.join(suffixes)}")
+    if not kept: raise FileNotFoundError(f"no image in {root} or below it; images end in {', '.join(suffixes)}. "
+                                         'Files of scanners become images by mirage-nb import FOLDER OUT')
     listing = _build_index(root, kept, times)
     _save_index(listing, index)
     journal.unlink(missing_ok=True)

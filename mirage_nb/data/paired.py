@@ -127,7 +127,8 @@ def folder_pairs(
     names = list(modalities) or [k for k in there if k in _MODALITIES]
     for k in names:
         if k not in there: raise FileNotFoundError(f'{folder}: {unknown("modality", k, there)}')
-    if not names: raise FileNotFoundError(f'{folder} holds none of the folders {", ".join(_MODALITIES)}')
+    if not names: raise FileNotFoundError(f'{folder} holds none of the folders {", ".join(_MODALITIES)}. Files of '
+                                          'scanners become these by mirage-nb import FOLDER OUT')
     found = {k: _list_planes(folder/k, k in classes) for k in names}
     ids = _paired_ids(found, folder)
     return FilePairs(ids, {k: [v[i] for i in ids] for k, v in found.items()}, dict(classes))

@@ -140,7 +140,8 @@ def test_training_processes_do_not_read_all_data_first(triplets, monkeypatch):
 
 def test_no_folder(tmp_path, triplets):
     with pytest.raises(FileNotFoundError, match='no folder .*nowhere'): folder_pairs(tmp_path/'nowhere')
-    with pytest.raises(FileNotFoundError, match='holds none of the folders bscan, slo'): folder_pairs(triplets/'slo')
+    with pytest.raises(FileNotFoundError, match='holds none of the folders bscan, slo.*these by mirage-nb import'):
+        folder_pairs(triplets/'slo')
     with pytest.raises(FileNotFoundError, match="no modality 'enface'. Known: bscan, slo"):
         folder_pairs(triplets, ['enface'])
 

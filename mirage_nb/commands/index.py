@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .folds import describe_folds
 from ..core import counted, runs_dir
 from ..storage import read_json, write_atomic
 
@@ -53,7 +54,7 @@ table { border-collapse: collapse; width: 100%% } th, td { text-align: left; pad
 th { cursor: pointer; border-bottom: 2px solid } td { border-bottom: 1px solid #8884 }
 td.number { text-align: right; font-variant-numeric: tabular-nums } .wide { overflow-x: auto }
 </style></head><body><h1>Runs</h1><p>%(count)s. A click on the head of a column sorts by it.</p>
-<div class="wide"><table><thead><tr>%(head)s</tr></thead><tbody>%(rows)s</tbody></table></div><script>
+<div class="wide"><table><thead><tr>%(head)s</tr></thead><tbody>%(rows)s</tbody></table></div>%(folds)s<script>
 document.querySelectorAll('th').forEach((th, i) => { th.onclick = () => {
   const body = document.querySelector('tbody'), up = th.dataset.up !== 'yes', key = r => r.cells[i].dataset.key
   const order = (a, b) => { const [x, y] = [key(a), key(b)]
@@ -88,7 +89,9 @@ def _write_index(
     "Write the page of all runs."
     body = ''.join(f"<tr>{''.join(_cell(r, c) for c in _COLUMNS)}</tr>\n" for r in rows)
     head = ''.join(f'<th>{c}</th>' for c in _COLUMNS)
-    page = _PAGE % {'count': counted(len(rows), 'run'), 'rows': body, 'head': head}
+    folds = html.escape(describe_folds())
+    page = _PAGE % {'count': counted(len(rows), 'run'), 'rows': body, 'head': head,
+                    'folds': f'<pre>{folds}</pre>' if folds else ''}
     return write_atomic(runs_dir()/'index.html', lambda p: p.write_text(page, encoding='utf-8'))
 
 
@@ -100,4 +103,5 @@ def describe_runs()->str:
                       for r in rows)]
     widths = [max(len(t[i]) for t in texts) for i in range(len(names))]
     lines = ['  '.join(f'{v:{w}}' for v, w in zip(t, widths, strict=True)).rstrip() for t in texts]
-    return '\n'.join([*lines, f'{counted(len(rows), "run")}; as a page to sort: {_write_index(rows)}']) + '\n'
+    end = f'{counted(len(rows), "run")}; as a page to sort: {_write_index(rows)}'
+    return '\n'.join([*lines, *([describe_folds()] if describe_folds() else []), end]) + '\n'

@@ -195,7 +195,7 @@ def test_notes_of_a_table_are_not_one_word_wide_on_a_phone(tmp_path):
     frame = tmp_path/'frame.html'
     frame.write_text('<iframe src="report.html" style="width:400px;height:900px"></iframe><script>'
                      'addEventListener("load", () => { document.title = frames[0].document.title; })</script>')
-    command = ['chromium', '--headless', '--no-sandbox', '--disable-gpu', '--allow-file-access-from-files', '--dump-dom']
+    command = ['chromium', '--headless', '--no-sandbox', '--allow-file-access-from-files', '--dump-dom']
     done = subprocess.run([*command, frame.as_uri()], capture_output=True, text=True, timeout=120)
     assert int(re.findall('<title>(.*?)</title>', done.stdout)[0]) >= 90
 

@@ -277,7 +277,8 @@ class FinishedRun(Run):
         "Read a table of the run."
         if not (self.folder/name).exists():
             raise FileNotFoundError(f'{self.folder} holds no {name}: this run writes none')
-        return pd.read_csv(self.folder/name)
+        text = dict.fromkeys(('id', 'patient', 'eye', 'split', 'label', 'predicted', 'dataset', 'file', 'sha256'), str)
+        return pd.read_csv(self.folder/name, dtype=text, keep_default_na=False, na_values=[''])
 
 # %% ../nbs/20_runs.ipynb #20a00003
 def read_run(

@@ -6,6 +6,7 @@
 __all__ = ['run_key', 'remember_run', 'remembered_run', 'describe_result']
 
 # %% ../../nbs/commands/05_shortcut.ipynb #c5a00003
+import gzip
 import os
 import platform
 import re
@@ -67,7 +68,9 @@ def _leads_elsewhere(
     folder:Path # of a dataset
 )->bool:
     "Tell whether a table or a manifest in a folder may name files outside of it."
-    tables = [p.read_bytes() for s in ('csv', 'tsv', 'txt') for p in folder.glob(f'*.{s}')]
+    found = [p for p in folder.iterdir() if re.search(r'\.(csv|tsv|txt)(\.gz)?$', p.name, re.I) and p.is_file()]
+    tables = [gzip.decompress(raw) if (raw := p.read_bytes())[:2] == b'\x1f\x8b' else raw for p in found]
+    tables = [raw.replace(b'\0', b'') for raw in tables]  # UTF-16
     tables += [b'\n'.join(_WHERE.findall(p.read_bytes())) for p in folder.glob('*.toml')]
     return any(_ELSEWHERE.search(t) for t in tables)
 

@@ -28,7 +28,7 @@ from ..recipes.faults import list_faults
 from ..recipes.segmentation import seg_recipe
 from ..recipes.settings import Count, Options, option_comments, options
 from ..sources.files import FetchPlan, SourceFile
-from ..storage import absolute_path, hash_file, hash_value, read_json
+from ..storage import absolute_path, hash_file, hash_value, read_json, read_text
 
 # %% ../../nbs/data/05_manifest.ipynb #f57dbe66
 SPLITS = ('train', 'val', 'test')
@@ -228,8 +228,8 @@ def _read_file(
     name:str   # of the dataset
 )->_ManifestFile:
     "Read and check a manifest; one error lists all faults."
-    try: raw = tomllib.loads(path.read_text(encoding='utf-8-sig'))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e: raise ValueError(f'{path} is not TOML: {e}') from e
+    try: raw = tomllib.loads(read_text(path))
+    except ValueError as e: raise ValueError(f'{path} is not TOML: {e}') from e
     faults = [f"'name' is {raw['name']!r}; its file is named {name!r}"] if raw.get('name', name) != name else []
     try: file = TypeAdapter(_ManifestFile).validate_json(json.dumps(raw, default=str))
     except ValidationError as e: faults += list_faults(e, _ManifestFile, 'field', _TOML)

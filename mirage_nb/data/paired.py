@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from ..core import size_text, unknown
 from .audit import hash_content
 from .files import ARRAY_SUFFIXES, IMAGE_SUFFIXES, MASK_SUFFIXES, as_plane, read_image
 from .folders import find_files, list_images
+from .tables import open_table
 from ..randomness import sample_key
 
 # %% ../../nbs/data/92_paired.ipynb #38a9134f
@@ -141,8 +142,7 @@ def table_pairs(
 )->FilePairs:
     "Find the files of a table; paths that are not absolute start from the CSV's folder."
     where, root = (Path(table), Path(table).parent) if isinstance(table, (str, Path)) else (Path('table'), Path())
-    plain = {'dtype': str, 'keep_default_na': False}  # 'NA' is an id as any other
-    t = pd.read_csv(where, **cast(Any, plain)) if isinstance(table, (str, Path)) else table
+    t = open_table(where) if isinstance(table, (str, Path)) else table
     names = list(modalities) or [k for k in _MODALITIES if k in t.columns]
     for k in ('id', *names):
         if k not in t.columns: raise KeyError(f'{where}: {unknown("column", k, t.columns)}')

@@ -17,6 +17,7 @@ from ..data.class_names import suggest_map, suggest_pairs
 from ..data.folders import match_masks
 from ..data.manifest import ClassInfo, read_manifest
 from ..data.segmentation import SegData, load_seg_data
+from ..data.tables import open_table
 from ..eval.classification.intervals import compare
 from mirage_nb.eval.classification.predictions import (
     Predictions,
@@ -164,7 +165,7 @@ def _suggest_names(
     names:Mapping[str, str] # of the option `class_map`
 )->str:                     # '' where every label has a score
     "Say which labels of a table may mean which of its scores."
-    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    table = open_table(file)
     classes = [names.get(c, c) for c in (str(k)[6:] for k in table if str(k).startswith('score:'))]
     there = sorted({names.get(v, v) for v in table.get('label', [])} - {''})
     lost = [c for c in there if c not in classes]
@@ -189,7 +190,7 @@ def load_eval_tables(
     files, names = _table_files(cfg), parse_map(cfg.class_map or [])
     pred, valid = _read_named(files['predictions'], cfg.split, names), None
     if 'validation' in files: valid = read_predictions(files['validation'], names=names)
-    elif cfg.split and cfg.split != 'val' and 'val' in set(pd.read_csv(files['predictions'], usecols=['split']).split):
+    elif cfg.split and cfg.split != 'val' and 'val' in set(open_table(files['predictions'], ('split',)).split):
         valid = read_predictions(files['predictions'], 'val', names)
     other = read_predictions(files['other'], cfg.split, names) if 'other' in files else None
     pooled, left_out = pool_predictions(pred, cfg.level)

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from ..data.packed import is_packed, is_partly_packed, open_pairs
 from ..data.paired import CLASS_COUNTS, PairedDataset, Pairs
 from ..data.segmentation import collate
 from ..data.splits import draw_splits
+from ..data.tables import open_table
 from ..eval.pretraining import as_bytes
 from ..models.inference import restore_range
 from ..models.mirage import MODALITIES, Modality
@@ -65,10 +67,10 @@ def _sample_patients(
     whose = series if len(set(series.values())) > 1 else {i: i for i in ids}
     for file in tables:
         if file.suffix != '.csv' or not file.is_file(): continue
-        t = pd.read_csv(file, dtype=str)
+        t = open_table(file)
         column = next((k for k in ('patient', 'group', 'volume') if k in t), None)
         if column is None or 'id' not in t: continue
-        t = t[t.id.isin(set(ids))].dropna(subset=[column])
+        t = t[t.id.isin(set(ids)) & (t[column] != '')]
         return whose | dict(zip(t.id, t[column], strict=True))
     return whose
 
@@ -103,13 +105,13 @@ def _probe_labels(
     "Read the labels that a probe can use, by volume where there are volumes; rows without a label do not count."
     file = folder/'labels.csv'
     if not file.is_file(): return None
-    t = pd.read_csv(file, dtype=str)
+    t = open_table(file)
     if lacks := [k for k in ('id', 'label') if k not in t]:
         log.warning('%s: no probe, for it has no column %s; it has %s', file, lacks[0], ', '.join(t.columns))
         return None
-    group = t[next(k for k in ('volume', 'id') if k in t)].fillna(t.id)
+    group = t[next(k for k in ('volume', 'id') if k in t)].replace('', np.nan).fillna(t.id)
     label = t.label.str.strip()
-    t = t.assign(group=group, label=label.where(label != ''))[['id', 'group', 'label']].dropna()
+    t = t.assign(group=group, label=label)[['id', 'group', 'label']][(label != '') & (t.id != '')]
     if not len(t): log.warning('%s: no probe, for no row has a label', file)
     return t if len(t) else None
 

@@ -14,12 +14,12 @@ import pandas as pd
 
 from ...core import unknown
 from ..labels import CHOICES
-from ..tables import first_bad_line
+from ..tables import as_binary, first_bad_line
 
 # %% ../../../nbs/data/chest/10_label_policy.ipynb #3b7d23e9
 _POLICIES = CHOICES['policy']
 _UNCERTAIN_AS_ONE = ('Edema', 'Atelectasis')  # where 'published' takes uncertain for 1
-_VALUES = {'': np.nan, '1': 1., '1.0': 1., '0': 0., '0.0': 0., '-1': -1., '-1.0': -1.}
+_VALUES = {'': np.nan, '1': 1., '0': 0., '-1': -1.}
 
 
 def _apply_policy(
@@ -47,8 +47,9 @@ def apply_policies(
     "Read the labels of a table of 1, 0, -1 or nothing, and apply the policies."
     out = {}
     for name in names:
-        values = rows[name].str.strip().map(_VALUES)
-        strange = values.isna() & (rows[name].str.strip() != '')
+        texts = as_binary(rows[name])
+        values = texts.map(_VALUES)
+        strange = values.isna() & (texts != '')
         if strange.any():
             line = first_bad_line(strange)
             raise ValueError(f"{path}, line {line}: {name} is '{rows[name][line]}'; it takes 1, 0, -1 or nothing")

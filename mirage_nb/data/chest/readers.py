@@ -140,26 +140,38 @@ def _chexpert_table(
     absent:str='error'                      # or 'drop': leave out images that are not there
 )->pd.DataFrame:
     "Read the frontal views of CheXpert (Irvin et al. 2019)."
-    folder = next((f for f in sorted(Path(folder).glob('CheXpert-v1.0*')) if f.is_dir()), Path(folder))
+    folder = next((f for f in sorted(Path(folder).glob('[Cc]he[Xx]pert*')) if f.is_dir()), Path(folder))
     out = []
     for split, name in (tables or {'train': 'train.csv', 'test': 'valid.csv'}).items():
         rows = read_text_table(folder/name, ('Path', 'Frontal/Lateral', 'AP/PA', *labels))
-        strange = ~rows['Frontal/Lateral'].isin(('Frontal', 'Lateral')) | ~rows.Path.str.match(r'CheXpert-v1\.0[^/]*/')
+        inside = rows.Path.str.replace('\\', '/').str.extract(_INSIDE)[0]
+        strange = ~rows['Frontal/Lateral'].isin(('Frontal', 'Lateral')) | inside.isna()
         if strange.any():
             line = first_bad_line(strange)
             raise ValueError(f"{folder/name}, line {line}: '{rows.Path[line]}', "
-                             f"{rows['Frontal/Lateral'][line] or 'no view'}; Path "
-                             "starts with CheXpert-v1.0 and Frontal/Lateral says which")
-        rows = rows[rows['Frontal/Lateral'] == 'Frontal']
-        inside = rows.Path.str.partition('/')[2]
-        facts = pd.DataFrame({'id': inside.str.rpartition('.')[0], 'image': [folder/p for p in inside],
+                             f"{rows['Frontal/Lateral'][line] or 'no view'}; Path names a patient, as "
+                             'CheXpert-v1.0/train/patient00001/study1/view1.jpg, and Frontal/Lateral says which')
+        rows, inside = rows[rows['Frontal/Lateral'] == 'Frontal'], inside[rows['Frontal/Lateral'] == 'Frontal']
+        files = [_chexpert_file(folder, p, k) for p, k in zip(rows.Path, inside, strict=True)]
+        facts = pd.DataFrame({'id': inside.str.rpartition('.')[0], 'image': pd.Series(files, rows.index, dtype=object),
                               'patient': inside.str.extract(r'(patient\d+)/')[0], 'split': split,
                               'view': rows['AP/PA']})
-        if facts.patient.isna().any():
-            line = first_bad_line(facts.patient.isna())
-            raise ValueError(f"{folder/name}, line {line}: '{rows.Path[line]}' names no patient, as patient00001")
         out.append(facts.join(apply_policies(rows, labels, folder/name, policy, unmentioned)))
     return chest_table(pd.concat(out), folder, absent, {'val': val}, seed)
+
+
+_INSIDE = r'(?:^|/)((?:(?:train|valid|test)/)?patient\d+/.+)$'  # the part of Path that all copies share
+
+
+def _chexpert_file(
+    folder:Path, # with the tables
+    path:str,    # as a table has it
+    inside:str   # its part that all copies share
+)->Path:
+    "Find an image of CheXpert, whichever folders its path begins with."
+    parts = path.replace('\\', '/').split('/')
+    where = (folder/inside, *(folder.joinpath(*parts[i:]) for i in range(len(parts) - 3)), folder.parent/path)
+    return next((p for p in where if p.is_file()), folder/inside)
 
 # %% ../../../nbs/data/chest/30_readers.ipynb #aa608329
 def _mimic_table(

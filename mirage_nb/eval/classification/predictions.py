@@ -7,6 +7,7 @@ __all__ = ['LEVELS', 'Predictions', 'to_scores', 'check_predictions', 'read_pred
            'pool_predictions']
 
 # %% ../../../nbs/eval/classification/10_predictions.ipynb #b675faec
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ...core import unknown
+from ...core import counted, unknown
+from ...data.tables import as_binary, open_table
+from ...storage import absolute_path
 
 # %% ../../../nbs/eval/classification/10_predictions.ipynb #3a9f3f1a
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def _number_columns(
     file:str              # for the message
 )->np.ndarray:            # (n, k) float; empty cells are NaN
     "Read the columns of a kind as numbers; an error names a cell that is text."
-    raw = table[[f'{kind}:{c}' for c in classes]]
+    raw = table[[f'{kind}:{c}' for c in classes]].apply(_plain_numbers, kind=kind)
     out = raw.apply(pd.to_numeric, errors='coerce').to_numpy(float)
     bad = np.isnan(out) & raw.notna().to_numpy()
     if kind != 'label': bad |= ~np.isfinite(out)
@@ -72,6 +75,17 @@ def _number_columns(
         raise ValueError(f'{file}, {_first_bad_row(bad[:, j], list(table.id))}: {kind}:{classes[j]} is '
                          f'{str(raw.iat[i, j])}, which is not a number; {remedy}')
     return out
+
+def _plain_numbers(
+    values:pd.Series, # of a column
+    kind:str          # 'score', 'logit' or 'label'
+)->pd.Series:
+    "Return numbers that a program has written as text in the form that Python reads; others stay as they are."
+    if pd.api.types.is_numeric_dtype(values): return values
+    texts = values.where(values.notna(), '').astype(str).str.strip()
+    if kind == 'label': texts = as_binary(texts)
+    else: texts = texts.str.replace(r'^(-?\d*),(\d+(?:[eE][-+]?\d+)?)$', r'\1.\2', regex=True)  # a decimal comma
+    return texts.where(texts != '')
 
 # %% ../../../nbs/eval/classification/10_predictions.ipynb #82389ba5
 def _check_columns(
@@ -120,6 +134,43 @@ def _text_columns(
                          'an image is scored once: keep one of its rows')
     return table
 
+# %% ../../../nbs/eval/classification/10_predictions.ipynb #0e4a0721
+_EXACT = 1e-3  # by which the sum of scores, and a score of logits, may differ in any case
+
+
+def _rounding(
+    p:np.ndarray # (n, k) scores
+)->tuple[float, str]: # by how much one score may be off; how they were rounded, '': they were not
+    "Tell how scores were rounded, by their digits."
+    digits = next((d for d in range(1, 6) if np.abs(p - np.round(p, d)).max() < 1e-9), 0)
+    found = [(.5*10.**-digits, f'{counted(digits, "decimal")}')] if digits else []
+    with np.errstate(over='ignore'): half = p.astype(np.float16)
+    values, back = np.unique(half, return_inverse=True)
+    printed = np.array([float(str(v)) for v in values])[back.reshape(p.shape)]
+    if ((p == half) | (np.abs(p - printed) < 1e-9)).all(): found.append((2.**-9/p.shape[1], 'half precision'))
+    low = np.float32(p).view(np.uint32) & 0xffff
+    if not low.any() and (np.float32(p) == p).all(): found.append((2.**-7/p.shape[1], 'bfloat16'))
+    return max(found, default=(0., ''))
+
+
+def _divide_by_sum(
+    p:np.ndarray,      # (n, k) scores of one label per image
+    ids:Sequence[str], # (n,)
+    file:str           # for the message
+)->np.ndarray:         # (n, k), as they are where all sum to 1
+    "Divide scores by their sum where rounding explains that it is not 1, and refuse other sums."
+    total = p.sum(1)
+    if (np.abs(total - 1) <= _EXACT).all(): return p
+    step, how = _rounding(p)
+    bad = np.abs(total - 1) > max(_EXACT, min(step*p.shape[1], 0.1) + 1e-9)
+    if bad.any(): raise ValueError(
+        f'{file}, {_first_bad_row(bad, ids)}: its scores sum to {total[bad][0]:.4g}; with one label per image they '
+        'sum to 1 (softmax). For several labels per image write label:CLASS columns')
+    warnings.warn(f'{file}: the scores of {counted(int((np.abs(total - 1) > _EXACT).sum()), "row")} sum to '
+                  f'{total.min():.4g} to {total.max():.4g}, as rounding ({how}) explains; each row is divided by it',
+                  stacklevel=2)
+    return p/total[:, None]
+
 # %% ../../../nbs/eval/classification/10_predictions.ipynb #ae85e7b3
 def _read_truth(
     table:pd.DataFrame,    # of `_text_columns`
@@ -164,11 +215,7 @@ def _read_scores(
         j = int(np.flatnonzero(bad.any(0))[0])
         raise ValueError(f'{file}, {_first_bad_row(bad[:, j], ids)}: score:{classes[j]} is {p[bad[:, j], j][0]:g}; a '
                          f'score is a probability in [0, 1] ({"softmax" if single else "sigmoid"} of the logit)')
-    bad = np.abs(p.sum(1) - 1) > 1e-3
-    if single and bad.any(): raise ValueError(
-        f'{file}, {_first_bad_row(bad, ids)}: its scores sum to {p[bad][0].sum():.4g}; with one label per image they '
-        'sum to 1 (softmax). For several labels per image write label:CLASS columns')
-    return p.clip(0, 1)
+    return _divide_by_sum(p, ids, file).clip(0, 1) if single else p.clip(0, 1)
 
 # %% ../../../nbs/eval/classification/10_predictions.ipynb #0e4a0731
 def _to_logits(
@@ -202,7 +249,7 @@ def check_predictions(
     if _class_columns(table, 'logit'):
         z = _number_columns(table, 'logit', classes, file)
         away = np.abs(to_scores(z, single) - p)
-        bad = away.max(1) > 1e-3
+        bad = away.max(1) > max(_EXACT, 2*_rounding(_number_columns(table, 'score', classes, file))[0])
         if bad.any():
             i, j = int(np.flatnonzero(bad)[0]), int(away[bad][0].argmax())
             raise ValueError(f'{file}, {_first_bad_row(bad, list(table.id))}: score:{classes[j]} is {p[i, j]:.4g}, but '
@@ -218,11 +265,10 @@ def read_predictions(
 )->Predictions:
     "Read and check the predictions of a CSV file."
     file = Path(file).expanduser()
-    if not file.is_file(): raise FileNotFoundError(f'no table of predictions {file.resolve()}')
-    text = dict.fromkeys(('id', 'patient', 'eye', 'split', 'label', 'dataset', 'sha256'), str)
-    try: table = pd.read_csv(file, dtype=text, keep_default_na=False, na_values=[''])  # a class may be called NA
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as e:
-        raise ValueError(f'{file} is not a table of predictions: {e}') from e
+    text = 'id', 'patient', 'eye', 'split', 'label', 'dataset', 'sha256'
+    try: table = open_table(file, text=text)  # a class may be called NA
+    except FileNotFoundError as e: raise FileNotFoundError(f'no table of predictions {absolute_path(file)}') from e
+    except ValueError as e: raise ValueError(f'{file} is not a table of predictions: {e}') from e
     splits = sorted(set(table.split.dropna())) if 'split' in table else []
     if split and split not in splits: raise ValueError(f'{file}: {unknown("split", split, splits)}')
     if split: table = table[table.split == split]

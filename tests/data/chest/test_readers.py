@@ -75,9 +75,9 @@ def test_frontal_views_only_and_validation_by_patient(chexpert):
 
 
 @pytest.mark.parametrize('lines, says', [
-    (['x.jpg,F,6,Frontal,AP,,1.0,,,,'], "line 2: 'x.jpg', Frontal; Path starts with CheXpert-v1.0"),
+    (['x.jpg,F,6,Frontal,AP,,1.0,,,,'], "line 2: 'x.jpg', Frontal; Path names a patient"),
     (['CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg,F,6,front,AP,,1.0,,,,'], 'Frontal/Lateral says'),
-    (['CheXpert-v1.0-small/train/p1/view1_frontal.jpg,F,6,Frontal,AP,,1.0,,,,'], 'names no patient, as patient00001'),
+    (['CheXpert-v1.0-small/train/p1/view1_frontal.jpg,F,6,Frontal,AP,,1.0,,,,'], 'Path names a patient'),
     (['CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg,F,6,Frontal,AP,,1.0,maybe,,,'],
      "line 2: Edema is 'maybe'; it takes 1, 0, -1 or nothing"),
     (['CheXpert-v1.0-small/train/patient09999/study1/view1_frontal.jpg,F,6,Frontal,AP,,1.0,,,,'], 'are missing')])

@@ -24,8 +24,8 @@ from ..core import size_text, unknown
 from .audit import hash_content
 from .files import ARRAY_SUFFIXES, IMAGE_SUFFIXES, MASK_SUFFIXES, as_plane, read_image
 from .folders import find_files, list_images
-from .tables import open_table
 from ..randomness import sample_key
+from ..spreadsheets import open_table
 
 # %% ../../nbs/data/92_paired.ipynb #38a9134f
 _MODALITIES = ('bscan', 'slo', 'bscanlayermap')

@@ -17,7 +17,6 @@ from ..data.class_names import suggest_map, suggest_pairs
 from ..data.folders import match_masks
 from ..data.manifest import ClassInfo, read_manifest
 from ..data.segmentation import SegData, load_seg_data
-from ..data.tables import open_table
 from ..eval.classification.intervals import compare
 from mirage_nb.eval.classification.predictions import (
     Predictions,
@@ -33,6 +32,7 @@ from ..models.checkpoints import Checkpoint, read_checkpoint, read_metadata
 from ..recipes.classification import ClsEval
 from ..recipes.segmentation import SegEval
 from ..records import dataset_name, open_run
+from ..spreadsheets import open_table
 from ..storage import absolute_path, hash_file, hash_value
 
 # %% ../../nbs/tasks/70_evaluate.ipynb #458f92d1

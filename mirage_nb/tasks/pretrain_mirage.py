@@ -25,7 +25,6 @@ from ..data.packed import is_packed, is_partly_packed, open_pairs
 from ..data.paired import CLASS_COUNTS, PairedDataset, Pairs
 from ..data.segmentation import collate
 from ..data.splits import draw_splits
-from ..data.tables import open_table
 from ..eval.pretraining import as_bytes
 from ..models.inference import restore_range
 from ..models.mirage import MODALITIES, Modality
@@ -33,6 +32,7 @@ from ..models.mirage_mae import MultiMAE
 from ..models.pretraining import MIRAGES
 from ..models.zoo import mirage_modalities
 from ..recipes.pretraining import MultiMAERecipe
+from ..spreadsheets import open_table
 from ..storage import absolute_path, hash_value
 from .pretrain import PretrainTask
 from ..train.devices import Batch

@@ -14,7 +14,8 @@ import pandas as pd
 
 from ...core import unknown
 from ..labels import CHOICES
-from ..tables import as_binary, first_bad_line
+from ..tables import first_bad_line
+from ...spreadsheets import as_binary
 
 # %% ../../../nbs/data/chest/10_label_policy.ipynb #3b7d23e9
 _POLICIES = CHOICES['policy']

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ...core import counted, unknown
-from ...data.tables import as_binary, open_table
+from ...spreadsheets import as_binary, open_table
 from ...storage import absolute_path
 
 # %% ../../../nbs/eval/classification/10_predictions.ipynb #3a9f3f1a

@@ -18,7 +18,9 @@ from .core import unknown
 from .storage import read_text
 
 # %% ../nbs/05_spreadsheets.ipynb #5b5e0006
-def find_table(path:Path)->Path:
+def find_table(
+    path:Path # of a table or a list
+)->Path:      # as it is where there is no such file
     "Find a table by its path, packed by gzip or not, whatever the case of its letters."
     if path.is_file() or not path.parent.is_dir(): return path
     name = path.name.casefold()

@@ -183,7 +183,7 @@ def _list_scans(folder:Path)->tuple[list[Path], int]: # files of scanners; how m
     scans, others = sort_files(every)
     return sorted(scans), len(others)
 
-
+# %% ../../nbs/data/98_vendor.ipynb #d9a104c5
 def _write(volume:Volume, out:Path, label:str, cfg:ImportSettings)->list[dict[str, Any]]:
     "Write the images of a volume, and return their rows."
     if cfg.purpose == 'classification': return _write_classes(volume, out, label)
@@ -212,7 +212,7 @@ def _import_file(
     write_json(note, found := {'rows': rows, 'left_out': lost})
     return found | {'changed': changed}
 
-# %% ../../nbs/data/98_vendor.ipynb #5cafc3f6
+# %% ../../nbs/data/98_vendor.ipynb #80f5e05a
 def import_scans(
     folder:str|Path,                 # with files of scanners, in it or below
     out:str|Path,                    # receives the set
@@ -258,7 +258,7 @@ def _keep_settings(note:Path, cfg:ImportSettings)->None:
         raise ValueError(f'{note.parent} was made with other settings: {differ}; take another folder')
     write_json(note, settings)
 
-# %% ../../nbs/data/98_vendor.ipynb #14920a30
+# %% ../../nbs/data/98_vendor.ipynb #e48b3326
 def main(
     words:list[str]|None=None # of the command line; None: of this process
 )->int:                       # exit code

@@ -35,11 +35,11 @@ def _lines(
     contours:dict[str, list[Any]]|None, # by name: of each B-scan its rows, or None
     n:int
 )->list[dict[str, np.ndarray]]:
-    "Name the boundaries of each B-scan."
+    "Name the boundaries of each B-scan; none where B-scans are missing, for the rest has moved up."
     lines: list[dict[str, np.ndarray]] = [{} for _ in range(n)]
     for label, rows in (contours or {}).items():
         name = HEIDELBERG_LAYERS.get(int(label.removeprefix('contour') or -1))
-        for i, row in enumerate(rows[:n]):
+        for i, row in enumerate(rows if len(rows) == n else []):
             if name and row is not None: lines[i][name] = np.asarray(row, np.float32)
     return lines
 
@@ -58,7 +58,7 @@ def _volume(
     return Volume(x, slos.get(found.volume_id), laterality={'R': 'OD', 'L': 'OS'}.get(found.laterality or ''),
                   layers=boundaries(lines, x.shape))
 
-
+# %% ../../../nbs/data/scanners/45_heidelberg_e2e.ipynb #348c18a1
 def _check_directories(scan:ScanFile)->None:
     "Refuse directories that lead back to themselves: the parser would follow them for ever."
     skip, seen = 64 if scan.raw.startswith(b'E2EMultipleVolumeFile') else 0, set[int]()

@@ -21,7 +21,7 @@ from ..models.classification import cls_model
 from ..models.pretraining import CNN_MAES, MAES, MIRAGES
 from ..models.segmentation import seg_model
 from ..models.tuning import choose_training
-from ..models.zoo import encoder_record, weights_file
+from ..models.zoo import ENCODERS, encoder_record, weights_file
 from ..recipes.classification import ClsEval, ClsRecipe, FewShot, cls_recipe
 from ..recipes.pipelines import explain_no_run
 from ..recipes.prediction import Predict
@@ -29,16 +29,31 @@ from ..recipes.pretraining import MAERecipe, MultiMAERecipe, PretrainRecipe, pre
 from ..recipes.segmentation import SegEval, SegRecipe, seg_recipe
 from ..recipes.settings import override, rows_cols
 from ..records import dataset_name, finished_runs, open_run
+from ..sources.weights import known_weights
 from ..train.losses import seg_loss
 from ..train.settings import pick_precision
 
 # %% ../../nbs/tasks/03_settings.ipynb #03a00006
+def _check_encoder(
+    weights:str|None, # as the option
+    model:str         # name of the encoder
+)->None:
+    "Raise an error if weights were published for another architecture than that of an encoder."
+    known = known_weights().get(str(weights))
+    if not known or known.model not in ENCODERS or model not in ENCODERS: return
+    theirs, ours = ((e.family, e.d, e.depth, e.patch) for e in (ENCODERS[known.model], ENCODERS[model]))
+    if theirs != ours: raise ValueError(
+        f'weights={weights} are those of a {known.model}, and model={model} is of another architecture. '
+        f'Set model={known.model}')
+
+
 def _check_weights(
     weights:str|None, # as the option
     model:str         # name of the encoder
 )->None:
     "Raise an error if there is no file of the weights to start from; those of timm's hub are not asked for yet."
     if weights == 'timm' and model.startswith('timm:'): return
+    _check_encoder(weights, model)
     file = weights_file(weights, model)
     if file and not file.is_file(): raise FileNotFoundError(f'no checkpoint {file}')
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # %% ../../nbs/models/08_tensors.ipynb #5de36490
@@ -35,6 +36,35 @@ def strip_prefix(
     beside = {k: v for k, v in state.items() if not k.startswith(prefix)}
     return inside | {k if k not in inside else f'beside.{k}': v for k, v in beside.items()}
 
+# %% ../../nbs/models/08_tensors.ipynb #5de3649d
+_LAYER = r'(^|\.)(?:encoder\.|decoder\.decoder_)layers?\.(\d+)\.'  # of the transformers library
+_HUB = ((r'(^|\.)embeddings\.patch_embeddings\.projection\.', r'\1patch_embed.proj.'),
+        (r'(^|\.)embeddings\.position_embeddings$', r'\1pos_embed'), (r'(^|\.)layernorm\.', r'\1norm.'),
+        (r'(^|\.)embeddings\.(cls_token|mask_token|register_tokens)$', r'\1\2'),
+        (r'(blocks\.\d+\.)attention\.output\.dense\.', r'\1attn.proj.'),
+        (r'(blocks\.\d+\.)intermediate\.dense\.', r'\1mlp.fc1.'), (r'(blocks\.\d+\.)output\.dense\.', r'\1mlp.fc2.'),
+        (r'(blocks\.\d+\.)layernorm_before\.', r'\1norm1.'), (r'(blocks\.\d+\.)layernorm_after\.', r'\1norm2.'),
+        (r'(blocks\.\d+\.)layer_scale(\d)\.lambda1$', r'\1ls\2.gamma'))
+
+
+def _from_hub(
+    state:Mapping[str, Tensor] # of a vision transformer of the transformers library, or of any other file
+)->dict[str, Tensor]:          # under the usual names, queries, keys and values in one tensor
+    "Give a vision transformer of the hub the usual names; other files stay as they are."
+    query = r'attention\.attention\.(query|key|value)\.'
+    if not any(re.search(_LAYER + query, k) for k in state): return dict(state)
+    begin = next((k.removesuffix('embeddings.cls_token') for k in state if k.endswith('embeddings.cls_token')), '')
+    found:dict[str, Tensor] = {}
+    for k, v in state.items():
+        k = re.sub(r'^decoder\.decoder_layers\.', f'{begin}decoder_blocks.', k)
+        k = re.sub(r'^decoder\.(decoder_|mask_token)', rf'{begin}\1', re.sub(_LAYER, r'\1blocks.\2.', k))
+        for theirs, ours in _HUB: k = re.sub(theirs, ours, k)
+        found[k] = v
+    for k in [k for k in found if re.search(r'attention\.attention\.query\.', k)]:
+        three = [found.pop(k.replace('.query.', f'.{part}.')) for part in ('query', 'key', 'value')]
+        found[re.sub(query, 'attn.qkv.', k)] = torch.cat(three)
+    return found
+
 # %% ../../nbs/models/08_tensors.ipynb #5de3649c
 _SAME = ((r'(^|\.)blocks\.\d+\.(\d+)\.(norm|attn|mlp|ls)', r'\1blocks.\2.\3'),
          (r'(^|\.)reg_token$', r'\1register_tokens'))
@@ -44,8 +74,9 @@ def _same_names(
     state:Mapping[str, Tensor] # of a file
 )->dict[str, Tensor]:
     "Give tensors of published vision transformers the names that most of them have."
+    state = _from_hub(state)
     for pattern, ours in _SAME: state = {re.sub(pattern, ours, k): v for k, v in state.items()}
-    return dict(state)
+    return state
 
 
 def rename_tensors(

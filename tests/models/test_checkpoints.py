@@ -1,6 +1,7 @@
 "Every published form of a checkpoint loads through the one reader: the original numbers, and a true report."
 import argparse
 import pickle
+import re
 import time
 import zipfile
 from pathlib import Path
@@ -20,7 +21,7 @@ from mirage_nb.models.loading import load_model
 from mirage_nb.models.mae import MAE
 from mirage_nb.models.mirage import Modality, MultiViT
 from mirage_nb.models.mirage_mae import MultiMAE
-from mirage_nb.models.positions import resize_row
+from mirage_nb.models.positions import resize_positions, resize_row
 from mirage_nb.models.pretraining import pretrain_model
 from mirage_nb.models.segmentation import seg_model, start_segmenter
 from mirage_nb.models.tensors import infer_architecture
@@ -281,6 +282,46 @@ def test_the_hub_form(begin, tmp_path):
     assert load_weights(MultiViT(both[:1], **SIZE), tmp_path/'model.safetensors').stripped == begin
 
 
+HUB = {'patch_embed.proj.': 'embeddings.patch_embeddings.projection.', 'pos_embed': 'embeddings.position_embeddings',
+       'cls_token': 'embeddings.cls_token', 'register_tokens': 'embeddings.register_tokens', 'norm.': 'layernorm.',
+       'attn.proj.': 'attention.output.dense.', 'decoder_blocks.': 'decoder.decoder_layers.',
+       'blocks.': 'encoder.layer.'}
+HUB_VIT = {'mlp.fc1.': 'intermediate.dense.', 'mlp.fc2.': 'output.dense.', 'norm1.': 'layernorm_before.',
+           'norm2.': 'layernorm_after.'}
+
+
+def hub_form(state, begin, dino):
+    "Names of the transformers library, as its 4.57 writes them: queries, keys and values apart, a decoder beside"
+    found = {}
+    for k, v in state.items():
+        for ours, theirs in HUB.items(): k = re.sub(rf'(^|\.){re.escape(ours)}', rf'\1{theirs}', k) if (
+            ours != 'norm.' or k.startswith('norm.')) else k
+        for ours, theirs in ({'ls1.gamma': 'layer_scale1.lambda1', 'ls2.gamma': 'layer_scale2.lambda1'} if dino
+                             else HUB_VIT).items(): k = k.replace(ours, theirs)
+        if k.startswith(('decoder_', 'mask_token')): k = f'decoder.{k}'
+        elif not k.startswith('decoder.'): k = begin + k
+        if '.attn.qkv.' not in k: found[k] = v
+        else: found |= {k.replace('attn.qkv', f'attention.attention.{part}'): w.clone() for part, w in zip(
+            ('query', 'key', 'value'), v.chunk(3), strict=True)}
+    return found
+
+
+@pytest.mark.parametrize('dino', [False, True], ids=['vit', 'dinov2'])
+@pytest.mark.parametrize('begin', ['', 'vit.'])
+def test_the_hub_form_of_vision_transformers(begin, dino, tmp_path):
+    "The transformers library names and splits tensors its own way; the decoder of a masked autoencoder stands beside"
+    torch.manual_seed(0)
+    options = {'layer_scale': .5, 'registers': 4} if dino else {}
+    mae = MAE(size=32, patch=8, **SIZE, decoder_d=16, decoder_depth=1, decoder_heads=4)
+    source = ViT(32, 8, **SIZE, **options) if dino else mae
+    state = hub_form(source.state_dict(), begin, dino)
+    assert f'{begin}encoder.layer.1.attention.attention.key.bias' in state and not any('qkv' in k for k in state)
+    save_file(tensors(state), tmp_path/'model.safetensors', {'format': 'pt'})
+    ready = load_model(tmp_path/'model.safetensors', heads=4, decoder_heads=4).model
+    assert type(ready) is type(source) and ready.state_dict().keys() == source.state_dict().keys()
+    for k, v in source.state_dict().items(): assert torch.equal(ready.state_dict()[k], v), k
+
+
 @pytest.mark.parametrize('begin', ['net.', 'state.model.encoder.'])
 def test_convolutional_networks_below_other_names(begin, tmp_path):
     source = CnnEncoder('resnet50').state_dict()
@@ -422,6 +463,16 @@ def test_positions_show_their_grid(size, tmp_path):
     assert torch.equal(other.pos_embed, want) and report.resized == ['pos_embed']
     same = ViT(size, 8, **SIZE)
     assert not load_weights(same, path).resized and torch.equal(same.pos_embed, source.pos_embed)
+
+
+def test_positions_of_mirage_that_are_not_square(tmp_path):
+    "Theirs have rows and columns in the file: they are brought to the model's grid, and said"
+    source = MultiViT([Modality('bscan', 8, 64)], **SIZE)
+    wide = resize_positions(source.input_adapters['bscan'].pos_emb, (4, 12))
+    state = tensors(source.state_dict()) | {'input_adapters.bscan.pos_emb': wide}
+    report = load_weights(source, saved(tmp_path/'w.pth', {'net': below('model.', state)}))
+    assert report.resized == ['input_adapters.bscan.pos_emb'] and report.stripped == 'net model.'
+    assert load_model(tmp_path/'w.pth', heads=4).encode({'bscan': torch.rand(1, 1, 32, 96)}).grid == (4, 12)
 
 
 def test_positions_without_a_pattern(tmp_path):

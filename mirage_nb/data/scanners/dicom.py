@@ -7,10 +7,13 @@ __all__ = ['parse_dicom']
 
 # %% ../../../nbs/data/scanners/50_dicom.ipynb #ff962c98
 import io
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...core import log
 from .pseudonyms import Identity
 from mirage_nb.data.scanners.volume import (
     DamagedFile,
@@ -20,6 +23,7 @@ from mirage_nb.data.scanners.volume import (
     Volume,
     as_grey,
     one_scale,
+    open_scan,
     say_nothing,
 )
 
@@ -55,6 +59,21 @@ def _positions(data:Any, n:int)->np.ndarray|None: # (n, 4)
     if len(found) != n or any(v is None or len(v) != 4 for v in found): return None
     return np.array([[float(v[k]) - 1 for k in (1, 0, 3, 2)] for v in found]) # the file counts row, column from 1
 
+
+@lru_cache(maxsize=16)
+def _photographs(folder:Path, changed:int)->dict[str, Path]: # by SOP instance UID
+    "List the photographs among the DICOM files of a folder."
+    import pydicom
+    found = {}
+    for p in (p for p in folder.iterdir() if p.is_file()):
+        with open(p, 'rb') as f: mark = f.read(132)[128:]
+        if mark != b'DICM': continue
+        data: Any = {}
+        try: data = pydicom.dcmread(p, stop_before_pixels=True, specific_tags=['SOPInstanceUID', 'Modality'])
+        except Exception as e: log.debug('a file beside is damaged (%s)', type(e).__name__) # listed at its turn
+        if data.get('Modality') == 'OP' and 'SOPInstanceUID' in data: found[str(data.SOPInstanceUID)] = p
+    return found
+
 # %% ../../../nbs/data/scanners/50_dicom.ipynb #b22cb9fc
 def _pixels(scan:ScanFile, data:Any)->np.ndarray: # (n, h, w) or (n, h, w, 3)
     "Decode the pixels, and turn them so that more is brighter."
@@ -74,6 +93,17 @@ def _pixels(scan:ScanFile, data:Any)->np.ndarray: # (n, h, w) or (n, h, w, 3)
         x = convert_color_space(x, data.PhotometricInterpretation, 'RGB')
     if data.PhotometricInterpretation == 'MONOCHROME1': x = x.max() - x
     return as_grey(x, scan, 'the image')
+
+
+def _en_face(scan:ScanFile, data:Any)->tuple[np.ndarray|None, tuple[float, float]|None]: # image, its scale
+    "Read the photograph beside the file that its B-scans are placed on."
+    frames = getattr(data, 'PerFrameFunctionalGroupsSequence', None) or []
+    uids = {str(_first(f, 'OphthalmicFrameLocationSequence', 'ReferencedSOPInstanceUID')) for f in frames} - {'None'}
+    if len(uids) != 1 or not scan.path.parent.is_dir(): return None, None
+    beside = _photographs(scan.path.parent, scan.path.parent.stat().st_mtime_ns).get(uids.pop())
+    if beside is None: return None, None
+    _, (photo,) = _parse(open_scan(beside))
+    return photo.slo, photo.slo_spacing
 
 
 def parse_dicom(
@@ -105,4 +135,5 @@ def _parse(scan:ScanFile)->Found:
     if x.ndim != 3: scan.fail('its B-scans are in colour')
     gap = float(between) if between and 0 < float(between) < 5 else None
     spacing = Spacing(*scale, gap) if scale else None
-    return who, [Volume(x, None, spacing, None, eye, _positions(data, len(x)))]
+    slo, slo_scale = _en_face(scan, data)
+    return who, [Volume(x, slo, spacing, slo_scale, eye, _positions(data, len(x)))]

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from torch import Tensor
 
 from ..core import size_text
@@ -155,6 +155,11 @@ def show_reconstruction(
     return fig
 
 # %% ../../nbs/figures/40_pretraining.ipynb #8e40b012
+class _PlainLog(LogFormatter):
+    "Label a logarithmic axis by plain numbers, as 0.6"
+    def __call__(self, x:float, pos:int|None=None)->str: return f'{x:g}' if super().__call__(x, pos) else ''
+
+
 def show_pretraining(
     history:pd.DataFrame,  # a row an epoch: epoch, loss_NAME, samples_per_s, lr
     snapshots:pd.DataFrame # a row a snapshot: epoch, valid_NAME or seen_NAME, and perhaps probe
@@ -170,6 +175,7 @@ def show_pretraining(
         ax.plot(history.epoch, history[f'loss_{k}' if k else 'loss'], color=colour, label='training')
         ax.plot(snapshots.epoch, snapshots[start + (k or 'loss')], 'o--', ms=4, color=colour, alpha=.6, label=of)
         ax.set(title=f'loss, {k}' if k else 'loss', xlabel='epoch', yscale='log')  # random weights are far off
+        ax.yaxis.set(major_formatter=_PlainLog(), minor_formatter=_PlainLog(labelOnlyBase=False))
         ax.legend(frameon=False, fontsize=8)
     probe, pace = axes[len(names):panels]
     if 'probe' in snapshots: probe.plot(snapshots.epoch, snapshots.probe, 'o-', color=COLOURS[1])

@@ -283,6 +283,7 @@ class _Section:
     "A part of the page, under one heading of the notebook."
     title: str
     parts: list[str] = field(default_factory=list) # HTML
+    cells: int = 0                                 # of code
     results: int = 0                               # outputs of its cells
     failed: bool = False                           # one of its cells raised an error
 
@@ -335,7 +336,7 @@ def _read_sections(
         elif cell.cell_type == 'code' and not cell.source.startswith('write_report('):
             found[-1].parts.append(_cell(cell, found[-1].title))
             kinds = [o['output_type'] for o in cell.get('outputs', []) if not _is_message(o)]
-            found[-1].results += len(kinds)
+            found[-1].cells, found[-1].results = found[-1].cells + 1, found[-1].results + len(kinds)
             found[-1].failed |= 'error' in kinds
     if found[0].results: found[0].title = _START if found[0].failed else _UNNAMED  # of a notebook without headings
     return [*found[1:], found[0]]
@@ -350,7 +351,8 @@ def _arrange(
         last = max((i for i, s in enumerate(sections[:-1]) if s.results or s.failed), default=-1)
         missing = [s.title for s in sections[last + 1:-1]]
         return [*sections[:last + 1], sections[-1]], missing
-    return sorted((s for s in sections if s.parts), key=lambda s: _place(s.title)), []
+    shown = (s for s in sections if s.parts and (s.results or not s.cells or s.title == _ABOUT))
+    return sorted(shown, key=lambda s: _place(s.title)), []
 
 # %% ../../nbs/report/10_page.ipynb #9a6e0025
 _FILES = {  # pattern -> what it holds; in this order on the page

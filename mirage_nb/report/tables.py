@@ -45,6 +45,6 @@ def snapshot_table(
         of = column.removeprefix(start)
         return 'linear probe' if column == 'probe' else column if not start else (
             _LOSSES[start] + (f', {of}' if of != 'loss' else ''))
-    parts = [k for k in snapshots if k.startswith(tuple(_LOSSES)) and not k.endswith('_loss')]
+    parts = [k for k in map(str, snapshots) if k.startswith(tuple(_LOSSES)) and not k.endswith('_loss')]
     shown = snapshots.drop(columns=parts if len(parts) == 1 else []).set_index('epoch').round(3)
     return shown.rename(columns=name)

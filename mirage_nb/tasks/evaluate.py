@@ -202,11 +202,9 @@ def load_eval_tables(
 def compare_tables(
     tables:_ClsTables,
     cfg:ClsEval
-)->pd.DataFrame: # of `eval.cls_stats.compare`; empty without a second table
+)->pd.DataFrame|None: # of `eval.classification.intervals.compare`; None without a second table
     "Compare predictions with the second table of the same images."
-    if tables.other is None:
-        return pd.DataFrame({'difference': []}).rename_axis('no second table was given: parameter other')
-    return compare(tables.pred, tables.other, n=cfg.resamples, seed=cfg.seed)
+    return None if tables.other is None else compare(tables.pred, tables.other, n=cfg.resamples, seed=cfg.seed)
 
 # %% ../../nbs/tasks/70_evaluate.ipynb #70a00002
 def evaluate(

@@ -142,6 +142,15 @@ def test_verdicts_and_headline_stand_before_all_else(tmp_path):
     assert order == sorted(order) and words[words.index('One seed only.') - 1] == 'Warning'
 
 
+def test_a_section_that_shows_nothing_is_left_out(tmp_path):
+    "As the comparison with a table that was not given; a section of words alone stays"
+    one = new_output('execute_result', {'text/plain': '1'})
+    cells = [new_markdown_cell('## Comparison\nWith the other.'), new_code_cell('None'),
+             new_markdown_cell('## Words\nOnly.'), new_markdown_cell('## Scores'), new_code_cell('1', outputs=[one])]
+    page = page_of(write_page(executed(*cells), tmp_path/'report.html'))
+    assert re.findall(r'<h2>(.*?)</h2>', page)[:2] == ['Scores', 'Words'] and 'Comparison' not in page
+
+
 def test_report_without_a_kernel(home, monkeypatch):
     folder = home/'run'
     write_json(folder/'result.json', {'summary': ['mean Dice 0.9']})

@@ -19,6 +19,7 @@ from ..recipes.faults import list_faults
 from ..recipes.settings import Options, options
 from .files import read_toml
 from .weights import Weights, recognise_weights
+from ..storage import absolute_path
 
 # %% ../../nbs/sources/30_overlaps.ipynb #1c6a8660
 @options
@@ -94,7 +95,7 @@ def _dataset_name(
     "Name a dataset by what a user typed."
     path = Path(text)
     if path.suffix != '.toml': return path.name
-    return path.resolve().parent.name if path.stem == 'manifest' else path.stem
+    return absolute_path(path).parent.name if path.stem == 'manifest' else path.stem
 
 
 def compare_datasets(

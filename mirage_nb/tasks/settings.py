@@ -23,6 +23,7 @@ from ..models.segmentation import seg_model
 from ..models.tuning import choose_training
 from ..models.zoo import ENCODERS, encoder_record, weights_file
 from ..recipes.classification import ClsEval, ClsRecipe, FewShot, cls_recipe
+from ..recipes.data_report import DataReport
 from ..recipes.pipelines import explain_no_run
 from ..recipes.prediction import Predict
 from ..recipes.pretraining import MAERecipe, MultiMAERecipe, PretrainRecipe, pretrain_recipe
@@ -220,10 +221,20 @@ def _scoring_settings(
     return cfg[0], None
 
 # %% ../../nbs/tasks/03_settings.ipynb #42d31e1f
+def _report_settings(
+    params:Mapping[str, Any] # as typed
+)->tuple[DataReport, Manifest|None]:
+    "Choose the settings of 34_data_report."
+    cfg = override(DataReport(), **params)
+    if cfg.model: _check_weights(cfg.weights, cfg.model)
+    return cfg, None if cfg.images else read_manifest(cfg.dataset)
+
+
 _STAGES:dict[str, Callable[[Mapping[str, Any]], tuple[Any, Manifest|None]]] = {
     'seg_tune': _seg_settings, 'cls_tune': _cls_settings, 'few_shot': _few_shot_settings,
     'pretrain_multimae': _multimae_settings, 'pretrain_mae': _mae_settings,
-    'predict': lambda p: _scoring_settings(Predict, p), 'seg_eval': lambda p: _scoring_settings(SegEval, p),
+    'data_report': _report_settings, 'predict': lambda p: _scoring_settings(Predict, p),
+    'seg_eval': lambda p: _scoring_settings(SegEval, p),
     'cls_eval': lambda p: _scoring_settings(ClsEval, p)}
 
 

@@ -1,0 +1,51 @@
+"The report of a dataset, also of one that has faults, and of a folder"
+import numpy as np
+import pytest
+from PIL import Image
+
+from mirage_nb.recipes.data_report import DataReport
+from mirage_nb.tasks.data_report import alike_pairs, duplicate_pairs, plan_report, report_confounds, report_verdicts
+
+
+@pytest.fixture
+def eyes(tmp_path, monkeypatch):
+    "Class folders with a truncated file, a copy in another split, and a brightness that tells the class"
+    monkeypatch.setenv('MIRAGE_DATA', str(tmp_path))
+    monkeypatch.setenv('MIRAGE_RUNS', str(tmp_path/'runs'))
+    rng = np.random.default_rng(0)
+    for split in ('train', 'val', 'test'):
+        for k, c in enumerate(('AMD', 'DME')):
+            (folder := tmp_path/'Eyes'/split/c).mkdir(parents=True)
+            for i in range(8):
+                small = rng.integers(20 + 60*k, 120 + 60*k, (8, 12), np.uint8)
+                Image.fromarray(small).resize((72, 48), Image.Resampling.BICUBIC).save(folder/f'{split}{c}_{i}.png')
+    root = tmp_path/'Eyes'
+    Image.open(root/'train'/'AMD'/'trainAMD_0.png').resize((54, 36)).save(root/'test'/'AMD'/'testAMD_0.png')
+    return root
+
+
+def texts_of(cfg):
+    report = plan_report(cfg)
+    pairs, confounds = duplicate_pairs(report), report_confounds(report)
+    return report, pairs, [v.text for v in report_verdicts(report, pairs, confounds)]
+
+
+def test_a_dataset_with_faults_is_described(eyes):
+    cut = eyes/'val'/'DME'/'valDME_3.png'
+    cut.write_bytes(cut.read_bytes()[:200])
+    report, pairs, texts = texts_of(DataReport(dataset='Eyes', resamples=100))
+    assert report.all_faults().files.to_dict() == {'truncated': 1, 'near duplicate in two splits': 1}
+    assert pairs[['kind', 'where']].to_numpy().tolist() == [['nearly the same', 'train and test']]
+    assert '2 faults would stop a training' in texts[0]
+    assert '1 pair of images, nearly the same: train and test.' in texts
+    assert any(t.startswith('The mean brightness alone predicts the label: AUROC ') for t in texts)
+    assert list(report.classes()) == ['train', 'val', 'test'] and report.sizes().to_numpy().sum() == 47
+    assert (alike_pairs(report, pairs).kind == 'looks alike').all()
+
+
+def test_a_folder_and_another_dataset(eyes):
+    report, pairs, texts = texts_of(DataReport(images=str(eyes/'train'), against=str(eyes/'test'), resamples=100))
+    assert report.manifest is None and report.table.dataset.value_counts().to_dict() == {'train': 16, 'test': 16}
+    assert pairs['where'].tolist() == ['train and test']
+    assert '1 pair of images, nearly the same: train and test.' in texts
+    with pytest.raises(KeyError, match='no dataset'): plan_report(DataReport(dataset='Nowhere'))

@@ -117,7 +117,7 @@ def confound_table(
     targets:Mapping[str, Sequence[str]],      # by what it is called: the value of each image, '' where not known
     patients:Sequence[str],
     seed:int=0,
-    resamples:int=500
+    resamples:int=500                         # of the bootstrap
 )->pd.DataFrame: # target, fact, auroc, low, high, images, patients
     "Measure how well each fact predicts each target on patients that it has not learnt from."
     rows, who = [], np.asarray(patients, str)

@@ -330,6 +330,32 @@ def _fetch_one(
     if order.finish: sys.stdout.write(f'{name}: what remains to be done: {order.finish}\n')
 
 
+def _try_one(
+    name:str,
+    flags:set[str],   # of the command line
+    source:str|None   # folder of files that a user has downloaded
+)->bool:              # whether it was done
+    "Show an order and carry it out; what goes wrong is written."
+    try: _fetch_one(name, flags, source)
+    except (OSError, ValueError, KeyError, RuntimeError) as e:
+        sys.stderr.write(f'{e.args[0] if isinstance(e, KeyError) else e}\n')
+        return False
+    return True
+
+
+def _obey(
+    names:list[str],
+    flags:set[str],   # of the command line
+    source:str|None   # folder of files that a user has downloaded
+)->int:               # names that failed
+    "List what there is, or fetch what is named."
+    if '--list' in flags: sys.stdout.write(list_orders())
+    if '--where' in flags: sys.stdout.write(locate_orders(names))
+    failed = 0 if {'--list', '--where'} & flags else sum(not _try_one(k, flags, source) for k in names)
+    if len(names) > 1 and failed: sys.stderr.write(f'{counted(failed, "name")} of {len(names)} failed\n')
+    return failed
+
+
 def main(
     words:list[str]|None=None # of the command line; None: of this process
 )->int:                       # exit code
@@ -339,23 +365,12 @@ def main(
     if {'-h', '--help'} & flags or not names and not {'--list', '--where'} & flags:
         sys.stdout.write(_USAGE)
         return 0 if flags else 2
-    failed: list[str] = []
-    if '--list' in flags: sys.stdout.write(list_orders())
-    for name in [] if {'--list', '--where'} & flags else names:
-        try: _fetch_one(name, flags, source)
-        except KeyboardInterrupt:
-            sys.stderr.write('\ninterrupted; the same command goes on from what has come\n')
-            return 130
-        except (OSError, ValueError, KeyError, RuntimeError) as e:
-            sys.stderr.write(f'{e.args[0] if isinstance(e, KeyError) else e}\n')
-            failed.append(name)
-    if '--where' in flags:
-        try: sys.stdout.write(locate_orders(names))
-        except (KeyError, ValueError) as e:
-            sys.stderr.write(f'{e.args[0]}\n')
-            failed.append('')
-    if len(names) > 1 and failed: sys.stderr.write(f'{counted(len(failed), "name")} of {len(names)} failed\n')
-    return int(bool(failed))
+    try: return int(_obey(names, flags, source) > 0)
+    except (KeyError, ValueError, OSError) as e: sys.stderr.write(f'{e.args[0] if isinstance(e, KeyError) else e}\n')
+    except KeyboardInterrupt:
+        sys.stderr.write('\ninterrupted; the same command goes on from what has come\n')
+        return 130
+    return 1
 
 # %% ../../nbs/data/95_fetch.ipynb #1d59ada6
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -232,6 +232,8 @@ def test_what_is_typed_wrong(home, capsys):
     assert main(['AROI', '--accpet']) == 2 and 'no option --accpet' in capsys.readouterr().err
     assert main(['AROI', '--from']) == 2 and '--from takes a folder: --from FOLDER' in capsys.readouterr().err
     assert main(['AROI', 'AROJ', '--dry-run']) == 1 and '1 name of 2 failed' in capsys.readouterr().err
+    assert main(['--where', 'AROJ']) == 1 and "Did you mean 'AROI'?" in capsys.readouterr().err
+    assert main(['nowhere.toml', '--dry-run']) == 1 and 'no manifest nowhere.toml' in capsys.readouterr().err
 
 
 def test_disk_that_is_too_small(home, monkeypatch):

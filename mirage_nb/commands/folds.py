@@ -20,8 +20,16 @@ from ..records import dataset_name
 from ..storage import read_json
 
 # %% ../../nbs/commands/25_folds.ipynb #89418e1e
-_SHARED = ('Two folds share most of their training images, so their scores are not independent: the SD describes these '
-           'folds, and is no confidence interval')
+_SHARED = ('SD is the standard deviation over the folds. Two folds share most of their training images, so their\n'
+           '  scores are not independent: the SD describes these folds, and is no confidence interval')
+_SHOWN = 'Dice', 'HD95', 'AUROC', 'balanced accuracy', 'F1'  # beginnings of the metrics that are listed
+
+
+def _main_metrics(
+    scores:Mapping[str, float] # metric -> value
+)->list[str]:                  # at least one, if there is any
+    "Choose the metrics that a summary lists."
+    return [k for k in scores if k.startswith(_SHOWN)] or list(scores)[:1]
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class _Folds:
                                  ', '.join(f'splits="fold {k} of {self.of}{more}"' for k in self.missing))
         results = self.means[1]
         lines = [_score_line(name, metric, self.values(name, metric), self.of) for i, name in enumerate(results)
-                 for metric in list(results[name])[:None if i == 0 else 1]]  # of a baseline the first
+                 for metric in _main_metrics(results[name])[:None if i == 0 else 1]]  # of a baseline the first
         return '\n'.join([f'{head}: all finished', *(k for k in lines if k), f'  {_SHARED}'])
 
 

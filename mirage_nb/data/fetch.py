@@ -316,7 +316,7 @@ def _parse(
     if wrong := sorted(flags - known): raise ValueError(f'no option {wrong[0]}\n\n{_USAGE}')
     return [w for w in words if w not in flags], flags, source
 
-
+# %% ../../nbs/data/95_fetch.ipynb #03ea581e
 def _fetch_one(
     name:str,
     flags:set[str],   # of the command line

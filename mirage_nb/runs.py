@@ -8,6 +8,7 @@ __all__ = ['ChosenRun', 'tuned_run', 'RunFailed', 'run_notebook', 'write_report'
 # %% ../nbs/20_runs.ipynb #ea8c11d9
 import html
 import io
+import logging
 import math
 import os
 import signal
@@ -360,6 +361,7 @@ def main(
         sys.stderr.write(f'{e.args[0] if isinstance(e, KeyError) else e}\n')
         return 1
     except KeyboardInterrupt as e:
+        logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # the task of a cell that nobody waits for any more
         what = str(e) or 'interrupted; the same command goes on from the last saved state'
         sys.stderr.write(f'\n{what}\n')
         return 128 + getattr(e, 'number', signal.SIGINT)

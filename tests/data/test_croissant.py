@@ -25,7 +25,8 @@ def test_a_fault_is_found_by_the_validator(tmp_path):
     bad = croissant(read_manifest('Duke_DME'))
     del bad['recordSet'][0]['field'][0]['dataType']
     (file := tmp_path/'croissant.json').write_text(json.dumps(bad), encoding='utf-8')
-    with pytest.raises(mlcroissant.ValidationError, match='does not specify a valid'): mlcroissant.Dataset(jsonld=str(file))
+    with pytest.raises(mlcroissant.ValidationError, match='does not specify a valid'):
+        mlcroissant.Dataset(jsonld=str(file))
 
 
 def test_classes_can_be_read_as_records(tmp_path):

@@ -325,7 +325,7 @@ def test_the_exit_code_says_that_files_were_lost(lost, code, tmp_path, monkeypat
 
 
 def test_prediction_errors(run, execute, home):
-    with pytest.raises(FileNotFoundError, match='no folder .*nowhere'):
+    with pytest.raises(FileNotFoundError, match='images: no file or folder .*nowhere'):
         execute('predict', images=str(home/'nowhere'), run=str(run))
     (home/'empty').mkdir()
     with pytest.raises(ValueError, match='no image in .*empty'):

@@ -46,6 +46,15 @@ def state_and_event(folder):
     return (progress['epoch'], progress['step']), (event['epoch'], event['step'])
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    "Answers to signals as a terminal starts a process with; jobs in the background of a shell ignore some"
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {k: signal.signal(k, v) for k, v in usual.items()}
+    yield
+    for k, v in before.items(): signal.signal(k, v)
+
+
 @pytest.fixture
 def asked(monkeypatch):
     "A signal at a certain call of a function: before the change of the weights, or in the middle of it"

@@ -7,12 +7,14 @@ __all__ = ['AS_BYTES', 'AS_STORED', 'ImageFacts', 'Opening', 'mask_opening', 'th
 
 # %% ../../nbs/data/46_opened.ipynb #6502891b
 import base64
+import inspect
 import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +26,11 @@ from tqdm import tqdm
 from ..core import log, runs_dir
 from .faults import Fault
 from .files import ARRAY_SUFFIXES, read_image
+from .formats import read_mha
 from .manifest import ClassInfo
 from .masks import read_mask
-from ..storage import hash_file
+from .pixels import decode_image
+from ..storage import hash_file, hash_value
 
 # %% ../../nbs/data/46_opened.ipynb #b58978cf
 class ImageFacts(NamedTuple):
@@ -154,6 +158,13 @@ _Known = dict[str, ImageFacts]  # path -> facts
 _SHARDS, _FRESH = 64, 2*10**9   # files of the cache; nanoseconds
 
 
+@cache
+def _reading_rules()->str: # 8 hexadecimal digits
+    "Hash the code that reads images, so that what other code has found is not taken for known."
+    readers = read_image, read_mask, read_mha, decode_image
+    return hash_value([hash_file(Path(inspect.getsourcefile(f) or '')) for f in readers])[:8]
+
+
 def _shard(
     path:str # of an image
 )->Path:
@@ -232,7 +243,7 @@ def _look_at_all(
         for piece in pool.map(some, [part[i:i + 16] for i in range(0, len(part), 16)]):
             found |= piece
             yield piece
-        _keep(found, opening.name)
+        _keep(found, f'{opening.name} {_reading_rules()}')
 
 
 def open_images(
@@ -244,7 +255,7 @@ def open_images(
     paths = [os.path.abspath(p) for p in files]
     with ThreadPoolExecutor(threads or 2*(os.cpu_count() or 1)) as pool:
         stats = list(pool.map(_stat, paths, chunksize=256))
-        known = _known_facts(paths, stats, opening.name)
+        known = _known_facts(paths, stats, f'{opening.name} {_reading_rules()}')
         todo = [(p, *s) for p, s in dict(zip(paths, stats, strict=True)).items() if p not in known]
         with tqdm(total=len(paths), initial=len(paths) - len(todo), desc='opening images', unit='image',
                   delay=3) as bar:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 # %% ../../nbs/data/09_pixels.ipynb #0f728a5c
 class _Refused(ValueError):
@@ -29,7 +29,9 @@ def _open_image(path:Path)->Iterator[ImageFile.ImageFile]:
         with open(path, 'rb') as f, Image.open(f) as image: yield image
     except (FileNotFoundError, PermissionError, _Refused): raise
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
-        raise ValueError(f'{path} ({path.stat().st_size} bytes) cannot be read as an image: {e}. Copy it again') from e
+        why = 'its format is unknown' if isinstance(e, UnidentifiedImageError) else e
+        size = path.stat().st_size
+        raise ValueError(f'{path} ({size} bytes) cannot be read as an image: {why}. Copy it again') from e
 
 # %% ../../nbs/data/09_pixels.ipynb #2184aa98
 def _find_picture(

@@ -74,7 +74,8 @@ def _unreadable_names(
     found = []
     for path, fault in zip(unreadable.image, unreadable.fault, strict=True):
         name = Path(path).name
-        found.append(f'{name} ({shorten(fault.removeprefix(name).lstrip(" :"), 90, placeholder=" ...")})')
+        why = shorten(fault.removesuffix('. Copy it again'), 120, placeholder=' ...')
+        found.append(why if why.startswith(name) else f'{name} ({why})')
     return found
 
 

@@ -17,7 +17,7 @@ from .settings import Options, options
 # %% ../../nbs/recipes/27_data_report.ipynb #9ab9ae37
 @options
 class DataReport(Options):
-    "Options of 34_data_report."
+    "Options of 35_data_report."
     dataset: str = 'Phantom_OCT'  # a manifest's name, a folder in MIRAGE_DATA, or the path of a manifest or folder
     images: str = ''              # instead of a dataset: a folder of images without labels, at any depth
     # '' as they are, '0.7/0.15/0.15', 'fold 2 of 5', 'leave out SITE', or a CSV file

@@ -224,7 +224,7 @@ def _scoring_settings(
 def _report_settings(
     params:Mapping[str, Any] # as typed
 )->tuple[DataReport, Manifest|None]:
-    "Choose the settings of 34_data_report."
+    "Choose the settings of 35_data_report."
     cfg = override(DataReport(), **params)
     if cfg.model: _check_weights(cfg.weights, cfg.model)
     return cfg, None if cfg.images else read_manifest(cfg.dataset)

@@ -21,7 +21,7 @@ from mirage_nb.data.chest.readers import (
     read_chest,
 )
 from mirage_nb.data.chest.tables import read_labelled_table
-from mirage_nb.data.classification import _labelled_rows
+from mirage_nb.data.classification import labelled_rows
 from mirage_nb.data.files import read_image
 from mirage_nb.data.folders import list_images
 from mirage_nb.data.manifest import read_manifest
@@ -165,7 +165,7 @@ def rows(home, monkeypatch):
     def read(folder, labels=''):
         if labels: (folder/'manifest.toml').write_text(TABLE + labels)
         monkeypatch.setenv('MIRAGE_DATA', str(folder.parent))
-        return _labelled_rows(read_manifest(folder.name))
+        return labelled_rows(read_manifest(folder.name))
     return read
 
 

@@ -17,6 +17,8 @@ from mirage_nb.train.loop import fit
 from mirage_nb.train.settings import FitSettings
 from mirage_nb.train.state import load_training_state
 
+pytestmark = pytest.mark.slow
+
 SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
 
 

@@ -7,6 +7,8 @@ from PIL import Image
 from mirage_nb.data.near_duplicates import near_duplicates, numbered_neighbours, similar_pairs
 from mirage_nb.data.opened import open_images
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def own_runs(tmp_path, monkeypatch): monkeypatch.setenv('MIRAGE_RUNS', str(tmp_path/'runs'))

@@ -6,6 +6,8 @@ import pytest
 from mirage_nb.data.opened import ImageFacts
 from mirage_nb.eval.confounds import cheap_facts, confound_table, confound_verdicts
 
+pytestmark = pytest.mark.slow
+
 
 def dataset(n=120, seed=0, **changed):
     "Files, facts, labels and patients, of which nothing gives the label away unless it is said"

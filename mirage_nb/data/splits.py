@@ -288,10 +288,10 @@ def divide(
 
 # %% ../../nbs/data/40_splits.ipynb #f907ab90
 def _splits_csv(
-    tables:Mapping[str, pd.DataFrame] # by split: id, patient
+    tables:Mapping[str, pd.DataFrame] # by split: id, patient, and perhaps site
 )->str:
     "Write splits as CSV."
-    rows = pd.concat([t[['id', 'patient']].assign(split=s) for s, t in tables.items()])
+    rows = pd.concat([t.assign(split=s) for s, t in tables.items()]).filter(['id', 'patient', 'split', 'site'])
     return rows.to_csv(index=False, lineterminator='\n')
 
 

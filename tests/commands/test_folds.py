@@ -1,4 +1,5 @@
 "A cross-validation is summarised when its folds are finished, and only runs that belong together are"
+import pandas as pd
 import pytest
 
 from mirage_nb.commands.folds import describe_folds
@@ -11,7 +12,7 @@ from mirage_nb.records import finish_run, start_run
 def finish(home):
     "Finish a run of one fold by its score"
     def fold(k, score, of=3, seed=0, stage='seg_tune', weights='w', **settings):
-        splits = f'fold {k} of {of}' if of else ''
+        splits = f'leave out {k}' if isinstance(k, str) else f'fold {k} of {of}' if of else ''
         run = start_run(stage, {'dataset': 'Mine', 'splits': splits, 'seed': seed, **settings},
                         {'manifest': 'm', 'data': f'of fold {k}', 'weights': weights}, label='x')
         beside = {'mean position': {'Dice, mean': .1, 'IoU': .1}}
@@ -42,3 +43,13 @@ def test_runs_that_differ_otherwise_are_no_folds_of_one_training(finish, other):
 def test_a_run_without_folds_is_in_no_summary(finish):
     finish(0, .5, of=0)
     assert describe_folds() == '' and 'cross-validation' not in describe_runs()
+
+
+def test_runs_that_leave_out_a_site_each_are_summarised_and_the_worst_site_is_named(finish):
+    splits = pd.DataFrame({'id': list('abcd'), 'split': 'train', 'site': ['Lyon', 'Oslo', 'Rome', '']})
+    for k, score in (('Lyon', .8), ('Oslo', .6)): splits.to_csv(finish(k, score).folder/'splits.csv', index=False)
+    assert 'each of 3 sites left out once: 2 finished; still to run: splits="leave out Rome"\n' in describe_folds()
+    splits.to_csv(finish('Rome', .7).folder/'splits.csv', index=False)
+    text = describe_folds()
+    assert 'Dice, mean 0.700, SD 0.100, from 0.600 (Oslo) to 0.800 (Lyon)\n' in text
+    assert 'standard deviation over the sites' in text and text in describe_runs()

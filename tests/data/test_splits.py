@@ -185,7 +185,7 @@ def test_faults_of_a_file_of_splits(tmp_path, change, text):
 # ------------------------------------------------------------------ sites
 
 @pytest.mark.parametrize('site', ['Lyon', 'Wien', 'Oslo'])
-def test_a_site_is_left_out_whole(site):
+def test_a_site_is_left_out_whole(site, tmp_path):
     t = people_with(n=60).assign(split='')
     t['site'] = t.patient.map(lambda p: ('Lyon', 'Wien', 'Oslo')[int(p[1:]) % 3])
     split, how = divide(t, parse_splits(f'leave out {site}'), 'x')
@@ -193,6 +193,8 @@ def test_a_site_is_left_out_whole(site):
     found = t.assign(split=split).groupby('patient').split.agg(['nunique', 'first'])
     counts = found['first'].value_counts().to_dict()
     assert (found['nunique'] == 1).all() and counts == {'train': 34, 'test': 20, 'val': 6}
+    save_splits({s: t[split == s] for s in SPLITS}, how, tmp_path)
+    assert set(pd.read_csv(tmp_path/'splits.csv').site) == {'Lyon', 'Wien', 'Oslo'}
     other = divide(t, parse_splits(f'leave out {site}, seed 4'), 'x')[0]
     assert ((other == 'test') == (split == 'test')).all() and not other.equals(split)
 

@@ -123,9 +123,10 @@ BASE = 'core', 'randomness', 'storage', 'spreadsheets'
 def allowed(name):
     "What a module may import besides what lies below it; None: anything"
     if name.startswith('models.'): return (*BASE, 'sources.', 'models.')
-    if name in ('eval.segmentation.metrics', 'eval.stats', 'eval.comparison'): return (*BASE, 'eval.stats')
+    if name in ('eval.segmentation.metrics', 'eval.stats'): return (*BASE, 'eval.stats')
+    if name.startswith('eval.comparing.'): return (*BASE, 'eval.stats', 'eval.comparing.')
     if name.startswith('eval.classification.') and not name.endswith('.predict'):
-        return (*BASE, 'eval.stats', 'eval.comparison', 'eval.classification.')  # tables in, numbers out
+        return (*BASE, 'eval.stats', 'eval.comparing.', 'eval.classification.')  # tables in, numbers out
     return None
 
 

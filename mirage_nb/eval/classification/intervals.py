@@ -23,7 +23,7 @@ from mirage_nb.eval.classification.metrics import (
 )
 from .predictions import Predictions
 from .ranks import Ranks, Steps, cumulate_ranks
-from ..comparison import holm
+from ..comparing.results import holm, two_sided_p
 from ..stats import FEW_UNITS, ResamplingUnits, percentile_interval, resample
 
 # %% ../../../nbs/eval/classification/40_intervals.ipynb #8795ad11
@@ -142,15 +142,6 @@ def _same_images(
     return replace(b, table=b.table.iloc[rows].reset_index(drop=True), classes=a.classes, y=y, p=p, z=z)
 
 
-def _two_sided(
-    d:np.ndarray # (n, m) differences, NaN left out
-)->np.ndarray:   # (m,) NaN where there is none
-    "Compute p-values: twice the share of resamples on the other side of 0, at least 2 of n."
-    n = (~np.isnan(d)).sum(0)
-    least = np.minimum((d <= 0).sum(0), (d >= 0).sum(0))
-    return np.where(n > 0, np.minimum(1, 2*np.maximum(least, 1)/np.maximum(n, 1)), np.nan)
-
-
 def compare(
     a:Predictions,
     b:Predictions,      # of the same images
@@ -171,7 +162,7 @@ def compare(
     rows = with_intervals(difference(one), draws, a.classes, level).rename(columns={'mean': 'difference'})
     for name, p in zip(('first', 'second'), parts, strict=True):
         rows[name] = np.concatenate([compute_metrics(p, one)[k][0] for k in metrics])
-    rows['p'] = np.concatenate([_two_sided(draws[k]) for k in metrics]) if draws else np.nan
+    rows['p'] = np.concatenate([two_sided_p(draws[k]) for k in metrics]) if draws else np.nan
     rows = rows[rows.Class.isin((MACRO, ALL))].reset_index(drop=True)
     rows['p_holm'], rows['unit'] = holm(rows.p), units.label
     return rows[['Class', 'metric', 'first', 'second', 'difference', 'low', 'high', 'p', 'p_holm', 'unit']]

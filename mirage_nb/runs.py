@@ -11,11 +11,12 @@ import io
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import uuid
-from collections.abc import Mapping
-from contextlib import nullcontext, redirect_stderr
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ from .commands.help import describe_commands, describe_notebook
 from .commands.notices import notices, show_in_words
 from .commands.shortcut import describe_result, remember_run, remembered_run, run_key
 from .core import counted, runs_dir
+from .locks import hold_folder
 from .recipes.base import FineTuningRecipe, describe_weights
 from mirage_nb.recipes.pipelines import (
     check_names,
@@ -38,8 +40,8 @@ from mirage_nb.recipes.pipelines import (
     run_command,
 )
 from .records import HANDOFF, Run, dataset_name, finished_runs, open_run
-from .signals import heed_requests
-from .storage import read_json, write_atomic
+from .signals import PARENT, end_with, heed_requests
+from .storage import read_json, write_atomic, write_json
 
 # %% ../nbs/20_runs.ipynb #beb7b19a
 @dataclass(frozen=True, repr=False)
@@ -102,6 +104,12 @@ def tuned_run(
 # %% ../nbs/20_runs.ipynb #38b09777
 class RunFailed(RuntimeError):
     "A notebook that did not come to its end; the message says what happened and where the report is."
+    def __init__(self,
+        text:str,
+        folder:Path # of the run, or where its report is
+    ):
+        super().__init__(text)
+        self.folder = folder
 
 
 _KERNEL = ['--IPKernelApp.log_level=50',  # at its end a kernel reports an interrupt as an error
@@ -156,14 +164,15 @@ def _file_report(
         _write_html(report, error)
     if error or not (folder/'result.json').exists():
         what = error or 'it ended without a result'
-        raise RunFailed(f'{notebook.name} failed: {what}\nReport: {report.with_suffix(".html")}')
+        raise RunFailed(f'{notebook.name} failed: {what}\nReport: {report.with_suffix(".html")}', folder)
     return folder
 
 # %% ../nbs/20_runs.ipynb #38b09778
 def run_notebook(
     notebook:str|Path,          # path, file name or stage
     parameters:Mapping[str, Any]|None=None, # values for its parameters cell
-    quiet:bool=False            # nothing is written to the terminal
+    quiet:bool=False,           # nothing is written to the terminal
+    desk:Path|None=None         # where its files are while it runs; None: runs/.running
 )->Path:                        # the run's folder
     "Run a pipeline notebook in a kernel of its own, or find its finished run; the report goes to the run's folder."
     path = find_notebook(notebook)
@@ -175,7 +184,7 @@ def run_notebook(
     console = Console(None if quiet else sys.stderr)
     console.say(f'Checking the settings of {path.name}')
     with redirect_stderr(io.StringIO()) if quiet else nullcontext(): check_parameters(stage, values)  # draws phantoms
-    desk = runs_dir()/'.running'
+    desk = desk or runs_dir()/'.running'
     desk.mkdir(parents=True, exist_ok=True)
     out = desk/f'{path.stem}-{uuid.uuid4().hex[:8]}.ipynb'
     console.say('Starting a kernel')
@@ -299,6 +308,39 @@ def run(
     check_names(parameters, notebook)
     return read_run(run_notebook(notebook, parameters, quiet=True))
 
+# %% ../nbs/20_runs.ipynb #f05394cb
+_PARTLY = 3  # exit code: files could not be read, and the others are done
+
+
+@contextmanager
+def _noting(
+    file:Path # outcome.json of a cell
+)->Iterator[dict[str, str]]: # receives the folder of the run
+    "Write what came of a cell; one that was asked to end goes on later, and leaves nothing."
+    outcome = {'folder': '', 'error': ''}
+    try: yield outcome
+    except KeyboardInterrupt: raise
+    except Exception as e:
+        said = str(e.args[0] if isinstance(e, KeyError) else e) or type(e).__name__
+        if isinstance(e, RunFailed): outcome['folder'] = str(e.folder)
+        what = re.fullmatch(r'\S+ failed: (.*)\nReport: .*', said, re.S)  # of a notebook
+        write_json(file, outcome | {'error': what[1] if what else said})
+        raise
+    else: write_json(file, outcome)
+
+
+def _run_cell(
+    desk:Path # of a cell of a sweep, as `sweeps.cells` makes it
+)->int:       # exit code
+    "Run one cell of a sweep, and leave on its desk what came of it; it ends with the process that started it."
+    if parent := os.environ.pop(PARENT, ''): end_with(int(parent))
+    if hasattr(signal, 'SIGUSR2'): signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm sends it to kernels too
+    cell = read_json(desk/'cell.json')
+    with hold_folder(desk, 'cell'), _noting(desk/'outcome.json') as outcome:
+        folder = run_notebook(cell['pipeline'], cell['values'], desk=desk)
+        outcome['folder'] = str(folder)
+    return _PARTLY if read_json(folder/'result.json').get('unreadable') else 0
+
 # %% ../nbs/20_runs.ipynb #f05394cc
 def _check(
     words:list[str] # of the command line, behind 'check'
@@ -312,9 +354,6 @@ def _check(
     picture = save_picture(found)
     sys.stdout.write(f"{found}{f'picture: {picture}' if picture else 'no picture'}\n{offer_manifest(found)}")
     return int(bool(found.problems))
-
-
-_PARTLY = 3  # exit code: files could not be read, and the others are done
 
 
 def _obey(
@@ -331,6 +370,7 @@ def _obey(
         from mirage_nb.commands.index import describe_runs
         sys.stdout.write(describe_runs())
     elif words[0] == 'check': return _check(words[1:])
+    elif words[0] == 'cell': return _run_cell(Path(words[1]))
     elif words[0] == 'fetch':
         from mirage_nb.data.fetch import main as fetch_words
         return fetch_words(words[1:])

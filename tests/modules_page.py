@@ -19,7 +19,8 @@ STAGES = {  # folder: what is in it
     'figures': 'Figures of the reports',
     'report': 'Reports and paper packs',
     'tasks': 'Each job put together from its settings',
-    'launch': 'One process, several, or Slurm'}
+    'launch': 'One process, several, or Slurm',
+    'sweeps': 'Many runs from one plan'}
 HEAD = '''# Modules and notebooks
 
 Each notebook in a folder of `nbs/` is the source of one module of the library: `nbs/data/10_files.ipynb` is

@@ -87,9 +87,11 @@ _STAGES = ('seg_tune', 'cls_tune', 'few_shot', 'pretrain_multimae', 'pretrain_ma
 
 def run_key(
     stage:str,               # as 'seg_tune'
-    values:Mapping[str, Any] # all parameters of its notebook
+    values:Mapping[str, Any], # all parameters of its notebook
+    seen:dict[str, Any]|None=None # files that were listed for other keys, and are not listed again; None: none
 )->str|None:                 # None: what such a run is made from cannot be told without reading it
     "Hash the facts that a run follows from, without reading its data."
+    seen = {} if seen is None else seen
     if stage not in _STAGES or values.get('weights') == 'timm': return None
     texts = [str(values.get(k) or '') for k in _NAMES]
     names = [n.strip() for t in texts for n in t.split(',') if n.strip()]
@@ -99,10 +101,20 @@ def run_key(
     if any(not f for f in where.values()) or any(map(_leads_elsewhere, folders)): return None
     others = [Path(v).expanduser() for v in _strings(values.values()) if v not in names]
     if w := known_weights().get(str(values.get('weights'))): others.append(weights_dir()/w.kept_as)
-    files = {str(p.resolve()): _list_files(p.resolve())
+    files = {str(p.resolve()): _list_once(p.resolve(), seen)
              for p in (*others, *(q for f in where.values() for q in f)) if p.exists()}
     machine = [platform.node(), sys.executable, str(data_dir()), os.environ.get('CUDA_VISIBLE_DEVICES')]
-    return hash_value([stage, dict(values), __version__, _code_state(), files, machine])
+    seen['code'] = seen.get('code') or _code_state()
+    return hash_value([stage, dict(values), __version__, seen['code'], files, machine])
+
+
+def _list_once(
+    path:Path,          # of a file or a folder
+    seen:dict[str, Any] # path -> files that were listed
+)->list[_File]:
+    "List files, unless that was done before."
+    if str(path) not in seen: seen[str(path)] = _list_files(path)
+    return seen[str(path)]
 
 
 def _strings(

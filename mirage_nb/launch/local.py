@@ -18,9 +18,10 @@ import pandas as pd
 
 from .slurm import submit
 from .watch import first_error, follow_progress
-from .worker import PARENT, TrainingJob, stage_of, task_of
+from .worker import TrainingJob, stage_of, task_of
 from ..locks import hold_folder
 from ..recipes.pretraining import PretrainRecipe
+from ..signals import PARENT
 from ..storage import write_json
 from ..tasks.protocol import Task, train
 

@@ -6,6 +6,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from mirage_nb.report.live import read_live_notebook
 
+pytestmark = pytest.mark.slow
+
 SOURCE = ['import sys\nfrom mirage_nb.report.live import keep_displays\nkeep_displays()',
           'dataset = "A"  # name\nlr = None  # rate\nepochs = 3  # number', 'f"lr {lr}"',
           'print("seen by all")\nsys.stderr.write("a message")', 'f"{epochs} epochs of {dataset}"']

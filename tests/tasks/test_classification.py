@@ -118,6 +118,7 @@ def test_shots_are_a_subset(home):
 
 # ------------------------------------------------------------------ going on
 
+@pytest.mark.slow
 @pytest.mark.parametrize('changed', [{}, {'tune': 'probe', 'cached_views': 2}, {'tune': 'lora'}, {'ema': 0.9}], ids=str)
 def test_interrupted_at_any_step(home, monkeypatch, changed):
     cfg = settings(**changed)

@@ -21,6 +21,8 @@ from mirage_nb.tasks.classification import ClassificationTask
 from mirage_nb.tasks.evaluate import load_eval_tables
 from tests.tasks.samples import data, score, settings, train_cls
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ['normal', 'DME', 'AMD', 'CSC']
 
 

@@ -6,6 +6,8 @@ from PIL import Image
 from mirage_nb.recipes.data_report import DataReport
 from mirage_nb.tasks.data_report import duplicate_pairs, plan_report, report_confounds, report_result, suspicious_pairs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def eyes(tmp_path, monkeypatch):

@@ -15,6 +15,8 @@ from mirage_nb.tasks.few_shot import _make_subset, learning_curve, run_subsets, 
 from mirage_nb.tasks.settings import few_shot_recipe
 from tests.tasks.samples import train_cls
 
+pytestmark = pytest.mark.slow
+
 LABELS = '''task = "classification"
 layout = "table"
 [labels]

@@ -24,6 +24,8 @@ from mirage_nb.tasks.segmentation import SegmentationTask
 from tests.data.scanners.made import SECRETS, WHO, N, write_all
 from tests.tasks.samples import settings, train_cls, train_seg
 
+pytestmark = pytest.mark.slow
+
 
 def finish(task, folder):
     "Leave the records of a finished run beside a model"
@@ -317,7 +319,6 @@ def test_plan(tuned, home, images):
     assert len(own.table) == 8 and set(own.sources) == {'data', 'model 1', 'model 2'}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['seg', 'cls'])
 def test_as_a_notebook(tuned, images, execute, kind):
     "Both tasks, one run and two: a headline in words, verdicts, files"

@@ -34,6 +34,8 @@ from mirage_nb.tasks.protocol import train
 from mirage_nb.train import loop as train_loop
 from mirage_nb.train.devices import make_accelerator
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {'dataset': 'Phantom_OCT', 'size': 32, 'epochs': 2, 'batch_size': 4, 'precision': 'fp32', 'eval_every': 1,
            'checkpoint_every': 1, 'keep_last': 1}
 STEPS = 2  # an epoch: 8 samples
@@ -84,7 +86,6 @@ def test_bf16_is_near_fp32(plain, home):
     assert half.loss.tolist() != plain.loss.tolist(), 'it was not bf16'
 
 
-@pytest.mark.slow
 def test_compiled_is_near_plain(plain, home):
     close(train_pretrain(settings(compile=True), home/'other'), plain, rel=1e-3)
 
@@ -125,7 +126,6 @@ def on_two(at_home, tmp_path_factory):
     return home
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('name', [k for k in ON_TWO if 'partly' not in k])
 def test_two_processes_are_one(plain, plain_run, on_two, name):
     close(pd.read_csv(on_two/name/'history.csv'), plain)
@@ -143,7 +143,6 @@ STARTS = {  # how processes are started from outside: words before the module, w
                    '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--module']}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('how', STARTS)
 def test_started_from_outside(plain, home, how):
     folder = home/'two'
@@ -157,14 +156,12 @@ def test_started_from_outside(plain, home, how):
     assert json.loads((folder/'progress.jsonl').read_text().splitlines()[0])['processes'] == 2
 
 
-@pytest.mark.slow
 def test_submitted_by_submitit(plain, home):
     pytest.importorskip('submitit')
     close(launch_local.launch_training(settings(processes=2, slurm='local'), home/'two'), plain)
     assert list((home/'two'/'slurm').glob('*_0_log.out'))
 
 
-@pytest.mark.slow
 def test_failing_job_says_why(home):
     pytest.importorskip('submitit')
     with pytest.raises(RuntimeError, match="no modality 'oct'.*_log.out"):
@@ -200,7 +197,6 @@ def work(folder, data, plan='', **changed):
     train_pretrain(settings(**changed), folder)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('plan', PLANS)
 def test_killed_in(plan, home, phantoms, plain_run):
     context = multiprocessing.get_context('forkserver')
@@ -233,7 +229,6 @@ worker.train_here(Path(sys.argv[1]))
 '''
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('strategy', ['ddp', 'fsdp'])
 def test_one_of_two_processes_killed(plain, home, strategy):
     "The others end, and two processes, or one, go on to the numbers of an undisturbed run"
@@ -259,7 +254,6 @@ train_here(Path(sys.argv[1]))
 '''
 
 
-@pytest.mark.slow
 def test_same_seed_same_numbers_whatever_the_hash_seed(home):
     started = []
     for i in (1, 2):
@@ -300,7 +294,6 @@ def test_any_changed_option_is_another_run(home, kind):
     assert len(set(folders.values())) == len(folders) - len(_MACHINERY) + 1
 
 
-@pytest.mark.slow
 def test_goes_on_with_as_many_processes_as_there_are(plain, home, monkeypatch):
     "Stopped on one process, it goes on by the same command on two, and a third time on one"
     step, steps = train_loop._Trainer.train_step, []
@@ -408,7 +401,6 @@ def test_micro_batches_with_visible_samples(partly, home, accumulate):
     same_training(home, home/'other')
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('strategy', ['ddp', 'fsdp'])
 def test_two_processes_with_visible_samples(partly, home, on_two, strategy):
     same_training(home, on_two/f'partly {strategy}')
@@ -485,7 +477,6 @@ def test_reconstruction_of_a_real_eye(shared_data):
     if 'MIRAGE_FIGURE' in os.environ: fig.savefig(os.environ['MIRAGE_FIGURE'])
 
 
-@pytest.mark.slow
 def test_notebook_says_what_it_looked_at(execute, home, phantoms):
     folder = own_folder(phantoms, home/'pairs', 'train')
     space = execute('pretrain_multimae', dataset=str(folder), size=32, epochs=1, warmup_epochs=0., batch_size=4,

@@ -259,7 +259,7 @@ def seg_verdicts(
     yield from _judge([b for k, s in others.items() for b in _seg_beside(scores, k, s)
                        if not b.gap.low > 0 or k not in (*_BLIND, *empty)])
     for k in empty: yield Verdict('note', (
-        f'The {k} predicts only background after as many epochs, so to be better says little'))
+        f'The {k} predicts only background after as many epochs, so being better than it says little'))
     known = len(set(scores.patients.values())) if scores.patients and data.manifest.knows_patients else None
     bounds = {k: (r.low, r.high) for k, s in others.items() for r in _rows(_mean_dice(s))}
     for r in _rows(_mean_dice(scores)):
@@ -320,7 +320,7 @@ def _cls_beside(
     for name, other in sorted(others.items(), key=lambda k: [*_IN_WORDS, k[0]].index(k[0])):
         gap, simple = _cls_gap(own, other), name.startswith(('logistic', 'nearest'))
         if np.isnan(gap.difference) or name in _BLIND and gap.low > 0: continue
-        text = f'{name} on the encoder as it was' if simple else _IN_WORDS.get(name, name)
+        text = f'{name} on the features of the encoder before training' if simple else _IN_WORDS.get(name, name)
         found.append(_Beside(text, gap, 'warning' if name in _IN_WORDS else 'note'))
     return found
 

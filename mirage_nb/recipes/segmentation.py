@@ -6,10 +6,11 @@
 __all__ = ['SEG_RECIPES', 'SegRecipe', 'seg_recipe', 'SegEval']
 
 # %% ../../nbs/recipes/20_segmentation.ipynb #98d62cf7
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 from .base import FineTuningRecipe, find_recipe, name_recipes
+from .data_options import SplitsOption
 from .settings import BelowOne, Count, NotNegative, Options, Positive, Size, Whole, options
 
 # %% ../../nbs/recipes/20_segmentation.ipynb #f6eb8b42
@@ -55,5 +56,18 @@ class SegEval(Options):
     dataset: str = ''             # dataset to evaluate on; '': the one that the model was fine-tuned on
     split: Literal['train', 'val', 'test'] = 'test' # 'train', 'val' or 'test'
     predictions: str = ''         # folder of predictions to score, made by any program, instead of a model's
+    # how the images of these predictions are divided, as splits.csv in the folder of a run; '': as the dataset is
+    splits: SplitsOption = ''
     seed: int = 0                 # seed of the bootstrap
+
+    def _conflicts(self)->Iterator[str]:
+        "Yield what is wrong with options that are right alone."
+        if self.run and self.predictions: yield (
+            f'give run or predictions, not both: {self.run}, {self.predictions}. To score predictions on the test split '
+            'of a run, give splits=FOLDER/splits.csv')
+        if self.predictions and not self.dataset: yield (
+            'predictions are scored against the masks of a dataset: name it, as dataset=Duke_DME')
+        if self.splits and not self.predictions: yield (
+            'splits says how images of predictions are divided, and a run has its own: give predictions, or leave '
+            'splits out')
 

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ..records import Run
 from .methods import methods_paragraph
@@ -82,6 +85,20 @@ def _vector_form(
         for image, how in zip(images, kept, strict=True): image.set_interpolation(how)
 
 
+def _write_png(
+    figure:Figure,
+    path:Path,
+    dots:float     # an inch of the figure
+)->Path:
+    "Write a figure as PNG, in half the time of `savefig`, which draws it twice and stores transparency."
+    kept, canvas = (figure.dpi, figure.canvas), FigureCanvasAgg(figure)
+    figure.set(dpi=dots, facecolor='white')
+    canvas.draw()
+    Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(path, 'PNG', dpi=(_DOTS, _DOTS), compress_level=1)
+    figure.set(dpi=kept[0], canvas=kept[1])
+    return path
+
+
 def _save_figure(
     figure:Figure,
     stem:Path      # without ending
@@ -91,11 +108,10 @@ def _save_figure(
     figure.draw_without_rendering()
     figure.set_layout_engine('none')  # its places are found: not once more for each format
     def save(kind:str)->Path:
-        more: Any = {'pil_kwargs': {'dpi': (_DOTS, _DOTS), 'compress_level': 3}} if kind == 'png' else {}  # dpi: width
         return write_atomic(stem.with_name(f'{stem.name}.{kind}'), lambda p: figure.savefig(
-            p, format=kind, dpi=dots, facecolor='white', **more))
+            p, format=kind, dpi=dots, facecolor='white'))
     with _vector_form(figure): vector = [save(kind) for kind in ('pdf', 'svg')]
-    return [*vector, save('png')]
+    return [*vector, write_atomic(stem.with_name(f'{stem.name}.png'), lambda p: _write_png(figure, p, dots))]
 
 # %% ../../nbs/report/40_paper.ipynb #d96e6699
 _GUIDE = """This folder was written by mirage_nb from the run beside it.

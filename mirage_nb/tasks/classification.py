@@ -42,6 +42,7 @@ from ..sources.weights import recognise_weights
 from .baselines import predict_majority, probe_encoder, random_probe_settings
 from mirage_nb.tasks.cross_dataset import (
     check_scorable,
+    in_test_classes,
     load_test_data,
     predict_split,
     predict_splits,
@@ -352,7 +353,7 @@ class ClassificationTask(_ClsTested):
         "Score the probes of the encoder before its training, the majority class, and a probe of a random encoder."
         cfg, tested, found = self.settings, self.test_home, dict[str, ClsScores]()
         if 'train' not in self.data.splits or 'test' not in tested[1].splits: return {}
-        if cfg.probes and not cfg.test_dataset: found |= self._probes()
+        if cfg.probes: found |= self._probes()
         found['majority class'] = evaluate_table(predict_majority(self.data, tested))
         if not cfg.baselines: return found
         random, at = self.with_settings(random_probe_settings(cfg)), folder/'random_encoder'
@@ -367,14 +368,17 @@ class ClassificationTask(_ClsTested):
 
     def _probes(self)->dict[str, ClsScores]:
         "Score logistic regression and nearest neighbours on the encoder before its training."
-        cfg, sets = self.settings, self._sets_of(list(self.data.splits))
+        cfg, home, other = self.settings, (self.manifest, self.data), self.test_home
+        sets = self._sets_of(list(self.data.splits))
         if not {'train', 'val'} <= sets.keys(): return {}
+        if other[1] is not home[1]: sets['test'] = ClsDataset(other[1].splits['test'], (), self.input_spec)
         before = self if cfg.tune == 'probe' else self.with_settings(replace(cfg, tune='probe', mixup=0., ema=0.))
         kept = {s: before.features.encode(d, [-1])[0] for s, d in sets.items()}
         probes = probe_encoder(before.model, kept, sets, self.data)
-        return {f'{name} ({"C" if "log" in name else "k"} {setting:g})': evaluate_table(
-            tables['test'], tables['val'], allow_leaks='duplicates' in waived(cfg.waive))
-            for name, (setting, tables) in probes.items()}
+        found = {f'{name} ({"C" if "log" in name else "k"} {setting:g})': in_test_classes(tables, home, other)
+                 for name, (setting, tables) in probes.items()}
+        return {k: evaluate_table(t.test, t.valid, allow_leaks='duplicates' in waived(cfg.waive), no_valid=t.why)
+                for k, t in found.items() if t.test is not None}
 
 # %% ../../nbs/tasks/30_classification.ipynb #7692709e
 def kept_row(

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..core import counted
 from ..data.segmentation import collate
 from ..records import Run
 from ..storage import read_json, write_json
@@ -135,7 +136,7 @@ def _in_words(
     for size, name in ((86400, 'days'), (3600, 'hours'), (60, 'minutes')):
         n = seconds/size
         if n >= 2: return f'{round(2*n)/2 if n < 10 else round(n):g} {name}'
-    return f'{max(1, round(seconds))} seconds'
+    return counted(max(1, round(seconds)), 'second')
 
 
 @dataclass(frozen=True)

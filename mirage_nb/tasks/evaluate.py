@@ -67,7 +67,11 @@ def _given_predictions(
     "Plan to score a folder of predictions by any program."
     folder = absolute_path(cfg.predictions)
     if not folder.is_dir(): raise FileNotFoundError(f'no folder of predictions {folder}')
-    own = {'predictions': hash_value({k: hash_file(p) for k, p in match_masks(folder, plan.table.id).items()})}
+    found = match_masks(folder, plan.table.id)
+    if lost := [k for k in plan.table.id if k not in found]: raise FileNotFoundError(
+        f'{len(lost)} of {len(plan.table)} images have no prediction in {folder}: {", ".join(lost[:5])}. Add them, or, if '
+        'only a part of the images is the test, say which by splits=FILE, as splits.csv in the folder of a run')
+    own = {'predictions': hash_value({k: hash_file(p) for k, p in found.items()})}
     return replace(plan, ready=folder, sources=plan.sources | own)
 
 
@@ -104,11 +108,12 @@ def _model_predictions(
                    sources=plan.sources | {'model': model.sha256})
 
 
-def _as_trained(
+def _as_divided(
     cfg:SegEval,
     data:SegData
 )->SegData:
-    "Divide a dataset as the run that is evaluated on it did; its test would hold images to learn from otherwise."
+    "Divide a dataset as asked, or as the run that is evaluated on it did: the test holds no image to learn from."
+    if cfg.splits: return load_seg_data(data.manifest, cfg.splits)
     kept = open_run(cfg.run).folder/'splits.csv' if cfg.run else Path()
     same = kept.is_file() and dataset_name(open_run(cfg.run).settings['dataset']) == data.manifest.name
     return load_seg_data(data.manifest, str(kept)) if same else data
@@ -119,8 +124,7 @@ def plan_seg_evaluation(
     data:SegData
 )->_SegEvaluation:
     "Plan what an evaluation scores, checked before anything runs."
-    if cfg.run and cfg.predictions: raise ValueError(f'give run or predictions, not both: {cfg.run}, {cfg.predictions}')
-    name, data = data.manifest.name, _as_trained(cfg, data)
+    name, data = data.manifest.name, _as_divided(cfg, data)
     if cfg.split not in data.tables:
         raise ValueError(f'{name} has no split {cfg.split!r}; it has {", ".join(data.tables)}')
     table, hashes = data.tables[cfg.split], {'manifest': data.manifest.sha256, 'data': data.sha256}
@@ -212,6 +216,7 @@ def evaluate(
     *,
     dataset:str='',          # that masks belong to; not needed for a table, which holds the labels
     split:Literal['train', 'val', 'test']='test', # of the dataset
+    splits:str='',           # how its images are divided, as splits.csv in the folder of a run; '': as the dataset is
     valid:str|Path|pd.DataFrame|None=None, # table of validation images: chooses temperature and thresholds
     resamples:int=10_000,    # of every interval
     seed:int=0               # of the bootstrap
@@ -223,6 +228,6 @@ def evaluate(
         return evaluate_table(read(predictions), None if valid is None else read(valid), seed, resamples)
     if not dataset:
         raise ValueError(f'{predictions} is not a table of predictions; for a folder of masks give dataset=NAME')
-    cfg = SegEval(dataset=dataset, split=split, predictions=str(predictions), seed=seed)
+    cfg = SegEval(dataset=dataset, split=split, predictions=str(predictions), splits=splits, seed=seed)
     task = plan_seg_evaluation(cfg, load_seg_data(read_manifest(dataset)))
     return task.score(Path(predictions))

@@ -100,7 +100,7 @@ class ClsRecipe(FineTuningRecipe):
     test_dataset: str = ''              # dataset to test on instead; classes of the same name match
     # classes of other names there, as ['CNV > AMD', 'X >'], which leaves X out
     class_map: Annotated[list[str], tuples_too]|None = None
-    probes: bool = True                 # also logistic regression and nearest neighbours on the encoder before fine-tuning
+    probes: bool = True                 # logistic regression and nearest neighbours on the encoder before fine-tuning
     baselines: bool = False             # also the same on a frozen random encoder
     seed: int = 0                       # seed of weights, order, augmentation and shots
 

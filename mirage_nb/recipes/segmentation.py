@@ -56,7 +56,7 @@ class SegEval(Options):
     dataset: str = ''             # dataset to evaluate on; '': the one that the model was fine-tuned on
     split: Literal['train', 'val', 'test'] = 'test' # 'train', 'val' or 'test'
     predictions: str = ''         # folder of predictions to score, made by any program, instead of a model's
-    # how the images of these predictions are divided, as splits.csv in the folder of a run; '': as the dataset is
+    # how their images are divided, as splits.csv in the folder of a run; '': as the dataset is
     splits: SplitsOption = ''
     seed: int = 0                 # seed of the bootstrap
 

@@ -44,13 +44,15 @@ def _clustered_p(
 
 
 def _accuracy_evidence(
-    net:np.ndarray, # (g,) as above
-    size:np.ndarray # (g,)
+    net:np.ndarray,  # (g,) as above
+    size:np.ndarray, # (g,)
+    single:bool      # each patient has one image
 )->NormalEvidence:
     "Estimate the difference in accuracy with its standard error by patient."
-    net, size = np.r_[net, .5**.5, -.5**.5], np.r_[size, 0, 0]  # two halves of an image, one for each model
-    n = size.sum() + 2
-    return NormalEvidence(float(net.sum()/n), float(((net - net.sum()/n*size)**2).sum())**.5/n)
+    n, g = size.sum() + 2, len(net)
+    net, size = np.r_[net, .5**.5*np.array([1, -1, 0, 0])], np.r_[size, .5**.5*np.ones(4)]  # squared, each is a half
+    d = float(net.sum()/n)
+    return NormalEvidence(d, float(((net - d*size)**2).sum())**.5/n, np.inf if single else g - 1)
 
 
 def compare_accuracy(
@@ -71,4 +73,4 @@ def compare_accuracy(
     name = f"McNemar's test ({method})" if single else "Durkalski's test, by patient"
     note = f'{alone[0]} right by the first alone, {alone[1]} by the second alone'
     return Comparison(name, float(a.mean()), float(b.mean()), float(a.mean() - b.mean()), p, units.g, units.kind,
-                      _accuracy_evidence(net, size), too_few(units.g, units.kind), note, metric='accuracy')
+                      _accuracy_evidence(net, size, single), too_few(units.g, units.kind), note, metric='accuracy')

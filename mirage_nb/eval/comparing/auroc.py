@@ -90,12 +90,11 @@ def _compare_areas(
     note:str         # for a reader
 )->Comparison:
     "Compare two AUROC by the standard error of their difference."
-    name = f"DeLong's test, {units.label}" if units.kind == 'image' else f"Obuchowski's test, {units.label}"
-    gap = NormalEvidence(float(area[0] - area[1]), se)
+    name = f"{'DeLong' if units.g == len(units.of) else 'Obuchowski'}'s test, {units.label}"
+    gap = NormalEvidence(float(area[0] - area[1]), se, np.inf if units.g == len(units.of) else units.g - 1)
     if not se > 0 and not np.isnan(area).any():
         note = '; '.join(filter(None, (note, 'the difference does not vary between patients')))
-    p = gap.p if se > 0 else 1. if gap.difference == 0 else float('nan')
-    return Comparison(name, float(area[0]), float(area[1]), gap.difference, p, units.g, units.kind, gap, few, note,
+    return Comparison(name, float(area[0]), float(area[1]), gap.difference, gap.p, units.g, units.kind, gap, few, note,
                       metric='AUROC')
 
 # %% ../../../nbs/eval/comparing/30_auroc.ipynb #a89f1b84

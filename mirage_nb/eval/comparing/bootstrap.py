@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .results import Comparison, DrawEvidence, too_few
+from .results import Comparison, drawn_evidence, too_few
 from ..stats import ResamplingUnits, resample
 
 # %% ../../../nbs/eval/comparing/20_bootstrap.ipynb #c525d419
@@ -53,7 +53,7 @@ def paired_bootstrap(
         lambda counts: {'d': (first(counts) - second(counts))[:, None]}, units.g, n, seed)['d'][:, 0]
     lost = float(np.isnan(draws).mean()) if len(draws) else 0.
     note = f'{100*lost:.0f} % of the resamples lack the metric' if lost > .005 else ''
-    evidence = DrawEvidence(draws)
+    evidence = drawn_evidence(a - b, draws, units.g)
     return Comparison(f'bootstrap {units.label}', a, b, a - b, evidence.p, units.g, units.kind, evidence,
                       too_few(units.g, units.kind), note)
 

@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 
 from ..core import counted, data_dir, runs_dir, size_text
-from ..data.classification import ClsDataset, LabelledImages, load_labelled
-from ..data.faults import LENIENT, DataFaults, Fault, faults_by_kind
+from ..data.classification import ClsDataset, load_labelled
+from ..data.faults import LENIENT, DataFaults, Fault, faults_by_kind, refuse
 from ..data.files import IMAGE_SUFFIXES, read_image
 from ..data.folders import list_images, split_id
 from ..data.input_spec import InputSpec
@@ -152,12 +152,16 @@ def _look_at_masks(
         if split == 'val' and not (dataset_dir(manifest)/folder).is_dir(): continue  # a run draws it
         with f.noting(): tables[split] = seg_table(manifest, split, list[Fault]())  # the whole set has all faults below
         if split in tables: f.facts[split] = _count_table(tables[split], manifest)
-    with f.noting(): load_seg_data(manifest, '')
+    faults = list[Fault]()
+    with f.noting(): load_seg_data(manifest, '', (), faults)
+    with f.noting(): refuse(faults, str(dataset_dir(manifest)), sum(map(len, tables.values())))
     if not tables: return
     if not manifest.knows_patients: _note_patients(f, pd.concat(tables.values()))
     read = pd.concat([_spread(t) for t in tables.values()])
     f.facts['sizes'] = _sizes(read.bscan)
-    with f.noting(): f.picture = _draw_masks(read[read.semseg.notna()], classes)
+    bad = {k.file for k in faults}
+    shown = [not {str(a), str(b)} & bad and not pd.isna(b) for a, b in zip(read.bscan, read.semseg, strict=True)]
+    with f.noting(): f.picture = _draw_masks(read[shown], classes)
 
 
 def _note_patients(
@@ -174,11 +178,12 @@ def _look_at_labels(
     manifest:Manifest   # of a classification
 )->None:
     "Look over a dataset of labelled images."
-    root, data = dataset_dir(manifest), None
+    root, data, faults = dataset_dir(manifest), None, list[Fault]()
     files = _images_below(root)
     f.facts['images'] = f'{len(files)}'
     f.facts['sizes'] = _sizes(files[:: max(1, len(files)//_SOME)])
-    with f.noting(): data = load_labelled(manifest, splits='', need_val=True)
+    with f.noting(): data = load_labelled(manifest, (), '', need_val=True, found=faults)
+    with f.noting(): refuse(faults, str(root), len(files))
     for split, t in (data.splits if data else {}).items():
         counts = t.label.value_counts() if 'label' in t else {'images': len(t)}
         f.facts[split] = ', '.join(f'{c} {n}' for c, n in counts.items())
@@ -186,7 +191,8 @@ def _look_at_labels(
     if known: f.facts['patients'] = str(known)
     else:
         with f.noting(): f.facts |= _patients_of_images(manifest, files)
-    if data: _draw_labels(f, data)
+    bad = {k.file for k in faults}
+    if data: _draw_labels(f, data.table[[str(p) not in bad for p in data.table.image]], data.classes)
 
 
 def _patients_of_images(
@@ -204,15 +210,17 @@ def _patients_of_images(
 
 
 def _draw_labels(
-    f:Findings,          # changed in place
-    data:LabelledImages
+    f:Findings,           # changed in place
+    table:pd.DataFrame,   # of images that can be read
+    classes:Sequence[str]
 )->None:
     "Draw some images with their labels."
     from mirage_nb.figures.classification import show_labelled
     with f.noting():
-        shown = ClsDataset(_spread(data.table, 8), data.classes, InputSpec(size=(256, 256)))
+        shown = ClsDataset(_spread(table, 8), classes, InputSpec(size=(256, 256)))
         sizes = [read_image(p, 1).shape[:2] for p in shown.images]
-        f.picture = show_labelled([shown[0, i] | {'size': s} for i, s in enumerate(sizes)], 'bscan', data.classes)
+        f.picture = show_labelled([shown[0, i] | {'size': s} for i, s in enumerate(sizes)], 'bscan', classes)
+
 
 def _images_below(folder:Path)->list[Path]:
     "List the images below a folder; what is hidden or left behind by a system does not count."
@@ -323,7 +331,7 @@ def write_manifest(
         classes = _guess_classes(find_masks(folder)[0])
     if manifest and manifest.task == 'segmentation':
         classes = [(c.value, c.label) for c in classes_of(manifest, folder)]
-    if manifest and manifest.labels: labels = list(load_labelled(manifest, (*LENIENT, 'duplicates')).classes)
+    if manifest and manifest.labels: labels = list(load_labelled(manifest, LENIENT, found=[]).classes)
     flat = not manifest and find_masks(folder)[0].parent == folder
     facts = {'title': folder.name, 'task': manifest.task if manifest else 'segmentation', 'modality': 'bscan',
              'layout': manifest.layout if manifest else 'flat' if flat else 'splits', 'source': 'your own',

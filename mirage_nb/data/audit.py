@@ -42,7 +42,8 @@ def find_duplicates(
 def find_leaks(
     tables:pd.DataFrame|Mapping[str, pd.DataFrame], # id, patient ('' where not known) and split; or split -> table
     contents:bool=False,                            # also compare images by sha256, or the files in bscan
-    images:Sequence[str]=()                         # messages of `find_duplicates`, which become rows too
+    images:Sequence[str]=(),                        # messages of `find_duplicates`, which become rows too
+    warn:bool=True                                  # False: what is found is reported elsewhere
 )->pd.DataFrame:                                    # kind ('patient' or 'image'), what, splits; one row per leak
     "Find patients, and images, that are in more than one split, and warn of them."
     every = tables if isinstance(tables, pd.DataFrame) else pd.concat(
@@ -52,7 +53,7 @@ def find_leaks(
         digests = every.sha256 if 'sha256' in every else [hash_file(p) for p in every.bscan]
         rows += _across_splits(every.assign(image=digests), 'image')
     rows += [{'kind': 'image', 'what': text, 'splits': ''} for text in images]
-    if rows:
+    if rows and warn:
         names = '; '.join(f"{r['kind']} {r['what']}{' in ' if r['splits'] else ''}{r['splits']}" for r in rows[:5])
         warnings.warn(f'{len(rows)} in more than one split, so scores are too high: {names}', stacklevel=2)
     return pd.DataFrame(rows, columns=['kind', 'what', 'splits'])

@@ -27,7 +27,7 @@ from .folders import list_images, plain_stem, scan_folder
 from .input_spec import InputSpec, eval_image, resize_smooth, train_image
 from .manifest import SPLITS, Manifest, dataset_dir, label_facts, patient_of
 from .near_duplicates import near_duplicate_faults
-from .opened import file_faults, open_images
+from .opened import ImageFacts, can_be_left_out, file_faults, open_images
 from .splits import divide
 from .tables import table_rows
 from ..randomness import sample_key
@@ -201,32 +201,59 @@ def _divided(
     return table.assign(split=split), drawn
 
 
+# %% ../../nbs/data/91_classification.ipynb #65f233c1
+def _readable(
+    table:pd.DataFrame, # of `labelled_rows`
+    opened:Sequence[ImageFacts] # of its images
+)->tuple[pd.DataFrame, list[ImageFacts]]:
+    "Leave out the files that hold no readable image."
+    kept = [not can_be_left_out(f) for f in opened]
+    return table[kept].reset_index(drop=True), [f for f, k in zip(opened, kept, strict=True) if k]
+
+
+def _hold(
+    manifest:Manifest,
+    table:pd.DataFrame, # with splits and sha256, sorted
+    both:Sequence[str], # images in two splits, in words
+    drawn:str,          # how the splits were made
+    warn:bool           # of leaks
+)->LabelledImages:
+    "Hold a table of labelled images with its classes, leaks and hash."
+    stated = tuple(str(c).split(':', 1)[1] for c in table if str(c).startswith('label:'))
+    multi = 'label' not in table
+    names = label_facts(manifest).classes or stated or (() if multi else tuple(sorted(set(table.label))))
+    parts = {str(c): table[c].astype(str) for c in table if c not in ('id', 'image')}
+    content = hash_value([hash_content(table.id, parts), names])
+    return LabelledImages(manifest.name, names, multi, table, find_leaks(table, images=both, warn=warn), content, drawn)
+
+
+# %% ../../nbs/data/91_classification.ipynb #65f233c3
 def load_labelled(
     manifest:Manifest,
     waive:Collection[str]=LENIENT, # faults that are accepted
     splits:str|None=None,   # how images are divided, as the option of a recipe; None: where nothing says it, not at all
-    need_val:bool=False     # draw a missing validation split out of train
+    need_val:bool=False,    # draw a missing validation split out of train
+    found:list[Fault]|None=None # faults are added to it; None: they are one error
 )->LabelledImages:
     "Load the labelled images of a dataset; all files are opened, and all faults are one error."
-    facts, source = label_facts(manifest), str(dataset_dir(manifest))
+    source = str(dataset_dir(manifest))
     table, drawn = _divided(manifest, labelled_rows(manifest), splits, need_val)
-    files, divided = list(table.image), list(table.split)
-    opened = open_images(files)
+    opened = open_images(table.image)
+    faults, checked = file_faults(list(table.image), opened), len(table)
+    if 'unreadable' in waive: table, opened = _readable(table, opened)
     table['sha256'] = [f.sha256 or str(p) for f, p in zip(opened, table.image, strict=True)]
     twice, both = find_duplicates(table)
-    multi = 'label' not in table
-    stated = tuple(str(c).split(':', 1)[1] for c in table if str(c).startswith('label:'))
-    names = facts.classes or stated or tuple(sorted(set(table.label)))
-    table = table.sort_values(['split', 'id'], ignore_index=True)
-    parts = {str(c): table[c].astype(str) for c in table if c not in ('id', 'image')}
-    content = hash_value([hash_content(table.id, parts), names])
-    data = LabelledImages(manifest.name, names, multi, table, find_leaks(table, images=both), content, drawn)
-    faults = file_faults(files, opened) + twice + leak_faults(data.leaks) + _label_faults(data, source)
-    if 'near_duplicates' not in waive: faults += near_duplicate_faults(files, opened, divided)
-    warned = {'patients', 'duplicates'} & set(waive)  # `find_leaks` has
-    refuse([f for f in faults if f.waiver not in warned], source, len(table), waive)
+    if 'near_duplicates' not in waive: near = near_duplicate_faults(list(table.image), opened, list(table.split))
+    else: near = []
+    data = _hold(manifest, table.sort_values(['split', 'id'], ignore_index=True), both, drawn, found is None)
+    faults += twice + leak_faults(data.leaks) + _label_faults(data, source) + near
+    if found is not None: found += faults
+    else:
+        warned = {'patients', 'duplicates'} & set(waive)  # `find_leaks` has
+        refuse([f for f in faults if f.waiver not in warned], source, checked, waive)
     _warn_of_absent(data, source)
     return data
+
 
 # %% ../../nbs/data/91_classification.ipynb #920fe611
 def targets(

@@ -46,12 +46,26 @@ def fault_table(
     return table.assign(n=counts).sort_values(['n', 'kind'], ascending=[False, True], kind='stable',
                                               ignore_index=True).drop(columns='n')
 
+# %% ../../nbs/data/07_faults.ipynb #b75c61a1
+_LEFT_OUT = ('missing_partners', 'unreadable', 'without_mask')  # waivers by which files are left out
+
+
+def _waiver_text(
+    names:Sequence[str] # of waivers
+)->str:
+    "Say what waivers do."
+    out = [k for k in names if k in _LEFT_OUT]
+    kept = [k for k in names if k not in out]
+    return ', and '.join([f'accepts {" and ".join(kept)}']*bool(kept) + [f'leaves out {" and ".join(out)}']*bool(out))
+
+
 # %% ../../nbs/data/07_faults.ipynb #b75c6181
 LENIENT = ('absent_class', 'constant', 'near_duplicates', 'patients')  # accepted where nothing is trained
 _SHOWN = 5  # faults of each kind that a message shows
 _REMEDIES = {  # by kind, where repair or removal does not say enough
     'image without a mask': 'Move them to a folder unlabelled/ beside the others, which 33_predict takes by images=, '
                             'or leave them out by waive=without_mask.',
+    'missing file': 'Get them, or leave them out by waive=unreadable.',
     'mask without an image': 'Add the images, or move these masks out of the folder.'}
 
 
@@ -94,7 +108,7 @@ def refuse(
                              stacklevel=2)
     if not kept: return
     table, names = fault_table(kept), sorted({f.waiver for f in kept if f.waiver})
-    how = f' waive={",".join(names)} accepts {" and ".join(names)}.' if names else ''
+    how = f' waive={",".join(names)} {_waiver_text(names)}.' if names else ''
     saved = _save_faults(table, where)
     head = (f'{where}: {counted(len(kept), "fault")} in {counted(checked, "file")}. '
             f'Repair or remove the files.{how}{saved}')
@@ -105,5 +119,9 @@ def faults_by_kind(
     error:DataFaults
 )->list[str]:       # a text for each kind
     "List the kinds of faults of a dataset, each with its first ones and what can be done."
-    texts = [_fault_text(part) for _, part in error.table.groupby('kind', sort=False)]
+    texts = []
+    for _, part in error.table.groupby('kind', sort=False):
+        names = sorted({k for k in part.waiver if k})
+        how = f'\n  In a training, waive={",".join(names)} {_waiver_text(names)}.' if names else ''
+        texts.append(_fault_text(part) + how)
     return texts[:-1] + [f'{texts[-1]}\n  {error.saved}'.rstrip()]

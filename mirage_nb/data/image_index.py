@@ -205,6 +205,14 @@ class ImageIndex:
         return pd.DataFrame({'id': names, 'image': [self.root/n for n in names], 'size': self.size,
                              'width': self.shape[:, 0], 'height': self.shape[:, 1]})
 
+    def select(self, kept:Sequence[bool]|np.ndarray)->'ImageIndex':
+        "Take some of the files."
+        rows = np.flatnonzero(kept)
+        raw = [os.fsencode(self.name(int(i))) for i in rows]
+        ends = np.cumsum([len(r) for r in raw], dtype=np.int64)
+        return ImageIndex(self.root, np.frombuffer(b''.join(raw), np.uint8), ends, self.size[rows], self.mtime[rows],
+                          self.head[rows], self.shape[rows], self.faults, self.broken, self.folders)
+
     def faulty(self)->pd.DataFrame: return pd.DataFrame(list(self.faults.items()), columns=['file', 'fault'])
 
     def digest(self)->str:

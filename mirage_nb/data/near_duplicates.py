@@ -101,7 +101,7 @@ def near_duplicates(
 )->pd.DataFrame:                    # first, second (rows of the files), likeness at 64 x 64 pixels
     "Find pairs of images that are nearly the same; equal files are left out."
     x, of = look_vectors(facts), pd.Series(0 if groups is None else list(groups), range(len(files)))
-    rows = {g: of.index[of == g].to_numpy() for g in of.unique()}
+    rows = {g: np.flatnonzero(of == g) for g in of.unique()}
     parts = [(rows[a], rows[b], similar_pairs(x[rows[a]], x[rows[b]])) for a, b in combinations(rows, 2)]
     if groups is None: parts = [(rows[0], rows[0], similar_pairs(x))] if len(files) else []
     found = [(a[i], b[j]) for a, b, t in parts for i, j in t[['first', 'second']].to_numpy(int)[:_CONFIRMED]]

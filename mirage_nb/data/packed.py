@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from ..core import log, unknown
 from .audit import hash_content
+from .faults import Fault
 from .files import ARRAY_SUFFIXES, as_plane, image_size
 from .paired import CLASS_COUNTS, FilePairs, Pairs, first_of_many, folder_pairs, hash_pixels, table_pairs
 from ..storage import read_json, write_atomic, write_json
@@ -277,6 +278,13 @@ def pack(
     return out
 
 # %% ../../nbs/data/93_packed.ipynb #7b5c142d
+def _constant_hashes(
+    shape:tuple[int, ...] # of an image
+)->np.ndarray:            # (256,) uint64
+    "Hash the images whose pixels all have one value."
+    return np.array([hash_pixels(np.full(shape, v, np.uint8)) for v in range(256)], np.uint64)
+
+
 @dataclass(frozen=True)
 class _PackedPairs:
     "Serve images from one file for each modality, mapped into memory."
@@ -296,6 +304,21 @@ class _PackedPairs:
     def content(self)->str:
         "Hash the ids and pixels as they were packed."
         return hash_content(self.ids, dict(zip(self.modalities, self.digests.T.tolist(), strict=True)))
+
+    def faults(self)->list[Fault]:
+        "List constant images, by their hash; all else was checked when they were packed."
+        return [Fault('constant image', self.name(k, i), f'{self.name(k, i)}: every pixel has one value, so nothing '
+                      'can be seen in it', 'constant')
+                for j, (k, x) in enumerate(self.arrays.items()) if k not in self.classes
+                for i in np.flatnonzero(np.isin(self.digests[:, j], _constant_hashes(x.shape[1:]))).tolist()]
+
+    def pixel_hashes(self, modality:str)->list[int]:
+        return self.digests[:, self.modalities.index(modality)].tolist()
+
+    def select(self, kept:Sequence[bool])->'_PackedPairs':
+        rows = np.flatnonzero(kept)
+        if len(rows) == len(self.ids): return self
+        raise ValueError(f'{self.folder} is packed, and its samples are taken as they are')
 
     def __reduce__(self)->tuple[Any, ...]: return _open_packed, (self.folder, self.modalities)
 
@@ -357,13 +380,14 @@ def _open_packed(
 # %% ../../nbs/data/93_packed.ipynb #a4f36991
 def open_pairs(
     path:str|Path,              # a packed set, a folder of the published layout, or a CSV file
-    modalities:Sequence[str]=() # to read; none: all available of MODALITIES, or all of a packed set
+    modalities:Sequence[str]=(),# to read; none: all available of MODALITIES, or all of a packed set
+    faults:list[Fault]|None=None# samples that lack a modality are added, and left out; None: they are an error
 )->Pairs:
     "Open paired samples: packed, in folders, or named by a table."
     path = Path(path).expanduser()
-    if path.is_file(): return table_pairs(path, modalities)
+    if path.is_file(): return table_pairs(path, modalities, faults=faults)
     if is_packed(path) or is_partly_packed(path): return _open_packed(path, modalities)
-    return folder_pairs(path, modalities)
+    return folder_pairs(path, modalities, faults=faults)
 
 
 def verify_packed(

@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,12 +19,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from ..core import size_text, unknown
 from .audit import hash_content
+from .faults import Fault, refuse
 from .files import ARRAY_SUFFIXES, IMAGE_SUFFIXES, MASK_SUFFIXES, as_plane, read_image
 from .folders import find_files, list_images
+from .opened import ImageFacts, Opening, file_faults, open_images
 from ..randomness import sample_key
 from ..spreadsheets import open_table
 
@@ -58,12 +60,18 @@ def _list_planes(
 
 def _paired_ids(
     found:Mapping[str, Iterable[str]], # by modality: the ids that exist
-    where:str|Path                     # named in an error
+    where:str|Path,                    # named in an error
+    faults:list[Fault]|None=None       # samples that lack a modality are added, and left out; None: they are an error
 )->list[str]:                          # sorted
     "Match the ids of all modalities, and name what is missing."
     have = {k: set(v) for k, v in found.items()}
     every = set().union(*have.values())
     lacks = {k: sorted(every - v) for k, v in have.items() if every - v}
+    whole = set.intersection(*have.values())
+    if faults is not None and whole:
+        faults += [Fault('missing partner', f'{where}: {i}', f'{where}: {k} lacks {i}', 'missing_partners')
+                   for k, v in lacks.items() for i in v]
+        return sorted(whole)
     if lacks:
         lacking = '; '.join(f"{k} lacks {len(v)} of {len(every)}: {', '.join(v[:5])}{', ...' if len(v) > 5 else ''}"
                          for k, v in lacks.items())
@@ -83,6 +91,9 @@ class Pairs(Protocol):
     def plane(self, modality:str, i:int)->np.ndarray: ...  # (h, w) uint8, checked
     def name(self, modality:str, i:int)->str: ...          # of the file, for messages
     def content(self)->str: ...                            # hash of ids and pixels
+    def faults(self)->list[Fault]: ...                     # of all images
+    def pixel_hashes(self, modality:str)->list[int]: ...   # of `hash_pixels`, one a sample
+    def select(self, kept:Sequence[bool])->'Pairs': ...    # some of the samples
 
 
 def hash_pixels(
@@ -92,6 +103,44 @@ def hash_pixels(
     return int.from_bytes(hashlib.blake2b(repr(x.shape).encode() + x.tobytes(), digest_size=8).digest(), 'little')
 
 
+# %% ../../nbs/data/92_paired.ipynb #4aa256a1
+@cache
+def _plane_opening(
+    classes:int # of a map; 0: an image
+)->Opening:
+    "Say how images of a modality are opened: 8 bits, one channel, and of a map known class ids alone."
+    def read(path:Path)->np.ndarray:
+        if not classes: return as_plane(read_image(path), path)
+        return _check_class_ids(as_plane(read_image(path, values=range(classes)), path), classes, path)
+    return Opening(f'plane {classes}' if classes else 'plane', read, classes, hash_pixels)
+
+
+def _sizes_differ_message(
+    this:str,               # file
+    size:Sequence[int],     # of its image: rows, columns
+    first:str,              # file that others are compared with
+    size_first:Sequence[int]
+)->str:
+    "Write the error message for an image that does not fit into a batch."
+    return (f'{this} is of {size_text(size)}, {first} of {size_text(size_first)}; a batch takes one size. '
+            'python -m mirage_nb.data.packed makes them equal')
+
+
+def _odd_sizes(
+    files:Sequence[Path],       # of one modality
+    facts:Sequence[ImageFacts]  # of these files
+)->list[Fault]:
+    "List the images of another size than the most."
+    sizes = [(f.rows, f.cols) for f in facts]
+    counts = Counter(s for s, f in zip(sizes, facts, strict=True) if not f.fault)
+    if len(counts) < 2: return []
+    most = counts.most_common(1)[0][0]
+    first = str(files[sizes.index(most)])
+    return [Fault('wrong size', str(p), _sizes_differ_message(str(p), s, first, most))
+            for p, s, f in zip(files, sizes, facts, strict=True) if s != most and not f.fault]
+
+
+# %% ../../nbs/data/92_paired.ipynb #4aa256a3
 @dataclass(frozen=True)
 class FilePairs:
     "Serve images from files, one for each modality and sample."
@@ -106,20 +155,40 @@ class FilePairs:
 
     def plane(self, modality:str, i:int)->np.ndarray:
         "Read an image, and check class ids."
-        path = self.files[modality][i]
-        if modality not in self.classes: return as_plane(read_image(path), path)
-        k = self.classes[modality]
-        return _check_class_ids(as_plane(read_image(path, values=range(k)), path), k, path)
+        return _plane_opening(self.classes.get(modality, 0)).read(self.files[modality][i])
+
+    def opened(self, modality:str)->list[ImageFacts]:
+        "Open every image once, or read what is known of it."
+        return open_images(self.files[modality], _plane_opening(self.classes.get(modality, 0)), thumbs=False)
+
+    def faults(self)->list[Fault]:
+        "List the images that cannot be used, those of another size than the most, and constant ones."
+        found = list[Fault]()
+        for k, files in self.files.items():
+            facts = self.opened(k)
+            found += file_faults(files, facts) + _odd_sizes(files, facts)
+        return found
+
+    def pixel_hashes(self, modality:str)->list[int]: return [f.digest for f in self.opened(modality)]
 
     def content(self)->str:
-        "Hash ids and pixels; every file is read, and one error names all that cannot be used."
-        return hash_content(self.ids, dict(zip(self.modalities, _read_all(self).T.tolist(), strict=True)))
+        "Hash ids and pixels; one error names all files that cannot be read."
+        refuse([f for f in self.faults() if f.waiver != 'constant'], str(self.files[self.modalities[0]][0].parent),
+               sum(map(len, self.files.values())))
+        return hash_content(self.ids, {k: self.pixel_hashes(k) for k in self.modalities})
+
+    def select(self, kept:Sequence[bool])->'FilePairs':
+        "Take some of the samples."
+        def some(values:Sequence[Any])->list[Any]: return [v for v, k in zip(values, kept, strict=True) if k]
+        return FilePairs(some(self.ids), {k: some(v) for k, v in self.files.items()}, self.classes)
+
 
 # %% ../../nbs/data/92_paired.ipynb #6a8c1251
 def folder_pairs(
     folder:str|Path,                    # that holds bscan/, slo/, bscanlayermap/
     modalities:Sequence[str]=(),        # to read; none: those of MODALITIES that are there
-    classes:Mapping[str, int]=CLASS_COUNTS   # modalities that hold class ids: how many classes
+    classes:Mapping[str, int]=CLASS_COUNTS,  # modalities that hold class ids: how many classes
+    faults:list[Fault]|None=None        # samples that lack a modality are added, and left out; None: they are an error
 )->FilePairs:
     "Find the files of a folder in the published layout."
     folder = Path(folder)
@@ -131,14 +200,15 @@ def folder_pairs(
     if not names: raise FileNotFoundError(f'{folder} holds none of the folders {", ".join(_MODALITIES)}. Files of '
                                           'scanners become these by mirage-nb import FOLDER OUT')
     found = {k: _list_planes(folder/k, k in classes) for k in names}
-    ids = _paired_ids(found, folder)
+    ids = _paired_ids(found, folder, faults)
     return FilePairs(ids, {k: [v[i] for i in ids] for k, v in found.items()}, dict(classes))
 
 
 def table_pairs(
     table:pd.DataFrame|str|Path,        # or a CSV file: id, and a column of paths for each modality
     modalities:Sequence[str]=(),        # to read; none: those of MODALITIES that are columns
-    classes:Mapping[str, int]=CLASS_COUNTS   # modalities that hold class ids: how many classes
+    classes:Mapping[str, int]=CLASS_COUNTS,  # modalities that hold class ids: how many classes
+    faults:list[Fault]|None=None        # samples that lack a modality are added, and left out; None: they are an error
 )->FilePairs:
     "Find the files of a table; paths that are not absolute start from the CSV's folder."
     where, root = (Path(table), Path(table).parent) if isinstance(table, (str, Path)) else (Path('table'), Path())
@@ -154,23 +224,13 @@ def table_pairs(
     twice = [k for k, n in Counter(t.id).items() if n > 1]
     if twice: raise ValueError(f'{where}: {len(twice)} ids in more than one row: {", ".join(map(str, twice[:5]))}')
     t = t.assign(id=t.id.astype(str)).sort_values('id')
-    ids = _paired_ids({k: t.id[t[k].notna() & (t[k].astype(str) != '')] for k in names} | {'id': t.id}, where)
+    ids = _paired_ids({k: t.id[t[k].notna() & (t[k].astype(str) != '')] for k in names} | {'id': t.id}, where, faults)
+    t = t[t.id.isin(set(ids))]
     named = {k: [root/p for p in t[k]] for k in names}
     files = {k: [q or p for p, q in zip(v, find_files(v), strict=True)] for k, v in named.items()}
     return FilePairs(ids, files, dict(classes))
 
 # %% ../../nbs/data/92_paired.ipynb #bcc07976
-def _sizes_differ_message(
-    this:str,               # file
-    size:Sequence[int],     # of its image: rows, columns
-    first:str,              # file that others are compared with
-    size_first:Sequence[int]
-)->str:
-    "Write the error message for an image that does not fit into a batch."
-    return (f'{this} is of {size_text(size)}, {first} of {size_text(size_first)}; a batch takes one size. '
-            'python -m mirage_nb.data.packed makes them equal')
-
-
 class PairedDataset(Dataset[dict[str, Any]]):
     "Serve samples of several modalities: images (1, h, w) and class maps (h, w), uint8, with id and key."
     def __init__(
@@ -218,41 +278,3 @@ def first_of_many(
     "Join the first of many messages."
     return '\n'.join([head, *wrong[:most], *([f'... and {len(wrong) - most} more'] if len(wrong) > most else [])])
 
-
-def _read_all(
-    pairs:Pairs,
-    quiet:bool=False # no progress bar
-)->np.ndarray:       # (samples, modalities) uint64, of `hash_pixels`
-    "Read every image once; one error names all that are wrong, or of another size than the first."
-    wrong: list[str] = []
-    first: dict[str, tuple[str, tuple[int, ...]]] = {}
-    digests = np.zeros((len(pairs.ids), len(pairs.modalities)), np.uint64)
-    for i in tqdm(range(len(pairs.ids)), desc='reading samples', unit='sample', delay=3, disable=quiet):
-        for j, k in enumerate(pairs.modalities):
-            try: x = pairs.plane(k, i)
-            except (ValueError, OSError) as e: wrong.append(str(e))
-            else:
-                digests[i, j], name = hash_pixels(x), pairs.name(k, i)
-                if x.shape != first.setdefault(k, (name, x.shape))[1]:
-                    wrong.append(_sizes_differ_message(name, x.shape, *first[k]))
-    if wrong: raise ValueError(first_of_many(f'{len(wrong)} of {digests.size} images cannot be used:', wrong))
-    return digests
-
-
-def _check_pairs(
-    ds:PairedDataset,
-    quiet:bool=False # no progress bar
-)->pd.DataFrame:     # one row per modality: samples, rows, cols, least and most (values)
-    "Read every image once; one error names all that are wrong."
-    wrong: list[str] = []
-    least, most = dict.fromkeys(ds.modalities, 255), dict.fromkeys(ds.modalities, 0)
-    for i in tqdm(range(len(ds)), desc='checking samples', unit='sample', delay=3, disable=quiet):
-        for k in ds.modalities:
-            try: x = ds.image(k, i)
-            except (ValueError, OSError) as e: wrong.append(str(e))
-            else: least[k], most[k] = min(least[k], int(x.min())), max(most[k], int(x.max()))
-    if wrong:
-        raise ValueError(first_of_many(f'{len(wrong)} of {len(ds)*len(ds.modalities)} images cannot be used:', wrong))
-    rows, cols = ([ds.sizes[k][j] for k in ds.modalities] for j in (0, 1))
-    return pd.DataFrame({'modality': ds.modalities, 'samples': len(ds), 'rows': rows, 'cols': cols,
-                         'least': [least[k] for k in ds.modalities], 'most': [most[k] for k in ds.modalities]})

@@ -27,7 +27,7 @@ from .input_spec import InputSpec, normalise_view
 from .manifest import SPLITS, ClassInfo, Manifest, classes_of, dataset_dir, image_folders, patient_of
 from .masks import read_mask
 from .near_duplicates import near_duplicate_faults
-from .opened import AS_STORED, ImageFacts, file_faults, mask_opening, open_images
+from .opened import AS_STORED, ImageFacts, can_be_left_out, file_faults, mask_opening, open_images
 from .preprocessing import Size, eval_view, train_view
 from .splits import divide
 from ..randomness import keyed_generator, sample_key
@@ -263,10 +263,33 @@ def _divided(
     return {s: table[split == s].assign(split=s).reset_index(drop=True) for s in SPLITS if (split == s).any()}, drawn
 
 
+# %% ../../nbs/data/90_segmentation.ipynb #5db81fa1
+def _readable(
+    table:pd.DataFrame, # bscan, semseg (path or None)
+    opened:Mapping[Path, ImageFacts]
+)->pd.DataFrame:
+    "Leave out images that hold nothing readable, and those whose mask does not."
+    kept = [not any(can_be_left_out(opened[p]) for p in pair if not pd.isna(p))
+            for pair in zip(table.bscan, table.semseg, strict=True)]
+    return table[kept].reset_index(drop=True)
+
+
+def _refuse(
+    faults:Sequence[Fault],
+    where:str,              # folder of the dataset
+    checked:int,            # files that were read
+    waive:Collection[str]   # faults that are accepted
+)->None:
+    "Refuse a dataset with faults; of leaks that are accepted `find_leaks` has warned."
+    warned = {'patients', 'duplicates'} & set(waive)
+    refuse([f for f in faults if f.waiver not in warned], where, checked, waive)
+
+
 def load_seg_data(
     manifest:Manifest,
     splits:str|None=None,             # how images are divided, as the option of a recipe; None: by their folders alone
-    waive:Collection[str]=(*LENIENT, 'duplicates') # faults that are accepted
+    waive:Collection[str]=(*LENIENT, 'duplicates'), # faults that are accepted
+    found:list[Fault]|None=None       # faults are added to it; None: they are one error
 )->SegData:
     "Load the tables of a dataset's splits; all files are opened, and all faults are one error."
     root, drawn, faults = dataset_dir(manifest), '', list[Fault]()
@@ -276,15 +299,20 @@ def load_seg_data(
     if splits is not None: tables, drawn = _divided(manifest, tables, parse_splits(splits))
     every = pd.concat(tables.values())
     opened = _open_pairs(every, classes, faults)
+    if 'unreadable' in waive:
+        tables = {s: _readable(t, opened) for s, t in tables.items()}
+        every = pd.concat(tables.values())
     content = hash_content(every.id, {'split': every.split} | {
         k: [opened[p].sha256 if p in opened else p for p in every[k]] for k in ('bscan', 'semseg')})
-    leaks = find_leaks(every.assign(sha256=[opened[p].sha256 or str(p) for p in every.bscan]), contents=True)
+    leaks = find_leaks(every.assign(sha256=[opened[p].sha256 or str(p) for p in every.bscan]), contents=True,
+                       warn=found is None)
     faults += leak_faults(leaks) + _absent_classes(every, classes, opened)
     if 'near_duplicates' not in waive:
         faults += near_duplicate_faults(list(every.bscan), [opened[p] for p in every.bscan], list(every.split))
-    warned = {'patients', 'duplicates'} & set(waive)  # `find_leaks` has
-    refuse([f for f in faults if f.waiver not in warned], str(root), len(opened), waive)
+    if found is not None: found += faults
+    else: _refuse(faults, str(root), len(opened), waive)
     return SegData(manifest, classes, tables, leaks, content, drawn)
+
 
 # %% ../../nbs/data/90_segmentation.ipynb #ffc73634
 def check_files(
@@ -294,7 +322,7 @@ def check_files(
     "Open every file of a table once; one error names all that are wrong."
     faults: list[Fault] = []
     opened = _open_pairs(table, classes, faults)
-    refuse([f for f in faults if not f.waiver], str(Path(table.bscan.iloc[0]).parent), len(opened))
+    refuse([f for f in faults if f.waiver in ('', 'unreadable')], str(Path(table.bscan.iloc[0]).parent), len(opened))
     nothing = [0]*len(classes)
     counts = np.array([opened[m].counts if m in opened else nothing for m in table.semseg], np.int64)
     return pd.DataFrame({'label': [c.label for c in classes], 'group': [c.group for c in classes],

@@ -138,18 +138,19 @@ def _image_paths(
     table:pd.DataFrame,
     facts:LabelFacts,
     root:Path,          # the dataset's folder
-    path:Path           # of the table, named in an error
+    path:Path,          # of the table, named in an error
+    manifest_name:str   # likewise
 )->list[Path]:
-    "Find the file of each row, and name those that do not exist in one error."
+    "Find the file of each row; where none exists the manifest is wrong, single ones are left to the first check."
     try: files = [root/facts.image.format_map(row) for row in table.to_dict('records')]
     except (KeyError, IndexError, ValueError) as e: raise ValueError(
         f"{path}: labels.image {facts.image!r} names a column {e} that is not there; "
         f"there are {', '.join(map(str, table))}") from e
     found = find_files(files)
-    lost = [f for f, p in zip(files, found, strict=True) if p is None]
-    if lost: raise FileNotFoundError(f'{len(lost)} of {len(files)} images of {path} are not there: '
-                                     f"{', '.join(map(str, lost[:4]))}")
-    return [p for p in found if p is not None]
+    if not any(found): raise FileNotFoundError(
+        f'none of the {len(files)} images of {path} is there, the first is {files[0]}; labels.image in {manifest_name} '
+        'says how a row names its image')
+    return [p or f for f, p in zip(files, found, strict=True)]
 
 
 def table_rows(
@@ -159,7 +160,7 @@ def table_rows(
     facts, root = label_facts(manifest), dataset_dir(manifest)
     path = root/facts.table
     table = _select_rows(path, facts.where)
-    files = _image_paths(table, facts, root, path)
+    files = _image_paths(table, facts, root, path, str(manifest.path))
     def column(name:str, other:Any)->Any: return _strip_labels(_read_column(table, name, path)) if name else other
     ids = column(facts.id, [f.stem for f in files])
     split = _split_names(table, manifest, facts, path) if facts.split else ''

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from ..core import unknown
 from .base import TrainingRecipe, find_recipe, name_recipes
+from .data_options import SplitsOption, WaiveOption
 from .settings import BelowOne, Count, Fraction, NotNegative, Positive, Whole, options, tuples_too
 
 # %% ../../nbs/recipes/40_pretraining.ipynb #4b1d7e02
@@ -27,6 +28,9 @@ class PretrainRecipe(TrainingRecipe):
     _last: ClassVar[tuple[str, ...]] = (*TrainingRecipe._last, 'checkpointing', 'compile', 'nodes', 'slurm', 'strategy')
 
     dataset: str = ''               # a dataset, or the path of a folder, a packed set or a CSV file
+    # '' as they are, '0.9/0.1/0', 'fold 2 of 5', 'leave out SITE', or a CSV file
+    splits: SplitsOption = ''
+    waive: WaiveOption = ''         # faults of the data that are accepted, as 'unreadable,missing_partners'
     size: Count|None = None         # side of an image, pixels; None: the model's
     mask_ratio: _Share|None = None  # share of the tokens that is hidden
     norm_pix: bool = False          # predict patches of images with mean 0 and variance 1

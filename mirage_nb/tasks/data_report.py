@@ -7,12 +7,11 @@ __all__ = ['duplicate_pairs', 'suspicious_pairs', 'report_confounds', 'licence_t
            'plan_report']
 
 # %% ../../nbs/tasks/76_data_report.ipynb #8a3775b7
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,14 +19,14 @@ import torch
 
 from ..core import counted
 from ..data.audit import hash_content
-from ..data.classification import ClsDataset, labelled_rows, load_labelled
-from ..data.faults import LENIENT, DataFaults, fault_table
+from ..data.classification import ClsDataset, load_labelled
+from ..data.faults import Fault, fault_table
 from ..data.folders import list_images
 from ..data.input_spec import InputSpec
-from ..data.manifest import SPLITS, Manifest, dataset_dir, read_manifest
+from ..data.manifest import SPLITS, Manifest, read_manifest
 from ..data.near_duplicates import look_vectors, near_duplicates, numbered_neighbours, similar_pairs
 from ..data.opened import ImageFacts, file_faults, open_images
-from ..data.segmentation import load_seg_data, seg_table
+from ..data.segmentation import load_seg_data
 from ..eval.confounds import cheap_facts, confound_table, confound_verdicts
 from ..eval.features import EncoderFeatures
 from ..eval.verdicts import Verdict, list_verdicts
@@ -40,49 +39,31 @@ from ..storage import save_table
 _COLUMNS = ('id', 'image', 'split', 'patient', 'site', 'label')
 
 
-_T = TypeVar('_T')
-
-
-def _load(
-    load:Callable[[tuple[str, ...]], _T] # takes the faults that are accepted
-)->tuple[_T|None, pd.DataFrame]:         # data, None where a fault cannot be accepted; all faults
-    "Load a dataset in spite of its faults, where that is possible."
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # the report says it
-        try: return load(()), fault_table([])
-        except DataFaults as e:
-            faults = e.table
-            try: return load((*LENIENT, 'duplicates')), faults
-            except DataFaults: return None, faults
-
-
 def _seg_rows(
     manifest:Manifest,
     splits:str # as the option
 )->tuple[pd.DataFrame, pd.DataFrame]: # of _COLUMNS, faults
-    "List the images of a segmentation."
-    found, faults = _load(lambda waive: load_seg_data(manifest, splits, waive))
-    if found: tables: Mapping[str, pd.DataFrame] = found.tables
-    else:
-        root = dataset_dir(manifest)
-        tables = {s: seg_table(manifest, s, []) for s, f in manifest.splits.items() if s != 'val' or (root/f).is_dir()}
+    "List the images of a segmentation, in spite of its faults."
+    faults = list[Fault]()
+    tables = load_seg_data(manifest, splits, (), faults).tables
     every = pd.concat([t.assign(split=s) for s, t in tables.items()], ignore_index=True)
     site = [manifest.site_of(v) for v in every.volume]
-    return every.assign(image=every.bscan, site=site, label='')[list(_COLUMNS)], faults
+    return every.assign(image=every.bscan, site=site, label='')[list(_COLUMNS)], fault_table(faults)
 
 
 def _cls_rows(
     manifest:Manifest,
     splits:str # as the option
 )->tuple[pd.DataFrame, pd.DataFrame]: # of _COLUMNS, faults
-    "List the images of a classification."
-    found, faults = _load(lambda waive: load_labelled(manifest, waive, splits, need_val=True))
-    table = found.table if found else labelled_rows(manifest)
+    "List the images of a classification, in spite of its faults."
+    faults = list[Fault]()
+    table = load_labelled(manifest, (), splits, need_val=True, found=faults).table
     if 'site' not in table: table = table.assign(site=[manifest.site_of(Path(p).stem) for p in table.image])
     if 'label' not in table:
         positive = (table.filter(regex='^label:') == 1).any(axis=1)
         table = table.assign(label=np.where(positive.to_numpy(), 'any finding', 'no finding'))
-    return table[list(_COLUMNS)].reset_index(drop=True), faults
+    return table[list(_COLUMNS)].reset_index(drop=True), fault_table(faults)
+
 
 # %% ../../nbs/tasks/76_data_report.ipynb #d041912a
 def _folder_rows(
@@ -213,7 +194,7 @@ def _where(
     a, b = t.iloc[i], t.iloc[j]
     same = bool(a.patient) and a.patient == b.patient
     if a.dataset != b.dataset: return f'{a.dataset} and {b.dataset}'
-    if a.split != b.split: return f"{a.split} and {b.split}{', one patient' if same else ''}"
+    if a.split != b.split: return ' and '.join(_in_order([a.split, b.split])) + ', one patient'*same
     if a.label != b.label: return f'labelled {a.label} and {b.label}'
     return 'one patient' if same else 'one split'
 

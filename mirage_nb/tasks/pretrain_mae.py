@@ -6,142 +6,26 @@
 __all__ = ['denormalise_images', 'MAETask']
 
 # %% ../../nbs/tasks/85_pretrain_mae.ipynb #733f0ccd
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
 from torch import Tensor, nn
 
-from ..core import data_dir, resource_dir
 from ..data.augment.crops import CropAugment, crop_views
-from ..data.classification import load_labelled
-from ..data.image_index import ImageIndex, index_images
-from ..data.image_sets import ImageDataset, MixedDataset, collate_images
-from ..data.layouts import find_masks
-from ..data.manifest import SPLITS, Manifest, read_manifest
-from ..data.normalization import NORMS, Norm, choose_norm, find_norm, normalise_images
+from ..data.image_sets import MixedDataset, collate_images
+from ..data.normalization import Norm, normalise_images
 from ..eval.pretraining import as_bytes
 from ..models.cnn_mae import Reconstruction
 from ..models.pretraining import CNN_MAES, MAES
 from ..models.zoo import encoder_record
 from ..recipes.pretraining import MAERecipe
-from ..storage import absolute_path, hash_value, read_json
+from .image_sets import ImageSetData, load_image_set
 from .pretrain import PretrainTask
 from ..train.devices import Batch
 from ..train.losses import patch_mse
 
-# %% ../../nbs/tasks/85_pretrain_mae.ipynb #7d30a031
-@dataclass(frozen=True)
-class _ImageSetData:
-    "Images of one dataset for a masked autoencoder."
-    train: ImageDataset
-    val: ImageDataset|None
-    labels: pd.DataFrame|None     # id, group, label
-    licence: str
-    citation: str                 # in words; '': none is known
-    sha256: str
-    norm: Norm                    # by which they are shifted and scaled
-
-
-def _finding_labels(
-    table:pd.DataFrame # id, patient, and label or label:CLASS
-)->pd.DataFrame:       # id, group, label; of several labels: whether there is any
-    "Make the labels that a probe can use."
-    if 'label' in table: label = table.label
-    else: label = (table.filter(regex='^label:') == 1).any(axis=1).map({True: 'some finding', False: 'none'})
-    return pd.DataFrame({'id': table.id, 'group': table.id, 'label': label})
-
-# %% ../../nbs/tasks/85_pretrain_mae.ipynb #7d30a035
-def _image_folder(
-    dataset:str # name, manifest, or folder of images
-)->Manifest|Path:
-    "Find the images of a dataset: its manifest, or a folder without one."
-    path = Path(dataset).expanduser()
-    if path.suffix == '.toml': return read_manifest(path)
-    if len(path.parts) == 1 and dataset.strip('.'):  # a name: of a dataset, or a folder in MIRAGE_DATA, or one here
-        try: found = read_manifest(dataset)
-        except (KeyError, FileNotFoundError):
-            folder = next((p for p in (data_dir()/path, path) if p.is_dir()), None)
-            if folder is None: raise
-            return absolute_path(folder)
-        return absolute_path(found.path).parent if found.path.suffix != '.toml' else found
-    if not path.is_dir() or (path/'manifest.toml').is_file(): return read_manifest(path)
-    folder = absolute_path(path)
-    shipped = resource_dir('data_manifests')/f'{folder.name}.toml'
-    if not shipped.is_file(): return folder
-    return replace(read_manifest(shipped), path=folder/'manifest.toml')  # that set's own folder, wherever it lies
-
-# %% ../../nbs/tasks/85_pretrain_mae.ipynb #7d30a036
-def _folder_norm(
-    folder:Path # of images
-)->Norm:        # empty: it states none
-    "Read the mean and deviation that a folder's INFO.json states."
-    file = folder/'INFO.json'
-    stated = read_json(file) if file.is_file() else {}
-    if not {'mean', 'std'} & stated.keys(): return Norm((), ())
-    try: return find_norm(Norm(stated['mean'], stated['std']))
-    except (KeyError, TypeError, ValueError) as e:
-        raise ValueError(f'{file}: mean and std take three numbers each, as [0.5, 0.4, 0.3] ({e})') from e
-
-
-def _folder_labels(
-    listings:Mapping[str, ImageIndex] # by split
-)->pd.DataFrame|None: # id, group, label; None: the splits do not hold the same two or more folders of images
-    "Take class folders as labels that a probe can use."
-    if 'val' not in listings: return None
-    names = [[f.name(i) for i in range(len(f))] for f in listings.values()]
-    kinds = [{k.partition('/')[0] if '/' in k else '' for k in some} for some in names]
-    if kinds[0] != kinds[1] or '' in kinds[0] or len(kinds[0]) < 2: return None
-    ids = sorted({k for some in names for k in some})
-    return pd.DataFrame({'id': ids, 'group': ids, 'label': [k.partition('/')[0] for k in ids]})
-
-
-_MASK_FOLDERS = ('{} is a set for segmentation and holds masks; give the path of the folder of its images, as '
-                 '.../train/bscan')
-
-
-def _folder_data(
-    folder:Path,       # of images, at any depth, or of splits of them
-    load_size:int,     # pixels of the shorter side, at most
-    seed:int=0
-)->_ImageSetData:
-    "Index the images of a folder; of train and val where it has splits."
-    there = [s for s in SPLITS if (folder/s).is_dir()]
-    if there and 'train' not in there: raise ValueError(
-        f'{folder} has {", ".join(there)} and no train to learn from; give the path of the folder to learn from')
-    maps = [folder/s/'bscanlayermap' for s in ('', *there)]
-    if find_masks(folder) or any(p.is_dir() for p in maps): raise ValueError(_MASK_FOLDERS.format(folder))
-    norm = choose_norm(_folder_norm(folder), NORMS['imagenet'])
-    renew = 'WORLD_SIZE' not in os.environ  # of several processes none looks for changes
-    where = {s: folder/s for s in there if s != 'test'} or {'train': folder}
-    found = {s: index_images(f, renew=renew) for s, f in where.items()}
-    made = {s: ImageDataset(f, name=folder.name, norm=norm, load_size=load_size, seed=seed) for s, f in found.items()}
-    plain = len(made) == 1 and norm == NORMS['imagenet']
-    sha256 = found['train'].digest() if plain else hash_value([{s: f.digest() for s, f in found.items()}, norm])
-    return _ImageSetData(made['train'], made.get('val'), _folder_labels(found), 'not stated', '', sha256, norm)
-
-# %% ../../nbs/tasks/85_pretrain_mae.ipynb #7d30a037
-def _load_image_set(
-    dataset:str,       # name, manifest, or folder of images
-    load_size:int,     # pixels of the shorter side, at most
-    seed:int=0
-)->_ImageSetData:
-    "Load the images of a dataset's splits, or of a folder."
-    manifest = _image_folder(dataset)
-    if isinstance(manifest, Path): return _folder_data(manifest, load_size, seed)
-    facts = manifest.labels
-    if not facts: raise ValueError(_MASK_FOLDERS.format(manifest.name))
-    data = load_labelled(manifest, splits='')
-    norm = choose_norm(Norm(facts.mean, facts.std), NORMS['imagenet'])
-    made = {s: ImageDataset(t, name=manifest.name, norm=norm, load_size=load_size, seed=seed)
-            for s, t in data.splits.items() if s in ('train', 'val')}
-    if 'train' not in made: raise ValueError(f'{manifest.name} has no split train to learn from')
-    labels = _finding_labels(data.table)
-    return _ImageSetData(made['train'], made.get('val'), labels, manifest.licence, manifest.citation, data.sha256, norm)
 
 # %% ../../nbs/tasks/85_pretrain_mae.ipynb #7d30a032
 def _mae_keywords(
@@ -162,7 +46,7 @@ def _mae_keywords(
 
 
 def _mix_sets(
-    parts:Mapping[str, _ImageSetData],
+    parts:Mapping[str, ImageSetData],
     split:str,                        # 'train' or 'val'
     weights:Mapping[str, float]|None,
     seed:int=0,
@@ -223,13 +107,13 @@ class _MAEParts(PretrainTask):
     models, collate = (*MAES, *CNN_MAES), staticmethod(collate_images)
 
     @cached_property
-    def data(self)->dict[str, _ImageSetData]:
+    def data(self)->dict[str, ImageSetData]:
         "Load the images of each dataset, in the order of the recipe."
         cfg, names = self.settings, [k.strip() for k in self.settings.dataset.split(',')]
         if cfg.sampling_weights and len(cfg.sampling_weights) != len(names): raise ValueError(
             f'{len(cfg.sampling_weights)} sampling_weights for {len(names)} datasets, {", ".join(names)}; '
             'give one each')
-        return {k: _load_image_set(k, round(self.size/cfg.crop_scale[0]**0.5), cfg.seed) for k in names}
+        return {k: load_image_set(k, round(self.size/cfg.crop_scale[0]**0.5), cfg) for k in names}
 
     @property
     def labels(self)->pd.DataFrame|None:

@@ -6,25 +6,18 @@
 __all__ = ['MirageTask']
 
 # %% ../../nbs/tasks/80_pretrain_mirage.ipynb #9d514ba6
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..core import log, unknown
+from ..core import unknown
 from ..data.augment.affine import PairAugment, augment_pairs
-from ..data.manifest import dataset_dir, read_manifest
-from ..data.packed import is_packed, is_partly_packed, open_pairs
-from ..data.paired import CLASS_COUNTS, PairedDataset, Pairs
+from ..data.paired import CLASS_COUNTS, PairedDataset
 from ..data.segmentation import collate
-from ..data.splits import draw_splits
 from ..eval.pretraining import as_bytes
 from ..models.inference import restore_range
 from ..models.mirage import MODALITIES, Modality
@@ -32,116 +25,10 @@ from ..models.mirage_mae import MultiMAE
 from ..models.pretraining import MIRAGES
 from ..models.zoo import mirage_modalities
 from ..recipes.pretraining import MultiMAERecipe
-from ..spreadsheets import open_table
-from ..storage import absolute_path, hash_value
+from .paired_sets import PairedData, load_paired_data
 from .pretrain import PretrainTask
 from ..train.devices import Batch
 from ..train.losses import pretrain_losses
-
-# %% ../../nbs/tasks/80_pretrain_mirage.ipynb #7d30a0a1
-def _holds_pairs(
-    path:Path # of a folder
-)->bool:
-    "Tell whether a folder is a packed set, or one in the published layout."
-    return is_packed(path) or is_partly_packed(path) or any((path/k).is_dir() for k in MODALITIES)
-
-
-def _own_splits(
-    path:Path            # of a folder or a CSV file
-)->dict[str, Path]:      # by split; empty: it holds no pairs, or is a dataset with a manifest
-    "Find the pairs of a user's own folder."
-    splits = {k: path/k for k in ('train', 'val') if _holds_pairs(path/k)}
-    if path.suffix == '.csv' or _holds_pairs(path):
-        if splits: raise ValueError(
-            f'{path} holds pairs, and so does its folder {next(iter(splits))}/; take one of them away')
-        return {'train': path}
-    return {} if any((path/k).is_file() for k in ('manifest.toml', 'INFO.json')) else splits
-
-
-def _sample_patients(
-    ids:Sequence[str],
-    tables:Sequence[Path] # CSV files that may have a column id, and patient, group or volume; the first that has counts
-)->dict[str, str]:        # by id
-    "Find the patient of each sample: as a table says, else by the id without its last number."
-    series = {i: re.sub(r'[_-]\d+$', '', i) for i in ids}
-    whose = series if len(set(series.values())) > 1 else {i: i for i in ids}
-    for file in tables:
-        if file.suffix != '.csv' or not file.is_file(): continue
-        t = open_table(file)
-        column = next((k for k in ('patient', 'group', 'volume') if k in t), None)
-        if column is None or 'id' not in t: continue
-        t = t[t.id.isin(set(ids)) & (t[column] != '')]
-        return whose | dict(zip(t.id, t[column], strict=True))
-    return whose
-
-
-def _draw_validation(
-    ids:Sequence[str],       # in the order of the set
-    whose:Mapping[str, str], # patient of each
-    share:float,             # of the samples that is held out, at least; 0: nothing
-    seed:int=0
-)->list[str]:                # of some patients, in the order of `ids`; empty where there is one patient alone
-    "Hold out all samples of some patients, chosen by the seed."
-    table = pd.DataFrame({'id': list(ids), 'patient': [whose[i] for i in ids]})
-    return table.id[draw_splits(table, {'val': share}, seed, by='images') == 'val'].tolist()
-
-# %% ../../nbs/tasks/80_pretrain_mirage.ipynb #7d30a006
-@dataclass(frozen=True)
-class _PairedData:
-    "Samples of a pre-training on several modalities."
-    name: str
-    train: Pairs
-    val: Pairs|None               # None: there is no such split
-    labels: pd.DataFrame|None     # id, group, label; None: there are none
-    licence: str
-    citation: str                 # in words; '': none is known
-    sources: Callable[[], dict[str, str]] # hashes, for the run's identity; it reads all the data
-    held: Sequence[str] = ()      # ids of `train` that are only evaluated, where there is no split val
-
-
-def _probe_labels(
-    folder:Path # of a dataset
-)->pd.DataFrame|None: # id, group, label; None: it holds no labels.csv, or no label in it
-    "Read the labels that a probe can use, by volume where there are volumes; rows without a label do not count."
-    file = folder/'labels.csv'
-    if not file.is_file(): return None
-    t = open_table(file)
-    if lacks := [k for k in ('id', 'label') if k not in t]:
-        log.warning('%s: no probe, for it has no column %s; it has %s', file, lacks[0], ', '.join(t.columns))
-        return None
-    group = t[next(k for k in ('volume', 'id') if k in t)].replace('', np.nan).fillna(t.id)
-    label = t.label.str.strip()
-    t = t.assign(group=group, label=label)[['id', 'group', 'label']][(label != '') & (t.id != '')]
-    if not len(t): log.warning('%s: no probe, for no row has a label', file)
-    return t if len(t) else None
-
-
-def _load_paired_data(
-    dataset:str,                       # name, manifest, or folder of pairs: published layout, packed, or a CSV file
-    modalities:Sequence[str]|None=None,# to read; None: all available
-    share:float=0.,                    # held out where there is no split val; 0: nothing
-    seed:int=0
-)->_PairedData:
-    "Load the pairs of a dataset's splits."
-    path, names, facts = Path(dataset).expanduser(), list(modalities or []), dict[str, str]()
-    there, root, name, (licence, citation) = _own_splits(path), path, absolute_path(path).stem, ('not stated', '')
-    if path.suffix == '.csv': root = path.parent
-    if not there:
-        manifest = read_manifest(dataset)
-        root, name, licence, citation = dataset_dir(manifest), manifest.name, manifest.licence, manifest.citation
-        facts['manifest'] = manifest.sha256
-        there = {s: root/f for s, f in manifest.splits.items()
-                 if s in ('train', 'val') and ((root/f).is_dir() or is_partly_packed(root/f))}
-    if 'train' not in there:
-        raise FileNotFoundError(f'{name} has no split train to learn from; it has {", ".join(there) or "none to read"}')
-    found, labels = {s: open_pairs(f, names) for s, f in there.items()}, _probe_labels(root)
-    ids = found['train'].ids
-    patients = _sample_patients(ids, [there['train'], root/'labels.csv'])
-    held = [] if 'val' in found else _draw_validation(ids, patients, share, seed)
-    if held: facts['held out'] = hash_value(held)
-    if labels is not None: facts['labels'] = hash_value(labels.to_csv(index=False))
-    def hashes()->dict[str, str]: return facts | {f'data {s}': p.content() for s, p in found.items()}
-    return _PairedData(name, found['train'], found.get('val'), labels, licence, citation, hashes, held)
 
 # %% ../../nbs/tasks/80_pretrain_mirage.ipynb #3ffffe88
 def _mirage_keywords(
@@ -193,11 +80,9 @@ class _MirageParts(PretrainTask):
     models, collate = tuple(MIRAGES), staticmethod(collate)
 
     @cached_property
-    def data(self)->_PairedData:
+    def data(self)->PairedData:
         "Load the pairs, with the modalities that are read or predicted."
-        cfg = self.settings
-        names = cfg.modalities and [*dict.fromkeys([*cfg.modalities, *(cfg.outputs or [])])]
-        return _load_paired_data(cfg.dataset, names, cfg.val_fraction, cfg.seed)
+        return load_paired_data(self.settings)
 
     @property
     def labels(self)->pd.DataFrame|None: return self.data.labels
@@ -230,7 +115,7 @@ class _MirageParts(PretrainTask):
 
     @cached_property
     def train(self)->PairedDataset:
-        held = set(self.data.held)
+        held = {*self.data.held, *self.data.unused}
         return PairedDataset(self.data.train, modalities=self.names, seed=self.settings.seed,
                              ids=[i for i in self.data.train.ids if i not in held])
 

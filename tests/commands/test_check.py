@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mirage_nb.commands.check import check_dataset, write_manifest
+from mirage_nb.data.faults import DataFaults
 from mirage_nb.data.labels import is_lesion
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.data.segmentation import load_seg_data
@@ -110,6 +111,23 @@ def test_all_images_without_masks_are_found_and_the_others_looked_at(mine):
     for k in ('Ptr0_1', 'Pte0_1'): assert f'{k}.png has no mask {k}.png in' in found.problems[0]
     assert 'Move them to a folder unlabelled/' in found.problems[0] and '1 problem\n- image without' in str(found)
     assert found.facts['train'] == '7 images, 4 volumes' and found.picture is not None
+
+
+def test_what_a_training_refuses_is_listed_in_the_same_words(mine):
+    "Near duplicates and patients in two splits among it"
+    (mine/'manifest.toml').write_text(write_manifest(str(mine)).read_text().replace("# patient = '", "patient = '"))
+    rng = np.random.default_rng(0)
+    scan = Image.fromarray(rng.integers(0, 200, (4, 9), np.uint8)).resize((64, 16), Image.Resampling.BICUBIC)
+    scan.save(mine/'train/images/Ptr1_1.png')
+    scan.point(lambda v: v + 9).save(mine/'test/images/Pte1_1.png')
+    for kind in ('images', 'masks'): (mine/f'val/{kind}/Pva0_1.png').rename(mine/f'test/{kind}/Pva0_1.png')
+    (mine/'val/images/Pva1_1.png').write_bytes(b'')
+    found = check_dataset(str(mine))
+    with pytest.raises(DataFaults) as e, pytest.warns(UserWarning): load_seg_data(read_manifest(str(mine)), '', ())
+    assert sorted(e.value.table.kind) == ['empty file', 'near duplicate in two splits', 'patient in two splits']
+    for what in e.value.table.what: assert any(what in p for p in found.problems), what
+    assert len(found.problems) == 3 and found.picture is not None
+    assert any('In a training, waive=near_duplicates accepts near_duplicates.' in p for p in found.problems)
 
 
 def test_lesions_by_name_are_said_to_be_guessed(mine):

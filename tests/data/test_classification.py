@@ -199,7 +199,7 @@ def test_rgba_and_16_bit_images_are_read(folders, tune):
 
 
 @pytest.mark.parametrize('change, text', [
-    ({'dx': ''}, 'no class'), ({'set': 'D'}, "no split 'D'"), ({'name': 'gone'}, '36 of 36 images')])
+    ({'dx': ''}, 'no class'), ({'set': 'D'}, "no split 'D'"), ({'name': 'gone'}, 'none of the 36 images')])
 def test_faults_of_a_table(table, tune, change, text):
     cells, path = table
     cells.assign(**change).to_csv(path, index=False)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mirage_nb.data import opened
 from mirage_nb.data.classification import load_labelled
-from mirage_nb.data.faults import DataFaults
+from mirage_nb.data.faults import DataFaults, Fault
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.data.opened import AS_BYTES, open_images
 from mirage_nb.data.segmentation import load_seg_data
@@ -55,10 +55,23 @@ def test_one_error_names_a_fault_of_each_kind(tiny):
     found = {r.kind: os.path.basename(r.file).removesuffix('.png') for r in e.value.table.itertuples()}
     assert found == EVERY
     text = str(e.value)
-    assert '10 faults in 28 files. Repair or remove the files. waive=constant,duplicates,without_mask accepts' in text
+    assert ('10 faults in 28 files. Repair or remove the files. waive=constant,duplicates,unreadable,without_mask '
+            'accepts constant and duplicates, and leaves out unreadable and without_mask.') in text
     assert all(f'{kind} (1):\n  ' in text for kind in EVERY)
     with pytest.raises(DataFaults, match='8 faults'):
         load_seg_data(read_manifest('Tiny'), '', ['constant', 'duplicates'])
+    with pytest.raises(DataFaults, match='4 faults'):  # of a type, size or value that nobody can mean
+        load_seg_data(read_manifest('Tiny'), '', waived('constant,duplicates,unreadable,without_mask'))
+
+
+def test_files_without_a_readable_image_are_left_out_if_that_is_asked_for(tiny):
+    (tiny/'train/bscan/P1a_2.png').write_bytes(b'')
+    (tiny/'train/semseg/P1b_1.png').write_bytes(b'no image')
+    with pytest.raises(DataFaults, match='2 faults .*waive=unreadable leaves out unreadable'):
+        load_seg_data(read_manifest('Tiny'), '', ())
+    with pytest.warns(UserWarning, match='2 faults accepted'):
+        left = load_seg_data(read_manifest('Tiny'), '', waived('unreadable')).tables['train']
+    assert len(left) == 7 and not {'P1a_2', 'P1b_1'} & set(left.id)
 
 
 def test_a_class_that_no_training_mask_holds(tiny):
@@ -88,6 +101,7 @@ def test_labels_and_files_are_named_together(tmp_path, monkeypatch):
     table = pd.DataFrame(rows, columns=['id', 'split', 'dx'])
     for i, k in enumerate(table.id): noise(tmp_path/'Eyes'/f'{k}.png', i)
     (tmp_path/'Eyes'/'test1.png').write_bytes((tmp_path/'Eyes'/'test1.png').read_bytes()[:99])
+    (tmp_path/'Eyes'/'train5.png').unlink()
     table.loc[table.id == 'val3', 'dx'] = 'CNV'
     table.to_csv(tmp_path/'Eyes'/'t.csv', index=False)
     facts = ''.join(f'{k} = "x"\n' for k in ('title', 'modality', 'source', 'licence', 'citation', 'get'))
@@ -95,7 +109,13 @@ def test_labels_and_files_are_named_together(tmp_path, monkeypatch):
         f'task = "classification"\nlayout = "table"\n{facts}[labels]\ntable = "t.csv"\nimage = "{{id}}.png"\n'
         'label = "dx"\nsplit = "split"\nclasses = ["AMD", "DME", "drusen"]\n')
     with pytest.raises(DataFaults) as e: load_labelled(read_manifest('Eyes'))
-    assert e.value.table.kind.tolist() == ['class never present', 'label outside the list', 'truncated']
+    assert e.value.table.kind.tolist() == ['class never present', 'label outside the list', 'missing file', 'truncated']
+    assert 'train5.png is not there\n  Get them, or leave them out by waive=unreadable' in str(e.value)
+    with pytest.raises(DataFaults, match='2 faults'), pytest.warns(UserWarning, match='2 faults accepted'):
+        load_labelled(read_manifest('Eyes'), waived('unreadable'))
+    listed = list[Fault]()
+    left = load_labelled(read_manifest('Eyes'), waived('unreadable'), found=listed).table
+    assert len(left) == 16 and len(listed) == 4 and not {'test1', 'train5'} & set(left.id)
     assert "no class 'CNV'" in str(e.value) and 'it is the label of 1 image, the first is ' in str(e.value)
     assert 'no image of class drusen in train' in str(e.value) and 'it is in no split' in str(e.value)
 

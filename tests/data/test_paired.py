@@ -10,11 +10,13 @@ from PIL import Image
 from mirage_nb.data.augment.affine import (
     augment_pairs,
 )
+from mirage_nb.data.faults import DataFaults, refuse
 from mirage_nb.data.packed import open_pairs, pack
-from mirage_nb.data.paired import _MODALITIES, FilePairs, PairedDataset, _check_pairs, folder_pairs, table_pairs
+from mirage_nb.data.paired import _MODALITIES, FilePairs, PairedDataset, folder_pairs, table_pairs
 from mirage_nb.data.segmentation import collate
 from mirage_nb.recipes.pretraining import MultiMAERecipe, pretrain_recipe
-from mirage_nb.tasks.pretrain_mirage import MirageTask, _load_paired_data
+from mirage_nb.tasks.paired_sets import load_paired_data
+from mirage_nb.tasks.pretrain_mirage import MirageTask
 from tests.data.samples import IDS, batch_of, same, write_triplets
 
 SIZES = {'bscan': (64, 64), 'slo': (64, 64), 'bscanlayermap': (16, 16)}
@@ -53,8 +55,7 @@ def test_published_triplet(shared_data, tmp_path):
         (tmp_path/k).mkdir()
         (tmp_path/k/f'{id}.npy').symlink_to(source/f'{k}.npy')
     ds = PairedDataset(folder_pairs(tmp_path))
-    table = _check_pairs(ds, quiet=True).set_index('modality')
-    assert table.loc['bscanlayermap', 'most'] == 11 and (table.rows == 512).all()
+    assert ds.pairs.faults() == [] and ds.pairs.plane('bscanlayermap', 0).max() == 11
     out = augment_pairs(batch_of(ds), sizes={'bscanlayermap': (128, 128)})
     assert out['bscan'].shape == out['slo'].shape == (1, 1, 512, 512) and out['bscanlayermap'].shape == (1, 128, 128)
     assert out['bscan'].max() <= 1 and set(out['bscanlayermap'].unique().tolist()) <= set(range(12))
@@ -64,7 +65,7 @@ def test_published_triplet(shared_data, tmp_path):
 
 def test_phantoms_are_pairs(home, phantoms):
     ds = PairedDataset(open_pairs(phantoms/'Phantom_OCT'/'train'))
-    assert len(ds) == 8 and len(_check_pairs(ds, quiet=True)) == 3
+    assert len(ds) == 8 and ds.pairs.faults() == []
     assert augment_pairs(batch_of(ds), sizes=SIZES)['bscanlayermap'].max() <= 12
 
 
@@ -106,7 +107,7 @@ FAULTS = {  # what is done to the files, what reading says
                   r'slo/S1.npy is damaged, or not an array of NumPy \(4215 bytes\): it ends after 4087 of 4096 values'),
     'cut head': (lambda d: (d/'slo'/'S1.npy').write_bytes(b'\x93NUMPY\x01\x00v'), 'S1.npy is damaged, or not an array'),
     'no array': (lambda d: (d/'slo'/'S1.npy').write_bytes(b'hello'), 'S1.npy is damaged, or not an array of NumPy'),
-    'empty file': (lambda d: (d/'slo'/'S1.npy').write_bytes(b''), r'S1.npy is damaged, or not an array.* \(0 bytes'),
+    'empty file': (lambda d: (d/'slo'/'S1.npy').write_bytes(b''), r'S1.npy \(0 bytes\) cannot be read: the file is'),
     'objects': (lambda d: np.save(d/'slo'/'S1.npy', np.array([{}]), allow_pickle=True), 'slo/S1.npy is damaged'),
     'cut image': (lambda d: (d/'slo'/'S2.png').write_bytes((d/'slo'/'S2.png').read_bytes()[:-2000]), 'slo/S2.png'),
     'twice': (lambda d: jpeg(d/'slo'/'S1.png'), 'slo/S1.png and S1.npy have one id; keep one of them'),
@@ -119,15 +120,29 @@ FAULTS = {  # what is done to the files, what reading says
 def test_fault_is_named(triplets, what):
     spoil, said = FAULTS[what]
     spoil(triplets)
-    with pytest.raises(ValueError, match=said): _check_pairs(PairedDataset(folder_pairs(triplets)), quiet=True)
+    with pytest.raises(ValueError, match=said): refuse(folder_pairs(triplets).faults(), 'set', 18)
 
 
 def test_hash_names_all_that_cannot_be_learnt_from(triplets):
     "Also a picture of another size, before a training starts"
     for what in ('size', 'class outside', 'cut image'): FAULTS[what][0](triplets)
-    with pytest.raises(ValueError, match=r'(?s)3 of 18 images cannot be used:.*S1.npy is of 32 x 64 .*S0.npy of 64 x.*'
-                       'S1.npy holds class 13.*S2.png'):
+    with pytest.raises(ValueError, match=r'(?s)3 faults in 18 files.*S2.png.*S1.npy holds class 13.*S1.npy is of 32 x '
+                       '64 .*S0.npy of 64 x'):
         folder_pairs(triplets).content()
+
+
+def test_all_faults_of_pairs_are_one_error(triplets):
+    "Missing partners, damaged files and constant images together; the second start opens nothing"
+    (triplets/'slo'/'S0.npy').unlink()
+    FAULTS['cut image'][0](triplets)
+    np.save(triplets/'bscan'/'S4.npy', np.full((64, 64), 9, np.uint8))
+    cfg = replace(pretrain_recipe('pre_mirage_small', MultiMAERecipe), dataset=str(triplets))
+    with pytest.raises(DataFaults, match='waive=constant,missing_partners,unreadable accepts constant, a') as e:
+        MirageTask.from_settings(cfg).sources()
+    assert sorted(e.value.table.kind) == ['constant image', 'missing partner', 'truncated']
+    task = MirageTask.from_settings(replace(cfg, waive='constant,missing_partners,unreadable', val_fraction=0.))
+    with pytest.warns(UserWarning, match='3 faults accepted'): assert task.sources()
+    assert task.train.ids == ['S1', 'S3', 'S4', 'S5']
 
 
 def test_training_processes_do_not_read_all_data_first(triplets, monkeypatch):
@@ -172,4 +187,4 @@ def test_unfinished_set_as_a_dataset(triplets, tmp_path):
     with pytest.raises(ValueError, match='S5.png'): pack(folder_pairs(triplets), tmp_path/'out', quiet=True)
     for name in ('out', 'out.part'):
         with pytest.raises(ValueError, match='out.part is incomplete: 5 of 6 samples are packed'):
-            _load_paired_data(str(tmp_path/name))
+            load_paired_data(MultiMAERecipe(dataset=str(tmp_path/name)))

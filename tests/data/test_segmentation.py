@@ -38,7 +38,7 @@ def test_missing_mask(tiny):
     for k in names: (tiny/f'train/semseg/{k}.png').unlink()
     with pytest.raises(ValueError) as e: seg_table(read_manifest('Tiny'), 'train')
     text = str(e.value)
-    assert 'image without a mask (7):' in text and 'waive=without_mask accepts without_mask' in text
+    assert 'image without a mask (7):' in text and 'waive=without_mask leaves out without_mask' in text
     assert f'{tiny}/train/bscan/P1a_1.png has no mask P1a_1.png in {tiny}/train/semseg' in text
     assert 'P1b_10.png has no mask' in text and 'P1b_2.png has no mask' not in text, 'five are named'
     assert '... and 2 more' in text and '-faults.csv' in text

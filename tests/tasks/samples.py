@@ -1,6 +1,9 @@
 "A classification that is fast enough for a test, and what tests do with tasks"
 from dataclasses import replace
 
+import numpy as np
+from PIL import Image
+
 from mirage_nb.data.classification import load_labelled
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.recipes.classification import cls_recipe
@@ -35,3 +38,12 @@ def validation_of(cfg, folder):
     "Validation numbers of the kept model, read from its file"
     task = ClassificationTask.from_settings(cfg)
     return task.validate(task.classifier(folder).model, make_accelerator('fp32'))
+
+
+def pictures(folder, n=8, seed=0):
+    "n different pictures in a folder"
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        rng = np.random.default_rng((seed, i))
+        Image.fromarray(rng.integers(0, 255, (36, 40, 3), dtype=np.uint8)).save(folder/f'{i:02d}.png')
+    return folder

@@ -26,20 +26,23 @@ from ..tables import first_bad_line, read_text_table
 def chest_table(
     rows:pd.DataFrame,  # id, image (path or None), patient, split and label:NAME, perhaps view and label
     where:str|Path,     # file that names the images
-    absent:str='error', # or 'drop': leave out images that are not there
+    absent:str='error', # leave images that are not there to the first check; 'drop': leave them out
     split:Mapping[str, float]|None=None, # shares of splits to draw where they are missing
     seed:int=0
 )->pd.DataFrame:        # id, image, patient, split, view, label:NAME, and label where there is one per image
-    "Check a table: images exist, ids are unique; draw missing splits, and name patients in two of them."
+    "Find the images of a table, refuse ids that occur twice, draw missing splits, and name patients in two of them."
     if absent not in CHOICES['absent']: raise ValueError(unknown('absent', absent, CHOICES['absent']))
     found = find_files(Path(p or '') for p in rows.image)
     there = np.array([p is not None for p in found], bool)
     if not there.all():
         lost, few = rows.id[~there], rows.image[~there].iloc[0] or ''
         message = f'{where}: {len(lost)} of {len(rows)} images are missing: {", ".join(lost[:4])}{few and f" ({few})"}'
-        if absent == 'error' or not there.any(): raise FileNotFoundError(f"{message}. Get them, or set absent='drop'")
-        warnings.warn(f'{message}; they are left out', stacklevel=3)
-    rows = rows.assign(image=pd.Series(found, rows.index, dtype=object))[there]
+        if not there.any(): raise FileNotFoundError(f'{message}. Get them')
+        if absent == 'drop': warnings.warn(f'{message}; they are left out', stacklevel=3)
+    home = Path(where) if Path(where).is_dir() else Path(where).parent
+    named = [q or Path(p or home/str(k)) for q, p, k in zip(found, rows.image, rows.id, strict=True)]
+    rows = rows.assign(image=pd.Series(named, rows.index, dtype=object))
+    if absent == 'drop': rows = rows[there]  # otherwise the first check names them
     if (twice := rows.id.duplicated()).any():
         raise ValueError(f'{where} names {rows.id[twice].iloc[0]} twice; keep one of its rows')
     if 'view' not in rows: rows = rows.assign(view='')
@@ -53,7 +56,7 @@ def chest_table(
 def read_labelled_table(
     path:str|Path,           # a CSV file with image, patient, split, perhaps id, view and eye; images lie beside it
     labels:Sequence[str]=(), # its columns of findings; empty: all other columns
-    absent:str='error',      # or 'drop': leave out images that are not there
+    absent:str='error',      # leave images that are not there to the first check; 'drop': leave them out
     val:float=0.1,           # share of the training patients for validation where no row is
     seed:int=0
 )->pd.DataFrame:

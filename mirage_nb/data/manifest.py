@@ -22,6 +22,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, WithJs
 from ..core import data_dir, resource_dir, unknown
 from .labels import LabelFacts, is_background, is_lesion, label_faults
 from .layouts import find_classes, find_masks, folders_in, image_folders, split_folders
+from .scale import MaskScale
 from ..phantoms.catalog import PHANTOMS
 from ..recipes.classification import cls_recipe
 from ..recipes.faults import list_faults
@@ -88,6 +89,7 @@ class _Facts(Options):
     get: _Filled                    # how to obtain the files, in one sentence
     quirks: tuple[str, ...] = ()    # what may surprise a user
     lesions: tuple[str, ...] = ()   # labels that are lesions, all of them; left out: guessed from the labels
+    scale: MaskScale = field(default_factory=MaskScale) # what distances in masks are measured by
     labels: LabelFacts|None = None  # labels of images, for classification
     fetch: FetchPlan|None = None    # files that make up the dataset, and where they come from
 

@@ -57,7 +57,8 @@ class _SegEvaluation:
     )->SegScores:
         "Predict what is missing, and score."
         if self.ready is None and self.model: predict_images(self.model, self.table, run/'predictions')
-        return score_folder(self.table, self.folder(run), self.data.classes, self.source, self.class_map, self.seed)
+        return score_folder(self.table, self.folder(run), self.data.classes, self.source, self.class_map, self.seed,
+                            scale=self.data.manifest.scale)
 
 # %% ../../nbs/tasks/70_evaluate.ipynb #9ef55d8d
 def _given_predictions(

@@ -183,7 +183,7 @@ class SegmentationTask(_SegTrained):
         if not all(p.exists() for p in files):
             save_table(predict_images(folder/'best.safetensors', table, folder/'predictions'), folder/'predictions.csv')
         if table.semseg.isna().any(): return None
-        scores = score_folder(table, folder/'predictions', self.data.classes)
+        scores = score_folder(table, folder/'predictions', self.data.classes, scale=self.manifest.scale)
         save_seg_scores(scores, folder)
         return scores
 
@@ -191,7 +191,7 @@ class SegmentationTask(_SegTrained):
         "Score the mean position, a frozen random encoder, and other graders."
         table = self.data.tables.get('test')
         if table is None or table.semseg.isna().any(): return {}
-        found = {k: score_folder(table, p, self.data.classes, grader=k.startswith('grader'))
+        found = {k: score_folder(table, p, self.data.classes, grader=k.startswith('grader'), scale=self.manifest.scale)
                  for k, p in seg_baseline_masks(self.data, self.settings, folder).items()}
         if not self.settings.baselines: return found
         random = replace(self, settings=random_encoder_settings(self.settings), given=self.data)

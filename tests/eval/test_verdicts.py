@@ -53,7 +53,7 @@ def test_diagonal_is_that_of_the_images(duke):
     table = duke.tables['test']
     scores = score_folder(table, find_graders(table)['grader2'], duke.classes)
     shape = np.array(Image.open(table.semseg.iloc[0])).shape
-    assert f'(HD95: the diagonal, {np.hypot(*shape):.0f} pixels)' in scores.worst_distance
+    assert f'(HD95, ASSD: the diagonal, {np.hypot(*shape):.0f} pixels)' in scores.worst_distance
 
 
 def test_one_patient_is_no_evidence_about_others(duke):

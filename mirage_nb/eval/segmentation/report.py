@@ -6,8 +6,9 @@
 __all__ = ['SegScores', 'score_folder', 'compare_segmentations', 'save_seg_scores', 'seg_reliability', 'find_graders']
 
 # %% ../../../nbs/eval/segmentation/60_report.ipynb #356eb338
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -15,10 +16,20 @@ import pandas as pd
 from ...core import counted
 from ...data.folders import match_masks
 from ...data.manifest import ClassInfo
+from ...data.masks import read_mask
+from ...data.scale import MaskScale
 from .metrics import SEG_METRICS
 from .predict import mask_rows
 from .scores import pool_volumes, score_slices
 from .summary import NOT_GRADED, paired_differences, report_table, summarise
+from mirage_nb.eval.segmentation.tables import (
+    boundary_table,
+    count_lesions,
+    lesion_table,
+    lesion_words,
+    outline_table,
+    volume_table,
+)
 from ...storage import write_atomic
 
 # %% ../../../nbs/eval/segmentation/60_report.ipynb #d91675d6
@@ -30,6 +41,9 @@ class SegScores:
     summary: pd.DataFrame    # strict, with intervals, one row per class and metric
     published: pd.DataFrame  # the same in the published convention, as text
     patients: Mapping[str, str]|None = None # volume -> patient
+    lesions: pd.DataFrame = field(default_factory=pd.DataFrame) # strict, one row per lesion, with its status
+    counts: pd.DataFrame = field(default_factory=pd.DataFrame)  # of lesions, one row per class, with intervals
+    scale: MaskScale = field(default_factory=MaskScale) # of these masks
 
     @property
     def table(self)->pd.DataFrame:
@@ -37,6 +51,21 @@ class SegScores:
         rows = report_table(self.summary).set_index('Class').drop(columns=['note', 'undefined'])
         titles = {name: m.title(name) for name, m in SEG_METRICS.items()}
         return rows.rename(columns=titles | {'n': f'units ({self._unit})'})
+
+    @property
+    def outlines(self)->pd.DataFrame: return outline_table(self.summary, self.scale) # distances, as text
+
+    @property
+    def sizes(self)->pd.DataFrame: return volume_table(self.summary, self.slices, self.scale) # volumes, as text
+
+    @property
+    def boundaries(self)->pd.DataFrame: return boundary_table(self.summary, self.slices, self.scale) # of layers, as text
+
+    @property
+    def lesion_table(self)->pd.DataFrame: return lesion_table(self.counts, self.scale) # as text
+
+    @property
+    def lesion_words(self)->str: return lesion_words(self.counts) # as 'of 24 lesions 20 were found, ...', or ''
 
     @property
     def notes(self)->pd.DataFrame:
@@ -57,7 +86,7 @@ class SegScores:
     def worst_distance(self)->str: # as ' (HD95: the diagonal, 704 pixels)'; '' where there is no such slice
         "Tell what a slice counts as where only one of mask and prediction has the class."
         one = self.slices[self.slices.status.isin(('missed', 'false'))]
-        names = [name for name, m in SEG_METRICS.items() if m.from_edges and m.worst is None and name in one]
+        names = [name for name, m in SEG_METRICS.items() if m.from_edges and m.worst is None and not m.micrometres and name in one]
         if not len(one) or not names: return ''
         low, high = one[names[0]].min(), one[names[0]].max()
         return f' ({", ".join(names)}: the diagonal, {low:.0f}{f" to {high:.0f}" if high - low >= 1 else ""} pixels)'
@@ -99,6 +128,20 @@ def _not_graded(
     return list(pixels.index[(pixels.predicted == 0) & (pixels.true > 0)])
 
 
+def _fitting_scale(
+    table:pd.DataFrame,          # with masks
+    classes:Sequence[ClassInfo], # of the masks
+    scale:MaskScale
+)->MaskScale:
+    "Return a scale without its micrometres where they are of files of another height."
+    if scale.rows is None: return scale
+    other = {h for h in (read_mask(p, classes).shape[0] for p in table.semseg) if not scale.fits(h)}
+    if not other: return scale
+    warnings.warn(f'the micrometres of the manifest are of masks with {scale.rows} rows, and there are some with '
+                  f'{", ".join(map(str, sorted(other)))}: distances stay in pixels', stacklevel=3)
+    return MaskScale(tolerance=scale.tolerance)
+
+
 def score_folder(
     table:pd.DataFrame,                    # of `data.segmentation.seg_table`, with masks
     folder:Path,                           # predictions, ID.png for each image
@@ -106,21 +149,23 @@ def score_folder(
     source:Sequence[ClassInfo]|None=None,  # of the predictions; None: the same
     class_map:Mapping[int, int]|None=None, # predicted grey value -> grey value of the masks
     seed:int=0,                            # of the bootstrap
-    grader:bool=False                      # masks of a person, of whom a class that is marked nowhere says nothing
+    grader:bool=False,                     # masks of a person, of whom a class that is marked nowhere says nothing
+    scale:MaskScale|None=None              # of the masks; None: the default tolerance, and pixels alone
 )->SegScores:
     "Score a folder of predictions, or of another grader's masks."
-    def slices(convention:str)->pd.DataFrame:
-        return score_slices(mask_rows(table, folder, classes, source), classes, convention,
-                            class_map=class_map, source=source or ())
-
-    by_slice = {c: slices(c) for c in ('strict', 'published')}
+    scale, found = _fitting_scale(table, classes, scale or MaskScale()), list[pd.DataFrame]()
+    both = score_slices(mask_rows(table, folder, classes, source), classes, ('strict', 'published'),
+                        class_map=class_map, source=source or (), scale=scale, lesions=found)
+    by_slice = {c: t.reset_index(drop=True) for c, t in both.groupby('convention', sort=False)}
+    lesions = pd.concat([t for t in found if len(t)] or found[:1]).set_index(['id', 'volume', 'slice', 'Class']).reset_index()
     pooled = {c: pool_volumes(s) for c, s in by_slice.items()}
     patients = {str(v): str(p) for v, p in zip(table.volume, table.patient, strict=True)}
     ungraded = _not_graded(by_slice['strict']) if grader else []
     sums = {c: summarise(pooled[c], None, patients, by_slice[c], seed=seed, ungraded=ungraded) for c in pooled}
     published = report_table(sums['published']).set_index('Class').drop(columns=['note', 'undefined'])
     volumes = pd.concat(pooled.values(), ignore_index=True)
-    return SegScores(by_slice['strict'], volumes, sums['strict'], published, patients)
+    counts = count_lesions(lesions, pooled['strict'], patients, by_slice['strict'], ungraded, (10_000, seed))
+    return SegScores(by_slice['strict'], volumes, sums['strict'], published, patients, lesions, counts, scale)
 
 # %% ../../../nbs/eval/segmentation/60_report.ipynb #6519abb1
 def compare_segmentations(
@@ -138,8 +183,8 @@ def save_seg_scores(
     folder:Path,    # of the run
     name:str='test' # beginning of the files' names
 )->list[Path]:
-    "Write slices, volumes and summary as CSV."
-    tables = {'slices': scores.slices, 'volumes': scores.volumes, 'summary': scores.summary}
+    "Write slices, volumes, summary and lesions as CSV."
+    tables = {'slices': scores.slices, 'volumes': scores.volumes, 'summary': scores.summary, 'lesions': scores.lesions}
     def write(t:pd.DataFrame, path:Path)->Path: return write_atomic(path, lambda p: t.to_csv(p, index=False))
     return [write(t, folder/f'{name}_{k}.csv') for k, t in tables.items()]
 

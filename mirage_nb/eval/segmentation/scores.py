@@ -8,7 +8,7 @@ __all__ = ['score_slices', 'pool_volumes']
 # %% ../../../nbs/eval/segmentation/30_scores.ipynb #a1c9d203
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ...core import size_text
 from ...data.manifest import ClassInfo
+from ...data.scale import MaskScale
 from mirage_nb.eval.segmentation.alignment import (
     apply_invalid,
     fit_prediction,
@@ -23,34 +24,48 @@ from mirage_nb.eval.segmentation.alignment import (
     mapping_table,
     scored_classes,
 )
+from .boundaries import BoundarySums, boundary_sums
+from .lesions import slice_lesions
 from mirage_nb.eval.segmentation.metrics import (
     SEG_METRICS,
     Convention,
     PixelCounts,
     as_class_indices,
-    count_metrics,
     edge_metrics,
     get_convention,
     pixel_confusion,
+    sum_metrics,
 )
+from .outlines import SliceOutlines
 
 # %% ../../../nbs/eval/segmentation/30_scores.ipynb #ea60026d
-def _slice_values(
-    pred:np.ndarray, # (h, w) class indices, already aligned
-    true:np.ndarray, # (h, w) class indices
-    n:int,           # number of classes
-    rule:Convention
-)->dict[str, np.ndarray]: # column -> (n,): the metrics, status, and the counts hit, predicted and true
-    "Compute metrics, status and counts of every class in one slice."
-    table = pixel_confusion(pred, true, n)
-    counts = PixelCounts(table.diagonal(), table.sum(0), table.sum(1))
-    no_pred, no_true = counts.predicted == 0, counts.true == 0
-    if rule.full_slice_is_empty:
-        no_pred, no_true = no_pred | (counts.predicted == pred.size), no_true | (counts.true == true.size)
-    neither = no_pred & no_true
-    values = count_metrics(counts, rule.neither) | edge_metrics(pred, true, n, no_pred ^ no_true, neither, rule)
-    status = np.select([neither, no_pred & ~no_true, no_true & ~no_pred], ['neither', 'missed', 'false'], 'ok')
-    return {k: values[k] for k in SEG_METRICS} | {'status': status} | counts._asdict()
+class _AlignedSlice:
+    "Hold what is computed of a slice once, for all metrics and conventions."
+    def __init__(self,
+        pred:np.ndarray,   # (h, w) class indices, already aligned
+        true:np.ndarray,   # (h, w) class indices
+        layers:np.ndarray, # (n,) bool, of the classes
+        scale:MaskScale
+    )->None:
+        self.size, self.n, table = true.size, len(layers), pixel_confusion(pred, true, len(layers))
+        self.counts = PixelCounts(table.diagonal(), table.sum(0), table.sum(1))
+        self.boundaries = boundary_sums(pred, true, self.n, layers)
+        self.outlines = SliceOutlines(pred, true, self.n, scale)
+
+    def values(self,
+        rule:Convention
+    )->dict[str, np.ndarray]: # column -> (n,): the metrics, status, and the sums
+        "Compute metrics, status and sums of every class."
+        counts = self.counts
+        no_pred, no_true = counts.predicted == 0, counts.true == 0
+        if rule.full_slice_is_empty:
+            no_pred, no_true = no_pred | (counts.predicted == self.size), no_true | (counts.true == self.size)
+        neither = no_pred & no_true
+        found = sum_metrics(counts, rule) | sum_metrics(self.boundaries, rule)
+        found |= edge_metrics(self.outlines, no_pred ^ no_true, neither, rule)
+        status = np.select([neither, no_pred & ~no_true, no_true & ~no_pred], ['neither', 'missed', 'false'], 'ok')
+        metrics = {k: found[k] for k in SEG_METRICS if k in found}
+        return metrics | {'status': status} | counts._asdict() | self.boundaries._asdict()
 
 # %% ../../../nbs/eval/segmentation/30_scores.ipynb #d651080e
 def _check_row(
@@ -73,33 +88,6 @@ def _check_row(
     return str(volume), int(number), name, fitted, true
 
 
-def score_slices(
-    rows:Iterable[tuple],              # (volume, slice, true, pred[, id]); true and pred (h, w) class indices
-    classes:Sequence[ClassInfo],       # of this dataset, by index
-    convention:str='strict',           # 'strict' or 'published'
-    diagonal:bool=False,               # also in 'published': distances are the slice's diagonal where one side is empty
-    class_map:Mapping[int, int]|None=None, # cross-dataset: predicted grey value -> grey value of this dataset
-    source:Sequence[ClassInfo]=(),     # with class_map: the classes that `pred` indexes
-    background:bool=False              # also rows of background classes
-)->pd.DataFrame: # id, volume, slice, Class, group, one column per metric, status, hit, predicted, true, convention
-    "Score slices: one row for each slice and class."
-    rule = get_convention(convention)
-    if diagonal: rule = replace(rule, worst_if_one_sided=True)
-    table = None if class_map is None else mapping_table(class_map, source, classes)
-    kept, invalid = scored_classes(classes, background), [c.index for c in classes if is_invalid(c)]
-    index, n, seen, parts, apart = [c.index for c in kept], len(classes), set(), [], list[str]()
-    for row in tqdm(rows, desc='scoring', unit='slice', delay=5, leave=False):
-        volume, number, name, pred, true = _check_row(row, n, n if table is None else len(table), apart)
-        if (volume, number) in seen: raise ValueError(f'slice {number} of volume {volume} is given twice')
-        seen.add((volume, number))
-        if table is not None: pred = table[pred]
-        pred, true = apply_invalid(pred, true, invalid, rule.invalid_by_prediction and table is not None)
-        head = dict(id=name, volume=volume, slice=number, Class=[c.label for c in kept], group=[c.group for c in kept])
-        parts.append(pd.DataFrame(head | {k: v[index] for k, v in _slice_values(pred, true, n, rule).items()}))
-    if not parts: raise ValueError('no slices to score: the rows are empty')
-    if apart: _warn_of_sizes(apart, len(parts))
-    return pd.concat(parts, ignore_index=True).assign(convention=convention)
-
 def _warn_of_sizes(
     apart:Sequence[str], # the two sizes of each
     n:int                # slices that are scored
@@ -108,6 +96,66 @@ def _warn_of_sizes(
     names = f"{'; '.join(apart[:3])}{'; ...' if len(apart) > 3 else ''}"
     warnings.warn(f'{len(apart)} of {n} predictions are not of the size of their mask, and were resized by nearest '
                   f'pixels: {names}', stacklevel=3)
+
+# %% ../../../nbs/eval/segmentation/30_scores.ipynb #c1cd81c6
+@dataclass(frozen=True)
+class _Scorer:
+    "Hold the rules by which slices are scored, and what is found beside the scores."
+    classes: Sequence[ClassInfo]   # of the dataset, by index
+    rules: Mapping[str, Convention]
+    table: np.ndarray|None         # predicted class -> class; None: the same
+    kept: Sequence[ClassInfo]      # that get a row
+    scale: MaskScale
+    lesions: list[pd.DataFrame] = field(default_factory=list)
+
+    def rows(self,
+        name:str, volume:str, number:int, # of the slice
+        pred:np.ndarray, # (h, w)
+        true:np.ndarray  # (h, w)
+    )->list[pd.DataFrame]: # one for each convention
+        "Score one slice: one row for each class."
+        if self.table is not None: pred = self.table[pred]
+        invalid, layers = [c.index for c in self.classes if is_invalid(c)], [c.group == 'layer' for c in self.classes]
+        head, at, known = {'id': name, 'volume': volume, 'slice': number}, [c.index for c in self.kept], {}
+        names = {'Class': [c.label for c in self.kept], 'group': [c.group for c in self.kept]}
+        found = []
+        for convention, rule in self.rules.items():
+            changes = rule.invalid_by_prediction and self.table is not None
+            pair = apply_invalid(pred, true, invalid, changes)
+            if changes not in known: known[changes] = _AlignedSlice(*pair, np.array(layers), self.scale)
+            if not rule.published_only: self.lesions.append(slice_lesions(*pair, self.kept).assign(**head))
+            values = {k: v[at] for k, v in known[changes].values(rule).items()}
+            found.append(pd.DataFrame(head | names | values).assign(convention=convention))
+        return found
+
+# %% ../../../nbs/eval/segmentation/30_scores.ipynb #3830f9c9
+def score_slices(
+    rows:Iterable[tuple],              # (volume, slice, true, pred[, id]); true and pred (h, w) class indices
+    classes:Sequence[ClassInfo],       # of this dataset, by index
+    convention:str|Sequence[str]='strict', # 'strict', 'published' or both
+    diagonal:bool=False,               # also in 'published': distances are the slice's diagonal where one side is empty
+    class_map:Mapping[int, int]|None=None, # cross-dataset: predicted grey value -> grey value of this dataset
+    source:Sequence[ClassInfo]=(),     # with class_map: the classes that `pred` indexes
+    background:bool=False,             # also rows of background classes
+    scale:MaskScale|None=None,         # tolerance and size of a pixel; None: the default tolerance, and pixels alone
+    lesions:list[pd.DataFrame]|None=None # receives the lesions of each slice, of `slice_lesions`, in 'strict'
+)->pd.DataFrame: # id, volume, slice, Class, group, one column per metric, status, counts and sums, convention
+    "Score slices: one row for each convention, slice and class."
+    rules = {c: get_convention(c) for c in ([convention] if isinstance(convention, str) else convention)}
+    if diagonal: rules = {c: replace(r, worst_if_one_sided=True) for c, r in rules.items()}
+    table = None if class_map is None else mapping_table(class_map, source, classes)
+    scorer = _Scorer(classes, rules, table, scored_classes(classes, background), scale or MaskScale(),
+                     [] if lesions is None else lesions)
+    n, seen, parts, apart = len(classes), set(), list[pd.DataFrame](), list[str]()
+    for row in tqdm(rows, desc='scoring', unit='slice', delay=5, leave=False):
+        volume, number, name, pred, true = _check_row(row, n, n if table is None else len(table), apart)
+        if (volume, number) in seen: raise ValueError(f'slice {number} of volume {volume} is given twice')
+        seen.add((volume, number))
+        parts += scorer.rows(name, volume, number, pred, true)
+    if not parts: raise ValueError('no slices to score: the rows are empty')
+    if apart: _warn_of_sizes(apart, len(seen))
+    columns = dict.fromkeys(c for part in parts[:len(rules)] for c in part)
+    return pd.concat(parts, ignore_index=True).reindex(columns=list(columns))
 
 # %% ../../../nbs/eval/segmentation/30_scores.ipynb #f32f127f
 _COUNTED = ['slices', 'present', 'undefined', 'missed', 'false', 'neither']
@@ -121,10 +169,12 @@ def pool_volumes(
     by = slices.assign(slices=1, present=slices['true'] > 0, undefined=marks['missed'] | marks['false'], **marks)
     groups = by.groupby(['convention', 'volume', 'Class', 'group'], sort=False)
     edges = [name for name, m in SEG_METRICS.items() if m.from_edges and name in slices]
-    out = pd.concat([groups[[*PixelCounts._fields, *_COUNTED]].sum(), groups[edges].mean()], axis=1).reset_index()
+    sums = [*PixelCounts._fields, *BoundarySums._fields]
+    out = pd.concat([groups[[*sums, *_COUNTED]].sum(), groups[edges].mean()], axis=1).reset_index()
     for convention in out['convention'].unique():
         at = out['convention'] == convention
-        counts = PixelCounts(*(out.loc[at, k].to_numpy() for k in PixelCounts._fields))
-        for name, v in count_metrics(counts, get_convention(convention).neither).items(): out.loc[at, name] = v
+        for kind in (PixelCounts, BoundarySums):
+            pooled = kind(*(out.loc[at, k].to_numpy() for k in kind._fields))
+            for name, v in sum_metrics(pooled, get_convention(convention)).items(): out.loc[at, name] = v
     columns = ['ID', 'Class', 'group', *(name for name in SEG_METRICS if name in out), *_COUNTED, 'convention']
     return out.rename(columns={'volume': 'ID'})[columns]

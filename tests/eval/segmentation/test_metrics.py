@@ -5,11 +5,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from monai.metrics import compute_hausdorff_distance
+from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
 from scipy.ndimage import gaussian_filter
 
+from mirage_nb.data.scale import MaskScale
 from mirage_nb.eval.segmentation.alignment import resize_nearest
-from mirage_nb.eval.segmentation.metrics import _edge_pairs, _hd95, pixel_confusion, pixel_miou
+from mirage_nb.eval.segmentation.metrics import _assd, _hd95, _nsd, pixel_confusion, pixel_miou
+from mirage_nb.eval.segmentation.outlines import SliceOutlines
 from mirage_nb.eval.segmentation.scores import pool_volumes, score_slices
 from mirage_nb.eval.segmentation.summary import summarise
 
@@ -32,7 +34,7 @@ def score_volumes(rows, *args, **options): return pool_volumes(score_slices(rows
 
 def hd95(pred, true, n=2):
     "HD95 of each class, NaN where a side lacks it"
-    pairs = _edge_pairs(np.asarray(pred, np.uint8), np.asarray(true, np.uint8), n)
+    pairs = SliceOutlines(np.asarray(pred, np.uint8), np.asarray(true, np.uint8), n, MaskScale()).pixels
     return [_hd95(*pairs[c]) if c in pairs else np.nan for c in range(n)]
 
 
@@ -44,6 +46,13 @@ def monai_hd95(pred, true):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         return compute_hausdorff_distance(a, b, include_background=True, percentile=95, directed=False).item()
+
+
+def monai(f, pred, true, **options):
+    a, b = (torch.from_numpy(np.asarray(x, bool))[None, None] for x in (pred, true))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return f(a, b, include_background=True, **options).item()
 
 
 def blobs(g, shape, share):
@@ -72,6 +81,23 @@ def test_hd95_is_monais(name, pred, true):
     ours = hd95(pred, true)[1]
     if pred.any() and true.any(): np.testing.assert_allclose(ours, monai_hd95(pred, true), rtol=2e-5, atol=1e-6)
     else: assert np.isnan(ours)
+
+
+SPACING = (3.87, 11.3)  # micrometres
+
+
+@pytest.mark.parametrize('name,pred,true', list(pairs())[::3], ids=lambda x: x if isinstance(x, str) else '')
+def test_distances_are_monais_in_pixels_and_micrometres(name, pred, true):
+    "ASSD, NSD and HD95, also where a pixel is three times as wide as high"
+    scale = MaskScale(tolerance=2., depth_um=SPACING[0], across_um=SPACING[1], tolerance_um=12.)
+    outlines = SliceOutlines(pred.astype(np.uint8), true.astype(np.uint8), 2, scale)
+    if not (pred.any() and true.any()): return np.testing.assert_equal(1 in outlines.pixels, False)
+    for pairs, spacing, tolerance in ((outlines.pixels, None, 2.), (outlines.micrometres, SPACING, 12.)):
+        expected = (monai(compute_average_surface_distance, pred, true, symmetric=True, spacing=spacing),
+                    monai(compute_surface_dice, pred, true, class_thresholds=[tolerance], spacing=spacing),
+                    monai(compute_hausdorff_distance, pred, true, percentile=95, spacing=spacing))
+        ours = [f(*pairs[1]) for f in (_assd, _nsd, _hd95)]
+        np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=1e-6)
 
 
 def test_hd95_of_all_classes_is_that_of_each():
@@ -212,3 +238,61 @@ def test_single_volume_falls_back_to_slices():
     dice = table[table['metric'] == 'Dice'].set_index('Class')
     np.testing.assert_allclose(dice.loc[['RNFL', 'Fluid'], 'mean'], scores['Dice'])
     assert dice.loc['Fluid', 'n'] == 4
+
+
+def layered(rows, thick=6, shape=(40, 30)):
+    "A layer that begins at a row in each column"
+    at = np.arange(shape[0])[:, None]
+    return ((at >= rows) & (at < np.asarray(rows) + thick)).astype(np.uint8)
+
+
+def test_boundary_errors_by_hand():
+    "Ten columns one row too deep, five two rows too high, fifteen right; the lower boundary another row too deep"
+    rows = np.full(30, 10)
+    shift = np.repeat([1, -2, 0], [10, 5, 15])
+    score = row_of(score_volumes([('V', 0, layered(rows), layered(rows + shift, thick=7))], retina), 'RNFL')
+    errors = [score[f'{side} boundary {k}'] for side in ('upper', 'lower') for k in ('distance', 'shift')]
+    np.testing.assert_allclose(errors, [20/30, 0, (20 + 5 + 15)/30, 1])
+
+
+def test_boundary_errors_are_of_layers_and_strict():
+    "Fluid has no boundary, the published convention has the published metrics, columns on one side alone do not count"
+    true, pred = layered(np.full(30, 10)), layered(np.full(30, 12))
+    pred[:, :6], true[:, 6:9] = 0, 0
+    true[30:34, 4:9] = 2
+    slices = score_slices([('V', 0, true, pred)], retina, ('strict', 'published'))
+    rows = slices.set_index(['convention', 'Class'])
+    assert list(rows.loc[('strict', 'RNFL'), ['columns', 'columns_missed', 'columns_false']]) == [21, 6, 3]
+    scores = pool_volumes(slices).set_index(['convention', 'Class'])
+    assert scores.loc[('strict', 'RNFL'), 'upper boundary shift'] == 2
+    assert np.isnan(scores.loc[('strict', 'Fluid'), 'upper boundary shift'])
+    new = ['NSD', 'ASSD', 'volume error', 'upper boundary shift']
+    assert scores.loc['published', new].isna().all(axis=None)
+    assert set(summarise(pool_volumes(score_slices([('V', 0, true, pred)], retina))).query(
+        "metric == 'upper boundary shift'").Class) == {'RNFL', 'mean of layers'}
+
+
+def test_volume_errors_by_hand():
+    "Two volumes: 8 of 10 pixels and 15 for 10. Opposite errors cancel with sign alone; absent truth has no relative error"
+    def flat(n):
+        x = np.zeros((10, 10), np.uint8)
+        x.flat[:n] = 2
+        return x
+    rows = [('A', 0, flat(10), flat(8)), ('B', 0, flat(10), flat(15)), ('C', 0, flat(0), flat(3))]
+    scores = score_volumes(rows, retina)
+    fluid = scores[scores.Class == 'Fluid'].set_index('ID')
+    assert list(fluid['volume error']) == [-2, 5, 3] and list(fluid['absolute volume error']) == [2, 5, 3]
+    np.testing.assert_equal(fluid['relative volume error'].to_numpy(), [.2, .5, np.nan])
+    means = summarise(scores).set_index(['metric', 'Class'])
+    assert means.loc[('volume error', 'Fluid'), 'mean'] == 2
+    assert ('volume error', 'mean') not in means.index  # no mean of pixels of unlike classes
+
+
+def test_surface_metrics_of_a_missed_class():
+    "Strict: NSD 0, distances the diagonal, in pixels and in micrometres; published: none"
+    true = np.zeros((30, 40), np.uint8)
+    true[5:9, 5:9] = 2
+    scale = MaskScale(depth_um=4., across_um=12.)
+    row = row_of(score_slices([('V', 0, true, true*0)], retina, scale=scale), 'Fluid')
+    np.testing.assert_allclose(row[['NSD', 'ASSD', 'ASSD_um', 'HD95_um']].astype(float),
+                               [0, 50, np.hypot(120, 480), np.hypot(120, 480)])

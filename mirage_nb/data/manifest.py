@@ -432,7 +432,8 @@ def manifest_schema()->dict[str, Any]:  # of draft 7, which editors of TOML read
     "Return the JSON Schema of a manifest file."
     schema = TypeAdapter(_ManifestFile).json_schema(ref_template='#/definitions/{model}')
     definitions = schema.pop('$defs')
-    for kind in (LabelFacts, _ClassRow, _Splits, FetchPlan, SourceFile): _describe(definitions[kind.__name__], kind)
+    for kind in (LabelFacts, MaskScale, _ClassRow, _Splits, FetchPlan, SourceFile):
+        _describe(definitions[kind.__name__], kind)
     _describe(schema, _ManifestFile)
     return {'$schema': 'http://json-schema.org/draft-07/schema#', 'title': 'Manifest of a dataset', **schema,
             'definitions': definitions}

@@ -233,6 +233,17 @@ def _unseen_classes(
     elif len(made) == 1 and lost: yield Verdict('warning', f'It predicts only one class, {made[0]}')
     elif lost: yield Verdict('warning', f'It never predicts {", ".join(lost)}')
 
+# %% ../../nbs/eval/50_verdicts.ipynb #dd90dd8f
+def _lesion_verdicts(
+    scores:SegScores
+)->Iterator[Verdict]:
+    "Say how many lesions were found, missed and invented."
+    words = scores.lesion_words
+    if not words: return
+    r = scores.counts[scores.counts.note == ''].iloc[-1]
+    poor = r.missed >= max(r.found, 1) or r.invented > r.found
+    if r.missed or r.invented: yield Verdict('warning' if poor else 'note', words[0].upper() + words[1:])
+
 # %% ../../nbs/eval/50_verdicts.ipynb #fe000023
 def _mean_dice(
     scores:SegScores
@@ -255,6 +266,7 @@ def seg_verdicts(
     (_, scores), *rest = results.items()
     others = {k: s for k, s in rest if not k.startswith('grader')}
     yield from _unseen_classes(scores)
+    yield from _lesion_verdicts(scores)
     empty = [k for k, s in others.items() if k not in _BLIND and not s.slices.predicted.any()]
     yield from _judge([b for k, s in others.items() for b in _seg_beside(scores, k, s)
                        if not b.gap.low > 0 or k not in (*_BLIND, *empty)])

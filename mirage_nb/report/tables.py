@@ -28,7 +28,8 @@ def means_table(
     "Set the means of several results side by side."
     def text(metric:str, value:float|None)->str:
         return '–' if value is None or pd.isna(value) else f'{value:.{_digits(metric)}f}'
-    names = list(dict.fromkeys(k for r in results.values() for k in r.means))
+    def first(metric:str)->bool: return getattr(SEG_METRICS.get(metric.split(',')[0]), 'published', True)
+    names = list(dict.fromkeys(k for r in results.values() for k in r.means if first(k)))
     columns = {name: [text(k, r.means.get(k)) for k in names] for name, r in results.items()}
     return pd.DataFrame(columns, pd.Index(names, name='mean over the test'))
 

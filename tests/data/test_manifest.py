@@ -281,7 +281,7 @@ def test_schema_refuses_what_the_reader_refuses(more, validator, tmp_path):
 def test_every_field_of_the_schema_has_a_meaning(validator):
     schema = validator.schema
     objects = [schema, *schema['definitions'].values()]
-    assert len(objects) == 6
+    assert len(objects) == 7
     assert all(v.get('description', '').strip() for o in objects for v in o['properties'].values())
 
 

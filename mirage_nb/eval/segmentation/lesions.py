@@ -42,7 +42,8 @@ def match_lesions(
     iou, of_pred, of_true = _overlaps(label(pred[window[0]], _EIGHT)[0], label(true[window[0]], _EIGHT)[0])
     rows, columns = linear_sum_assignment(np.where(iou >= MATCH_IOU, iou, 0), maximize=True)
     pairs = [(p, t) for p, t in zip(rows, columns, strict=True) if iou[p, t] >= MATCH_IOU]
-    missed, invented = set(range(len(of_true))) - {t for _, t in pairs}, set(range(len(of_pred))) - {p for p, _ in pairs}
+    missed = set(range(len(of_true))) - {t for _, t in pairs}
+    invented = set(range(len(of_pred))) - {p for p, _ in pairs}
     found = [('found', of_true[t], of_pred[p], iou[p, t], True) for p, t in sorted(pairs, key=lambda pair: pair[1])]
     found += [('missed', of_true[t], 0, 0., bool((iou[:, t] > 0).any())) for t in sorted(missed)]
     found += [('invented', 0, of_pred[p], 0., bool((iou[p] > 0).any())) for p in sorted(invented)]

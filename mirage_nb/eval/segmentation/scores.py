@@ -9,6 +9,7 @@ __all__ = ['score_slices', 'pool_volumes']
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -116,7 +117,8 @@ class _Scorer:
         "Score one slice: one row for each class."
         if self.table is not None: pred = self.table[pred]
         invalid, layers = [c.index for c in self.classes if is_invalid(c)], [c.group == 'layer' for c in self.classes]
-        head, at, known = {'id': name, 'volume': volume, 'slice': number}, [c.index for c in self.kept], {}
+        head: dict[str, Any] = {'id': name, 'volume': volume, 'slice': number}
+        at, known = [c.index for c in self.kept], dict[bool, _AlignedSlice]()
         names = {'Class': [c.label for c in self.kept], 'group': [c.group for c in self.kept]}
         found = []
         for convention, rule in self.rules.items():

@@ -152,7 +152,8 @@ def summarise(
         raise ValueError('scores hold more than one row for a volume and class (conventions '
                          f'{", ".join(scores["convention"].unique())}); summarise one convention and model at a time')
     chosen = choose_units(scores, patients, slices)
-    if metrics is None: metrics = [k for k, m in SEG_METRICS.items() if k in scores and (m.published or scores[k].notna().any())]
+    if metrics is None:
+        metrics = [k for k, m in SEG_METRICS.items() if k in scores and (m.published or scores[k].notna().any())]
     draw = n, seed, level
     return pd.DataFrame([row for m in metrics for row in _summarise_metric(scores, m, chosen, draw, ungraded)])
 

@@ -77,7 +77,7 @@ def boundary_table(
                                   for k, what in (('distance', 'distance'), ('shift', 'shift'))})
     if not len(out): return out
     sums = slices.groupby('Class')[['columns', 'columns_missed', 'columns_false']].sum()
-    either = sums.sum(1)
+    either = sums.sum(axis=1)
     for k, heading in (('columns_missed', 'columns missed'), ('columns_false', 'columns invented')):
         share = 100*sums[k]/either
         out[f'{heading}, %'] = [f'{share[c]:.1f}' if c in share and either[c] else '' for c in out.index]
@@ -111,7 +111,8 @@ def _count_group(
     key, order = rows
     by = {s: own[own['status'] == s].groupby(key).size().reindex(order, fill_value=0).to_numpy(float)[:, None]
           for s in _SIDES}
-    out: dict[str, Any] = {'lesions': int((by['found'] + by['missed']).sum()), **{s: int(v.sum()) for s, v in by.items()}}
+    n = {s: int(v.sum()) for s, v in by.items()}
+    out: dict[str, Any] = {'lesions': n['found'] + n['missed'], **n}
     out['touched'] = int(own.loc[own['status'] == 'missed', 'touched'].astype(bool).sum())
     for what, side in (('found_share', 'missed'), ('true_share', 'invented')):
         values = _share_interval((by['found'], by['found'] + by[side]), units, draw)

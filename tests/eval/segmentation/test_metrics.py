@@ -273,7 +273,7 @@ def test_boundary_errors_are_of_layers_and_strict():
 
 
 def test_volume_errors_by_hand():
-    "Two volumes: 8 of 10 pixels and 15 for 10. Opposite errors cancel with sign alone; absent truth has no relative error"
+    "8 of 10 pixels, 15 for 10, 3 for none. Opposite errors cancel with sign; absent truth has no relative error"
     def flat(n):
         x = np.zeros((10, 10), np.uint8)
         x.flat[:n] = 2

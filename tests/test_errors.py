@@ -102,8 +102,8 @@ def checkpoint(home, monkeypatch):
 
 
 def test_checkpoint_of_another_model(checkpoint, fails):
-    fails(ValueError, checkpoint, 'does not fit', "'width': 64, 'depth': 2", "'width': 192, 'depth': 6",
-          'Choose the model', weights=str(checkpoint), **TINY)
+    fails(ValueError, checkpoint, 'holds an encoder of width 64, depth 2 and patch 16', 'has width 192 and depth 6',
+          'Set model=other', weights=str(checkpoint), **TINY)
 
 
 def test_truncated_checkpoint(checkpoint, fails):
@@ -141,7 +141,7 @@ def test_missing_checkpoint(fails):
 
 def test_checkpoint_in_the_home_folder(checkpoint, fails, monkeypatch):
     monkeypatch.setenv('HOME', str(checkpoint.parent))
-    fails(ValueError, checkpoint, 'does not fit', weights=f'~/{checkpoint.name}', **TINY)
+    fails(ValueError, checkpoint, 'holds an encoder of width 64', weights=f'~/{checkpoint.name}', **TINY)
 
 
 def test_damaged_state(home, execute, fails):

@@ -281,6 +281,7 @@ def seg_verdicts(
         if seed is not None: yield from _seed_verdicts((r.low, r.high), bounds, seed)
 
 # %% ../../nbs/eval/50_verdicts.ipynb #fe000026
+_NEARLY = 0.95    # of the images: who predicts one class for so many says little of the others
 _RESAMPLES = 2000 # of a paired difference; bounds move by about 0.001 from 10,000
 
 
@@ -298,12 +299,15 @@ def _unseen_labels(
     pred:Predictions
 )->Iterator[Verdict]:
     "Judge which classes are predicted at all."
-    made, held = decide(pred).any(0), np.nansum(pred.y, 0) > 0
-    names = np.array(pred.classes)
+    chosen = decide(pred)
+    made, held, most = chosen.any(0), np.nansum(pred.y, 0) > 0, int(chosen.sum(0).argmax())
+    names, n, true = np.array(pred.classes), int(chosen[:, most].sum()), np.nansum(pred.y[:, most])
     if not made.any(): yield Verdict('warning', (
         f'It finds no label in any of {counted(len(pred), "image")}, at a threshold of 0.5'))
     elif pred.single and made.sum() == 1: yield Verdict('warning', (
         f'It predicts one class for all {counted(len(pred), "image")}: {names[made][0]}'))
+    elif pred.single and n >= _NEARLY*len(pred) > true: yield Verdict('warning', (
+        f'It predicts one class for {n} of {counted(len(pred), "image")}: {names[most]}'))
     elif (held & ~made).any(): yield Verdict('warning', f'It never predicts {", ".join(names[held & ~made])}')
 
 
@@ -332,7 +336,7 @@ def _cls_beside(
     for name, other in sorted(others.items(), key=lambda k: [*_IN_WORDS, k[0]].index(k[0])):
         gap, simple = _cls_gap(own, other), name.startswith(('logistic', 'nearest'))
         if np.isnan(gap.difference) or name in _BLIND and gap.low > 0: continue
-        text = f'{name} on the features of the encoder before training' if simple else _IN_WORDS.get(name, name)
+        text = f'{name} on the features before training' if simple else _IN_WORDS.get(name, name)
         found.append(_Beside(text, gap, 'warning' if name in _IN_WORDS else 'note'))
     return found
 

@@ -71,7 +71,7 @@ class Run:
 
 
 _MACHINERY = ('processes', 'nodes', 'slurm', 'workers')  # options that say where a run computes, and change no number
-_SHOWN = {'predict': ('gallery', 'batch_size')}  # options of one stage that change no number either
+_SHOWN = {'predict': ('gallery', 'batch_size'), 'sweep': ('jobs',)}  # options of one stage that change no number either
 
 
 def run_identity(

@@ -361,7 +361,7 @@ def _obey(
     quiet:bool       # no progress
 )->int:              # exit code
     "Do what a command line says."
-    if {'-h', '--help'} & set(words) and words[0] not in ('fetch', 'import'):
+    if {'-h', '--help'} & set(words) and words[0] not in ('fetch', 'import', 'sweep'):
         sys.stdout.write(describe_notebook(words[0]) if words[0][0] != '-' else describe_commands())
     elif words[0] == 'list':
         from mirage_nb.commands.listing import describe_all
@@ -371,6 +371,9 @@ def _obey(
         sys.stdout.write(describe_runs())
     elif words[0] == 'check': return _check(words[1:])
     elif words[0] == 'cell': return _run_cell(Path(words[1]))
+    elif words[0] == 'sweep':
+        from mirage_nb.sweep import main as sweep
+        return sweep([*words[1:], *['--quiet']*quiet])
     elif words[0] == 'fetch':
         from mirage_nb.data.fetch import main as fetch_words
         return fetch_words(words[1:])
@@ -388,7 +391,7 @@ def _obey(
 def main(
     words:list[str]|None=None # of the command line; None: of this process
 )->int:                       # exit code
-    "Do what a command line says: NOTEBOOK name=value ..., list, runs, check, fetch or import."
+    "Do what a command line says: NOTEBOOK name=value ..., sweep, list, runs, check, fetch or import."
     if words is None: show_in_words()
     words = sys.argv[1:] if words is None else words
     given = [w for w in words if w != '--quiet']

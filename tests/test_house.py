@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NAME = re.compile(r'(\d\d)_([a-z]\w*)')
 LAYERS = ('core', 'randomness', 'storage', 'spreadsheets', 'locks', 'signals', 'recipes', 'sources', 'records',
           'phantoms', 'data', 'models', 'train', 'eval', 'figures', 'report', 'tasks', 'launch', 'commands', 'sweeps',
-          'runs')  # imports point left
+          'sweep', 'runs')  # imports point left
 MAX_LINES, MAX_KIB, MAX_NAMES, MIN_FOLLOWED = 60, 100, 8, 0.75
 STILL_UPWARD = {'10_records'}  # its checks import a module above it
 STILL_WIDE: dict[str, int] = {}  # public names
@@ -473,7 +473,7 @@ def command_faults(root, command):
         path, faults = known(words[0], False)
         return faults or given(path, [w.split('=')[0] for w in words[1:] if re.match(r'\w+=', w)])
     if m := re.match(r'(?:\S*/)?mirage-nb ([\w./-]+)(.*)', command):
-        if m[1] in ('list', 'runs', 'check', 'fetch', 'import') or m[1].isupper() or m[1].startswith('-'): return []
+        if m[1] in ('list', 'runs', 'check', 'fetch', 'import', 'sweep') or m[1].isupper() or m[1].startswith('-'): return []
         path, faults = known(m[1], False)
         return faults or given(path, [w.split('=')[0] for w in words_of(m[2]) if re.match(r'\w+=', w)])
     if m := re.match(r'(?:\S*/)?papermill (\S+\.ipynb)(.*)', command):

@@ -33,6 +33,7 @@ _COMMANDS = '''usage: mirage-nb COMMAND
 
   mirage-nb NOTEBOOK [NAME=VALUE ...]         run a notebook, or show its finished run (--quiet: no progress)
   mirage-nb NOTEBOOK --help                   list the parameters of a notebook
+  mirage-nb sweep FILE.toml|NOTEBOOK ...      run a notebook with many values (mirage-nb sweep --help)
   mirage-nb list                              list notebooks, models, datasets and recipes
   mirage-nb runs                              list all runs with their scores
   mirage-nb check DATASET [--write-manifest]  look a dataset over

@@ -119,7 +119,7 @@ def run_cells(
     cells:Sequence[Cell],
     jobs:int|None=None,         # at once; None: as many as GPUs, one without
     show:Show|None=None,        # gets the state of all cells, whenever one has changed and every second
-    starter:Starter|None=None   # None: processes of this machine
+    starter:Callable[[Sequence[Cell]], Starter]|None=None # makes what starts these cells; None: processes of this machine
 )->list[CellState]:             # of the same cells, all of them finished or failed
     "Run cells, each in its own process; finished ones are not repeated, and one that fails stops no other."
     seen = dict[str, Any]()
@@ -127,6 +127,6 @@ def run_cells(
     left = [s.cell for s in states if s.state != 'finished']
     if left:
         check_cells(left)  # may draw phantoms
-        _run_all(_Schedule(states, starter or Processes(left, jobs), show))
+        _run_all(_Schedule(states, starter(left) if starter else Processes(left, jobs), show))
     elif show: show(states)
     return states

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -33,14 +33,13 @@ class Starter(Protocol):
     "What starts cells."
     places: int # cells at once
 
-    def start(self, cell:Cell)->Handle: ...
+    def start(self, cells:Sequence[Cell])->Sequence[Handle]: ...
 
 # %% ../../nbs/sweeps/30_processes.ipynb #5e300008
 @dataclass
 class _Process:
     "A process of this machine."
     child: subprocess.Popen[bytes]
-    device: tuple[str, ...] # GPUs that it has
     waits: bool = False
 
     def code(self)->int|None: return self.child.poll()
@@ -99,22 +98,26 @@ class Processes:
         each = max((int(c.every_value.get('processes') or 1) for c in cells), default=1)
         self.groups = _share_gpus(_gpus() if gpus is None else gpus, each)
         self.places = jobs or len(self.groups)
-        self.running: list[_Process] = []
+        self.running: list[tuple[tuple[str, ...], Handle]] = [] # GPUs, and who has them
 
-    def start(self, cell:Cell)->Handle:
-        "Start a cell on the GPUs that the fewest others use."
-        self.running = [p for p in self.running if p.code() is None]
-        load = [sum(p.device == g for p in self.running) for g in self.groups]
-        device = self.groups[load.index(min(load))]
-        more = {'CUDA_VISIBLE_DEVICES': ','.join(device)} if device else {}
-        if self.places > 1 and 'OMP_NUM_THREADS' not in os.environ: more['OMP_NUM_THREADS'] = str(self.threads)
-        desk = clear_desk(cell)
-        made = _Process(start_process(cell_command(desk), desk/'log.txt', **more), device)
-        self.running.append(made)
-        return made
+    def start(self, cells:Sequence[Cell])->list[Handle]:
+        "Start cells, each on the GPUs that the fewest others use."
+        found = []
+        for cell in cells:
+            self.running = [(d, h) for d, h in self.running if h.code() is None]
+            load = [sum(d == g for d, _ in self.running) for g in self.groups]
+            device = self.groups[load.index(min(load))]
+            found.append(self.launch(clear_desk(cell), self._variables(device)))
+            self.running.append((device, found[-1]))
+        return found
 
-    @property
-    def threads(self)->int:
-        "Count the threads that a cell gets."
+    def _variables(self, device:Sequence[str])->dict[str, str]:
+        "List the variables that give a process its GPUs and its part of the processors."
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-        return max(1, cores//self.places)
+        threads = self.places > 1 and 'OMP_NUM_THREADS' not in os.environ
+        return ({'CUDA_VISIBLE_DEVICES': ','.join(device)} if device else {}) | (
+            {'OMP_NUM_THREADS': str(max(1, cores//self.places))} if threads else {})
+
+    def launch(self, desk:Path, more:Mapping[str, str])->Handle:
+        "Start the process of a cell, with some variables."
+        return _Process(start_process(cell_command(desk), desk/'log.txt', **more))

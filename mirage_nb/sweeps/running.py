@@ -9,9 +9,13 @@ __all__ = ['Show', 'run_cells']
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from ..commands.shortcut import remember_run, run_key
+from ..core import data_dir
 from ..locks import is_held
 from .cells import Cell, CellState, conclude, follow, look
 from .checks import check_cells
@@ -29,7 +33,19 @@ def _held_back(
     "Tell whether another cell goes ahead to read the same dataset."
     data = state.cell.every_value.get('dataset')
     same = [s for s in others if s.state != 'waiting' and s.cell.every_value.get('dataset') == data]
-    return any(s.state == 'running' for s in same) and not any(s.folder for s in same)
+    return bool(same) and not any(s.over or s.folder for s in same) and _is_large(str(data))
+
+
+_LARGE = 1000  # files, which take seconds to read
+
+
+@cache
+def _is_large(
+    dataset:str # name or path
+)->bool:
+    "Tell whether a dataset has so many files that they should be read once, and not by several cells at once."
+    files = (p for root in (Path(dataset).expanduser(), data_dir()/dataset) if root.is_dir() for p in root.rglob('*'))
+    return len([*islice(files, _LARGE)]) == _LARGE
 
 
 def _remember(
@@ -54,12 +70,14 @@ class _Schedule:
 
     def fill(self)->None:
         "Start cells as long as there are places."
+        new = list[int]()
         for i, s in enumerate(self.states):
-            if len(self.running) >= self.starter.places: return
-            if s.state != 'waiting' or _held_back(s, self.states): continue
+            if len(self.running) + len(new) >= self.starter.places: break
+            if s.state != 'waiting' or self.starter.places > 1 and _held_back(s, self.states): continue
             self.keys[i] = run_key(s.cell.stage, s.cell.every_value)
-            self.running[i] = self.starter.start(s.cell)
-            s.state, s.began = 'queued' if self.running[i].waits else 'running', time.time()
+            s.state, s.began = 'queued', time.time()
+            new.append(i)
+        if new: self.running |= zip(new, self.starter.start([self.states[i].cell for i in new]), strict=True)
 
     def collect(self)->bool: # whether something has changed
         "Take up what has ended."
@@ -78,8 +96,9 @@ class _Schedule:
         "Follow what runs, and show it."
         if not changed and time.monotonic() < self.shown + _BEAT: return
         for i, handle in self.running.items():
-            if self.states[i].state == 'queued' and not handle.waits: self.states[i].state = 'running'
-            follow(self.states[i])
+            s = self.states[i]
+            if s.state == 'queued' and not handle.waits: s.state, s.began = 'running', time.time()
+            if s.state == 'running': follow(s)
         if self.show: self.show(self.states)
         self.shown = time.monotonic()
 

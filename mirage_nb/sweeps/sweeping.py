@@ -125,6 +125,17 @@ def _finish_sweep(
     elif not file.exists(): finish_run(run, {'summary': summarise_sweep(states), 'means': {}})
 
 
+def _make_starter(
+    cells:Sequence[Cell], # that will be started
+    plan:SweepPlan,
+    folder:Path           # of the sweep
+)->Starter:
+    "Make what starts the cells of a plan."
+    if not plan.slurm: return Processes(cells, plan.jobs)
+    from mirage_nb.sweeps.arrays import make_array  # submitit and PyTorch take seconds
+    return make_array(cells, plan.slurm, folder, plan.jobs)
+
+
 def run_sweep(
     plan:SweepPlan,
     show:Show|None=None,          # gets the state of all cells, whenever one has changed and every second
@@ -141,7 +152,7 @@ def run_sweep(
 
     def begin(left:Sequence[Cell])->Starter:
         (run.folder/'result.json').unlink(missing_ok=True)
-        starter = Processes(left, plan.jobs)
+        starter = _make_starter(left, plan, run.folder)
         progress.places = starter.places
         return starter
 

@@ -14,8 +14,8 @@ from typing import Any
 from .commands.notices import show_in_words
 from .signals import heed_requests
 from .sweeps.plan import SweepPlan, parse_plan, read_plan
-from .sweeps.sweeping import dry_run, open_sweep, run_sweep, summarise_sweep
-from .sweeps.tables import Progress, Terminal
+from .sweeps.sweeping import list_runs, open_sweep, run_sweep, summarise_sweep
+from .sweeps.tables import SweepProgress, Terminal
 
 # %% ../nbs/15_sweep.ipynb #5ed00006
 _USAGE = '''usage: mirage-nb sweep FILE.toml [jobs=N] [slurm=PARTITION,...] [--dry-run] [--quiet]
@@ -63,9 +63,9 @@ def _sweep(
     if strange := flags - {'--dry-run', '--quiet'}: raise ValueError(f'no option {min(strange)}\n{_USAGE}')
     plan = _read_words([w for w in words if not w.startswith('-')])
     if '--dry-run' in flags:
-        sys.stdout.write(f'{dry_run(plan)}\n')
+        sys.stdout.write(f'{list_runs(plan)}\n')
         return 0
-    progress, folder = Progress(plan.name), open_sweep(plan).folder
+    progress, folder = SweepProgress(plan.name), open_sweep(plan).folder
     if '--quiet' not in flags: sys.stderr.write(f'page: {folder/"sweep.html"}\n')
     states = run_sweep(plan, None if '--quiet' in flags else Terminal(progress, sys.stderr), progress)
     sys.stdout.write('\n'.join([*summarise_sweep(states), f'page: {folder/"sweep.html"}']) + '\n')

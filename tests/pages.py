@@ -16,7 +16,7 @@ from mirage_nb.records import HANDOFF
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT/'README.md', *sorted((ROOT/'docs').glob('*.md'))]
 RUNNER = 'mirage-nb '
-OTHERS = 'list', 'runs', 'check', 'fetch', 'import'  # commands that run no notebook
+OTHERS = 'list', 'runs', 'check', 'fetch', 'import', 'sweep'  # commands that run no notebook
 NEEDS = re.compile(r'#.*\bneeds?\b')  # how a page says that a command cannot be run everywhere
 
 

@@ -113,7 +113,8 @@ class SlurmArray:
         for cell in cells:
             note = cell.desk/'job.json'
             number = read_json(note)['job'] if note.exists() else ''
-            if number in alive: found[str(cell.desk)] = _JobHandle(submitit.SlurmJob(self.folder, number, [0]), cell.desk)
+            if number not in alive: continue
+            found[str(cell.desk)] = _JobHandle(submitit.SlurmJob(self.folder, number, [0]), cell.desk)
         new = [c for c in cells if str(c.desk) not in found]
         desks = [clear_desk(c) for c in new]
         if desks:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..storage import write_atomic
 from .cells import CellState
-from .tables import Progress, html_table
+from .tables import SweepProgress, html_table
 
 # %% ../../nbs/sweeps/65_page.ipynb #5e650005
 _STYLE = '''
@@ -35,12 +35,13 @@ def _bar(
 )->str: # HTML
     "Draw how many cells are finished, have failed and run."
     shares = {k: 100*sum(s.state == k for s in states)/len(states) for k in ('finished', 'failed', 'running')}
-    return '<div class="bar">' + ''.join(f'<i class="{k}" style="width:{v:.2f}%"></i>' for k, v in shares.items()) + '</div>'
+    parts = (f'<i class="{k}" style="width:{v:.2f}%"></i>' for k, v in shares.items())
+    return f'<div class="bar">{"".join(parts)}</div>'
 
 
 def sweep_page(
     states:Sequence[CellState],
-    progress:Progress,
+    progress:SweepProgress,
     folder:Path # that the page will be in
 )->str: # HTML
     "Write the page of a sweep; until all is over it asks the browser to read it again."
@@ -60,7 +61,7 @@ class Page:
     "Keep the page of a sweep up to date."
     def __init__(self,
         folder:Path, # of the sweep
-        progress:Progress
+        progress:SweepProgress
     ):
         self.file, self.progress, self.written = folder/'sweep.html', progress, 0.
         self.before: list[str] = []

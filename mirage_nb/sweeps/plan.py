@@ -45,7 +45,8 @@ class SweepPlan(Options):
         for k in dict.fromkeys(axes):
             if axes.count(k) > 1: yield f'grid: {k} is set by two of its lines; keep one'
             if k in self.fixed: yield f'fixed: {k} is in [grid] too; keep it in one of them'
-        yield from (f'grid.{k} has no values; give it some, or leave the line out' for k, v in self.grid.items() if not v)
+        empty = (k for k, v in self.grid.items() if not v)
+        yield from (f'grid.{k} has no values; give it some, or leave the line out' for k in empty)
 
     def _names(self)->Iterator[tuple[str, list[str]]]:
         "Yield the names of parameters, with the place where they stand."
@@ -130,8 +131,8 @@ def _make_plan(
 
 
 def read_plan(
-    file:str|Path,
-    **changed:Any # keys of the plan, as jobs
+    file:str|Path, # .toml
+    **changed:Any  # keys of the plan, as jobs
 )->SweepPlan:
     "Read the plan of a sweep from a TOML file."
     path = Path(file).expanduser()
@@ -164,8 +165,8 @@ def parse_plan(
         parts = _split_values(text)
         joined = name in _WITH_COMMAS or name == 'dataset' and 'pretrain' in notebook.stem
         if joined and len(parts) > 1: raise ValueError(
-            f"{word}: commas belong to the value of {name}. Write {name}='\"{text}\"' for this one value, and a plan in "
-            'a file for several')
+            f"{word}: commas belong to the value of {name}. Write {name}='\"{text}\"' for this one value, and a "
+            'plan in a file for several')
         values = [parse_parameters([f'{name}={p}' if '=' in word else word], notebook)[name] for p in parts]
         if name in grid or name in fixed: raise ValueError(f'{name} stands twice; separate its values by commas')
         if len(values) > 1: grid[name] = values

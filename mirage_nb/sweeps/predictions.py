@@ -88,7 +88,7 @@ def _scaled(
 
 
 def predict_cell(
-    stage:str,
+    stage:str,                    # as 'seg_tune'
     settings:Mapping[str, Any],   # of a cell, as far as they are known
     past:Sequence[_Past]          # of that stage
 )->Prediction:

@@ -22,8 +22,8 @@ from .cells import Cell, clear_desk
 # %% ../../nbs/sweeps/30_processes.ipynb #5e300006
 class Handle(Protocol):
     "A cell that was started."
-    waits: bool # in a queue; it does not run yet
-
+    @property
+    def waits(self)->bool: ...     # in a queue; it does not run yet
     def code(self)->int|None: ...  # exit code; None: it has not ended
     def stop(self)->None: ...      # asks it to end, after its state is saved
     def kill(self)->None: ...      # ends it at once

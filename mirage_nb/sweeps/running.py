@@ -138,7 +138,7 @@ def run_cells(
     cells:Sequence[Cell],
     jobs:int|None=None,         # at once; None: as many as GPUs, one without
     show:Show|None=None,        # gets the state of all cells, whenever one has changed and every second
-    starter:Callable[[Sequence[Cell]], Starter]|None=None # makes what starts these cells; None: processes of this machine
+    starter:Callable[[Sequence[Cell]], Starter]|None=None # makes what starts cells; None: processes of this machine
 )->list[CellState]:             # of the same cells, all of them finished or failed
     "Run cells, each in its own process; finished ones are not repeated, and one that fails stops no other."
     seen = dict[str, Any]()

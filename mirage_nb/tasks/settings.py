@@ -31,6 +31,7 @@ from ..recipes.prediction import Predict
 from ..recipes.pretraining import MAERecipe, MultiMAERecipe, PretrainRecipe, pretrain_recipe
 from ..recipes.segmentation import SegEval, SegRecipe, seg_recipe
 from ..recipes.settings import override, rows_cols
+from ..recipes.sweep import SweepJob
 from ..records import dataset_name, finished_runs, open_run
 from ..sources.weights import known_weights
 from ..train.losses import seg_loss
@@ -254,6 +255,7 @@ _STAGES:dict[str, Callable[[Mapping[str, Any]], tuple[Any, Manifest|None]]] = {
     'seg_tune': _seg_settings, 'cls_tune': _cls_settings, 'few_shot': _few_shot_settings,
     'pretrain_multimae': _multimae_settings, 'pretrain_mae': _mae_settings,
     'data_report': _report_settings, 'predict': lambda p: _scoring_settings(Predict, p),
+    'sweep': lambda p: (override(SweepJob(), **p), None),
     'seg_eval': lambda p: _scoring_settings(SegEval, p),
     'cls_eval': lambda p: _scoring_settings(ClsEval, p)}
 

@@ -305,6 +305,10 @@ class _ClsTested(_ClsTrained):
         return evaluate_table(tables.test, tables.valid, allow_leaks='duplicates' in waived(self.settings.waive),
                               no_valid=tables.why)
 
+    def _sets_of(self, splits:Sequence[str])->dict[str, ClsDataset]:
+        "Make the data sets of some splits."
+        return cls_datasets(self.data, self.input_spec, self.settings, splits)
+
     def predict(self, folder:Path, split:str)->pd.DataFrame:
         "Predict a split of the dataset by the kept model."
         return predict_split(self.classifier(folder), self.manifest, self.data, split)
@@ -361,10 +365,6 @@ class ClassificationTask(_ClsTested):
         train(random, at)
         scores = random.test(at)
         return found | ({'probe of a random encoder': scores} if scores else {})
-
-    def _sets_of(self, splits:Sequence[str])->dict[str, ClsDataset]:
-        "Make the data sets of some splits."
-        return cls_datasets(self.data, self.input_spec, self.settings, splits)
 
     def _probes(self)->dict[str, ClsScores]:
         "Score logistic regression and nearest neighbours on the encoder before its training."

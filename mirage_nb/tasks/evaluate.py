@@ -88,7 +88,7 @@ def _grey_map(
     known = ', '.join(f'{c.value} ({c.label})' for c in classes)
     return '\n'.join([f'By their names, to be checked; for ? write one of {known}:', f'[class_maps.{home}]', *lines])
 
-
+# %% ../../nbs/tasks/70_evaluate.ipynb #9ef55d91
 def _model_predictions(
     cfg:SegEval,
     plan:_SegEvaluation # of the dataset alone

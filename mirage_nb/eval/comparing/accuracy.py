@@ -13,7 +13,8 @@ import numpy as np
 
 from ...core import unknown
 from .bootstrap import patient_units
-from .results import Comparison, NormalEvidence, too_few
+from .evidence import NormalEvidence
+from .results import Comparison, too_few
 
 # %% ../../../nbs/eval/comparing/40_accuracy.ipynb #79e8630c
 def mcnemar_p(

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...core import counted
-from .results import Comparison, Evidence, NormalEvidence
+from .evidence import Evidence, NormalEvidence
+from .results import Comparison
 
 # %% ../../../nbs/eval/comparing/50_across.ipynb #d9c78e75
 def _pairs(

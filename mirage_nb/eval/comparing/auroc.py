@@ -12,7 +12,8 @@ import numpy as np
 
 from ...core import counted
 from .bootstrap import patient_units
-from .results import Comparison, NormalEvidence, too_few
+from .evidence import NormalEvidence
+from .results import Comparison, too_few
 from ..stats import ResamplingUnits
 
 # %% ../../../nbs/eval/comparing/30_auroc.ipynb #e0ae7713
@@ -109,7 +110,7 @@ def compare_auroc(
     if scores.shape[1:] != y.shape or y.ndim not in (1, 2): raise ValueError(
         f'the truth is {y.shape}, the scores are {scores.shape[1:]}; each image and class needs one of each')
     if y.ndim == 1: y, scores = y[:, None], scores[:, :, None]
-    units = patients if isinstance(patients, ResamplingUnits) else patient_units(patients, len(y))
+    units = patient_units(patients, len(y))
     area, cov = auroc_covariance(y, scores, units)
     gap = np.einsum('kcld,c,d->kl', cov, [1, -1], [1, -1])  # of the differences of classes
     found = [_compare_areas(area[j], float(gap[j, j].clip(0))**.5, units, _label_gap(y[:, j], units),

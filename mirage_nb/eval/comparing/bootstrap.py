@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .results import Comparison, drawn_evidence, too_few
+from .evidence import drawn_evidence
+from .results import Comparison, too_few
 from ..stats import ResamplingUnits, resample
 
 # %% ../../../nbs/eval/comparing/20_bootstrap.ipynb #c525d419
 def patient_units(
-    patients:Any=None, # (m,) patient of each image; None: each image is its own
+    patients:Any=None, # (m,) patient of each image, or units; None: each image is its own
     m:int=0            # images, where patients is None
 )->ResamplingUnits:
     "Number the patients of images."
+    if isinstance(patients, ResamplingUnits): return patients
     if patients is None: return ResamplingUnits(np.arange(m), 'image', 'by image')
     of = pd.factorize(np.asarray(patients))[0]
     if (of < 0).any(): raise ValueError(f'the patient of row {int(np.flatnonzero(of < 0)[0])} is not known; name each, '

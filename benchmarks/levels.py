@@ -1,4 +1,4 @@
-"""How often the tests of `eval.comparing` call equal models different, measured on simulated test sets: 5 in 100 is right.
+"""How often the tests of `eval.comparing` call equal models different, on simulated test sets: 5 in 100 is right.
 
     python -m benchmarks.levels              # writes the table into docs/comparing.md: about six minutes of one core
     python -m benchmarks.levels --tables 100 # fewer simulated test sets, shown and not written

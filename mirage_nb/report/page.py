@@ -70,7 +70,7 @@ def _number_columns(
     rows:list[str] # of the body of a table, HTML
 )->list[bool]:     # of each column, whether it holds numbers
     "Tell which columns of a table hold numbers."
-    cells = [[v.strip() for kind, _, v in _CELL.findall(row) if kind == 'td'] for row in rows]
+    cells = [[re.sub('</?[bu]>', '', v).strip() for kind, _, v in _CELL.findall(row) if kind == 'td'] for row in rows]
     if len({len(line) for line in cells}) != 1: return []
     return [any(column) and all(map(_NUMBER.fullmatch, column)) for column in zip(*cells, strict=True)]
 

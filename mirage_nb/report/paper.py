@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from ..records import Run
-from .checklist import count_answers, fill_checklists
+from .marked_tables import MarkedTable, plain_table, write_word_table
 from .methods import methods_paragraph
 from .references import model_works, works_of, write_bibtex
 from ..storage import read_json, write_atomic
@@ -40,33 +37,26 @@ def _as_text(
     return flat.map(text)
 
 
-def _latex_text(
-    table:pd.DataFrame, # texts, from `_as_text`
-    caption:str,
-    label:str           # as 'tab:scores'
-)->str:                 # a floating table, for \\usepackage{booktabs}
-    "Write a table for LaTeX."
-    safe = re.sub(r'([&%#_$])', r'\\\1', caption)
-    return table.to_latex(index=False, escape=True, caption=safe, label=label, position='tb',
-                          column_format='l' + 'r'*(table.shape[1] - 1))
+def _with_marks(
+    table:pd.DataFrame|MarkedTable
+)->MarkedTable: # of texts
+    "Take a table as it is, or with its index and without marks."
+    return table if isinstance(table, MarkedTable) else plain_table(_as_text(table))
 
 # %% ../../nbs/report/40_paper.ipynb #02b8c6c6
 def _word_file(
     path:Path,                                   # a .docx
-    title:str,
-    text:str,                                    # paragraph below it
-    tables:Mapping[str, tuple[str, pd.DataFrame]] # name -> caption, texts
+    text:str,                                    # paragraph
+    tables:Mapping[str, tuple[str, MarkedTable]] # name -> caption, texts
 )->Path:
-    "Write a paragraph and tables as one document of Word."
+    "Write the methods paragraph and all tables as one document of Word."
     from docx import Document
     doc = Document()
-    doc.add_heading(title, 1)
+    doc.add_heading('Methods', 1)
     doc.add_paragraph(text)
     for i, (caption, rows) in enumerate(tables.values(), 1):
         doc.add_paragraph(f'Table {i}. {caption}', style='Caption')
-        grid = doc.add_table(rows=len(rows) + 1, cols=rows.shape[1], style='Table Grid')
-        for line, values in zip(grid.rows, [list(rows.columns), *rows.to_numpy().tolist()], strict=True):
-            for cell, value in zip(line.cells, values, strict=True): cell.text = str(value)
+        write_word_table(doc, rows)
     return write_atomic(path, lambda p: doc.save(str(p)))
 
 # %% ../../nbs/report/40_paper.ipynb #bce2d3d0
@@ -87,20 +77,6 @@ def _vector_form(
         for image, how in zip(images, kept, strict=True): image.set_interpolation(how)
 
 
-def _write_png(
-    figure:Figure,
-    path:Path,
-    dots:float     # an inch of the figure
-)->Path:
-    "Write a figure as PNG, in half the time of `savefig`, which draws it twice and stores transparency."
-    kept, canvas = (figure.dpi, figure.canvas), FigureCanvasAgg(figure)
-    figure.set(dpi=dots, facecolor='white')
-    canvas.draw()
-    Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(path, 'PNG', dpi=(_DOTS, _DOTS), compress_level=1)
-    figure.set(dpi=kept[0], canvas=kept[1])
-    return path
-
-
 def _save_figure(
     figure:Figure,
     stem:Path      # without ending
@@ -110,10 +86,11 @@ def _save_figure(
     figure.draw_without_rendering()
     figure.set_layout_engine('none')  # its places are found: not once more for each format
     def save(kind:str)->Path:
+        more: Any = {'pil_kwargs': {'dpi': (_DOTS, _DOTS), 'compress_level': 3}} if kind == 'png' else {}  # dpi: width
         return write_atomic(stem.with_name(f'{stem.name}.{kind}'), lambda p: figure.savefig(
-            p, format=kind, dpi=dots, facecolor='white'))
+            p, format=kind, dpi=dots, facecolor='white', **more))
     with _vector_form(figure): vector = [save(kind) for kind in ('pdf', 'svg')]
-    return [*vector, write_atomic(stem.with_name(f'{stem.name}.png'), lambda p: _write_png(figure, p, dots))]
+    return [*vector, save('png')]
 
 # %% ../../nbs/report/40_paper.ipynb #d96e6699
 _GUIDE = """This folder was written by mirage_nb from the run beside it.
@@ -122,7 +99,6 @@ methods.md, methods.tex   a methods paragraph; keys in brackets are those of ref
 references.bib            the dataset, the model, the methods and the kit
 tables/                   each table as LaTeX (booktabs) and CSV
 paper.docx                the methods paragraph and all tables, for Word
-checklists.docx, .csv     CLAIM 2024, TRIPOD+AI and Metrics Reloaded: what the run answers, and what is yours to write
 figures/                  each figure as PDF, SVG and PNG (600 dots an inch at 180 mm)
 
 The paragraph states what the settings hold. Add what the program cannot know: patients, devices, labels, ethics.
@@ -136,29 +112,10 @@ def _write_text(
     "Write a text file at once."
     return write_atomic(path, lambda p: p.write_text(text, encoding='utf-8'))
 
-# %% ../../nbs/report/40_paper.ipynb #c40e0002
-def _names(
-    folder:Path # of a run
-)->frozenset[str]:
-    "Name the files of a run."
-    return frozenset(p.name for p in folder.iterdir())
-
-
-def _write_checklists(
-    home:Path,                       # folder paper/ of a run
-    filled:Mapping[str, pd.DataFrame] # of `fill_checklists`
-)->None:
-    "Write the filled checklists as one table and one document of Word."
-    rows = pd.concat([t.assign(checklist=k.partition(' (')[0]) for k, t in filled.items()])
-    _write_text(home/'checklists.csv', rows[['checklist', *next(iter(filled.values())).columns]].to_csv(index=False))
-    note = (f'{count_answers(filled)}. "In part" and "missing" say what to do; "yours" is what no program can know. '
-            'The items are shortened: the papers hold their full wording.')
-    _word_file(home/'checklists.docx', 'Reporting checklists', note, {k: (k, t) for k, t in filled.items()})
-
 # %% ../../nbs/report/40_paper.ipynb #e3f3f922
 def write_paper(
     run:Run,                                           # finished
-    tables:Mapping[str, tuple[str, pd.DataFrame|None]], # name -> caption, table; None: left out
+    tables:Mapping[str, tuple[str, pd.DataFrame|MarkedTable|None]], # name -> caption, table; None: left out
     figures:Mapping[str, Figure|None],                 # name -> figure; None: left out
     counts:pd.DataFrame|None=None,                     # split -> images, patients; for the methods paragraph
     citations:Mapping[str, str]|None=None,             # dataset -> its citation in words
@@ -169,21 +126,19 @@ def write_paper(
     if (home/'README.txt').exists(): return _list_files(home)
     settings = {**record['settings'], **{k: v for k, v in (recipe or {}).items() if record['settings'].get(k) is None}}
     record, works = {**record, 'settings': settings}, works_of(settings)
-    result = read_json(run.folder/'result.json')
-    text = methods_paragraph(record, result, counts, model_works(settings))
-    shown = {k: (caption, _as_text(t)) for k, (caption, t) in tables.items() if t is not None}
+    text = methods_paragraph(record, read_json(run.folder/'result.json'), counts, model_works(settings))
+    shown = {k: (caption, _with_marks(t)) for k, (caption, t) in tables.items() if t is not None}
     for sub in ('tables', 'figures'): (home/sub).mkdir(parents=True, exist_ok=True)
     for name, (caption, rows) in shown.items():
-        _write_text(home/'tables'/f'{name}.tex', _latex_text(rows, caption, f'tab:{name}'))
-        _write_text(home/'tables'/f'{name}.csv', rows.to_csv(index=False))
+        _write_text(home/'tables'/f'{name}.tex', rows.latex(caption, f'tab:{name}'))
+        _write_text(home/'tables'/f'{name}.csv', rows.rows.to_csv(index=False))
     for name, figure in figures.items():
         if figure is not None: _save_figure(figure, home/'figures'/name)
-    _word_file(home/'paper.docx', 'Methods', re.sub(r'\s*\[@[^]]+\]', '', text), shown)
+    _word_file(home/'paper.docx', re.sub(r'\s*\[@[^]]+\]', '', text), shown)
     _write_text(home/'methods.md', text + '\n')
     _write_text(home/'methods.tex', _latex_paragraph(text) + '\n')
     cited = {k: v for k, v in (citations or {}).items() if v}
     _write_text(home/'references.bib', write_bibtex(works, cited))
-    if result.get('means'): _write_checklists(home, fill_checklists(record, result, counts, cited, _names(run.folder)))
     _write_text(home/'README.txt', _GUIDE)
     return _list_files(home)
 

@@ -84,6 +84,25 @@ _WORKS |= {
     'mirage_nb': dict(kind='software', author='{The mirage_nb developers}', title='mirage\\_nb: a notebook-first, '
                       'reproducible research kit for foundation models of medical images', year='2026')}
 
+# %% ../../nbs/report/25_references.ipynb #c04b1a52
+_WORKS |= {
+    'delong': dict(kind='article', author='DeLong, Elizabeth R. and DeLong, David M. and Clarke-Pearson, Daniel L.',
+                   title='Comparing the areas under two or more correlated receiver operating characteristic curves: a '
+                   'nonparametric approach', journal='Biometrics', volume='44', number='3', pages='837--845',
+                   year='1988', doi='10.2307/2531595'),
+    'obuchowski': dict(kind='article', author='Obuchowski, Nancy A.', title='Nonparametric analysis of clustered {ROC} '
+                       'curve data', journal='Biometrics', volume='53', number='2', pages='567--578', year='1997',
+                       doi='10.2307/2533958'),
+    'holm': dict(kind='article', author='Holm, Sture', title='A simple sequentially rejective multiple test procedure',
+                 journal='Scandinavian Journal of Statistics', volume='6', number='2', pages='65--70', year='1979'),
+    'demsar': dict(kind='article', author='Demšar, Janez', title='Statistical comparisons of classifiers over multiple '
+                   'data sets', journal='Journal of Machine Learning Research', volume='7', pages='1--30', year='2006'),
+    'agarwal': dict(kind='inproceedings', author='Agarwal, Rishabh and Schwarzer, Max and Castro, Pablo Samuel and '
+                    'Courville, Aaron and Bellemare, Marc G.', title='Deep reinforcement learning at the edge of the '
+                    'statistical precipice', booktitle='Advances in Neural Information Processing Systems (NeurIPS)',
+                    year='2021', eprint='2108.13264', archiveprefix='arXiv')}
+_COMPARISON = 'delong', 'obuchowski', 'holm', 'demsar', 'agarwal'  # works of a comparison of methods
+
 # %% ../../nbs/report/25_references.ipynb #1636c371
 def _escape(
     text:str # plain
@@ -187,6 +206,7 @@ def works_of(
     if settings.get('tune') == 'lora': found.append('lora')
     if settings.get('decode_ratio'): found.append('crossmae')
     if settings.get('epochs'): found.append('adamw')
+    if {'reference', 'margin'} <= set(settings): found += _COMPARISON
     return list(dict.fromkeys([*found, 'mirage_nb']))
 
 

@@ -48,7 +48,8 @@ def _differences(
         elif bad: yield (f'another {word} in {counted(len(bad), "image")}: {_listed(bad)}'
                          + (f' ({x[bad[0]]}, here {y[bad[0]]})' if len(x[bad[0]] + y[bad[0]]) < 60 else ''))
     classes = [{k.partition(', ')[2] for k in r.metrics()} - {''} for r in (a, b)]
-    if classes[0] != classes[1]: yield f'the classes {", ".join(sorted(classes[1]))}, not {", ".join(sorted(classes[0]))}'
+    if classes[0] != classes[1]: yield (
+        f'the classes {", ".join(sorted(classes[1]))}, not {", ".join(sorted(classes[0]))}')
     if a.data != b.data and a.data and b.data: yield (
         f'the hash of images and masks is {b.data[:8]}, not {a.data[:8]}')
 

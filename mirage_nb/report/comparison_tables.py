@@ -156,4 +156,4 @@ def difference_table(
 
 _EFFECTS = ('d: the difference in standard deviations of what one patient adds to it. r: rank-biserial correlation of '
             'the patients, where each has a score of its own. P(first better): chance that a run of the first, with '
-            'some seed, beats a run of the second. Where the first is better, d and r are above 0, and P is above 0.5.',)
+            'some seed, beats a run of the second. Where the first is better, d and r are above 0, P is above 0.5.',)

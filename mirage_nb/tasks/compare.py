@@ -36,8 +36,8 @@ from .collect import example_tables, find_runs, read_runs, read_tables, scored_f
 
 # %% ../../nbs/tasks/77_compare.ipynb #884e8211
 @dataclass(eq=False)
-class _MethodComparison:
-    "Hold a comparison of methods."
+class _ComparedMethods:
+    "Hold the scores and tests of a comparison of methods."
     settings: Compare
     study: MethodStudy
     sources: dict[str, str]    # hash of each file that was read
@@ -71,6 +71,10 @@ class _MethodComparison:
         names = ['method', 'dataset', 'seed', 'images', 'units', 'folder or file']
         return pd.DataFrame(rows, columns=names).set_index('method')
 
+# %% ../../nbs/tasks/77_compare.ipynb #c77b0a11
+@dataclass(eq=False)
+class _MethodComparison(_ComparedMethods):
+    "Show a comparison of methods as tables and figures."
     def main_table(self)->MarkedTable: return main_table(self.study, self._best, self.main)
     def metric_table(self)->MarkedTable: return metric_table(self.study, self._best)
     def seed_table(self)->MarkedTable: return seed_table(self.study, self.main)

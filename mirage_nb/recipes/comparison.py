@@ -31,7 +31,7 @@ class Compare(Options):
     "Options of 52_compare."
     # folders of runs, patterns of these, or folders that hold runs, as 'seg_tune/Phantom_OCT'
     runs: _Names = field(default_factory=list)
-    # tables of any program, each a method's name, an equals sign and a file (docs/comparing.md)
+    # tables of any program, each a method's name, an equals sign and a file (docs/comparing_runs.md)
     tables: _Names = field(default_factory=list)
     # settings that tell methods apart, as 'model,head'; []: those that differ, seed and dataset aside
     by: _Names = field(default_factory=list)

@@ -17,7 +17,7 @@ from ..core import data_dir, unknown
 from ..data.input_spec import InputSpec
 from ..data.manifest import Manifest, classes_of, dataset_dir, label_facts, read_manifest
 from ..data.normalization import find_norm
-from ..models.checkpoints import peek_tensors
+from ..models.checkpoints import Checkpoint
 from ..models.classification import cls_model
 from ..models.pretraining import CNN_MAES, MAES, MIRAGES
 from ..models.segmentation import seg_model
@@ -57,7 +57,7 @@ def _check_size(
     model:str  # name of the encoder
 )->None:
     "Raise an error if a file holds an encoder of another size than that of the model."
-    size = infer_architecture(peek_tensors(file)) if model in ENCODERS else {}
+    size = infer_architecture(Checkpoint.peek(file)) if model in ENCODERS else {}
     if 'width' not in size: return  # nothing is known of it yet, or it is convolutional: loading it tells
     e, patch = ENCODERS[model], size['patch']
     if e.family != 'cnn' and (e.d, e.depth) == (size['width'], size['depth']): return

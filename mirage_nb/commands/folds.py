@@ -22,8 +22,8 @@ from ..records import dataset_name
 from ..storage import read_json
 
 # %% ../../nbs/commands/25_folds.ipynb #89418e1e
-_SHARED = {'fold': 'SD is the standard deviation over the folds. Two folds share most of their training images, so their\n'
-                   '  scores are not independent: the SD describes these folds, and is no confidence interval',
+_SHARED = {'fold': 'SD is the standard deviation over the folds. Two folds share most of their training images, so '
+                   'their\n  scores are not independent: the SD describes these folds, and is no confidence interval',
            'site': 'SD is the standard deviation over the sites. The trainings share images, so the scores are not\n'
                    '  independent: the SD describes these sites, and is no confidence interval'}
 _SHOWN = 'Dice', 'HD95', 'AUROC', 'balanced accuracy', 'F1'  # beginnings of the metrics that are listed

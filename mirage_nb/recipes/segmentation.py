@@ -63,8 +63,8 @@ class SegEval(Options):
     def _conflicts(self)->Iterator[str]:
         "Yield what is wrong with options that are right alone."
         if self.run and self.predictions: yield (
-            f'give run or predictions, not both: {self.run}, {self.predictions}. To score predictions on the test split '
-            'of a run, give splits=FOLDER/splits.csv')
+            f'give run or predictions, not both: {self.run}, {self.predictions}. To score predictions on the test '
+            'split of a run, give splits=FOLDER/splits.csv')
         if self.predictions and not self.dataset: yield (
             'predictions are scored against the masks of a dataset: name it, as dataset=Duke_DME')
         if self.splits and not self.predictions: yield (

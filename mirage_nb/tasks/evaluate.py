@@ -70,8 +70,8 @@ def _given_predictions(
     if not folder.is_dir(): raise FileNotFoundError(f'no folder of predictions {folder}')
     found = match_masks(folder, plan.table.id)
     if lost := [k for k in plan.table.id if k not in found]: raise FileNotFoundError(
-        f'{len(lost)} of {len(plan.table)} images have no prediction in {folder}: {", ".join(lost[:5])}. Add them, or, if '
-        'only a part of the images is the test, say which by splits=FILE, as splits.csv in the folder of a run')
+        f'{len(lost)} of {len(plan.table)} images have no prediction in {folder}: {", ".join(lost[:5])}. Add them, or, '
+        'if only a part of the images is the test, say which by splits=FILE, as splits.csv in the folder of a run')
     own = {'predictions': hash_value({k: hash_file(p) for k, p in found.items()})}
     return replace(plan, ready=folder, sources=plan.sources | own)
 

@@ -64,9 +64,9 @@ def _check_size(
     patch = max(patch.values()) if isinstance(patch, dict) else patch
     shape = (size['width'], size['depth'], 'mirage' if isinstance(size['patch'], dict) else 'vit', patch)
     like = [k for k, r in ENCODERS.items() if (r.d, r.depth, r.family, r.patch) == shape]
-    raise ValueError(f'{file} holds an encoder of width {shape[0]}, depth {shape[1]} and patch {patch}, and model={model} '
-                     f'has width {e.d} and depth {e.depth}. ' + (f'Set model={" or model=".join(like)}' if like else
-                     'No named model has that size, so take other weights'))
+    right = f'Set model={" or model=".join(like)}' if like else 'No named model has that size, so take other weights'
+    raise ValueError(f'{file} holds an encoder of width {shape[0]}, depth {shape[1]} and patch {patch}, and '
+                     f'model={model} has width {e.d} and depth {e.depth}. {right}')
 
 
 def _check_weights(

@@ -315,7 +315,8 @@ def test_baselines_of_a_test_on_another_set(sets, home):
                                                  'probe of a random encoder']
     assert all(s.pred.classes == ('CNV', 'Normal') and len(s.pred) == 9 for s in found.values())
     first, *_, last = found.values()
-    assert np.array_equal(first.pred.y, last.pred.y) and first.valid.table.label.tolist() == last.valid.table.label.tolist()
+    assert np.array_equal(first.pred.y, last.pred.y)
+    assert first.valid.table.label.tolist() == last.valid.table.label.tolist()
     share = task.data.splits['train'].label.value_counts()
     assert found['majority class'].pred.p[0, 0] == pytest.approx(share.CNV/(share.CNV + share.normal))
 

@@ -104,7 +104,10 @@ def _training_sentence(
 
 # %% ../../nbs/report/30_methods.ipynb #de73c23b
 _HEADS = {'convnext': 'ConvNeXt [@convnext]', 'segmenter': 'Segmenter [@segmenter]', 'dpt': 'DPT [@dpt]'}
-_BOOTSTRAP = ('Intervals are 95 % percentile bootstrap intervals; the resampling unit is stated with each table.')
+_INTERVALS = ('Intervals are 95 % confidence intervals: Wilson score intervals for metrics between two bounds '
+              '(Clopper-Pearson intervals where the value is a bound), t intervals of the logarithm for distances '
+              'and losses, and t intervals for differences. Standard errors are those of a bootstrap; the resampling '
+              'unit is stated with each table.')
 _LOSSES = {'CE': 'cross-entropy', 'CE-ignore-bg': 'cross-entropy without the background',
            'CEGDice': 'the sum of cross-entropy and generalised Dice loss'}
 
@@ -119,7 +122,7 @@ def _seg_tune(s:_Settings, r:_Settings)->list[str]:
             f"{f' (epoch {b})' if (b := r.get('best_epoch')) else ''} was tested once on the test split.",
             'Dice and intersection over union were computed over all slices of a volume and averaged over volumes; the '
             '95th percentile of the Hausdorff distance (HD95, pixels) was averaged over slices, and a slice with the '
-            'class in only one of mask and prediction counted with its diagonal.', _BOOTSTRAP]
+            'class in only one of mask and prediction counted with its diagonal.', _INTERVALS]
 
 
 _MONITORS = {'bacc': 'highest balanced accuracy', 'auroc': 'highest mean AUROC'}
@@ -128,7 +131,7 @@ _MONITORS = {'bacc': 'highest balanced accuracy', 'auroc': 'highest mean AUROC'}
 def _cls_tune(s:_Settings, r:_Settings)->list[str]:
     "Write the sentences of a fine-tuning for classification."
     mixed = f", mixup {_number(s['mixup'])}" if s['mixup'] else ''
-    if not s['epochs']: return [_start_sentence(s), 'The classifier was tested as it is in that file.', _BOOTSTRAP]
+    if not s['epochs']: return [_start_sentence(s), 'The classifier was tested as it is in that file.', _INTERVALS]
     validated = s['monitor'] in _MONITORS  # else there may be no validation split
     more = '; probability thresholds and the temperature were chosen on the validation split' if validated else ''
     chosen = (f"The epoch with the {_MONITORS[s['monitor']]} on the validation split"
@@ -138,7 +141,7 @@ def _cls_tune(s:_Settings, r:_Settings)->list[str]:
     trained = _TRAINED[s['tune']].replace('the head', 'a linear classifier').format(**s)
     return [_start_sentence(s), f"{trained}, on images of {_size_text(s['size'])}.",
             _training_sentence(s, r.get('epochs')), f"Label smoothing was {_number(s['label_smoothing'])}{mixed}.",
-            f'{chosen} was tested once on the test split{on}{more}.', _BOOTSTRAP]
+            f'{chosen} was tested once on the test split{on}{more}.', _INTERVALS]
 
 # %% ../../nbs/report/30_methods.ipynb #577ce710
 def _few_shot(s:_Settings, r:_Settings)->list[str]:
@@ -146,7 +149,7 @@ def _few_shot(s:_Settings, r:_Settings)->list[str]:
     sizes = _listed([_number(k) for k in s['shots']])
     return [_start_sentence(s), f"Classifiers were trained on {s['seeds']} random subsets for each of the sizes "
             f"{sizes} (labelled images of each class, or below 1 their fraction), by the recipe {s['recipe']}.",
-            _BOOTSTRAP]
+            _INTERVALS]
 
 
 def _pretrain(s:_Settings, r:_Settings)->list[str]:
@@ -162,7 +165,7 @@ def _pretrain(s:_Settings, r:_Settings)->list[str]:
 def _evaluation(s:_Settings, r:_Settings)->list[str]:
     "Write the sentences of an evaluation."
     what = 'the predictions of another program' if s.get('predictions') else 'the predictions of a fine-tuned model'
-    return [f"We scored {what} on the {s.get('split') or 'test'} split.", _BOOTSTRAP]
+    return [f"We scored {what} on the {s.get('split') or 'test'} split.", _INTERVALS]
 
 
 def _prediction(s:_Settings, r:_Settings)->list[str]:

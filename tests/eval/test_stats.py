@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mirage_nb.eval.segmentation.summary import summarise
-from mirage_nb.eval.stats import bootstrap_ci
+from mirage_nb.eval.stats import mean_draws
 
 
 class Class(NamedTuple):
@@ -23,29 +23,37 @@ def scores_of(dice, group='layer', label='RNFL'):
                              slices=1, present=1, undefined=0, missed=0, false=0, neither=0, convention='strict'))
 
 
-def test_bootstrap_covers():
-    "The 95 % interval holds the true mean in about 95 of 100 experiments, patients with three alike volumes each"
-    g, held = np.random.default_rng(0), 0
-    for i in range(400):
-        patient = g.normal(0.8, 0.05, 30)
-        values = (patient[:, None] + g.normal(0, 0.01, (30, 3))).ravel()
-        _, low, high = bootstrap_ci(values, np.repeat(np.arange(30), 3), n=1000, seed=i)
-        held += low <= 0.8 <= high
-    assert 0.91 <= held / 400 <= 0.975
+def patients(dice, each=3, spread=.01, seed=0):
+    "Scores of several alike volumes of each patient, and whose they are"
+    scores = scores_of((dice[:, None] + np.random.default_rng(seed).normal(0, spread, (len(dice), each))).ravel())
+    return scores, {f'V{i}': f'P{i//each}' for i in range(len(scores))}
 
 
-def test_bootstrap_by_value_is_too_sure():
-    values, patient = np.repeat(np.random.default_rng(0).normal(0.8, 0.05, 10), 20), np.repeat(np.arange(10), 20)
-    wide, narrow = bootstrap_ci(values, patient), bootstrap_ci(values)
-    assert wide[2] - wide[1] > 3*(narrow[2] - narrow[1])
+def test_few_patients_are_covered():
+    "The 95 % interval holds the true mean in about 95 of 100 experiments; percentiles do in 85"
+    g, held, old = np.random.default_rng(0), 0, 0
+    for i in range(200):
+        scores, who = patients(g.normal(.8, .05, 8), seed=i)
+        row = summarise(scores, ['Dice'], who, n=300, seed=i).iloc[0]
+        held += row.low <= .8 <= row.high
+        low, high = np.quantile(mean_draws(scores[['Dice']].to_numpy(), np.arange(24)//3, 300, i), [.025, .975])
+        old += low <= .8 <= high
+    assert .92 <= held/200 <= .98 and old/200 < .91
 
 
-def test_bootstrap_is_fast_and_repeats():
-    values = np.random.default_rng(0).random(500)
+def test_interval_by_volume_is_too_sure():
+    scores, who = patients(np.random.default_rng(0).normal(.8, .05, 10), 20, .001)
+    (_, wide), (_, narrow) = (next(summarise(scores, ['Dice'], w).iterrows()) for w in (who, None))
+    assert wide.high - wide.low > 3*(narrow.high - narrow.low)
+
+
+def test_draws_are_fast_and_repeat():
+    values, unit = np.random.default_rng(0).random((500, 1)), np.arange(500)
     start = time.perf_counter()
-    first = bootstrap_ci(values, n=10_000, seed=4)
+    first = mean_draws(values, unit, 10_000, 4)
     assert time.perf_counter() - start < 1
-    assert first == bootstrap_ci(values, n=10_000, seed=4) != bootstrap_ci(values, n=10_000, seed=5)
+    np.testing.assert_array_equal(first, mean_draws(values, unit, 10_000, 4))
+    assert (first != mean_draws(values, unit, 10_000, 5)).any()
 
 
 @pytest.mark.parametrize('n,note', [

@@ -16,6 +16,7 @@ from ...core import unknown
 from .decisions import DecisionCounts, exact_matches, label_confusion
 from .predictions import Predictions
 from .ranks import Ranks, Steps, cumulate_ranks, rank_scores, safe_ratio
+from ..intervals import IntervalRule
 
 # %% ../../../nbs/eval/classification/20_metrics.ipynb #41f3eb02
 def _auroc(
@@ -136,6 +137,7 @@ class ClsMetric:
     from_ranks: Callable[[Steps, float], np.ndarray]|None = None # one class, at an operating point: (r,)
     from_decisions: Callable[[DecisionCounts], np.ndarray]|None = None # each class: (r, k); all together: (r,)
     labels: str = 'any'  # from_decisions: 'one' (only with one label per image), 'several' or 'any'
+    rule: IntervalRule = IntervalRule() # of its interval: the scale, and the patients that it rests on
 
     def __post_init__(self)->None:
         if (self.from_ranks is None) == (self.from_decisions is None):
@@ -153,17 +155,17 @@ CLS_METRICS: dict[str, ClsMetric] = {
     'PR area': ClsMetric(from_ranks=_pr_area),
     'sensitivity at {at} % specificity': ClsMetric(from_ranks=_sensitivity_at),
     'specificity at {at} % sensitivity': ClsMetric(from_ranks=_specificity_at),
-    'sensitivity': ClsMetric(from_decisions=_sensitivity),
-    'specificity': ClsMetric(from_decisions=_specificity),
-    'precision': ClsMetric(from_decisions=_precision),
+    'sensitivity': ClsMetric(from_decisions=_sensitivity, rule=IntervalRule(units='positive')),
+    'specificity': ClsMetric(from_decisions=_specificity, rule=IntervalRule(units='negative')),
+    'precision': ClsMetric(from_decisions=_precision, rule=IntervalRule(units='predicted')),
     'F1': ClsMetric(from_decisions=_f1),
     'Jaccard index': ClsMetric(from_decisions=_jaccard),
-    'accuracy': ClsMetric(from_decisions=_accuracy, labels='one'),
-    'balanced accuracy': ClsMetric(from_decisions=_balanced_accuracy),
-    'MCC': ClsMetric(from_decisions=_mcc),
-    "Cohen's kappa": ClsMetric(from_decisions=_kappa),
-    'exact match': ClsMetric(from_decisions=_accuracy, labels='several'),
-    'Hamming loss': ClsMetric(from_decisions=_hamming)}
+    'accuracy': ClsMetric(from_decisions=_accuracy, labels='one', rule=IntervalRule(units='all')),
+    'balanced accuracy': ClsMetric(from_decisions=_balanced_accuracy, rule=IntervalRule(units='positive')),
+    'MCC': ClsMetric(from_decisions=_mcc, rule=IntervalRule(-1)),
+    "Cohen's kappa": ClsMetric(from_decisions=_kappa, rule=IntervalRule(-1)),
+    'exact match': ClsMetric(from_decisions=_accuracy, labels='several', rule=IntervalRule(units='all')),
+    'Hamming loss': ClsMetric(from_decisions=_hamming, rule=IntervalRule(units='all'))}
 
 # %% ../../../nbs/eval/classification/20_metrics.ipynb #ee80896b
 MACRO, WEIGHTED, ALL = 'mean (macro)', 'mean (by prevalence)', 'all'  # rows beside those of the classes

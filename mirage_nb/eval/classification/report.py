@@ -17,17 +17,12 @@ import pandas as pd
 from ...core import counted
 from .calibration import Calibration, Temperature, apply_temperature, fit_temperature
 from .decisions import decide, label_confusion, tally_classes
-from mirage_nb.eval.classification.intervals import (
-    bootstrap,
-    centre_draws,
-    image_units,
-    interval_rows,
-    with_intervals,
-)
+from .intervals import bootstrap, image_units, interval_rows
 from .metrics import ALL, MACRO, WEIGHTED, undefined_classes
 from .predictions import Predictions, check_predictions
+from .support import count_support
 from .thresholds import RULES, ThresholdMetrics, choose_thresholds, rule_name
-from ..stats import resample
+from ..intervals import IntervalRule
 from ...storage import write_atomic
 
 # %% ../../../nbs/eval/classification/70_report.ipynb #2fa5b5da
@@ -200,10 +195,9 @@ def _calibration_rows(
     units, forms = image_units(pred), {'as predicted': pred}
     if temperature: forms[f'at temperature {temperature.value:.2f}'] = apply_temperature(pred, temperature.value)
     def rows(pred:Predictions)->pd.DataFrame:
-        count = Calibration(pred, units.of)
-        point, draws = count(), resample(count, units.g, n, seed) if units.g > 1 else {}
-        centred = {k: centre_draws(point[k], v) if k.startswith('ECE') else v for k, v in draws.items()}
-        return with_intervals(point, centred, pred.classes)
+        count, support = Calibration(pred, units.of), count_support(label_confusion(pred, units.of, units.g))
+        rules = {k: None if k.startswith('ECE') else IntervalRule(0, np.inf, 'all') for k in count()}
+        return interval_rows(count, support, pred.classes, rules, n, seed)
     parts = [rows(p).assign(scores=name) for name, p in forms.items()]
     return pd.concat(parts, ignore_index=True)[['scores', 'metric', 'mean', 'low', 'high']]
 
@@ -223,7 +217,8 @@ def _threshold_rows(
     for rule in RULES:
         cuts = choose_thresholds(valid, rule, at)
         validation, tested = ThresholdMetrics(valid, cuts)(), ThresholdMetrics(pred, cuts, units.of)
-        rows = interval_rows(tested, pred.classes, units.g, n, seed).drop(columns='lost')
+        support = count_support(tested.confusion)
+        rows = interval_rows(tested, support, pred.classes, tested.rules, n, seed).drop(columns='lost')
         rows = rows[rows.Class.isin(pred.classes)]
         found = [{'Class': c, 'threshold': cuts[j], **{v: validation[v.split(',')[0]][0, j] for v in VALIDATION}}
                  for j, c in enumerate(pred.classes)]

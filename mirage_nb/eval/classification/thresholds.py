@@ -15,6 +15,7 @@ from .decisions import DecisionCounts
 from .metrics import CLS_METRICS, with_means
 from .predictions import Predictions
 from .ranks import cumulate_ranks, rank_scores, safe_ratio
+from ..intervals import IntervalRule
 
 # %% ../../../nbs/eval/classification/60_thresholds.ipynb #427bfd0f
 RULES = ('Youden', 'F1', 'sensitivity')
@@ -59,6 +60,8 @@ class ThresholdMetrics:
         unit:np.ndarray|None=None # (n,) number of the unit of each row, from 0; None: each row is one
     )->None:
         unit = np.arange(len(pred)) if unit is None else unit
+        self.rules = {'negative predictive value': IntervalRule(units='rejected')}
+        self.rules |= {k: CLS_METRICS[k].rule for k in _SHOWN}
         known = ~np.isnan(pred.y) & ~np.isnan(cuts)
         row, column = np.nonzero(known)
         true, positive = (pred.y == 1)[known].astype(int), (pred.p >= np.asarray(cuts))[known].astype(int)

@@ -47,7 +47,7 @@ def drawn(k, n=120, seed=0, single=True, ties=10):
 
 def ours(pred, counts=None):
     parts = count_table(pred)
-    return with_intervals(compute_metrics(parts, counts), {}, parts.classes).set_index(['metric', 'Class'])['mean']
+    return with_intervals(compute_metrics(parts, counts), None, parts.classes).set_index(['metric', 'Class'])['mean']
 
 
 def pr_area(y, p, w):

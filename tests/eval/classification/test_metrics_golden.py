@@ -36,7 +36,7 @@ def recorded(name):
 
 def scores(name):
     parts = count_table(check_predictions(recorded(name)))
-    return with_intervals(compute_metrics(parts), {}, parts.classes).set_index(['metric', 'Class'])['mean']
+    return with_intervals(compute_metrics(parts), None, parts.classes).set_index(['metric', 'Class'])['mean']
 
 
 def test_golden_tables_are_there():

@@ -124,10 +124,10 @@ def allowed(name):
     "What a module may import besides what lies below it; None: anything"
     if name.startswith('models.'): return (*BASE, 'sources.', 'models.')
     if name == 'eval.segmentation.metrics': return (*BASE, 'eval.segmentation.outlines', 'eval.segmentation.boundaries')
-    if name == 'eval.stats': return (*BASE, 'eval.stats')
+    if name in ('eval.stats', 'eval.intervals'): return (*BASE, 'eval.stats')
     if name.startswith('eval.comparing.'): return (*BASE, 'eval.stats', 'eval.comparing.')
     if name.startswith('eval.classification.') and not name.endswith('.predict'):
-        return (*BASE, 'eval.stats', 'eval.comparing.', 'eval.classification.')  # tables in, numbers out
+        return (*BASE, 'eval.stats', 'eval.intervals', 'eval.comparing.', 'eval.classification.') # tables in, numbers out
     return None
 
 

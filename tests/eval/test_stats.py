@@ -49,9 +49,9 @@ def test_interval_by_volume_is_too_sure():
 
 def test_draws_are_fast_and_repeat():
     values, unit = np.random.default_rng(0).random((500, 1)), np.arange(500)
-    start = time.perf_counter()
+    start = time.process_time()
     first = mean_draws(values, unit, 10_000, 4)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     np.testing.assert_array_equal(first, mean_draws(values, unit, 10_000, 4))
     assert (first != mean_draws(values, unit, 10_000, 5)).any()
 

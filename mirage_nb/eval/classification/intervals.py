@@ -25,7 +25,7 @@ from mirage_nb.eval.classification.metrics import (
 from .predictions import Predictions
 from .ranks import Ranks, Steps, cumulate_ranks
 from .support import Support, count_support, hidden_variance, units_behind
-from ..comparison import holm
+from ..comparing.results import holm
 from ..intervals import PLAIN, IntervalRule, confidence_interval, effective_df, p_value, standard_error
 from ..stats import FEW_UNITS, ResamplingUnits, leave_out, percentile_interval, resample
 

@@ -1,0 +1,46 @@
+"Intervals against textbooks, and their coverage on simulated test sets"
+import numpy as np
+import pytest
+from scipy import stats as sp
+
+from benchmarks import coverage
+from mirage_nb.eval.intervals import IntervalRule, confidence_interval
+
+
+def interval(value, se, df, m, rule):
+    return confidence_interval(*(np.array([float(v)]) for v in (value, se, df, m)), rule)[:, 0]
+
+
+def test_published_example():
+    "Newcombe 1998, Statistics in Medicine 17, 857, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29"
+    for right, n, low, high in ((81, 263, .2553, .3662), (15, 148, .0624, .1605), (1, 29, .0061, .1718)):
+        p = right/n
+        found = interval(p, np.sqrt(p*(1 - p)/n), 1e9, n, IntervalRule())
+        np.testing.assert_allclose(found, (low, high), atol=6e-5)
+    np.testing.assert_allclose(interval(0, 0, 1, 20, IntervalRule()), (0, .1684), atol=6e-5)  # its exact method
+
+
+@pytest.mark.parametrize('right,n', [(0, 3), (5, 5), (0, 300), (300, 300)])
+def test_bounds_are_those_of_scipy(right, n):
+    exact = sp.binomtest(right, n).proportion_ci(method='exact')
+    np.testing.assert_allclose(interval(right/n, 0, 1, n, IntervalRule()), (exact.low, exact.high), atol=1e-12)
+
+
+@pytest.mark.slow
+def test_intervals_cover():
+    "On 150 simulated test sets of 30 patients; percentiles do not, as of a class that is nearly always right"
+    setting = next(k for k in coverage.SETTINGS if 'AUROC 0.99' in k)
+    found = coverage.measure(setting, 30, 150)
+    kept = {k: r for k, r in found.items() if r['covers'] is not None}
+    assert len(kept) > 15 and all(r['percentiles'] < .9 for k, r in found.items() if k in ('AUROC', 'sensitivity'))
+    assert not {k: r['covers'] for k, r in kept.items() if k not in coverage.LOSSES and not .92 <= r['covers'] <= .985}
+    assert all(found[k]['percentiles'] + .04 < found[k]['covers'] for k in coverage.LOSSES)
+    assert all(found[k]['covers'] is None for k in found if k.startswith('ECE'))
+
+
+@pytest.mark.slow
+def test_intervals_of_segmentations_cover():
+    "On 120 simulated test sets of 10 patients; a rare lesion may leave too few patients for any interval"
+    found = coverage.measure('segmentation', 10, 120)
+    assert not {k: r['covers'] for k, r in found.items() if 'lesion' not in k and not .92 <= r['covers'] <= .98}
+    assert found['Dice of the layer']['percentiles'] < .92 and found['Dice of the lesion']['without'] > 0

@@ -107,7 +107,7 @@ def p_value(
     value:np.ndarray, # (k,) differences
     se:np.ndarray,    # (k,)
     df:np.ndarray     # (k,) degrees of freedom
-)->np.ndarray:        # (k,) below 0.05 exactly where a plain 95 % interval leaves out 0
+)->np.ndarray:        # (k,) below 0.05 exactly where a plain 95 % interval leaves out 0; NaN where nothing varies
     "Compute the two-sided p-value of a difference."
     with np.errstate(invalid='ignore', divide='ignore'): z = np.abs(value)/se
-    return np.where(value == 0, 1., 2*stdtr(df, -z))
+    return np.where(value == 0, 1., np.where(se > 0, 2*stdtr(df, -z), np.nan))

@@ -209,7 +209,7 @@ _FACTS |= {
 # %% ../../nbs/report/35_checklist.ipynb #c35e000c
 _FACTS |= {
     'metrics': lambda k: ', '.join(k.metrics),
-    'uncertainty': lambda k: ('95 % bootstrap intervals, resampled '
+    'uncertainty': lambda k: ('95 % intervals '
                               f"{'by patient' if k.patients else 'by volume or image, as patients are not known'}; "
                               'paired differences to the baselines' if k.metrics else ''),
     'unit': lambda k: ('patient' if k.patients else 'volume or image: patients are not known') if k.metrics else '',

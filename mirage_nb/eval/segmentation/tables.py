@@ -14,8 +14,9 @@ import pandas as pd
 
 from ...core import counted
 from ...data.scale import MaskScale
-from .summary import NOT_GRADED, choose_units, number_text
-from ..stats import ResamplingUnits, percentile_interval, sum_draws
+from ..intervals import IntervalRule
+from .summary import NOT_GRADED, choose_units, mean_interval, number_text
+from ..stats import ResamplingUnits, sum_draws
 
 # %% ../../../nbs/eval/segmentation/45_tables.ipynb #34ff8ce5
 _Columns = Mapping[str, tuple[str, float, int]]  # heading -> metric of the summary, factor, digits
@@ -95,10 +96,10 @@ def _share_interval(
     "Compute a share of sums and its interval."
     top, bottom = (float(v.sum()) for v in rows)
     if not bottom: return [np.nan]*3
-    if len(set(units.of[rows[1][:, 0] > 0])) < 2: return [top/bottom, np.nan, np.nan]
     drawn = sum_draws({'top': rows[0], 'bottom': rows[1]}, units.of, *draw)
     with np.errstate(invalid='ignore'): shares = drawn['top']/drawn['bottom']
-    return [top/bottom, *(float(v) for v in percentile_interval(shares)[:, 0])]
+    count = len(set(units.of[rows[1][:, 0] > 0]))
+    return [top/bottom, *mean_interval(top/bottom, shares, count, IntervalRule(units='all'))]
 
 
 def _count_group(

@@ -93,8 +93,8 @@ def _rule(
 
 
 def mean_interval(
-    value:float,
-    draws:np.ndarray, # (n, 1)
+    value:float,      # the mean
+    draws:np.ndarray, # (n, 1) the mean in resamples
     count:int,        # units with a value
     rule:IntervalRule=PLAIN,
     level:float=0.95  # of the interval

@@ -124,7 +124,12 @@ def draw_legend(
     seen = {c: np.concatenate([image[mask == c.index] for image, mask in drawn]) for c in classes if opaque[c.index]}
     patches = [Patch(facecolor=v.mean(0), edgecolor='.4', lw=.5, label=legend_label(c.label))
                for c, v in seen.items() if len(v)]
-    if patches: fig.legend(handles=patches, loc='outside lower center', ncols=6, fontsize=9, frameon=False)
+    if not patches: return
+    widest = max(len(str(p.get_label())) for p in patches)
+    cols = max(1, min(6, int(fig.get_figwidth()/(.45 + .075*widest))))  # inches of a patch with its gaps, of a letter
+    rows = -(-len(patches)//cols)
+    if rows > 2: fig.set_figheight(fig.get_figheight() + .19*(rows - 2))
+    fig.legend(handles=patches, loc='outside lower center', ncols=cols, fontsize=9, frameon=False)
 
 # %% ../../nbs/figures/10_common.ipynb #4a2ee55f
 def draw_loss_and_rate(

@@ -20,10 +20,13 @@ ROOT = Path(__file__).resolve().parents[1]
 GALLERY, MOST = ROOT/'docs'/'gallery', 180_000  # bytes of a picture
 STAGES = {  # in an order in which each finds what it needs
     'seg_tune': 'Fine-tune a segmentation model', 'cls_tune': 'Fine-tune or probe a classifier',
-    'few_shot': 'How many labels are needed', 'predict': 'Predict new images', 'seg_eval': 'Score a segmentation',
+    'seeds': 'Several seeds of one training', 'few_shot': 'How many labels are needed',
+    'predict': 'Predict new images', 'seg_eval': 'Score a segmentation',
     'cls_eval': 'Score a classification', 'compare': 'Compare methods', 'data_report': 'Look a dataset over',
     'pretrain_multimae': 'Pre-train MIRAGE',
     'pretrain_mae': 'Pre-train a masked autoencoder'}
+
+STARTS = {'seeds': ('cls_tune', {'seeds': 3})}  # stage -> what makes its run, where it is not the stage as it stands
 
 
 def pictures_of(notebook, most=3):
@@ -59,9 +62,16 @@ def table_of(run):
     return ['', *('| ' + ' | '.join(map(str, r)) + ' |' for r in rows[:14])]
 
 
+def command(stage):
+    "What a user types for the run of a page"
+    start, values = STARTS.get(stage, (stage, {}))
+    return ' '.join(['python -m mirage_nb.runs', start, *(f'{k}={v}' for k, v in values.items())])
+
+
 def write(stage):
     "Run a pipeline as it stands, or find the finished run, and write its page"
-    run = read_run(run_notebook(stage, quiet=True))
+    start, values = STARTS.get(stage, (stage, {}))
+    run = read_run(run_notebook(start, values, quiet=True))
     headline, *lines = run.result['summary']
     page = [f'# {STAGES[stage]}', '', f'> {headline}', '']
     page += [f"- **{v['level'].capitalize()}:** {v['text']}" for v in run.result.get('verdicts', [])]
@@ -75,14 +85,14 @@ def write(stage):
         page += ['', f"![{words.translate({91: 40, 93: 41, 10: 32})}]({path.name})"]  # no brackets in it
         last = section
     page += table_of(run)
-    page += ['', f'Made by `python -m mirage_nb.runs {stage}` on synthetic images. The report itself is one page that',
+    page += ['', f'Made by `{command(stage)}` on synthetic images. The report itself is one page that',
              'has all tables, the data, the curves, the settings and the provenance. [All examples](README.md).']
     (GALLERY/f'{stage}.md').write_text('\n'.join(page) + '\n', encoding='utf-8')
 
 
 def write_index():
     "List the pages"
-    rows = [f'| [{title}]({k}.md) | `python -m mirage_nb.runs {k}` |' for k, title in STAGES.items()]
+    rows = [f'| [{title}]({k}.md) | `{command(k)}` |' for k, title in STAGES.items()]
     (GALLERY/'README.md').write_text('\n'.join([
         '# Example reports', '',
         'What each notebook leaves, shortened: headline, main figure, examples and means. The images are',

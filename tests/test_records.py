@@ -27,6 +27,8 @@ def test_any_changed_option_is_another_run(home):
         value = OTHER[f.name] if f.name in OTHER else getattr(cfg, f.name) + 1
         changed = replace(cfg, **{f.name: value})
         folder = start_run('seg_tune', asdict(changed), {'data': 'x'}).folder
-        assert (folder == own) == (f.name in _MACHINERY), f.name
-        if f.name not in _MACHINERY: folders.append(folder)
-    assert own not in folders and len(set(folders)) == len(folders) == len(fields(cfg)) - 1  # processes and workers
+        same = f.name in (*_MACHINERY, 'seeds')  # each seed is a run of its own
+        assert (folder == own) == same, f.name
+        if not same: folders.append(folder)
+    assert own not in folders
+    assert len(set(folders)) == len(folders) == len(fields(cfg)) - 2  # processes, workers, seeds; and another hash

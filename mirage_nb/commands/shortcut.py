@@ -82,7 +82,8 @@ def _code_state()->list[_File]:
     return [(str(p), *_list_files(p)[0][1:]) for p in sorted(files)]
 
 # %% ../../nbs/commands/05_shortcut.ipynb #c5a00011
-_STAGES = ('seg_tune', 'cls_tune', 'few_shot', 'pretrain_multimae', 'pretrain_mae')  # that read nothing of other runs
+_TUNINGS = 'seg_tune', 'cls_tune'
+_STAGES = (*_TUNINGS, 'few_shot', 'pretrain_multimae', 'pretrain_mae')  # that read nothing of other runs
 
 
 def run_key(
@@ -92,6 +93,8 @@ def run_key(
 )->str|None:                 # None: what such a run is made from cannot be told without reading it
     "Hash the facts that a run follows from, without reading its data."
     seen = {} if seen is None else seen
+    if stage == 'seeds': return _seeds_key(values)
+    if stage in _TUNINGS: values = {k: v for k, v in values.items() if k != 'seeds'}  # the run of the first seed
     if stage not in _STAGES or values.get('weights') == 'timm': return None
     texts = [str(values.get(k) or '') for k in _NAMES]
     names = [n.strip() for t in texts for n in t.split(',') if n.strip()]
@@ -115,6 +118,15 @@ def _list_once(
     "List files, unless that was done before."
     if str(path) not in seen: seen[str(path)] = _list_files(path)
     return seen[str(path)]
+
+
+def _seeds_key(
+    values:Mapping[str, Any] # all parameters of the report of several seeds
+)->str|None:                 # None: no run is named
+    "Hash the facts that a report of several seeds follows from: the results beside that of a run."
+    results = sorted(Path(values['run']).expanduser().parent.glob('*/result.json')) if values.get('run') else []
+    if not results: return None
+    return hash_value(['seeds', dict(values), __version__, _code_state(), [_list_files(p) for p in results]])
 
 
 def _strings(

@@ -184,11 +184,12 @@ def _seed_verdicts(
     others:Mapping[str, tuple[float, float]], # intervals of the baselines
     seed:int
 )->Iterator[Verdict]:
-    "Judge whether another seed could change the order of the models."
+    "Warn that one seed is one sample, and name the models whose order another seed could change."
     close = [k for k, (low, high) in others.items() if low <= own[1] and own[0] <= high]
-    if close: yield Verdict('note', (
-        f'One seed ({seed}), and the interval overlaps with that of {", ".join(close)}: repeat with other seeds before '
-        'you call one better'))
+    near = f', and the interval overlaps with that of {", ".join(close)}' if close else ''
+    yield Verdict('warning', (
+        f'One seed ({seed}){near}: another seed gives another model, and how far its scores differ is not known. '
+        'seeds=5 trains five, and reports them together'))
 
 # %% ../../nbs/eval/50_verdicts.ipynb #fe000022
 _IN_WORDS = {'frozen random encoder': 'the same head on a frozen random encoder',

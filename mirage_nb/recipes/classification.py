@@ -35,6 +35,8 @@ def _cls_conflicts(
     "Yield what is wrong with options of a classification that are right alone."
     if not r.epochs and not r.keep_head:
         yield 'epochs is 1 or more, not 0; with keep_head=True, 0 tests the model of a file (weights=FILE) as it is'
+    if not r.epochs and r.seeds > 1: yield (
+        f'seeds={r.seeds} repeats a training, and with epochs=0 nothing is trained: leave seeds out')
     if r.keep_head and r.weights in (None, 'random'):
         yield f'keep_head takes the last layer of a file: name one by weights, which is {r.weights}'
     if r.class_map and not r.test_dataset:

@@ -31,7 +31,7 @@ class Predict(Options):
     # 'segmentation' or 'classification', where tuned_on has runs of both; '': the first
     task: Literal['', 'segmentation', 'classification'] = ''
     tuned_on: str = 'Phantom_OCT' # dataset whose finished run is taken, unless run or runs name some
-    run: str = ''                 # folder of a finished 30_seg_tune or 31_cls_tune
+    run: str = ''                 # folder of a finished 30_seg_tune or 31_cls_tune, or of a report of several seeds
     # folders of several finished runs, with commas between: their mean counts
     runs: Annotated[list[str], BeforeValidator(_split_list)] = field(default_factory=list)
     # classes drawn over each image of a segmentation: 'contour', 'fill' or 'none'

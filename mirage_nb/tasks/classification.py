@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import pandas as pd
@@ -39,7 +39,8 @@ from ..recipes.data_options import waived
 from ..recipes.settings import rows_cols
 from ..records import dataset_name
 from ..sources.weights import recognise_weights
-from .baselines import predict_majority, probe_encoder, random_probe_settings
+from ..storage import save_table
+from .baselines import baseline_file, predict_majority, probe_encoder, random_probe_settings
 from mirage_nb.tasks.cross_dataset import (
     check_scorable,
     in_test_classes,
@@ -313,48 +314,26 @@ class _ClsTested(_ClsTrained):
         "Predict a split of the dataset by the kept model."
         return predict_split(self.classifier(folder), self.manifest, self.data, split)
 
-# %% ../../nbs/tasks/30_classification.ipynb #b60a00d5
-class ClassificationTask(_ClsTested):
-    "A classification: fine-tuning, probe, or a test alone, with its data, model, test and baselines."
-    @classmethod
-    def from_settings(cls,
-        cfg:ClsRecipe,
-        manifest:Manifest|None=None,    # of the dataset, if it is read already
-        data:LabelledImages|None=None   # images with other splits than the dataset's own
-    )->'ClassificationTask':
-        "Make the task of a recipe; nothing is read but the manifest."
-        return cls(cfg, manifest or read_manifest(cfg.dataset), data)
-
+# %% ../../nbs/tasks/30_classification.ipynb #5eed00c0
+class _ClsCompared(_ClsTested):
+    "Baselines of a classification."
     def with_settings(self,
         cfg:ClsRecipe,
         data:LabelledImages|None=None # images with other splits; None: the same
-    )->'ClassificationTask':
+    )->Self:
         "Make another task on the same dataset, which shares images, checkpoint and features with this one."
         other = replace(self, settings=cfg, given=data or self.data)
         if cfg.weights == self.settings.weights and self.checkpoint: other.checkpoint = self.checkpoint
         return other
 
-    def samples(self, n:int=6)->list[dict[str, Any]]:
-        "Take some samples as the model gets them, of training if there is any, with the size of the image before."
-        data = next(iter(self._sets_of(list(self.data.splits)[:1]).values()))
-        found, files = example_samples(data, n), dict(zip(data.ids, data.images, strict=True))
-        if self.input_spec.augmentation == 'photo': return found  # crops, of proportions of their own
-        return [s | {'size': read_image(files[s['id']], 1).shape[:2]} for s in found]
-
-    def headline(self,
-        history:pd.DataFrame, # of the training
-        test:ClsScores|None
-    )->str:
-        "Say in one line what was trained, from which weights, tested on what, and the score."
-        what = describe_training(self.settings, len(history))
-        if not test: return f'{what}; not tested, as there is no test split'
-        known = len(set(test.pred.table.patient) - {''})
-        who = f'of {counted(known, "patient")}' if known else 'of unknown patients'
-        of = f' of {dataset_name(self.settings.test_dataset)}' if self.settings.test_dataset else ''
-        return f'{what}; tested on {counted(len(test.pred), "image")} {who}{of}: {test.text}'
-
     def baselines(self, folder:Path)->dict[str, ClsScores]:
-        "Score the probes of the encoder before its training, the majority class, and a probe of a random encoder."
+        "Score probes of the encoder before its training, majority class, random encoder; their predictions are kept."
+        found = self._baselines(folder)
+        for k, scores in found.items(): save_table(scores.pred.table, baseline_file(folder, k))
+        return found
+
+    def _baselines(self, folder:Path)->dict[str, ClsScores]:
+        "Score what there is to compare with."
         cfg, tested, found = self.settings, self.test_home, dict[str, ClsScores]()
         if 'train' not in self.data.splits or 'test' not in tested[1].splits: return {}
         if cfg.probes: found |= self._probes()
@@ -379,6 +358,37 @@ class ClassificationTask(_ClsTested):
                  for name, (setting, tables) in probes.items()}
         return {k: evaluate_table(t.test, t.valid, allow_leaks='duplicates' in waived(cfg.waive), no_valid=t.why)
                 for k, t in found.items() if t.test is not None}
+
+# %% ../../nbs/tasks/30_classification.ipynb #b60a00d5
+class ClassificationTask(_ClsCompared):
+    "A classification: fine-tuning, probe, or a test alone, with its data, model, test and baselines."
+    @classmethod
+    def from_settings(cls,
+        cfg:ClsRecipe,
+        manifest:Manifest|None=None,    # of the dataset, if it is read already
+        data:LabelledImages|None=None   # images with other splits than the dataset's own
+    )->'ClassificationTask':
+        "Make the task of a recipe; nothing is read but the manifest."
+        return cls(cfg, manifest or read_manifest(cfg.dataset), data)
+
+    def samples(self, n:int=6)->list[dict[str, Any]]:
+        "Take some samples as the model gets them, of training if there is any, with the size of the image before."
+        data = next(iter(self._sets_of(list(self.data.splits)[:1]).values()))
+        found, files = example_samples(data, n), dict(zip(data.ids, data.images, strict=True))
+        if self.input_spec.augmentation == 'photo': return found  # crops, of proportions of their own
+        return [s | {'size': read_image(files[s['id']], 1).shape[:2]} for s in found]
+
+    def headline(self,
+        history:pd.DataFrame, # of the training
+        test:ClsScores|None
+    )->str:
+        "Say in one line what was trained, from which weights, tested on what, and the score."
+        what = describe_training(self.settings, len(history))
+        if not test: return f'{what}; not tested, as there is no test split'
+        known = len(set(test.pred.table.patient) - {''})
+        who = f'of {counted(known, "patient")}' if known else 'of unknown patients'
+        of = f' of {dataset_name(self.settings.test_dataset)}' if self.settings.test_dataset else ''
+        return f'{what}; tested on {counted(len(test.pred), "image")} {who}{of}: {test.text}'
 
 # %% ../../nbs/tasks/30_classification.ipynb #7692709e
 def kept_row(

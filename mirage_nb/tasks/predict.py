@@ -34,6 +34,7 @@ from mirage_nb.eval.prediction_summary import (
     shape_notes,
     summary_lines,
 )
+from ..eval.seeds import each_seed
 from ..eval.segmentation.predict import read_json_lines
 from ..eval.unlike import Neighbours
 from ..figures.prediction import write_overlay
@@ -256,7 +257,7 @@ def predict(
     **options:Any                            # of 33_predict, as overlay='contour' and save_probabilities=True
 )->pd.DataFrame:                             # a row an image that could be read
     "Predict images by the model of a run, or by the mean of several."
-    runs = [run] if isinstance(run, (str, Path, Run)) else list(run)
+    runs = each_seed([run] if isinstance(run, (str, Path, Run)) else run)
     if not runs: raise ValueError('no run is named; give the folder of one, or a list of several')
     for k in options:
         if k not in _SCRIPT: raise TypeError(unknown('option', k, _SCRIPT))

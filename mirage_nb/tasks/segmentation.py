@@ -32,7 +32,7 @@ from ..recipes.data_options import waived
 from ..recipes.segmentation import SegRecipe
 from ..recipes.settings import rows_cols
 from ..storage import save_table
-from .baselines import random_encoder_settings, seg_baseline_masks
+from .baselines import baseline_file, random_encoder_settings, seg_baseline_masks
 from .cached_views import cache_views
 from .fine_tuning import FineTuning
 from .protocol import Training, check_trained, describe_training, example_samples, train
@@ -188,7 +188,13 @@ class SegmentationTask(_SegTrained):
         return scores
 
     def baselines(self, folder:Path)->dict[str, SegScores]:
-        "Score the mean position, a frozen random encoder, and other graders."
+        "Score the mean position, a frozen random encoder, and other graders; their volumes are kept."
+        found = self._baselines(folder)
+        for k, scores in found.items(): save_table(scores.volumes, baseline_file(folder, k))
+        return found
+
+    def _baselines(self, folder:Path)->dict[str, SegScores]:
+        "Score what there is to compare with."
         table = self.data.tables.get('test')
         if table is None or table.semseg.isna().any(): return {}
         found = {k: score_folder(table, p, self.data.classes, grader=k.startswith('grader'), scale=self.manifest.scale)

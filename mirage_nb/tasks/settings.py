@@ -17,22 +17,19 @@ from ..core import data_dir, unknown
 from ..data.input_spec import InputSpec
 from ..data.manifest import Manifest, classes_of, dataset_dir, label_facts, read_manifest
 from ..data.normalization import find_norm
-from ..models.checkpoints import Checkpoint
 from ..models.classification import cls_model
 from ..models.pretraining import CNN_MAES, MAES, MIRAGES
 from ..models.segmentation import seg_model
-from ..models.tensors import infer_architecture
 from ..models.tuning import choose_training
 from ..models.zoo import ENCODERS, encoder_record, weights_file
 from ..recipes.classification import ClsEval, ClsRecipe, FewShot, cls_recipe
-from ..recipes.comparison import Compare
 from ..recipes.data_report import DataReport
 from ..recipes.pipelines import explain_no_run
 from ..recipes.prediction import Predict
 from ..recipes.pretraining import MAERecipe, MultiMAERecipe, PretrainRecipe, pretrain_recipe
+from ..recipes.seeds import TUNED_STAGES, SeedReport
 from ..recipes.segmentation import SegEval, SegRecipe, seg_recipe
 from ..recipes.settings import override, rows_cols
-from ..recipes.sweep import SweepJob
 from ..records import dataset_name, finished_runs, open_run
 from ..sources.weights import known_weights
 from ..train.losses import seg_loss
@@ -52,33 +49,15 @@ def _check_encoder(
         f'Set model={known.model}')
 
 
-def _check_size(
-    file:Path, # of weights
-    model:str  # name of the encoder
-)->None:
-    "Raise an error if a file holds an encoder of another size than that of the model."
-    size = infer_architecture(Checkpoint.peek(file)) if model in ENCODERS else {}
-    if 'width' not in size: return  # nothing is known of it yet, or it is convolutional: loading it tells
-    e, patch = ENCODERS[model], size['patch']
-    if e.family != 'cnn' and (e.d, e.depth) == (size['width'], size['depth']): return
-    patch = max(patch.values()) if isinstance(patch, dict) else patch
-    shape = (size['width'], size['depth'], 'mirage' if isinstance(size['patch'], dict) else 'vit', patch)
-    like = [k for k, r in ENCODERS.items() if (r.d, r.depth, r.family, r.patch) == shape]
-    right = f'Set model={" or model=".join(like)}' if like else 'No named model has that size, so take other weights'
-    raise ValueError(f'{file} holds an encoder of width {shape[0]}, depth {shape[1]} and patch {patch}, and '
-                     f'model={model} has width {e.d} and depth {e.depth}. {right}')
-
-
 def _check_weights(
     weights:str|None, # as the option
     model:str         # name of the encoder
 )->None:
-    "Raise an error if weights to start from are not there, or of another size; timm's hub is not asked yet."
+    "Raise an error if there is no file of the weights to start from; those of timm's hub are not asked for yet."
     if weights == 'timm' and model.startswith('timm:'): return
     _check_encoder(weights, model)
     file = weights_file(weights, model)
     if file and not file.is_file(): raise FileNotFoundError(f'no checkpoint {file}')
-    if file: _check_size(file, model)
 
 
 def _try_model(
@@ -252,22 +231,22 @@ def _report_settings(
     return cfg, None if cfg.images else read_manifest(cfg.dataset)
 
 
-def _compare_settings(
+def _seeds_settings(
     params:Mapping[str, Any] # as typed
-)->tuple[Compare, Manifest|None]:
-    "Choose the settings of 52_compare."
-    cfg = override(Compare(), **params)
-    for entry in cfg.tables:
-        for fault in _missing_file('tables', entry.partition('=')[2].strip()): raise fault
+)->tuple[SeedReport, None]:
+    "Choose the settings of 34_seeds."
+    cfg = override(SeedReport(), **params)
+    stage = TUNED_STAGES[cfg.task]
+    if cfg.run: open_run(cfg.run)
+    elif cfg.dataset != 'Phantom_OCT' and not finished_runs(stage, dataset_name(cfg.dataset)):
+        raise FileNotFoundError(explain_no_run(stage, cfg.dataset))
     return cfg, None
 
 
 _STAGES:dict[str, Callable[[Mapping[str, Any]], tuple[Any, Manifest|None]]] = {
     'seg_tune': _seg_settings, 'cls_tune': _cls_settings, 'few_shot': _few_shot_settings,
     'pretrain_multimae': _multimae_settings, 'pretrain_mae': _mae_settings,
-    'data_report': _report_settings, 'compare': _compare_settings,
-    'predict': lambda p: _scoring_settings(Predict, p),
-    'sweep': lambda p: (override(SweepJob(), **p), None),
+    'data_report': _report_settings, 'seeds': _seeds_settings, 'predict': lambda p: _scoring_settings(Predict, p),
     'seg_eval': lambda p: _scoring_settings(SegEval, p),
     'cls_eval': lambda p: _scoring_settings(ClsEval, p)}
 

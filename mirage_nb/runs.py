@@ -109,7 +109,7 @@ def tuned_run(
         same = [p for p in found if _same_task(p) == _same_task(found[0])]
         left, on = len(found) - len(same), dataset_name(dataset)
         why = f'the best of {len(same)} finished runs by validation' if len(same) > 1 else 'the only finished run'
-        others = f'; {counted(left, "run")} on other images or classes' if left else ''
+        others = f' with these images, splits and classes; {counted(left, "other run")} of it' if left else ''
         best = max(same, key=_validation_score)
         alike = f', {n} of which differ only in the seed' if (n := len(seed_folders(best))) > 1 else ''
         return _choose_run(best, f'{why} on {on}{alike}{others}')
@@ -483,7 +483,7 @@ def _obey(
     quiet:bool       # no progress
 )->int:              # exit code
     "Do what a command line says."
-    if {'-h', '--help'} & set(words) and words[0] not in ('fetch', 'import'):
+    if {'-h', '--help'} & set(words) and words[0] not in ('fetch', 'import', 'sweep'):
         sys.stdout.write(describe_notebook(words[0]) if words[0][0] != '-' else describe_commands())
     elif words[0] == 'list':
         from mirage_nb.commands.listing import describe_all
@@ -493,6 +493,9 @@ def _obey(
         sys.stdout.write(describe_runs())
     elif words[0] == 'check': return _check(words[1:])
     elif words[0] == 'cell': return _run_cell(Path(words[1]))
+    elif words[0] == 'sweep':
+        from mirage_nb.sweep import main as sweep
+        return sweep([*words[1:], *['--quiet']*quiet])
     elif words[0] == 'fetch':
         from mirage_nb.data.fetch import main as fetch_words
         return fetch_words(words[1:])
@@ -510,7 +513,7 @@ def _obey(
 def main(
     words:list[str]|None=None # of the command line; None: of this process
 )->int:                       # exit code
-    "Do what a command line says: NOTEBOOK name=value ..., list, runs, check, fetch or import."
+    "Do what a command line says: NOTEBOOK name=value ..., sweep, list, runs, check, fetch or import."
     if words is None: show_in_words()
     words = sys.argv[1:] if words is None else words
     given = [w for w in words if w != '--quiet']

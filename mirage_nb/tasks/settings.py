@@ -17,9 +17,11 @@ from ..core import data_dir, unknown
 from ..data.input_spec import InputSpec
 from ..data.manifest import Manifest, classes_of, dataset_dir, label_facts, read_manifest
 from ..data.normalization import find_norm
+from ..models.checkpoints import Checkpoint
 from ..models.classification import cls_model
 from ..models.pretraining import CNN_MAES, MAES, MIRAGES
 from ..models.segmentation import seg_model
+from ..models.tensors import infer_architecture
 from ..models.tuning import choose_training
 from ..models.zoo import ENCODERS, encoder_record, weights_file
 from ..recipes.classification import ClsEval, ClsRecipe, FewShot, cls_recipe
@@ -30,6 +32,7 @@ from ..recipes.pretraining import MAERecipe, MultiMAERecipe, PretrainRecipe, pre
 from ..recipes.seeds import TUNED_STAGES, SeedReport
 from ..recipes.segmentation import SegEval, SegRecipe, seg_recipe
 from ..recipes.settings import override, rows_cols
+from ..recipes.sweep import SweepJob
 from ..records import dataset_name, finished_runs, open_run
 from ..sources.weights import known_weights
 from ..train.losses import seg_loss
@@ -49,15 +52,33 @@ def _check_encoder(
         f'Set model={known.model}')
 
 
+def _check_size(
+    file:Path, # of weights
+    model:str  # name of the encoder
+)->None:
+    "Raise an error if a file holds an encoder of another size than that of the model."
+    size = infer_architecture(Checkpoint.peek(file)) if model in ENCODERS else {}
+    if 'width' not in size: return  # nothing is known of it yet, or it is convolutional: loading it tells
+    e, patch = ENCODERS[model], size['patch']
+    if e.family != 'cnn' and (e.d, e.depth) == (size['width'], size['depth']): return
+    patch = max(patch.values()) if isinstance(patch, dict) else patch
+    shape = (size['width'], size['depth'], 'mirage' if isinstance(size['patch'], dict) else 'vit', patch)
+    like = [k for k, r in ENCODERS.items() if (r.d, r.depth, r.family, r.patch) == shape]
+    raise ValueError(f'{file} holds an encoder of width {shape[0]}, depth {shape[1]} and patch {patch}, and model={model} '
+                     f'has width {e.d} and depth {e.depth}. ' + (f'Set model={" or model=".join(like)}' if like else
+                     'No named model has that size, so take other weights'))
+
+
 def _check_weights(
     weights:str|None, # as the option
     model:str         # name of the encoder
 )->None:
-    "Raise an error if there is no file of the weights to start from; those of timm's hub are not asked for yet."
+    "Raise an error if weights to start from are not there, or of another size; timm's hub is not asked yet."
     if weights == 'timm' and model.startswith('timm:'): return
     _check_encoder(weights, model)
     file = weights_file(weights, model)
     if file and not file.is_file(): raise FileNotFoundError(f'no checkpoint {file}')
+    if file: _check_size(file, model)
 
 
 def _try_model(
@@ -247,6 +268,7 @@ _STAGES:dict[str, Callable[[Mapping[str, Any]], tuple[Any, Manifest|None]]] = {
     'seg_tune': _seg_settings, 'cls_tune': _cls_settings, 'few_shot': _few_shot_settings,
     'pretrain_multimae': _multimae_settings, 'pretrain_mae': _mae_settings,
     'data_report': _report_settings, 'seeds': _seeds_settings, 'predict': lambda p: _scoring_settings(Predict, p),
+    'sweep': lambda p: (override(SweepJob(), **p), None),
     'seg_eval': lambda p: _scoring_settings(SegEval, p),
     'cls_eval': lambda p: _scoring_settings(ClsEval, p)}
 

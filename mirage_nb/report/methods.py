@@ -185,9 +185,30 @@ def _seeds(s:_Settings, r:_Settings)->list[str]:
     return [*(_seg_tune if 'head' in s else _cls_tune)(s, {}), many]
 
 
+def _comparison(s:_Settings, r:_Settings)->list[str]:
+    "Write the sentences of a comparison of methods."
+    level = f"{100*s['level']:g} %"
+    tests = {'DeLong': "DeLong's test [@delong]",
+             'Obuchowski': "Obuchowski's clustered form of DeLong's test [@delong] [@obuchowski]",
+             'McNemar': "McNemar's test", 'Durkalski': "Durkalski's test"}
+    used = [v for k, v in tests.items() if any(t.startswith(k) for t in r['tests'])]
+    tests_used = _listed([*used, 'the paired bootstrap of patients'])
+    lines = [r['compared'], f'The scores of the seeds of a method were averaged. {level} intervals are of a bootstrap '
+             f"of patients ({s['resamples']} resamples); the spread over seeds is given apart.",
+             f'Differences were tested by {tests_used}, and p-values were corrected by the procedure of Holm [@holm] '
+             'over all tests of a metric.']
+    if s.get('margin'): lines.append(
+        f"Methods were called equivalent by two one-sided tests with a margin of {s['margin']:g}.")
+    if r.get('ranked'): lines.append(
+        "Methods were ranked over datasets by Friedman's test with Nemenyi's critical difference [@demsar], and summed "
+        'up by interquartile means [@agarwal].')
+    return lines
+
+
 _WRITERS: dict[str, Callable[[_Settings, _Settings], list[str]]] = {
     'seg_tune': _seg_tune, 'cls_tune': _cls_tune, 'seeds': _seeds, 'few_shot': _few_shot, 'predict': _prediction,
-    'pretrain_multimae': _pretrain, 'pretrain_mae': _pretrain, 'seg_eval': _evaluation, 'cls_eval': _evaluation}
+    'pretrain_multimae': _pretrain, 'pretrain_mae': _pretrain, 'seg_eval': _evaluation, 'cls_eval': _evaluation,
+    'compare': _comparison}
 
 # %% ../../nbs/report/30_methods.ipynb #b224a812
 def methods_paragraph(

@@ -180,7 +180,8 @@ def score_table(
     for metric, words in seed_metrics(joint.metric).items():
         for _, r in joint[joint.metric == metric].iterrows():
             rows.append({'result': r.result, 'score': words, 'mean': text(one, r['mean']),
-                         'SD over seeds': text(one, r.sd), 'lowest to highest': text('{:.3f} to {:.3f}', r.least, r.most),
+                         'SD over seeds': text(one, r.sd),
+                         'lowest to highest': text('{:.3f} to {:.3f}', r.least, r.most),
                          f'95 % interval {unit}': text(two, r.low, r.high),
                          f'{unit} and seed': text(two, r.low_both, r.high_both)})
     return pd.DataFrame(rows).set_index('result')

@@ -25,6 +25,7 @@ from ..models.tensors import infer_architecture
 from ..models.tuning import choose_training
 from ..models.zoo import ENCODERS, encoder_record, weights_file
 from ..recipes.classification import ClsEval, ClsRecipe, FewShot, cls_recipe
+from ..recipes.comparison import Compare
 from ..recipes.data_report import DataReport
 from ..recipes.pipelines import explain_no_run
 from ..recipes.prediction import Predict
@@ -64,9 +65,9 @@ def _check_size(
     patch = max(patch.values()) if isinstance(patch, dict) else patch
     shape = (size['width'], size['depth'], 'mirage' if isinstance(size['patch'], dict) else 'vit', patch)
     like = [k for k, r in ENCODERS.items() if (r.d, r.depth, r.family, r.patch) == shape]
-    raise ValueError(f'{file} holds an encoder of width {shape[0]}, depth {shape[1]} and patch {patch}, and model={model} '
-                     f'has width {e.d} and depth {e.depth}. ' + (f'Set model={" or model=".join(like)}' if like else
-                     'No named model has that size, so take other weights'))
+    right = f'Set model={" or model=".join(like)}' if like else 'No named model has that size, so take other weights'
+    raise ValueError(f'{file} holds an encoder of width {shape[0]}, depth {shape[1]} and patch {patch}, and '
+                     f'model={model} has width {e.d} and depth {e.depth}. {right}')
 
 
 def _check_weights(
@@ -252,6 +253,16 @@ def _report_settings(
     return cfg, None if cfg.images else read_manifest(cfg.dataset)
 
 
+def _compare_settings(
+    params:Mapping[str, Any] # as typed
+)->tuple[Compare, Manifest|None]:
+    "Choose the settings of 52_compare."
+    cfg = override(Compare(), **params)
+    for entry in cfg.tables:
+        for fault in _missing_file('tables', entry.partition('=')[2].strip()): raise fault
+    return cfg, None
+
+
 def _seeds_settings(
     params:Mapping[str, Any] # as typed
 )->tuple[SeedReport, None]:
@@ -267,7 +278,8 @@ def _seeds_settings(
 _STAGES:dict[str, Callable[[Mapping[str, Any]], tuple[Any, Manifest|None]]] = {
     'seg_tune': _seg_settings, 'cls_tune': _cls_settings, 'few_shot': _few_shot_settings,
     'pretrain_multimae': _multimae_settings, 'pretrain_mae': _mae_settings,
-    'data_report': _report_settings, 'seeds': _seeds_settings, 'predict': lambda p: _scoring_settings(Predict, p),
+    'data_report': _report_settings, 'seeds': _seeds_settings, 'compare': _compare_settings,
+    'predict': lambda p: _scoring_settings(Predict, p),
     'sweep': lambda p: (override(SweepJob(), **p), None),
     'seg_eval': lambda p: _scoring_settings(SegEval, p),
     'cls_eval': lambda p: _scoring_settings(ClsEval, p)}

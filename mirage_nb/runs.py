@@ -13,10 +13,11 @@ import logging
 import math
 import os
 import re
+import shlex
 import signal
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,10 +110,15 @@ def tuned_run(
         same = [p for p in found if _same_task(p) == _same_task(found[0])]
         left, on = len(found) - len(same), dataset_name(dataset)
         why = f'the best of {len(same)} finished runs by validation' if len(same) > 1 else 'the only finished run'
+<<<<<<< HEAD
         others = f' with these images, splits and classes; {counted(left, "other run")} of it' if left else ''
         best = max(same, key=_validation_score)
         alike = f', {n} of which differ only in the seed' if (n := len(seed_folders(best))) > 1 else ''
         return _choose_run(best, f'{why} on {on}{alike}{others}')
+=======
+        others = f'; {counted(left, "run")} on other images or classes' if left else ''
+        return _choose_run(max(same, key=_validation_score), f'{why} on {on}{others}')
+>>>>>>> 6dcba14 (Documentation, tests and a benchmark of sweeps)
     if dataset != 'Phantom_OCT': raise FileNotFoundError(explain_no_run(stage, dataset))
     return _choose_run(run_notebook(stage, _SHORT[stage], quiet=True), 'a short one, made as there was none')
 
@@ -510,6 +516,15 @@ def _obey(
     return 0
 
 # %% ../nbs/20_runs.ipynb #f05394cd
+def _hint(
+    words:Sequence[str], # of the command line
+    said:str             # by an error
+)->str: # a line, or nothing
+    "Name the command that runs several values, if an error is about a value with commas."
+    several = [name for name, _, value in (w.partition('=') for w in words[1:]) if ',' in value and name in said]
+    return f"One run for each value: {shlex.join(['mirage-nb', 'sweep', *words])}\n" if several else ''
+
+
 def main(
     words:list[str]|None=None # of the command line; None: of this process
 )->int:                       # exit code
@@ -523,7 +538,8 @@ def main(
     try:
         with heed_requests(): return _obey(given, quiet='--quiet' in words)
     except (RunFailed, OSError, TypeError, ValueError, KeyError) as e:
-        sys.stderr.write(f'{e.args[0] if isinstance(e, KeyError) else e}\n')
+        said = str(e.args[0] if isinstance(e, KeyError) else e)
+        sys.stderr.write(f'{said}\n{_hint(given, said)}')
         return 1
     except KeyboardInterrupt as e:
         logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # the task of a cell that nobody waits for any more

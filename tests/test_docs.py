@@ -39,6 +39,8 @@ from mirage_nb.phantoms.oct import make_phantom_oct
 from mirage_nb.phantoms.uwf import make_phantom_uwf
 from mirage_nb.runs import main
 from mirage_nb.sources.weights import known_weights, weights_dir
+from mirage_nb.sweep import _read_words
+from mirage_nb.sweeps.plan import plan_cells, read_plan
 from tests.data.scanners.made import write_vol
 
 MOST_LINES = {'README.md': 200, 'docs/adding.md': 400, 'docs/modules.md': 250}  # of other pages: 150
@@ -218,6 +220,9 @@ def provide(parameters, root):
                          ids=lambda c: f'{c.where} {c.text.removeprefix(RUNNER)}')
 def test_commands_that_need_more(command, here, monkeypatch):
     "They are not run; the notebook, the recipe, the dataset's manifest and every value are checked"
+    if command.text.split()[1] == 'sweep':
+        assert plan_cells(_read_words([w for w in command.text.split()[2:] if w != '--dry-run']))
+        return
     if command.text.split()[1] == 'fetch':
         names, flags, _ = _parse(command.text.split()[2:])
         assert [find_order(k) for k in names] and '--accept' in flags
@@ -291,3 +296,10 @@ def test_page_of_modules_is_up_to_date():
 @pytest.mark.parametrize('b', [b for p in PAGES for b in blocks_of(p) if b.kind in ('toml', 'json')],
                          ids=lambda b: f'{b.page}:{b.line}')
 def test_data_blocks_can_be_read(b): (tomllib if b.kind == 'toml' else json).loads(b.text)
+
+
+def test_plans_of_a_page(tmp_path):
+    "The plan of docs/sweeps.md, with what it excludes and includes, and the one in a file"
+    (tmp_path/'plan.toml').write_text(block('docs/sweeps.md', 'toml').text)
+    for file, n in ((tmp_path/'plan.toml', 18), (ROOT/'docs'/'sweep.toml', 24)):
+        assert len(plan_cells(read_plan(file))) == n

@@ -473,7 +473,8 @@ def command_faults(root, command):
         path, faults = known(words[0], False)
         return faults or given(path, [w.split('=')[0] for w in words[1:] if re.match(r'\w+=', w)])
     if m := re.match(r'(?:\S*/)?mirage-nb ([\w./-]+)(.*)', command):
-        if m[1] in ('list', 'runs', 'check', 'fetch', 'import', 'sweep') or m[1].isupper() or m[1].startswith('-'): return []
+        others = 'list', 'runs', 'check', 'fetch', 'import', 'sweep'
+        if m[1] in others or m[1].isupper() or m[1].startswith('-'): return []
         path, faults = known(m[1], False)
         return faults or given(path, [w.split('=')[0] for w in words_of(m[2]) if re.match(r'\w+=', w)])
     if m := re.match(r'(?:\S*/)?papermill (\S+\.ipynb)(.*)', command):

@@ -22,10 +22,11 @@ SMALL = {'seg_tune': {'epochs': 1, 'size': 64, 'batch_size': 4, 'baselines': Fal
          'cls_tune': {'epochs': 1, 'size': 64, 'probes': False, 'baselines': False},
          'few_shot': {'epochs': 1, 'size': 64, 'resamples': 50, 'seeds': 1, 'shots': [1, 2]},
          'data_report': {'resamples': 100}, 'compare': {'resamples': 100}, 'predict': {}, 'seg_eval': {}, 'cls_eval': {'resamples': 100},
+         'sweep': {'grid': {'head': ['linear', 'convnext']}},
          'pretrain_multimae': {'epochs': 1, 'size': 64, 'batch_size': 8, 'eval_every': 0},
          'pretrain_mae': {'dataset': 'Phantom_OCT/train/bscan', 'epochs': 1, 'size': 32, 'batch_size': 4,
                           'eval_every': 0}}
-CHANGED = {'predict': {'overlay': 'none'}}  # of the others the seed
+CHANGED = {'predict': {'overlay': 'none'}, 'sweep': {'grid': {'head': ['linear', 'dpt']}}}  # of the others the seed
 
 
 class Kernel:
@@ -80,7 +81,7 @@ def run_all(kernel, stage, until=None, **values):
     shown = []
     for source in cells(stage, **values):
         shown.append(kernel.run(source))
-        if until and until in source: break
+        if until and re.search(until, source): break
     return shown
 
 
@@ -92,7 +93,7 @@ def test_two_passes_in_one_kernel(kernel, stage, phantoms):
     states = [next(s for s in shown if s.startswith('run ')).splitlines() for shown in (first, second)]
     assert states[0][0].endswith(': new') and states[1][0].endswith(': finished') and states[0][1] == states[1][1]
     assert len(first) == len(second)
-    other = run_all(kernel, stage, 'start_run(', **{**small, **CHANGED.get(stage, {'seed': 1})})[-1].splitlines()
+    other = run_all(kernel, stage, r'(start_run|open_sweep)\(', **{**small, **CHANGED.get(stage, {'seed': 1})})[-1].splitlines()
     assert other[0].endswith(': new') and other[1] != states[0][1]
 
 

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,12 @@ class Cell:
     values: Mapping[str, Any] = field(default_factory=dict) # of its parameters cell, those of the notebook left out
     label: str = ''               # what distinguishes it from the other cells of a sweep, as 'head=linear, seed=0'
 
-    @property
+    @cached_property
     def stage(self)->str: # as 'seg_tune'
         "Name the stage of the pipeline."
         return find_notebook(self.pipeline).stem[3:]
 
-    @property
+    @cached_property
     def every_value(self)->dict[str, Any]:
         "List the values of all parameters of the notebook."
         return {**parameter_values(find_notebook(self.pipeline)), **self.values}

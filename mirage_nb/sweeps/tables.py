@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import IO, Any
@@ -44,6 +45,15 @@ def _clock(
     return f'{minutes//60}:{minutes%60:02}:{rest:02}' if minutes >= 60 else f'{minutes}:{rest:02}'
 
 
+@cache
+def _score_of(
+    folder:Path # of a finished run, whose files do not change any more
+)->str:
+    "Read the first score of a run."
+    name, value = main_score(read_json(folder/'result.json'))
+    return f'{name} {value:.3f}' if value is not None else ''
+
+
 def _note(
     state:CellState
 )->str:
@@ -51,9 +61,10 @@ def _note(
     if state.state == 'failed': return ' '.join(state.reason.split())
     if state.state == 'stopped': return 'goes on from its last saved state'
     if state.state == 'elsewhere': return 'another command runs it'
-    if state.state != 'finished' or state.folder is None: return ''
-    name, value = main_score(read_json(state.folder/'result.json'))
-    return f'{name} {value:.3f}' if value is not None else ''
+    return _score_of(state.folder) if state.state == 'finished' and state.folder else ''
+
+
+_time_of = cache(run_seconds)
 
 
 def _table_rows(
@@ -62,7 +73,7 @@ def _table_rows(
     "List what a table shows of cells."
     names, rows = varying([s.cell.values for s in states]), []
     for s in states:
-        seconds = s.seconds or (run_seconds(s.folder) if s.state == 'finished' and s.folder else 0)
+        seconds = s.seconds or (_time_of(s.folder) if s.state == 'finished' and s.folder else 0)
         shown = {k: str(s.cell.values[k]) if k in s.cell.values else '' for k in names}
         epoch = f'{s.epoch[0]}/{s.epoch[1]}' if s.epoch[1] and s.state not in ('waiting', 'finished') else ''
         rows.append({'state': s.state, **shown, 'epoch': epoch, 'time': _clock(seconds) if seconds else '',

@@ -3580,11 +3580,8 @@ d = { 'settings': { 'branch': 'main',
                                 'mirage_nb.runs._counting': ('runs.html#_counting', 'mirage_nb/runs.py'),
                                 'mirage_nb.runs._execute': ('runs.html#_execute', 'mirage_nb/runs.py'),
                                 'mirage_nb.runs._file_report': ('runs.html#_file_report', 'mirage_nb/runs.py'),
-<<<<<<< HEAD
-                                'mirage_nb.runs._named_run': ('runs.html#_named_run', 'mirage_nb/runs.py'),
-=======
                                 'mirage_nb.runs._hint': ('runs.html#_hint', 'mirage_nb/runs.py'),
->>>>>>> 6dcba14 (Documentation, tests and a benchmark of sweeps)
+                                'mirage_nb.runs._named_run': ('runs.html#_named_run', 'mirage_nb/runs.py'),
                                 'mirage_nb.runs._noting': ('runs.html#_noting', 'mirage_nb/runs.py'),
                                 'mirage_nb.runs._obey': ('runs.html#_obey', 'mirage_nb/runs.py'),
                                 'mirage_nb.runs._run_cell': ('runs.html#_run_cell', 'mirage_nb/runs.py'),

@@ -110,15 +110,10 @@ def tuned_run(
         same = [p for p in found if _same_task(p) == _same_task(found[0])]
         left, on = len(found) - len(same), dataset_name(dataset)
         why = f'the best of {len(same)} finished runs by validation' if len(same) > 1 else 'the only finished run'
-<<<<<<< HEAD
         others = f' with these images, splits and classes; {counted(left, "other run")} of it' if left else ''
         best = max(same, key=_validation_score)
         alike = f', {n} of which differ only in the seed' if (n := len(seed_folders(best))) > 1 else ''
         return _choose_run(best, f'{why} on {on}{alike}{others}')
-=======
-        others = f'; {counted(left, "run")} on other images or classes' if left else ''
-        return _choose_run(max(same, key=_validation_score), f'{why} on {on}{others}')
->>>>>>> 6dcba14 (Documentation, tests and a benchmark of sweeps)
     if dataset != 'Phantom_OCT': raise FileNotFoundError(explain_no_run(stage, dataset))
     return _choose_run(run_notebook(stage, _SHORT[stage], quiet=True), 'a short one, made as there was none')
 

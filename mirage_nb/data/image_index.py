@@ -341,5 +341,5 @@ def _log_changes(
     log.info('%s: %d images, %s', listing.root.name, len(listing), ', '.join(f'{v} {k}' for k, v in counts.items()))
     if listing.faults:
         few = '; '.join(f'{k} ({v})' for k, v in list(listing.faults.items())[:3])
-        log.warning('%d damaged files of %s are left out: %s', len(listing.faults), listing.root.name, few)
+        log.warning('%d damaged files in %s: %s', len(listing.faults), listing.root.name, few)
     return counts

@@ -272,7 +272,8 @@ def test_any_modalities(home, names):
     assert {k for k in history if k.startswith('loss_')} == {f'loss_{k}' for k in names}
 
 
-OTHER = {'dataset': 'Other', 'recipe': 'pre_mirage', 'model': 'mirage_base', 'weights': 'w.pth', 'size': 80,
+OTHER = {'splits': '0.8/0.1/0.1', 'waive': 'constant',
+         'dataset': 'Other', 'recipe': 'pre_mirage', 'model': 'mirage_base', 'weights': 'w.pth', 'size': 80,
          'modalities': ['bscan'], 'uniform_modalities': True, 'norm_pix': True,
          'betas': [0.9, 0.99], 'clip': 2., 'checkpointing': True, 'compile': True,
          'precision': 'bf16', 'slurm': 'gpu', 'strategy': 'fsdp', 'mask_ratio': 0.5, 'val_fraction': 0.1,

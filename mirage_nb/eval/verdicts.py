@@ -9,6 +9,7 @@ __all__ = ['Verdict', 'list_verdicts', 'training_verdicts', 'overlap_verdicts', 
 # %% ../../nbs/eval/50_verdicts.ipynb #fe000003
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,12 +76,14 @@ def training_verdicts(
 # %% ../../nbs/eval/50_verdicts.ipynb #fe000011
 def overlap_verdicts(
     weights:str|None, # that a training starts from
-    dataset:str,      # that it learns from
+    dataset:str,      # that it learns from; several with commas between
     tested:str=''     # another dataset that is tested on; '': none
 )->Iterator[Verdict]:
-    "Judge what published weights have seen of the images before, and what two datasets are known to share."
-    for o in (*find_overlaps(weights, dataset, tested), *compare_datasets(dataset, tested)):
-        yield Verdict('note' if o.shared == 'hospital' else 'warning', o.text)
+    "Judge what weights have seen of the images before, and what datasets are known to share."
+    names = [k.strip() for k in dataset.split(',')] + [tested]*bool(tested)
+    shared = [o for a, b in combinations(names, 2) for o in compare_datasets(a, b)]
+    for o in (*find_overlaps(weights, *names), *shared):
+        yield Verdict('note' if o.shared in ('hospital', 'train') else 'warning', o.text)
 
 
 def recipe_verdicts(

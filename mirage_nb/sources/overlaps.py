@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -19,7 +19,7 @@ from ..recipes.faults import list_faults
 from ..recipes.settings import Options, options
 from .files import read_toml
 from .weights import Weights, recognise_weights
-from ..storage import absolute_path
+from ..storage import absolute_path, read_json
 
 # %% ../../nbs/sources/30_overlaps.ipynb #1c6a8660
 @options
@@ -52,7 +52,7 @@ def _known_relations()->tuple[_Relation, ...]:
 # %% ../../nbs/sources/30_overlaps.ipynb #df49da43
 class Overlap(NamedTuple):
     "What weights have seen of a dataset."
-    shared: str # images, patients or hospital
+    shared: str # images, patients, hospital, or train: training images alone
     text: str   # a sentence
 
 
@@ -62,6 +62,11 @@ def _shared_with(
 )->Iterator[_Relation]:
     "Yield what two datasets are known to share."
     yield from (r for r in _known_relations() if first != second and {first, second} <= set(r.sets))
+
+
+def _shared_words(r:_Relation)->str:
+    "Say what is shared."
+    return 'a hospital' if r.shared == 'hospital' else r.shared
 
 
 def _seen_by(
@@ -76,17 +81,19 @@ def _seen_by(
         'higher than on images of elsewhere'))
     for other in dict.fromkeys((*w.trained_on, *filter(None, [w.tuned_on]))):
         for r in _shared_with(dataset, other): yield Overlap(r.shared, (
-            f'{w.name} learnt from {other}, which shares {"a hospital" if r.shared == "hospital" else r.shared} with '
+            f'{w.name} learnt from {other}, which shares {_shared_words(r)} with '
             f'{dataset}: {r.how}'))
 
 
-def find_overlaps(
-    weights:str|None, # as the option: a name, or the path of a file
-    *datasets:str     # that are trained or tested on
-)->list[Overlap]:     # none twice
-    "List what published weights have seen of datasets, as far as it is known."
-    w = recognise_weights(weights)
-    return list(dict.fromkeys(o for d in datasets if w and d for o in _seen_by(w, _dataset_name(d))))
+# %% ../../nbs/sources/30_overlaps.ipynb #df49da52
+def _own_run(
+    weights:str|None # as the option
+)->tuple[dict[str, Any], str]: # record of the run that wrote the file, and its name; ({}, ''): it is of no run
+    "Read the record of the run that has made a file of weights."
+    path = absolute_path(str(weights or ''))
+    if not path.is_file(): return {}, ''
+    folder = next((p for p in (path.parent, path.parent.parent) if (p/'run.json').is_file()), None)
+    return (read_json(folder/'run.json'), folder.name) if folder else ({}, '')
 
 
 def _dataset_name(
@@ -98,11 +105,48 @@ def _dataset_name(
     return absolute_path(path).parent.name if path.stem == 'manifest' else path.stem
 
 
+def _seen_by_run(
+    run:dict[str, Any], # record
+    name:str,           # of its folder
+    dataset:str         # name of a dataset
+)->Iterator[Overlap]:
+    "Yield what the weights of a run have seen of a dataset."
+    told = run['settings']
+    for learnt in map(_dataset_name, str(told.get('dataset', '')).split(',')):
+        how = 'pre-trained on' if run['stage'].startswith('pretrain') else 'fine-tuned on'
+        if learnt == dataset: yield Overlap('train', (
+            f'The run {name}, whose weights this starts from, was {how} {dataset}: its training images alone, if both '
+            f'runs divide them alike (splits={told.get("splits", "") or "as they are"})'))
+        for r in _shared_with(dataset, learnt): yield Overlap(r.shared, (
+            f'The run {name} was {how} {learnt}, which shares {_shared_words(r)} with {dataset}: {r.how}'))
+
+
+def _overlaps_of(
+    weights:str|None, # as the option
+    dataset:str,      # name of a dataset
+    most:int=5        # runs that start from each other
+)->Iterator[Overlap]:
+    "Yield what weights have seen, published ones or those of a run, which started from others."
+    if w := recognise_weights(weights): yield from _seen_by(w, dataset)
+    run, name = ({}, '') if w else _own_run(weights)
+    if not run or not most: return
+    yield from _seen_by_run(run, name, dataset)
+    yield from _overlaps_of(run['settings'].get('weights'), dataset, most - 1)
+
+
+def find_overlaps(
+    weights:str|None, # as the option: a name, or the path of a file
+    *datasets:str     # that are trained or tested on
+)->list[Overlap]:     # none twice
+    "List what weights have seen of datasets, as far as it is known."
+    return list(dict.fromkeys(o for d in datasets if d for o in _overlaps_of(weights, _dataset_name(d))))
+
+
 def compare_datasets(
     learnt:str, # dataset that a model is trained on
     tested:str  # dataset that it is tested on
 )->list[Overlap]:
     "List what the datasets of a training and a test are known to share."
     first, second = _dataset_name(learnt or ''), _dataset_name(tested or '')
-    return [Overlap(r.shared, f'{second} shares {"a hospital" if r.shared == "hospital" else r.shared} with {first}, '
+    return [Overlap(r.shared, f'{second} shares {_shared_words(r)} with {first}, '
                               f'which the model learnt from: {r.how}') for r in _shared_with(first, second)]

@@ -150,9 +150,9 @@ def confound_verdicts(
         bad = part[(part.auroc > _SERIOUS) & (part.low > .5)]
         if (bad.fact != _ALL).any(): bad = bad[bad.fact != _ALL]
         for fact, area, low, high, n in bad.sort_values('auroc', ascending=False)[_SHOWN].to_numpy().tolist():
-            how = f'alone predicts the {target}' if fact != _ALL else f'together predict the {target}'
-            found.append(Verdict('warning', f'The {fact} {how}: AUROC {area:.2f} ({low:.2f} to {high:.2f}) on '
-                                 f'{counted(n, "image")}. {_MEANING[str(target)]}.'))
+            verb = 'together predict' if fact == _ALL else 'alone predict' if fact == 'borders' else 'alone predicts'
+            found.append(Verdict('warning', f'The {fact} {verb} the {target}: AUROC {area:.2f} ({low:.2f} to {high:.2f}) '
+                                 f'on {counted(n, "image")}. {_MEANING[str(target)]}.'))
         if bad.empty: found.append(Verdict(
             'note', f'The {target} is not predicted from file size, image size, brightness, borders, file type or name '
             f'(AUROC {part.auroc.max():.2f} at most).'))

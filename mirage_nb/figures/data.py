@@ -46,11 +46,12 @@ def show_examples(
 def show_suspicious_pairs(
     table:pd.DataFrame, # id, image, split, label, patient, dataset
     pairs:pd.DataFrame, # first, second (rows of the table), likeness, kind, where
-    most:int=8          # pairs
+    most:int=12         # pairs, of each kind as many as there is room for
 )->DescribedFigure|None: # None: there is no pair
     "Draw pairs of images that may be one, side by side."
     if not len(pairs): return None
-    some = pairs[:most]
+    turn = pairs.groupby('kind').cumcount().sort_values(kind='stable')
+    some = pairs.loc[turn.index[:most]].sort_index()
     couples = [(table.iloc[i], table.iloc[j]) for i, j in some[['first', 'second']].to_numpy(int)]
     shape = _thumb(couples[0][0].image).shape
     across = min(2, len(couples))

@@ -129,7 +129,7 @@ class _ReportImages:
     def brightness(self)->tuple[list[float], list[str]]: # mean of each image; its label, site or split
         "Return the brightness of each image, with the group that it is shown in."
         t = self.table[self.readable]
-        several = [k for k in ('dataset', 'label', 'site', 'split') if t[k].nunique() > 1]
+        several = [k for k in ('dataset', 'site', 'label', 'split') if t[k].nunique() > 1]
         groups = list(t[several[0]]) if several else ['']*len(t)
         return [f.mean for f in self.facts if not f.fault], groups
 
@@ -213,13 +213,15 @@ def _alike_pairs(
     return pd.DataFrame(some, columns=['first', 'second', 'likeness', 'kind', 'where'])
 
 
-def _feature_pairs(
-    report:_DatasetReport,
-    most:int=12 # pairs
-)->pd.DataFrame:  # first, second (rows of the table), likeness, kind, where; of different patients or splits
-    "Find the images that are most similar to an encoder, though nothing states that they belong together."
+# %% ../../nbs/tasks/76_data_report.ipynb #6e73ac41
+_LIKENESS = (.9, .7, .5)  # cosine of features; a lower one is tried where pairs are few
+
+
+def _features(
+    report:_DatasetReport
+)->torch.Tensor: # (n, d) of length 1, of the readable images
+    "Encode the images by the model of the report."
     cfg, t = report.settings, report.table
-    if not cfg.model: return pd.DataFrame(columns=['first', 'second', 'likeness', 'kind', 'where'])
     record = encoder_record(cfg.model)
     spec = InputSpec(**record.input_keywords((record.size, record.size)))
     model = cls_model(name=cfg.model, size=spec.size, n_classes=2, modality=spec.modality)
@@ -227,13 +229,28 @@ def _feature_pairs(
     some = t[report.readable].assign(sha256=[f.sha256 for f in report.facts if not f.fault])
     encoder = EncoderFeatures(model, spec, 'fp32', report.stores)
     features = encoder.encode(ClsDataset(some, (), spec), [-1])[0].flatten(1)
-    x = torch.nn.functional.normalize((features - features.mean(0))/features.std(0).clamp(min=1e-6), dim=1)
-    pairs = similar_pairs(x, least=.9)
-    place = np.flatnonzero(report.readable)
-    found = pairs.assign(first=place[pairs['first']], second=place[pairs.second], kind='alike to the encoder')
-    where = [_where(t, i, j) for i, j in found[['first', 'second']].to_numpy(int)]
-    found = found.assign(where=pd.Series(where, dtype=object))
-    return found[found['where'].str.contains(' and ') if len(found) else []][:most].reset_index(drop=True)
+    return torch.nn.functional.normalize((features - features.mean(0))/features.std(0).clamp(min=1e-6), dim=1)
+
+
+def _feature_pairs(
+    report:_DatasetReport,
+    known:pd.DataFrame, # of `duplicate_pairs`, which are left out
+    most:int=12         # pairs
+)->pd.DataFrame:        # first, second (rows of the table), likeness, kind, where; of different patients or splits
+    "Find the images that are most similar to an encoder, though nothing states that they belong together."
+    cfg, t = report.settings, report.table
+    if not cfg.model: return pd.DataFrame(columns=['first', 'second', 'likeness', 'kind', 'where'])
+    x = _features(report)
+    there = {frozenset(p) for p in known[['first', 'second']].to_numpy(int).tolist()}
+    place, found = np.flatnonzero(report.readable), list[tuple[Any, ...]]()
+    for least in _LIKENESS:  # features of few images are less alike
+        pairs = similar_pairs(x, least=least)
+        rows = zip(place[pairs['first']].tolist(), place[pairs.second].tolist(), pairs.likeness, strict=True)
+        named = [(i, j, v, 'alike to the encoder', _where(t, i, j)) for i, j, v in rows if {i, j} not in there]
+        found = [r for r in named if ' and ' in r[4]][:most]
+        if len(found) == most: break
+    return pd.DataFrame(found, columns=['first', 'second', 'likeness', 'kind', 'where'])
+
 
 # %% ../../nbs/tasks/76_data_report.ipynb #ca53a37a
 def suspicious_pairs(
@@ -241,7 +258,7 @@ def suspicious_pairs(
     known:pd.DataFrame # of `duplicate_pairs`, which come first
 )->pd.DataFrame:       # first, second (rows of the table), likeness, kind, where
     "Add the pairs that look most alike, and those that are most alike to an encoder."
-    every = [known, _alike_pairs(report, known), _feature_pairs(report)]
+    every = [known, _alike_pairs(report, known), _feature_pairs(report, known)]
     return pd.concat([p for p in every if len(p)] or [known], ignore_index=True)
 
 
@@ -275,6 +292,23 @@ def report_confounds(
                           cfg.seed, cfg.resamples)
 
 
+_TOLD, _NEW = .9, .1  # share of images whose label the site tells; more than without it
+
+
+def _site_verdicts(
+    report:_DatasetReport
+)->list[Verdict]:
+    "Say whether the site tells the label, as where each hospital has sent one class."
+    t = report.table[(report.table.site != '') & (report.table.label != '')]
+    if t.site.nunique() < 2 or t.label.nunique() < 2: return []
+    told = t.groupby('site').label.agg(lambda v: v.value_counts().iloc[0]).sum()/len(t)
+    most = t.label.value_counts().iloc[0]/len(t)
+    if told < max(_TOLD, most + _NEW): return []
+    return [Verdict('warning', f'The site alone tells the label of {100*told:.0f} % of the images (the most frequent '
+                    f'class: {100*most:.0f} %), so a model may learn the site instead of the disease. Test it on '
+                    'images of a site that has all classes.')]
+
+
 def _report_verdicts(
     report:_DatasetReport,
     pairs:pd.DataFrame,     # of `duplicate_pairs`
@@ -294,7 +328,7 @@ def _report_verdicts(
                                'split, so scores are too high. A training refuses this, unless waive=patients.'))
     who = 'and no patient is in two splits' if len(t) else 'but patients are not known'
     if not found: found.append(Verdict('good', f'No fault and no duplicate was found, {who}.'))
-    return found + _neighbour_verdicts(report) + confound_verdicts(confounds)
+    return found + _site_verdicts(report) + _neighbour_verdicts(report) + confound_verdicts(confounds)
 
 # %% ../../nbs/tasks/76_data_report.ipynb #28326d7f
 def licence_table(

@@ -3,8 +3,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mirage_nb.phantoms.oct import make_phantom_oct
 from mirage_nb.recipes.data_report import DataReport
-from mirage_nb.tasks.data_report import duplicate_pairs, plan_report, report_confounds, report_result, suspicious_pairs
+from mirage_nb.tasks.data_report import (
+    _site_verdicts,
+    duplicate_pairs,
+    plan_report,
+    report_confounds,
+    report_result,
+    suspicious_pairs,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +51,28 @@ def test_a_dataset_with_faults_is_described(eyes):
     assert any(t.startswith('The mean brightness alone predicts the label: AUROC ') for t in texts)
     assert list(report.classes()) == ['train', 'val', 'test'] and report.sizes().to_numpy().sum() == 47
     assert set(suspicious_pairs(report, pairs).kind) <= {'nearly the same', 'looks alike'}
+
+
+def test_a_class_of_one_hospital_is_said(eyes):
+    "As in COVIDx, whose COVID-19 films of the test are all of one source, and the others of another"
+    facts = ''.join(f'{k} = "x"\n' for k in ('title', 'source', 'licence', 'citation', 'get'))
+    manifest = f'task = "classification"\nmodality = "cxr"\nlayout = "classes"\n{facts}'
+    for site, told in (("site = '^[a-z]+(AMD|DME)'", True), ("site = '_([0-9])'", False)):
+        (eyes/'manifest.toml').write_text(f'{manifest}{site}\n[labels]\n')
+        texts = [v.text for v in _site_verdicts(plan_report(DataReport(dataset='Eyes')))]
+        assert any(t.startswith('The site alone tells the label of 100 % of the images') for t in texts) is told
+
+
+def test_features_of_an_encoder_find_what_thumbnails_do_not(home):
+    "A mirrored copy in another split is found by the features alone"
+    root = make_phantom_oct(home/'data'/'Mine', patients=12, volumes=1, slices=1, size=(64, 64))
+    one, two = (sorted((root/s/'bscan').iterdir())[1] for s in ('train', 'test'))
+    Image.open(one).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(two)
+    report = plan_report(DataReport(dataset=str(root), model='mirage_tiny', weights='mirage_tiny'))
+    pairs = suspicious_pairs(report, duplicate_pairs(report))
+    ids = [{report.table.id[i], report.table.id[j]} for i, j in pairs[['first', 'second']].to_numpy(int)]
+    assert 'alike to the encoder' in [k for k, p in zip(pairs.kind, ids, strict=True) if p == {one.stem, two.stem}]
+    assert 'nearly the same' not in set(pairs.kind)
 
 
 def test_a_folder_and_another_dataset(eyes):

@@ -29,7 +29,7 @@ _Names = Annotated[list[str], BeforeValidator(_split_commas)]
 @options
 class Compare(Options):
     "Options of 52_compare."
-    # folders of runs, patterns of these, or folders that hold runs, as 'seg_tune/Phantom_OCT'
+    # folders of runs, patterns, folders that hold runs, as 'seg_tune/Phantom_OCT', or the plan of a sweep
     runs: _Names = field(default_factory=list)
     # tables of any program, each a method's name, an equals sign and a file (docs/comparing_runs.md)
     tables: _Names = field(default_factory=list)

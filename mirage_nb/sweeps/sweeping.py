@@ -6,8 +6,8 @@
 __all__ = ['plan_of', 'open_sweep', 'summarise_sweep', 'RunList', 'list_runs', 'run_sweep', 'finish_sweep']
 
 # %% ../../nbs/sweeps/70_sweeping.ipynb #5e700003
+import os
 import re
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,8 +18,8 @@ import pandas as pd
 
 from ..core import counted, runs_dir
 from ..recipes.sweep import SweepJob
-from ..records import Run, dataset_name, run_identity, start_run
-from ..storage import read_json, write_json
+from ..records import Run, dataset_name, finish_run, run_identity, start_run
+from ..storage import read_json
 from .cells import Cell, CellState, count_states, look
 from .checks import check_cells
 from .page import Page
@@ -100,8 +100,8 @@ def _total(
     size = sum(p.size or 0 for p in known)/1e6
     lost = len(found) - len(known)
     if not known: return f'{head}; how long they take is not known'
-    whole = spell_time(total_seconds([p.seconds or 0 for p in known], places))
-    return (f'{head}; about {whole} with {places} at once, and {size:,.0f} MB of disk'
+    time = spell_time(total_seconds([p.seconds or 0 for p in known], places))
+    return (f'{head}; about {time} with {places} at once, and {size:,.0f} MB of disk'
             + (f', without {counted(lost, "cell")} of which nothing is known' if lost else ''))
 
 
@@ -169,18 +169,19 @@ def run_sweep(
         return starter
 
     states = run_cells(cells, show=tell, starter=begin)
-    if all(s.state == 'finished' for s in states): _write_result(run, summarise_sweep(states))
+    if all(s.state == 'finished' for s in states): _write_result(run, summarise_sweep(states), states)
     return states
 
 
 def _write_result(
     run:Run,
-    summary:Sequence[str] # lines
+    summary:Sequence[str],          # lines
+    states:Sequence[CellState]=()   # of its cells
 )->None:
     "Write the result of a sweep, which has one if all its cells are finished."
-    write_json(run.folder/'result.json', {
-        'finished': time.strftime('%Y-%m-%d %H:%M:%S'), 'device': 'see the reports of the runs', 'peak_memory_gb': None,
-        'summary': [*summary], 'means': {}})
+    (run.folder/'result.json').unlink(missing_ok=True)
+    folders = [os.path.relpath(s.folder, runs_dir()) for s in states if s.folder]
+    finish_run(run, {'summary': [*summary], 'means': {}, 'runs': folders})
 
 
 def finish_sweep(

@@ -23,6 +23,26 @@ from ..spreadsheets import open_table
 from ..storage import absolute_path, read_json, save_table
 
 # %% ../../nbs/tasks/74_collect.ipynb #b0cac96f
+def _sweeps_of(
+    plan:Path # TOML file of a sweep
+)->list[Path]: # the newest folder of a finished one; empty: there is none
+    "Find the sweep of a plan."
+    found = [p.parent for p in runs_dir().glob(f'sweep/*/{plan.stem}-*/result.json') if '-list-' not in p.parent.name]
+    return sorted(found, key=lambda p: p.stat().st_mtime)[-1:]
+
+
+def _runs_of(
+    folder:Path # of a run, or of a sweep
+)->list[Path]:
+    "List the runs of a sweep; any other run stands for itself."
+    if read_json(folder/'run.json')['stage'] != 'sweep': return [folder]
+    result = read_json(folder/'result.json') if (folder/'result.json').exists() else {}
+    if not result.get('runs'): raise ValueError(
+        f'runs: the sweep in {folder} is not finished, or only listed its runs; the command that started it continues '
+        'it')
+    return [absolute_path(runs_dir()/k) for k in result['runs']]
+
+
 _STAGES = {'seg_tune': 'test_volumes.csv', 'seg_eval': '{split}_volumes.csv', 'cls_tune': 'predictions_test.csv'}
 
 
@@ -31,6 +51,7 @@ def _matches(
 )->list[Path]:
     "List the folders that an entry stands for."
     path = Path(entry).expanduser()
+    if path.suffix == '.toml': return _sweeps_of(path)
     homes = [Path('.')] if path.is_absolute() else [Path('.'), runs_dir()]
     if not has_magic(entry): return [absolute_path(h/path) for h in homes if (h/path).is_dir()][:1]
     pattern = str(path.relative_to(path.anchor))
@@ -45,9 +66,9 @@ def find_runs(
     found: list[Path] = []
     left: dict[str, list[Path]] = {}
     for entry in entries:
-        folders = sorted({p.parent for m in _matches(entry) for p in m.rglob('run.json')})
+        folders = sorted({f for m in _matches(entry) for p in m.rglob('run.json') for f in _runs_of(p.parent)})
         if not folders: raise FileNotFoundError(
-            f'runs: no run is in {entry!r}. Give the folder of a run, a folder that holds runs, or a pattern, '
+            f'runs: no run is in {entry!r}. Give the folder of a run, a folder that holds runs, a sweep, or a pattern, '
             f'as seg_tune/Phantom_OCT; they are looked for here and in {runs_dir()}')
         for folder in folders:
             why = _why_left(folder)

@@ -1,0 +1,132 @@
+"Comparisons of methods from folders of runs: what is found, what is refused, and what the tables hold"
+import re
+import shutil
+import subprocess
+
+import pandas as pd
+import pytest
+
+from mirage_nb.recipes.comparison import Compare
+from mirage_nb.storage import save_table, write_json
+from mirage_nb.tasks.collect import _draw_predictions, find_runs, read_runs
+from mirage_nb.tasks.compare import comparison_result, paper_tables, plan_comparison
+
+PLAIN = {'dataset': 'Eyes', 'model': 'tiny', 'lr': .1, 'workers': 0}
+
+
+def make_cls(home, name, skill=1., finished=True, table=None, **settings):
+    "The folder of a classification, as far as a comparison reads it"
+    folder, s = home/'cls_tune'/'Eyes'/name, PLAIN | {'seed': 0} | settings
+    write_json(folder/'run.json', {'stage': 'cls_tune', 'settings': s, 'sources': {}})
+    if finished: write_json(folder/'result.json', {'means': {}})
+    table = _draw_predictions(skill, 0, sum(name.encode())) if table is None else table
+    save_table(table, folder/'predictions_test.csv')
+    return folder
+
+
+def make_seg(home, name, dice, data='ab', true=100, **settings):
+    "The folder of a segmentation: two patients, one lesion; the second volume does not have it"
+    folder, s = home/'seg_tune'/'OCT'/name, PLAIN | {'dataset': 'OCT', 'seed': 0} | settings
+    write_json(folder/'run.json', {'stage': 'seg_tune', 'settings': s, 'sources': {'data': data}})
+    write_json(folder/'result.json', {'means': {}})
+    ids = [f'v{i}' for i in range(len(dice))]
+    table = pd.DataFrame({'ID': ids, 'Class': 'SRF', 'group': 'lesion', 'Dice': dice, 'HD95': 4.,
+                          'convention': 'strict', 'patient': [f'p{i}' for i in range(len(dice))]})
+    save_table(pd.concat([table, table.assign(convention='published', Dice=0.)]), folder/'test_volumes.csv')
+    save_table(pd.DataFrame({'id': [f'{k}_0' for k in ids], 'volume': ids, 'Class': 'SRF', 'true': true}),
+               folder/'test_slices.csv')
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv('MIRAGE_RUNS', str(tmp_path))
+    return tmp_path
+
+
+def test_a_stage_and_a_dataset_name_all_finished_runs(home):
+    for i in range(2):
+        make_cls(home, f'a{i}', 1., model='tiny', seed=i)
+        make_cls(home, f'b{i}', 2., model='large', seed=i, workers=3)
+    make_cls(home, 'unfinished', model='large', seed=2, finished=False)
+    write_json(home/'cls_tune'/'Eyes'/'few'/'run.json', {'stage': 'few_shot', 'settings': {}})
+    plan = plan_comparison(Compare(runs='cls_tune/Eyes', metrics='AUROC', resamples=200))
+    assert plan.methods == ['large', 'tiny']  # the best first; workers tell no methods apart
+    assert {len(plan.study.of('Eyes', m)) for m in plan.methods} == {2}
+    found = comparison_result(plan)
+    assert found['summary'][0].startswith('Eyes: large has the best AUROC, 0.')
+    said = [v['text'] for v in found['verdicts']]
+    assert any(t.startswith('large better than tiny: AUROC +') for t in said), said
+    assert '1 run left out: not finished' in said and any(t.startswith('1 run left out: of few_shot') for t in said)
+    assert len(find_runs(['cls_tune/*/a*'])[0]) == 2
+
+
+def test_a_sweep_stands_for_its_runs(home):
+    folders = [make_cls(home, k, model=k) for k in ('tiny', 'large')]
+    make_cls(home, 'another', model='other')
+    sweep = home/'sweep'/'all'/'heads-0a1b2c3d'
+    write_json(sweep/'run.json', {'stage': 'sweep', 'settings': {}})
+    with pytest.raises(ValueError, match='is not finished, or only listed its runs'): find_runs(['sweep/all'])
+    write_json(sweep/'result.json', {'runs': [str(f.relative_to(home)) for f in folders]})
+    assert set(find_runs(['sweep/all'])[0]) == {*folders} == set(find_runs(['plans/heads.toml'])[0])
+    with pytest.raises(FileNotFoundError, match="no run is in 'other.toml'"): find_runs(['other.toml'])
+
+
+def test_other_test_images_are_refused_with_all_that_differs(home):
+    table = _draw_predictions(1., 0, 0)
+    other = table.iloc[2:].assign(label=lambda t: t.label.where(t.index != 5, 'DME' if t.label[5] != 'DME' else 'AMD'),
+                                  patient=lambda t: t.patient.where(t.index != 7, 'Q'))
+    make_cls(home, 'a', table=table)
+    make_cls(home, 'b', table=pd.concat([other, other[:1].assign(id='new')]), model='large')
+    with pytest.raises(ValueError) as e: plan_comparison(Compare(runs='cls_tune/Eyes'))
+    for text in ('Eyes: not the same test images as those of tiny, seed 0 (a)',
+                 'large, seed 0 (b): 2 images missing: P000_0', '1 image that the first has not: new',
+                 'another label or mask in 1 image', 'another patient in 1 image'):
+        assert text in str(e.value), e.value
+
+
+@pytest.mark.parametrize(('change', 'text'), [
+    ({'true': 90}, 'another label or mask in 2 images: v0_0, v1_0 (SRF 100, here SRF 90)'),
+    ({'data': 'cd'}, 'the hash of images and masks is cd, not ab')])
+def test_other_masks_are_refused(home, change, text):
+    make_seg(home, 'a', [.5, .6])
+    make_seg(home, 'b', [.7, .8], head='dpt', **change)
+    with pytest.raises(ValueError, match=re.escape(text)): plan_comparison(Compare(runs='seg_tune/OCT'))
+
+
+def test_runs_that_by_does_not_tell_apart_are_refused(home):
+    folders = [make_cls(home, k, lr=lr) for k, lr in (('a', .1), ('b', .2))]
+    assert [r.method for r in read_runs(folders)] == ['lr=0.1', 'lr=0.2']
+    with pytest.raises(ValueError, match='a and b are both tiny on Eyes with seed 0; they differ in lr. Add lr to by='):
+        read_runs(folders, ['model'])
+    folders.append(make_seg(home, 'c', [.5, .6]))
+    with pytest.raises(ValueError, match='compare one kind at a time'): read_runs(folders)
+    with pytest.raises(ValueError, match='runs: none can be compared: u is not finished'):
+        find_runs([str(make_cls(home, 'u', finished=False))])
+
+
+def test_undefined_values_and_single_seeds_stand_beneath(home):
+    make_seg(home, 'a', [.5, None, .7, .6, .8, .7])
+    for seed in range(2): make_seg(home, f'b{seed}', [.6, None, .8, .7, .9, .8], lr=.2, seed=seed)
+    plan = plan_comparison(Compare(runs='seg_tune/OCT', resamples=200))
+    assert list(plan.study.metrics) == ['Dice', 'HD95']
+    means = plan.study.scores['OCT', 'Dice', 'lr=0.2']
+    assert means.mean == pytest.approx(.76) and means.undefined == 2
+    assert plan.main_table().notes[-1] == '1 to 2 seeds; 6 patients; undefined values left out: 3.'
+    said = [v['text'] for v in comparison_result(plan)['verdicts']]
+    assert any(t.startswith('One seed proves nothing: lr=0.1 has one seed') for t in said)
+    worst = plan.study.metrics['HD95']
+    assert not worst.higher_is_better and worst.digits == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which('pdflatex'), reason='there is no LaTeX here')
+def test_tables_compile(home):
+    for k, model in (('a', 'tiny_50%'), ('b', 'large & {new} #1')): make_cls(home, k, model=model)
+    plan = plan_comparison(Compare(runs='cls_tune/Eyes', resamples=100))
+    tables = [t.latex(caption, f'tab:{k}') for k, (caption, t) in paper_tables(plan).items()]
+    (home/'all.tex').write_text('\n'.join([
+        r'\documentclass{article}\usepackage{booktabs}\begin{document}', *tables, r'\end{document}']), encoding='utf-8')
+    done = subprocess.run(['pdflatex', '-halt-on-error', '-interaction=nonstopmode', 'all.tex'], cwd=home,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-800:]

@@ -8,6 +8,7 @@ __all__ = ['plan_of', 'open_sweep', 'summarise_sweep', 'RunList', 'list_runs', '
 # %% ../../nbs/sweeps/70_sweeping.ipynb #5e700003
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,8 +19,8 @@ import pandas as pd
 
 from ..core import counted, runs_dir
 from ..recipes.sweep import SweepJob
-from ..records import Run, dataset_name, finish_run, run_identity, start_run
-from ..storage import read_json
+from ..records import Run, dataset_name, run_identity, start_run
+from ..storage import read_json, write_json
 from .cells import Cell, CellState, count_states, look
 from .checks import check_cells
 from .page import Page
@@ -100,8 +101,8 @@ def _total(
     size = sum(p.size or 0 for p in known)/1e6
     lost = len(found) - len(known)
     if not known: return f'{head}; how long they take is not known'
-    time = spell_time(total_seconds([p.seconds or 0 for p in known], places))
-    return (f'{head}; about {time} with {places} at once, and {size:,.0f} MB of disk'
+    whole = spell_time(total_seconds([p.seconds or 0 for p in known], places))
+    return (f'{head}; about {whole} with {places} at once, and {size:,.0f} MB of disk'
             + (f', without {counted(lost, "cell")} of which nothing is known' if lost else ''))
 
 
@@ -179,9 +180,10 @@ def _write_result(
     states:Sequence[CellState]=()   # of its cells
 )->None:
     "Write the result of a sweep, which has one if all its cells are finished."
-    (run.folder/'result.json').unlink(missing_ok=True)
     folders = [os.path.relpath(s.folder, runs_dir()) for s in states if s.folder]
-    finish_run(run, {'summary': [*summary], 'means': {}, 'runs': folders})
+    write_json(run.folder/'result.json', {
+        'finished': time.strftime('%Y-%m-%d %H:%M:%S'), 'device': 'see the reports of the runs', 'peak_memory_gb': None,
+        'summary': [*summary], 'means': {}, 'runs': folders})
 
 
 def finish_sweep(

@@ -88,11 +88,12 @@ def net_benefit_table(
 )->pd.DataFrame: # one row per class and threshold, as text
     "Show the net benefit of decisions at a few thresholds, beside treating all and none."
     rows = decision_curves(pred, at, n, seed)
+    def number(v:float)->str: return f'{round(v, 3) + 0.:.3f}'  # + 0.: never -0.000
     def text(value:pd.Series, low:pd.Series, high:pd.Series)->list[str]:
-        return [f'{v:.3f}' + ('' if np.isnan(a) else f' [{a:.3f}, {b:.3f}]')
+        return [number(v) + ('' if np.isnan(a) else f' [{number(a)}, {number(b)}]')
                 for v, a, b in zip(value, low, high, strict=True)]
     return pd.DataFrame({
         'Class': rows.Class, 'treat from': [f'{100*v:g} %' for v in rows.threshold],
-        'model': text(rows.model, rows.low, rows.high), 'treat all': [f'{v:.3f}' for v in rows['all']],
+        'model': text(rows.model, rows.low, rows.high), 'treat all': [number(v) for v in rows['all']],
         'treat none': '0', 'gain over the better of both': text(rows.gain, rows.gain_low, rows.gain_high)}
         ).set_index(['Class', 'treat from'])

@@ -189,8 +189,8 @@ def number_text(
 )->str:            # as '0.912 [0.874, 0.951]'
     "Write a mean and its interval."
     if np.isnan(row['mean']): return NOT_GRADED if row['note'] == NOT_GRADED else '–'
-    low_high = '' if np.isnan(row['low']) else f" [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
-    return f"{row['mean']:.{digits}f}{low_high}"
+    mean, low, high = (f"{round(row[k], digits) + 0.:.{digits}f}" for k in ('mean', 'low', 'high'))  # + 0.: never -0.00
+    return mean + ('' if np.isnan(row['low']) else f' [{low}, {high}]')
 
 
 def report_table(

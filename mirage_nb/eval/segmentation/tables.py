@@ -53,17 +53,20 @@ def volume_table(
     slices:pd.DataFrame,  # strict, from `score_slices`
     scale:MaskScale
 )->pd.DataFrame:          # one row per class, as text
-    "Show the mean true volume of each class, and the errors of the predicted ones."
+    "Show the mean true volume of each class, the errors of the predicted ones, and how many volumes they are of."
     factor, unit = scale.pixel_mm or (1., 'pixels')
     what, digits = ('area' if unit == 'mm²' else 'volume'), 0 if unit == 'pixels' else 3
     errors = {'error': 'volume error', 'error without sign': 'absolute volume error'}
     out = _pick_columns(summary, {f'{k}, {unit}': (m, factor, digits) for k, m in errors.items()} | {
         'error without sign, % of the true': ('relative volume error', 100, 1)})
     if not len(out): return out
-    true = slices.groupby(['volume', 'Class'], sort=False)['true'].sum().groupby('Class').mean()*factor
+    pixels = slices.groupby(['volume', 'Class'], sort=False)[['true', 'predicted']].sum()
+    some = pixels[pixels.sum(axis=1) > 0].groupby('Class')  # the volumes that the errors are means over
+    true, invented = some['true'].mean()*factor, some['true'].agg(lambda n: int((n == 0).sum()))
     out = out.loc[[c for c in out.index if c in true.index]]
     out.insert(0, f'true {what}, {unit}', [f'{true[c]:.{digits}f}' for c in out.index])
-    return out
+    return out.assign(**{'volumes, in truth or prediction': [str(len(some.get_group(c))) for c in out.index],
+                         'of these, not in truth': [str(invented[c]) for c in out.index]})
 
 
 def boundary_table(
@@ -147,7 +150,7 @@ def lesion_table(
     counts:pd.DataFrame, # from `count_lesions`
     scale:MaskScale
 )->pd.DataFrame:         # one row per class, as text
-    "Show found, missed and invented lesions with their sizes."
+    "Show found, missed and invented lesions with their median sizes."
     pixel = scale.pixel_um
     factor, unit, d = (pixel[0]*pixel[1]/1e6, 'mm²', 4) if pixel else (1., 'pixels', 0)
     def share(r:pd.Series, what:str)->str:
@@ -156,8 +159,8 @@ def lesion_table(
     def size(v:float)->str: return '–' if np.isnan(v) else f'{v*factor:.{d}f}'
     rows = [{'Class': r.Class, 'lesions': str(r.lesions), 'found': str(r.found), 'missed': str(r.missed),
              'of these, touched': str(r.touched), 'invented': str(r.invented),
-             'share found': share(r, 'found_share'), 'share of predictions that are true': share(r, 'true_share'),
-             f'median size of found, missed, invented, {unit}': ', '.join(size(r[f'size_{s}']) for s in _SIDES)}
+             'share found': share(r, 'found_share'), 'share of predicted that is true': share(r, 'true_share'),
+             **{f'size if {s}, {unit}': size(r[f'size_{s}']) for s in _SIDES}}
             for _, r in counts.iterrows() if r.note != NOT_GRADED]
     return pd.DataFrame(rows).set_index('Class') if rows else pd.DataFrame()
 

@@ -19,16 +19,10 @@ from ..core import unknown
 from .comparing.accuracy import compare_accuracy
 from .comparing.across import effect_sizes, paired_wilcoxon
 from .comparing.auroc import auroc_covariance
+from .comparing.evidence import NormalEvidence, drawn_evidence
 from .comparing.improvement import interquartile_mean, probability_of_improvement
 from .comparing.ranking import Ranking, rank_models
-from mirage_nb.eval.comparing.results import (
-    Comparison,
-    DrawEvidence,
-    NormalEvidence,
-    adjust_family,
-    comparison_table,
-    too_few,
-)
+from .comparing.results import Comparison, adjust_family, comparison_table, too_few
 from .method_scores import ClsResult
 from .method_study import DrawnScore, MethodStudy
 
@@ -45,22 +39,25 @@ def _auroc_evidence(
     kept = [classes.index(c) for c in ([of] if of else classes)]
     def scores(r:ClsResult)->np.ndarray: return r.pred.p[:, [r.pred.classes.index(classes[j]) for j in kept]]
     y, p = results[0][0].pred.y[:, kept], np.stack([scores(r) for side in results for r in side])
-    area, cov = auroc_covariance(y, p, study.units(dataset))
+    units = study.units(dataset)
+    area, cov, single = *auroc_covariance(y, p, units), units.g == len(units.of)
     known = ~np.isnan(area).any(1)
     weight = np.concatenate([np.full(len(side), sign/len(side)) for side, sign in zip(results, (1, -1), strict=True)])
     share = known/max(1, known.sum())
     variance = np.einsum('kcld,k,c,l,d->', cov, share, weight, share, weight)
     return NormalEvidence(float(np.nan_to_num(area @ weight) @ share) if known.any() else np.nan,
-                          float(max(0., variance))**.5)
+                          float(max(0., variance))**.5, np.inf if single else units.g - 1)
 
 
 def _compare_drawn(
     a:DrawnScore,
     b:DrawnScore,
-    how:str # unit, as 'by patient'
+    how:str, # unit, as 'by patient'
+    g:int    # units
 )->tuple[str, Any]: # test, evidence
     "Compare two scores in the same resamples."
-    return f'bootstrap {how}', DrawEvidence(a.draws - b.draws if len(a.draws) and len(b.draws) else np.array([]))
+    draws = a.draws - b.draws if len(a.draws) and len(b.draws) else np.array([])
+    return f'bootstrap {how}', drawn_evidence(a.mean - b.mean, draws, g)
 
 
 def _compare_pair(
@@ -74,7 +71,7 @@ def _compare_pair(
     units, known = study.units(dataset), study.metrics[metric]
     name, _, of = metric.partition(', ')
     results: list[list[Any]] = [study.of(dataset, m) for m in pair]
-    test, evidence = _compare_drawn(a, b, units.label.split(' (')[0])
+    test, evidence = _compare_drawn(a, b, units.label.split(' (')[0], units.g)
     if name == 'AUROC' and isinstance(results[0][0], ClsResult) and units.g > 1:
         evidence = _auroc_evidence(study, dataset, pair, of)
         test = f"{'DeLong' if units.kind == 'image' else 'Obuchowski'}'s test, by {units.kind}"

@@ -19,8 +19,9 @@ from ..core import counted
 from ..data.classification import LabelledImages
 from ..data.segmentation import SegData
 from .classification.decisions import decide
-from .classification.intervals import compare, image_units
+from .classification.intervals import image_units
 from .classification.metrics import MACRO
+from .classification.paired import compare
 from .classification.predictions import Predictions
 from .classification.report import ClsScores
 from .segmentation.report import SegScores, compare_segmentations

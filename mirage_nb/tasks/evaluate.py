@@ -17,7 +17,7 @@ from ..data.class_names import suggest_map, suggest_pairs
 from ..data.folders import match_masks
 from ..data.manifest import ClassInfo, read_manifest
 from ..data.segmentation import SegData, load_seg_data
-from ..eval.classification.intervals import compare
+from ..eval.classification.paired import compare
 from mirage_nb.eval.classification.predictions import (
     Predictions,
     check_predictions,
@@ -207,7 +207,7 @@ def load_eval_tables(
 def compare_tables(
     tables:_ClsTables,
     cfg:ClsEval
-)->pd.DataFrame|None: # of `eval.classification.intervals.compare`; None without a second table
+)->pd.DataFrame|None: # of `eval.classification.paired.compare`; None without a second table
     "Compare predictions with the second table of the same images."
     return None if tables.other is None else compare(tables.pred, tables.other, n=cfg.resamples, seed=cfg.seed)
 

@@ -35,7 +35,7 @@ class NormalEvidence:
         level:float # of the interval
     )->tuple[float, float]: # low, high
         "Compute the interval, as difference and standard errors."
-        if not self.se > 0: return float('nan'), float('nan')
+        if not self.se > 0: return self.difference + self.se, self.difference + self.se  # NaN, or nothing varies
         away = float(stdtrit(self.df, (1 + level)/2))*self.se
         return self.difference - away, self.difference + away
 

@@ -178,7 +178,7 @@ def compare_segmentations(
     first:SegScores,
     second:SegScores, # of the same images
     metric:str='Dice' # a strict one
-)->pd.DataFrame:      # Class, difference, low, high, n, unit: one row per mean
+)->pd.DataFrame:      # Class, difference, low, high, n, unit, p: one row per mean
     "Compute the differences of the means of two models, the first minus the second, in the same resamples."
     a, b = (s.volumes[s.volumes.convention == 'strict'] for s in (first, second))
     return paired_differences((a, b), metric, first.patients, (first.slices, second.slices))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..comparing.evidence import drawn_evidence
 from ..intervals import PLAIN, IntervalRule, confidence_interval, standard_error
 from .metrics import SEG_METRICS
 from ..stats import ResamplingUnits, mean_draws, sum_draws
@@ -214,7 +215,7 @@ def paired_differences(
     slices:tuple[pd.DataFrame|None, pd.DataFrame|None]=(None, None), # of each model, for a single volume
     n:int=10_000,                                 # resamples
     seed:int=0                                    # the same seed gives the same draws as in `summarise`
-)->pd.DataFrame: # Class, difference, low, high, n, unit: one row per mean
+)->pd.DataFrame: # Class, difference, low, high, n, unit, p: one row per mean
     "Compute the differences of the means of two models, the first minus the second, in the same resamples."
     if set(pair[0]['ID']) != set(pair[1]['ID']):
         raise ValueError('the two models are scored on different volumes: a paired difference takes the same ones')
@@ -227,6 +228,7 @@ def paired_differences(
         first, second = (_average_classes(draws[:, at]) for draws, _ in drawn)
         count = min(len(set(units.of[defined[:, at].any(1)])) for _, defined in drawn)
         gap = infos[0].loc[members, 'mean'].mean() - infos[1].loc[members, 'mean'].mean()
-        low, high = mean_interval(gap, first - second, count)
-        out.append(dict(Class=name, difference=gap, low=low, high=high, n=count, unit=units.label))
+        found = drawn_evidence(gap, (first - second)[:, 0], count)
+        low, high = found.interval(.95)
+        out.append(dict(Class=name, difference=gap, low=low, high=high, n=count, unit=units.label, p=found.p))
     return pd.DataFrame(out)

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mirage_nb.eval.classification.intervals import bootstrap, compare, image_units
+from mirage_nb.eval.classification.intervals import bootstrap, image_units
 from mirage_nb.eval.classification.metrics import ALL, compute_metrics, count_table
+from mirage_nb.eval.classification.paired import compare
 from mirage_nb.eval.classification.predictions import _example_predictions, check_predictions, to_scores
 from mirage_nb.eval.classification.report import evaluate_table
 from mirage_nb.eval.stats import resample

@@ -3,8 +3,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mirage_nb.eval.classification.intervals import compare
 from mirage_nb.eval.classification.metrics import ALL, CLS_METRICS, MACRO, WEIGHTED, ClsMetric
+from mirage_nb.eval.classification.paired import compare
 from mirage_nb.eval.classification.predictions import _example_predictions, check_predictions
 from mirage_nb.eval.classification.report import evaluate_table, save_cls_scores
 

@@ -7,6 +7,7 @@ __all__ = ['CellJob', 'SlurmArray', 'LocalJobs', 'make_array']
 
 # %% ../../nbs/sweeps/45_arrays.ipynb #5e450003
 import getpass
+import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ import submitit
 from ..core import log
 from ..launch.slurm import minutes_of, slurm_options
 from ..locks import is_held
+from ..signals import PARENT
 from ..storage import read_json, write_json
 from .cells import Cell, clear_desk
 from .processes import Handle, Processes, cell_command, start_process
@@ -137,8 +139,8 @@ class LocalJobs(Processes):
         self.executor.update_parameters(name='mirage_nb', timeout_min=60*24*365, stderr_to_stdout=True)
 
     def launch(self, desk:Path, more:Mapping[str, str])->Handle:
-        "Submit a cell, with some variables."
-        return _JobHandle(self.executor.submit(CellJob(desk, more)), desk)
+        "Submit a cell, with some variables; it ends with this process, as it would without submitit."
+        return _JobHandle(self.executor.submit(CellJob(desk, {PARENT: str(os.getpid()), **more})), desk)
 
 
 def make_array(

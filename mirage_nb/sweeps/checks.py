@@ -29,10 +29,14 @@ def _resolve(
 
 def _say_where(
     cells:Sequence[Cell], # that have a fault
-    n:int                 # cells in all
+    others:Sequence[Cell] # that do not have it
 )->str:
-    "Say which cells have a fault."
-    if len(cells) == n > 1: return 'every cell'
+    "Say which cells have a fault: those with a certain value, if that is what they have in common."
+    n = len(cells) + len(others)
+    if not others and n > 1: return 'every cell'
+    for k, v in cells[0].values.items():
+        ours, theirs = ([c for c in part if c.values.get(k) == v] for part in (cells, others))
+        if len(ours) == len(cells) > 1 and not theirs: return f'{k}={v}, in {len(cells)} of {n} cells'
     shown = '; '.join(str(c) for c in cells[:3])
     return f'{shown} and {counted(len(cells) - 3, "other cell")}' if len(cells) > 3 else shown
 
@@ -46,7 +50,8 @@ def check_cells(
         try: found.append(_resolve(cell))
         except (ValueError, TypeError, KeyError, OSError) as e:
             faults.setdefault(str(e.args[0] if isinstance(e, KeyError) else e), []).append(cell)
-    if faults: raise ValueError('\n'.join(f'{_say_where(v, len(cells))}: {k}' for k, v in faults.items()))
+    if faults: raise ValueError('\n'.join(
+        f'{_say_where(v, [c for c in cells if c not in v])}: {k}' for k, v in faults.items()))
     _check_doubles(cells, found)
     return found
 

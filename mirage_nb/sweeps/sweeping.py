@@ -83,7 +83,12 @@ class RunList:
     table: pd.DataFrame # of each cell its state, what distinguishes it, time, disk, and where these are from
     total: str          # in a line
 
-    def __str__(self)->str: return f'{self.table.to_string(index=False)}\n{self.total}'
+    def __str__(self)->str:
+        rows = [[*self.table], *self.table.astype(str).to_numpy().tolist()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ['  '.join(f'{v:{w}}' for v, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+        return '\n'.join([*lines, self.total])
+
     def __repr__(self)->str: return str(self)
     def _repr_html_(self)->str: return f'<p>{self.total}</p>' + self.table.to_html(index=False)
 

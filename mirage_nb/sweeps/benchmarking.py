@@ -47,7 +47,7 @@ def _missing_parts(
     "List what cannot be run, and why."
     found = {t.name: _lacking(_find_dataset, t.dataset, *filter(None, [t.values.get('test_dataset')])) for t in tasks}
     for m in models:
-        file = m.values.get('weights')
+        file = str(m.values.get('weights', 'random'))
         found[m.name] = '' if file == 'timm' else _lacking(weights_file, file)
     return {k: why for k, why in found.items() if why}
 

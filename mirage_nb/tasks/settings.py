@@ -24,6 +24,7 @@ from ..models.segmentation import seg_model
 from ..models.tensors import infer_architecture
 from ..models.tuning import choose_training
 from ..models.zoo import ENCODERS, encoder_record, weights_file
+from ..recipes.benchmark import BenchmarkJob
 from ..recipes.classification import ClsEval, ClsRecipe, FewShot, cls_recipe
 from ..recipes.comparison import Compare
 from ..recipes.data_report import DataReport
@@ -281,6 +282,7 @@ _STAGES:dict[str, Callable[[Mapping[str, Any]], tuple[Any, Manifest|None]]] = {
     'data_report': _report_settings, 'seeds': _seeds_settings, 'compare': _compare_settings,
     'predict': lambda p: _scoring_settings(Predict, p),
     'sweep': lambda p: (override(SweepJob(), **p), None),
+    'benchmark': lambda p: (override(BenchmarkJob(), **p), None),
     'seg_eval': lambda p: _scoring_settings(SegEval, p),
     'cls_eval': lambda p: _scoring_settings(ClsEval, p)}
 

@@ -87,6 +87,9 @@ def classification_rows(patients, shares, distance, column, seed, models=1):
         rule = None if name.startswith('ECE') else PLAIN if models > 1 else rules[name]
         old = percentile_interval(sampled.draws[name][:, [at]], LEVEL)[:, 0] if not np.isnan(value[at]) else (np.nan,)*2
         rows[name] = (*sampled.bounds(name, value, rule, LEVEL)[:, at], *old)
+    if models == 1:  # with one label per image, balanced accuracy has the interval of the mean sensitivity
+        recall = sampled.bounds('sensitivity', point['sensitivity'][0], rules['sensitivity'], LEVEL)[:, -2]
+        rows['balanced accuracy'] = (*recall, *rows['balanced accuracy'][2:])
     return rows
 
 

@@ -80,6 +80,9 @@ def _at_bound(
     return np.where(p > .5, [far, np.ones(len(m))], [np.zeros(len(m)), 1 - far])
 
 
+_FURTHEST = 20. # times the value, that a bound of a logarithm may lie from it: beyond, there is no interval
+
+
 def confidence_interval(
     value:np.ndarray, # (k,) NaN where undefined
     se:np.ndarray,    # (k,) standard errors
@@ -87,7 +90,7 @@ def confidence_interval(
     m:np.ndarray,     # (k,) units that a value rests on
     rule:IntervalRule=PLAIN,
     level:float=0.95  # of the interval
-)->np.ndarray:        # (2, k): low, high; NaN where a value rests on fewer than two units
+)->np.ndarray:        # (2, k): low, high; NaN where there are too few units to say anything
     "Compute confidence intervals on the scale of a metric."
     t, width = t_quantile(df, level), rule.high - rule.low
     out = np.stack([value - t*se, value + t*se])
@@ -99,7 +102,8 @@ def confidence_interval(
     elif np.isfinite(rule.low):
         above = np.maximum(value - rule.low, 1e-12)
         far = np.exp(np.minimum(t*se/above, 700))
-        out = np.where(value > rule.low, rule.low + np.stack([above/far, above*far]), out)
+        of_log = np.where(far < _FURTHEST, rule.low + np.stack([above/far, above*far]), np.nan)
+        out = np.where(value > rule.low, of_log, out)
     return np.where(np.isnan(value) | (m < 2), np.nan, out)
 
 

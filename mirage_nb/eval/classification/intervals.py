@@ -136,6 +136,14 @@ def _class_notes(
     return {c: note(j, c) for j, c in enumerate(pred.classes)}
 
 
+def _share_interval(
+    rows:pd.DataFrame # of `with_intervals`, changed
+)->None:
+    "Give balanced accuracy the interval of the mean sensitivity, which it is."
+    recall, same = rows[(rows.metric == 'sensitivity') & (rows.Class == MACRO)], rows.metric == 'balanced accuracy'
+    rows.loc[same & (rows.Class == ALL), ['low', 'high']] = recall[['low', 'high']].to_numpy()
+
+
 def bootstrap(
     pred:Predictions,
     n:int=10_000,     # resamples
@@ -154,6 +162,7 @@ def bootstrap(
         if not np.isnan(mean) and units.g > 1 and lost > .005:
             texts.append(f'{100*lost:.0f} % of the resamples lack it')
         return '; '.join(t for t in texts if t)
+    if pred.single: _share_interval(rows)
     rows['n'], rows['unit'] = units.g, units.label
     rows['note'] = [note(*r) for r in zip(rows.Class, rows['mean'], rows.lost, strict=True)]
     return rows.drop(columns='lost')

@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,33 @@ def _code_state()->list[_File]:
     files += [*resource_dir('nbs').glob('[3-9]?_*.ipynb'), *resource_dir('data_manifests').rglob('*.toml')]
     return [(str(p), *_list_files(p)[0][1:]) for p in sorted(files)]
 
+# %% ../../nbs/commands/05_shortcut.ipynb #c5a00020
+_TUNINGS, _READERS = ('seg_tune', 'cls_tune'), ('predict', 'seg_eval', 'cls_eval')  # the latter read the former
+_STAGES = (*_TUNINGS, 'few_shot', 'pretrain_multimae', 'pretrain_mae', *_READERS)
+
+
+def _read_runs(
+    values:Mapping[str, Any] # all parameters of an evaluation or a prediction
+)->tuple[list[Path], list[str]]: # folders of trainings, and the datasets of these
+    "List the trainings that may be read: those that are named, or all on a dataset, of which one is chosen."
+    several = values.get('runs') or []
+    named = [*(several.split(',') if isinstance(several, str) else several), values.get('run') or '']
+    found = [Path(str(f).strip()).expanduser() for f in named if str(f).strip()]
+    tuned = Path(str(values.get('tuned_on') or '')).name
+    if not found and tuned: found = [p.parent for k in _TUNINGS for p in (runs_dir()/k/tuned).glob('*/result.json')]
+    records = [read_json(p/'run.json')['settings'] for p in found if (p/'run.json').is_file()]
+    return sorted(found), sorted({str(r[k]) for r in records for k in _NAMES if r.get(k)})
+
+
+def _list_run(
+    folder:Path # of a training
+)->list[_File]: # what others read of it; features are added to it later, so not all
+    "List the files of a training that evaluations and predictions read."
+    kept = 'run.json', 'result.json', 'best.safetensors', 'history.csv', 'splits.csv', 'predictions*'
+    found = [(p, f) for k in kept for p in sorted(folder.glob(k)) for f in _list_files(p)]
+    return [(f'{p.name}/{name}', *rest) for p, (name, *rest) in found]  # type: ignore[misc]
+
 # %% ../../nbs/commands/05_shortcut.ipynb #c5a00011
-_TUNINGS = 'seg_tune', 'cls_tune'
-_STAGES = (*_TUNINGS, 'few_shot', 'pretrain_multimae', 'pretrain_mae')  # that read nothing of other runs
-
-
 def run_key(
     stage:str,               # as 'seg_tune'
     values:Mapping[str, Any], # all parameters of its notebook
@@ -96,19 +118,21 @@ def run_key(
     if stage == 'seeds': return _seeds_key(values)
     if stage in _TUNINGS: values = {k: v for k, v in values.items() if k != 'seeds'}  # the run of the first seed
     if stage not in _STAGES or values.get('weights') == 'timm': return None
-    texts = [str(values.get(k) or '') for k in _NAMES]
+    runs, learnt = _read_runs(values) if stage in _READERS else ([], [])
+    texts = [*(str(values.get(k) or '') for k in _NAMES), *learnt]
     names = [n.strip() for t in texts for n in t.split(',') if n.strip()]
     where = {n: _places(n) for n in names}
     folders = [p for found in where.values() for p in found if p.is_dir()]
     if not folders or any(p.suffix == '.csv' for f in where.values() for p in f): return None
     if any(not f for f in where.values()) or any(map(_leads_elsewhere, folders)): return None
-    others = [Path(v).expanduser() for v in _strings(values.values()) if v not in names]
-    if w := known_weights().get(str(values.get('weights'))): others.append(weights_dir()/w.kept_as)
+    others = _other_files(values, names)
+    if stage == 'predict' and any(p.is_file() for p in others): return None  # a table names files anywhere
     files = {str(p.resolve()): _list_once(p.resolve(), seen)
              for p in (*others, *(q for f in where.values() for q in f)) if p.exists()}
     machine = [platform.node(), sys.executable, str(data_dir()), os.environ.get('CUDA_VISIBLE_DEVICES')]
     seen['code'] = seen.get('code') or _code_state()
-    return hash_value([stage, dict(values), __version__, seen['code'], files, machine])
+    return hash_value([stage, dict(values), __version__, seen['code'], files, machine,
+                       [(str(p), _list_run(p)) for p in runs]])
 
 
 def _list_once(
@@ -129,11 +153,15 @@ def _seeds_key(
     return hash_value(['seeds', dict(values), __version__, _code_state(), [_list_files(p) for p in results]])
 
 
-def _strings(
-    values:Iterable[Any]
-)->list[str]:
-    "List the texts among values that may be paths."
-    return [v for v in values if isinstance(v, str) and v.strip()]
+def _other_files(
+    values:Mapping[str, Any], # all parameters of a notebook
+    names:Sequence[str]       # of datasets among them
+)->list[Path]:
+    "List what parameters may name beside datasets and runs: weights, tables, folders of images."
+    texts = [v for k, v in values.items() if k not in ('run', 'runs', 'tuned_on') and isinstance(v, str) and v.strip()]
+    found = [Path(v).expanduser() for v in texts if v not in names]
+    if w := known_weights().get(str(values.get('weights'))): found.append(weights_dir()/w.kept_as)
+    return found
 
 # %% ../../nbs/commands/05_shortcut.ipynb #c5a00015
 def _note(

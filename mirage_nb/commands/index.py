@@ -76,8 +76,9 @@ def _cell(
     value = row[column]
     if column == 'value': shown = '' if value is None else f'{value:.3f}'
     else: shown = html.escape(str(value))
-    report = row['folder']/'report.html'
-    if column == 'run' and report.exists():
+    pages = (row['folder']/k for k in ('report.html', 'sweep.html'))
+    report = next((p for p in pages if p.exists()), None)
+    if column == 'run' and report:
         shown = f'<a href="{html.escape(report.relative_to(runs_dir()).as_posix())}">{shown}</a>'
     key = html.escape('' if value is None else str(value), quote=True)
     return f'<td data-key="{key}"{" class=number" if column == "value" else ""}>{shown}</td>'

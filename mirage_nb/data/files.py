@@ -17,9 +17,9 @@ from .formats import read_mha, read_npy
 from .pixels import check_picture, decode_image, read_header, shorter_side_size
 
 # %% ../../nbs/data/10_files.ipynb #cbeb2b05
-IMAGE_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp', '.jpg', '.jpeg', '.mha')
+IMAGE_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp', '.jpg', '.jpeg', '.webp', '.gif', '.ppm', '.pgm', '.mha')
 ARRAY_SUFFIXES = ('.npy',)
-MASK_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp')  # without loss: JPEG adds grey values along every edge
+MASK_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp', '.gif', '.pgm')  # JPEG adds grey values along every edge
 
 # %% ../../nbs/data/10_files.ipynb #5213b184
 _TINT = 8  # greys by which the channels of a grey image of 8 bits may differ

@@ -41,30 +41,40 @@ class FolderContent(NamedTuple):
 
 
 def scan_folder(
-    folder:str|Path,                      # of images, of classes, or of anything else
-    suffixes:Sequence[str]=IMAGE_SUFFIXES # lower case
+    folder:str|Path,                       # of images, of classes, or of anything else
+    suffixes:Sequence[str]=IMAGE_SUFFIXES, # lower case
+    strange:list[str]|None=None            # what is wrong with names in another encoding is added; None: an error
 )->FolderContent:
     "Sort the entries of a folder into folders, files of some suffixes and others; hidden ones do not count."
     if not os.path.isdir(folder): raise FileNotFoundError(f'no folder {folder}')
     found = FolderContent([], [], [])
     with os.scandir(folder) as entries: every = sorted(entries, key=lambda e: e.name)
-    _check_names([e.name for e in every if not (e.name.isascii() or e.name.isprintable())], folder)
+    odd = _undecodable(e.name for e in every if not (e.name.isascii() or e.name.isprintable()))
+    if odd and strange is None: raise ValueError(_names_message(odd, folder))
+    if odd and strange is not None: strange.append(_names_message(odd, folder))
+    every = [e for e in every if os.fsencode(e.name) not in odd]
     for e in every:
         if is_hidden(e.name) or e.name.lower() in _IGNORED: continue
         if e.is_dir(): found.folders.append(e)
         else: (found.files if e.name.lower().endswith(tuple(suffixes)) else found.others).append(e)
     return found
 
-def _check_names(
-    names:Sequence[str],
+
+def _undecodable(
+    names:Iterable[str]
+)->list[bytes]:
+    "List the names of files that are not in UTF-8."
+    return [raw for k in names if (raw := os.fsencode(k)).decode('utf-8', 'replace') != k]
+
+
+def _names_message(
+    odd:Sequence[bytes], # names
     folder:str|Path
-)->None:
-    "Refuse names of files that are not in UTF-8."
-    wrong = [raw for k in names if (raw := os.fsencode(k)).decode('utf-8', 'replace') != k]
-    if not wrong: return
-    raise ValueError(f'{folder} holds {counted(len(wrong), "name")} in another encoding than UTF-8, the first is '
-                     f"{wrong[0]!r}, in Latin-1 {wrong[0].decode('latin-1')!r}. Rename them, for example by "
-                     'convmv -f latin1 -t utf8 -r --notest')
+)->str:
+    "Say which names of files are not in UTF-8, and how they become so."
+    return (f'{folder} holds {counted(len(odd), "name")} in another encoding than UTF-8, the first is {odd[0]!r}, in '
+            f"Latin-1 {odd[0].decode('latin-1')!r}. Rename them, for example by convmv -f latin1 -t utf8 -r --notest")
+
 
 # %% ../../nbs/data/12_folders.ipynb #5c1d8010
 def plain_stem(

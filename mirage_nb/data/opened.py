@@ -146,7 +146,7 @@ def _look(
     "Open a file, and say in words why it cannot be read."
     file = Path(path)
     try:
-        if size < 0: raise FileNotFoundError(f'{path} is not there')
+        if size < 0: raise FileNotFoundError(f'{path} is not there, or several files have its name')
         if not size: raise ValueError(f'{path} (0 bytes) cannot be read: the file is empty')
         x = opening.read(file)
         known: dict[str, Any] = {'sha256': hash_file(path), 'pixels': _pixel_kind(file)}

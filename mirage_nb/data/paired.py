@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..core import size_text, unknown
+from ..core import runs_dir, size_text, unknown
 from .audit import hash_content
 from .faults import Fault, refuse
 from .files import ARRAY_SUFFIXES, IMAGE_SUFFIXES, MASK_SUFFIXES, as_plane, read_image
@@ -28,6 +28,8 @@ from .folders import find_files, list_images
 from .opened import ImageFacts, Opening, file_faults, open_images
 from ..randomness import sample_key
 from ..spreadsheets import open_table
+from ..storage import hash_value, write_atomic
+
 
 # %% ../../nbs/data/92_paired.ipynb #38a9134f
 _MODALITIES = ('bscan', 'slo', 'bscanlayermap')
@@ -275,6 +277,11 @@ def first_of_many(
     wrong:Sequence[str],  # one message each
     most:int=10           # messages shown
 )->str:
-    "Join the first of many messages."
-    return '\n'.join([head, *wrong[:most], *([f'... and {len(wrong) - most} more'] if len(wrong) > most else [])])
+    "Join the first of many messages; all of them are kept in a file."
+    if len(wrong) <= most: return '\n'.join([head, *wrong])
+    path, text = runs_dir()/'checks'/f'packing-{hash_value([head, *wrong])[:8]}.txt', '\n'.join([*wrong, ''])
+    try: write_atomic(path, lambda p: p.write_text(text, encoding='utf-8'))
+    except OSError: where = ''
+    else: where = f'; all of them are in {path}'
+    return '\n'.join([head, *wrong[:most], f'... and {len(wrong) - most} more{where}'])
 

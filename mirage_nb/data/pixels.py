@@ -116,15 +116,19 @@ def _is_white_zero(
     return image.format == 'TIFF' and image.mode.startswith('I;16') and _tag(image, 262, 1) == 0
 
 # %% ../../nbs/data/09_pixels.ipynb #e7b91bc5
+_LOSSY = {'JPEG': 'JPEG', 'MPO': 'JPEG', 'WEBP': 'WebP'}  # by Pillow's name of a format
+
+
 def _check_stored(
     image:ImageFile.ImageFile, # opened
     path:str|Path,             # named in an error
     mask:bool                  # its values are classes
 )->None:
     "Refuse files whose pixels would be wrong without an error."
-    if mask and (image.format in ('JPEG', 'MPO') or image.info.get('compression') in ('jpeg', 'tiff_jpeg', 'webp')):
-        raise _Refused(f'{path} is compressed as JPEG, whatever its name: that adds values along every edge of a mask. '
-                       'Save it as PNG from its source')
+    lossy = image.format in _LOSSY or image.info.get('compression') in ('jpeg', 'tiff_jpeg', 'webp')
+    if mask and lossy:
+        raise _Refused(f'{path} is compressed as {_LOSSY.get(str(image.format), "JPEG")}, whatever its name: that adds '
+                       'values along every edge of a mask. Save it as PNG from its source')
     if image.format == 'TIFF' and _tag(image, 284, 1) == 2 and max(_tag(image, 258, (8,))) > 8:
         raise _Refused(f'{path} stores channels of 16 bits one after the other; save it with interleaved channels')
 

@@ -36,12 +36,12 @@ def _files_below(
     warn:bool=True # of files of another kind
 )->Iterator[Path]:
     "Yield the images of a folder and of all folders below it."
-    todo, seen, others = [folder], set[str](), list[str]()
+    todo, seen, others, strange = [folder], set[str](), list[str](), list[str]()
     while todo:
         here = todo.pop(0)
         if os.path.realpath(here) in seen: continue  # a link may lead back
         seen.add(os.path.realpath(here))
-        content = scan_folder(here, _SUFFIXES)
+        content = scan_folder(here, _SUFFIXES, strange)
         scans, rest = sort_files(Path(e.path) for e in (*content.files, *content.others))
         yield from (p for p in rest if p.suffix.lower() in _SUFFIXES)
         yield from scans
@@ -49,6 +49,7 @@ def _files_below(
         todo = [*(Path(e.path) for e in content.folders if e.name not in masks), *todo]
         others += [p.name for p in rest if p.suffix.lower() not in _SUFFIXES]
         others += [e.name + '/' for e in content.folders if e.name in masks]
+    for text in strange: warnings.warn(f'{text}. They are left out', stacklevel=3)
     if not (others and warn): return
     names = ', '.join(others[:5]) + ', ...'*(len(others) > 5)
     warnings.warn(f"{folder}: {names} passed over; images end in {', '.join(_SUFFIXES)}", stacklevel=3)

@@ -55,7 +55,7 @@ def test_kinds_of_grey(tmp_path):
     wide = x.astype(np.uint16)
     kinds = {'a.png': image, 'b.png': image.convert('RGBA'), 'c.png': image.convert('LA'), 'd.bmp': image,
              'e.png': Image.fromarray(wide * 257), 'f.tif': Image.fromarray(wide), 'g.tiff': image,
-             'h.png': image.convert('P')}
+             'h.png': image.convert('P'), 'k.gif': image, 'l.pgm': image, 'm.ppm': image.convert('RGB')}
     for name, kind in kinds.items():
         kind.save(tmp_path/name)
         got = unit_range(read_image(tmp_path/name))

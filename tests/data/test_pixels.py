@@ -179,7 +179,7 @@ def test_sixteen_bit_channels_one_after_the_other_are_refused(tmp_path, packed):
         with pytest.raises(ValueError, match='stores channels of 16 bits one after the other'): look(f)
 
 
-@pytest.mark.parametrize('suffix', ['.jpg', '.png', '.tif', '.bmp', '.mha'])
+@pytest.mark.parametrize('suffix', ['.jpg', '.png', '.tif', '.bmp', '.webp', '.gif', '.pgm', '.mha'])
 def test_what_the_reader_refuses_the_first_look_refuses(tmp_path, suffix):
     "a cut file, wherever it is cut, is found by header and by the check before a training"
     f = tmp_path/f'x{suffix}'

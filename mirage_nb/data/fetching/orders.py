@@ -81,7 +81,8 @@ def find_order(
     if name in known_weights(): return _order_weights(name)
     path = Path(name).expanduser() if name.endswith('.toml') else resource_dir('data_manifests')/f'{name}.toml'
     if path.is_file() or name.endswith('.toml'): return _order_dataset(path)
-    raise KeyError(unknown('dataset or weights', name, [*dataset_names(), *known_weights()]))
+    text = unknown('dataset or weights', name, [*dataset_names(), *known_weights()]).partition(' Known: ')[0]
+    raise KeyError(f'{text} mirage-nb fetch --list shows all names')
 
 # %% ../../../nbs/data/fetching/60_orders.ipynb #c6c5b7dc
 def _file_line(f:SourceFile)->str:

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..core import counted, runs_dir
 from ..recipes.data_options import parse_splits
-from ..records import dataset_name
+from ..records import dataset_name, run_identity
 from ..storage import read_json
 
 # %% ../../nbs/commands/25_folds.ipynb #89418e1e
@@ -102,7 +102,8 @@ def _fold_key(
     record:Mapping[str, Any] # of run.json
 )->tuple[str, _Folds]|None:  # what all runs of a cross-validation have in common; None: it is not part of one
     "Tell which cross-validation a run is part of."
-    settings, sources = dict(record.get('settings', {})), record.get('sources', {})
+    settings = run_identity(record.get('settings', {}), record.get('stage', ''))
+    sources = record.get('sources', {})
     try: plan = parse_splits(str(settings.pop('splits', '') or ''))
     except ValueError: return None
     if not plan.fold[1] and not plan.site: return None

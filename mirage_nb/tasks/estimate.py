@@ -154,7 +154,8 @@ class Estimate:
 
     def __repr__(self)->str:
         less = ' (less, if it stops early)' if self.patient else ''
-        every = f', all {self.seeds} seeds about {_in_words(self.seconds*self.seeds)},' if self.seeds > 1 else ''
+        whole = _in_words(self.seconds*self.seeds)
+        every = f', the {self.seeds} seeds to come about {whole},' if self.seeds > 1 else ''
         return (f'estimate: the training takes about {_in_words(self.seconds)} on this {self.device}{less}{every} and '
                 f'about {self.memory/1e9:.1f} GB of memory; {self.disk/1e6:,.0f} MB of disk while it trains, '
                 f'{self.kept/1e6:,.0f} MB afterwards')

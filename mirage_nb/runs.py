@@ -258,16 +258,17 @@ def _train_in_turn(
 def _train_at_once(
     notebook:Path,
     wanted:Mapping[int, Mapping[str, Any]], # seed -> values for the parameters cell
-    out:IO[str]|None                        # receives the progress; None: nothing is written
+    out:IO[str]|None,                       # receives the progress; None: nothing is written
+    n:int                                   # seeds, with those that are finished
 )->_Trained:
     "Run a fine-tuning with several seeds in processes of their own, as many at once as there are GPUs."
     from mirage_nb.sweeps.cells import Cell
     from mirage_nb.sweeps.running import run_cells
 
     def show(states:Any)->None:
-        over, now = sum(s.state == 'finished' for s in states), [s for s in states if s.state == 'running']
-        each = ', '.join(f'{s.cell.label}' + (f' epoch {s.epoch[0]} of {s.epoch[1]}' if s.epoch else '') for s in now)
-        if out: out.write(f'\r{f"{over} of {len(states)} seeds finished" + (f"; now {each}" if now else ""):60}')
+        over, now = n - sum(s.state != 'finished' for s in states), [s for s in states if s.state == 'running']
+        each = ', '.join(s.cell.label + (f' epoch {s.epoch[0]} of {s.epoch[1]}' if s.epoch[1] else '') for s in now)
+        if out: out.write(f'\r{f"{over} of {n} seeds finished" + (f"; now {each}" if now else ""):60}')
 
     cells = [Cell(notebook.stem[3:], dict(given), f'seed={seed}') for seed, given in wanted.items()]
     states = dict(zip(wanted, run_cells(cells, show=show), strict=True))
@@ -288,7 +289,8 @@ def _run_seeds(
     first = given.get('seed') or 0
     wanted = {k: given | ({'seed': k} if k != first else {}) for k in range(first, first + n) if k not in known}
     in_turn = out is sys.stderr and not _several_gpus(notebook, wanted)
-    folders, failed = _train_in_turn(notebook, wanted, sys.stderr) if in_turn else _train_at_once(notebook, wanted, out)
+    if in_turn: folders, failed = _train_in_turn(notebook, wanted, sys.stderr)
+    else: folders, failed = _train_at_once(notebook, wanted, out, n)
     folders = known | folders
     if failed:
         kept = ', '.join(map(str, sorted(folders))) or 'none'

@@ -131,7 +131,8 @@ def join_seeds(
             if drawn is not None and not np.isnan(v).any():
                 row['low'], row['high'] = percentile_interval(drawn.mean(1)[:, None])[:, 0]
                 if drawn.shape not in picks: picks[drawn.shape] = rng.integers(k, size=drawn.shape)
+                most = 1. if np.nanmax(drawn) <= 1 else np.inf  # no share is above 1
                 if k > 1: row['low_both'], row['high_both'] = percentile_interval(
-                    _over_both(drawn, picks[drawn.shape])[:, None])[:, 0].clip(max=1. if drawn.max() <= 1 else np.inf)
+                    _over_both(drawn, picks[drawn.shape])[:, None])[:, 0].clip(max=most)
             rows.append(row)
     return pd.DataFrame(rows)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.ticker import MaxNLocator
 
 from ..eval.seed_scores import SeedScores
 from ..eval.seeds import seed_metrics
@@ -32,6 +33,7 @@ def show_seed_curves(
             ax.plot(rows.epoch, rows[column], 'o-' if len(rows) == 1 else '-', color=COLOURS[i % len(COLOURS)], lw=1.3,
                     label=f'seed {seed}')
         ax.set(xlabel='epoch')
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_title(title, fontsize=11)
     fig.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc='outside lower center', ncols=6)
     sns.despine(fig)

@@ -363,6 +363,7 @@ _FILES = {  # pattern -> what it holds; in this order on the page
     '*_confusion.csv': 'the confusion table', '*_calibration.csv': 'calibration',
     '*_thresholds.csv': 'thresholds and what they give', '*_curves.csv': 'points of the curves',
     'learning_curve.csv': 'the learning curve', 'subsets.csv': 'the subsets', 'levels.csv': 'by image, eye and patient',
+    'over_seeds.csv': 'mean, spread and intervals over the seeds',
     'comparison.csv': 'the comparison', 'history.csv': 'a row for each epoch', 'encoder.md': 'the model card',
     'splits.csv': 'the split of each image; splits=FILE takes it again',
     'unreadable.csv': 'images that could not be read, and why',

@@ -298,6 +298,7 @@ def _plain_scores(
     for _, r in joint.iterrows():
         own = {k: None if r[k] != r[k] else round(float(r[k]), 6) for k in _NUMBERS}
         found['over_seeds'].setdefault(r.result, {})[r.metric] = {**own, 'unit': r.unit}
-        if r.metric not in next(iter(means.values()))[r.result]: continue
-        found['means'].setdefault(r.result, {})[r.metric] = own['mean']
+    for result, rows in found['over_seeds'].items():
+        known = [m for m in next(iter(means.values()))[result] if m in rows]  # in the order of the runs
+        found['means'][result] = {m: rows[m]['mean'] for m in known}
     return found

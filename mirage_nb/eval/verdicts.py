@@ -21,7 +21,7 @@ from ..data.segmentation import SegData
 from .classification.decisions import decide
 from .classification.intervals import image_units
 from .classification.metrics import MACRO
-from .classification.paired import compare
+from .classification.paired import compare_predictions
 from .classification.predictions import Predictions
 from .classification.report import ClsScores
 from .segmentation.report import SegScores, compare_segmentations
@@ -287,17 +287,13 @@ def seg_verdicts(
 
 # %% ../../nbs/eval/50_verdicts.ipynb #fe000026
 _NEARLY = 0.95    # of the images: who predicts one class for so many says little of the others
-_RESAMPLES = 2000 # of a paired difference; bounds move by about 0.001 from 10,000
-
-
 def _cls_gap(
     first:Predictions,
     second:Predictions # of the same images
 )->_Gap:
     "Compute the paired difference of the mean AUROC."
-    rows = compare(first, second, ['AUROC'], _RESAMPLES)
-    r, units = _rows(rows[rows.Class == MACRO])[0], image_units(first)
-    return _Gap('AUROC', r.difference, r.low, r.high, units.g, units.kind)
+    (found,), units = compare_predictions(first, second, ['AUROC']), image_units(first)
+    return _Gap('AUROC', found.difference, found.low, found.high, units.g, units.kind)
 
 
 def _unseen_labels(

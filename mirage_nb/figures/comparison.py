@@ -171,7 +171,7 @@ def show_wins(
             grid[i, j] = (wins - losses)/max(1, wins + even + losses)
             colour = 'white' if abs(grid[i, j]) > .6 else 'black'
             ax.text(j, i, f'{wins} / {even} / {losses}', ha='center', va='center', fontsize=8, color=colour)
-    ax.imshow(grid, cmap='RdBu', vmin=-1.2, vmax=1.2, aspect='auto')
+    ax.imshow(grid, cmap='RdBu', vmin=-1.5, vmax=1.5, aspect='auto')
     ax.set(xticks=range(n), yticks=range(n), xlabel='second', ylabel='first')
     ax.set_yticklabels([_short(m) for m in methods], fontsize=9)
     short = [shorten(legend_label(m), 24, placeholder=' …') for m in methods]

@@ -44,7 +44,9 @@ def _mark(
     "Mark a score: 'best', 'near' (not shown to be worse) or ''."
     dataset, metric, method = place
     if sum(bool(study.of(dataset, m)) for m in study.methods) < 2: return ''
-    if method == best_method(study, dataset, metric): return 'best'
+    top = study.scores.get((dataset, metric, best_method(study, dataset, metric)))
+    if top is None or place not in study.scores: return ''
+    if study.scores[place].mean == top.mean: return 'best'  # of a tie all are
     return 'near' if place in best and best[place].outcome not in ('win', 'loss') else ''
 
 
@@ -147,7 +149,7 @@ def difference_table(
              *('–' if np.isnan(r[c]) else f'{r[c]:.2f}' for c in ('d', 'rank_biserial', 'improvement')),
              *[r['test']][:len(tests) - 1], r['verdict']] for r in own.to_dict('records')]
     names = ['dataset', 'pair', f'difference in {k.title}', 'p', 'p, Holm', *['p, equivalence'][:asked], 'd', 'r',
-             'P(first better)', *['test'][:len(tests) - 1], 'verdict']
+             'P', *['test'][:len(tests) - 1], 'verdict']
     marks = [['']*(len(row) - 1) + ['best' if 'better than' in row[-1] else ''] for row in rows]
     by = f' by {tests[0]}' if len(tests) == 1 else ''
     return MarkedTable(pd.DataFrame(rows, columns=names), pd.DataFrame(marks, columns=names),
@@ -155,5 +157,5 @@ def difference_table(
 
 
 _EFFECTS = ('d: the difference in standard deviations of what one patient adds to it. r: rank-biserial correlation of '
-            'the patients, where each has a score of its own. P(first better): chance that a run of the first, with '
+            'the patients, where each has a score of its own. P: chance that a run of the first, with '
             'some seed, beats a run of the second. Where the first is better, d and r are above 0, P is above 0.5.',)

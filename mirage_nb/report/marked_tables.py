@@ -60,6 +60,12 @@ class MarkedTable:
         notes = f'<p><small>{"<br>".join(map(html.escape, self.notes))}</small></p>' if self.notes else ''
         return f'<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}'
 
+    def _smaller(self)->str: # as '\\footnotesize'; '': the table fits a page in the size of the text
+        "Choose the size of letters by which a table fits the width of a page."
+        wide = sum(max(len(str(v)) for v in (name, *self.rows[name])) + 2 for name in self.rows)
+        size = r'\scriptsize' if wide > 110 else r'\footnotesize' if wide > 85 else ''
+        return size + rf'\setlength{{\tabcolsep}}{{{2 if wide > 110 else 3}pt}}' if size else ''
+
     def latex(self,
         caption:str,
         label:str    # as 'tab:scores'
@@ -75,7 +81,8 @@ class MarkedTable:
         notes = [r'\par\smallskip', r'\begin{minipage}{\linewidth}\footnotesize',
                  *(latex_text(n) + r'\par' for n in self.notes), r'\end{minipage}'] if self.notes else []
         return '\n'.join([
-            r'\begin{table}[tb]', r'\centering', rf'\caption{{{latex_text(caption)}}}', rf'\label{{{label}}}',
+            r'\begin{table}[tb]', r'\centering' + self._smaller(), rf'\caption{{{latex_text(caption)}}}',
+            rf'\label{{{label}}}',
             rf'\begin{{tabular}}{{{columns}}}', r'\toprule', ' & '.join(latex_text(str(c)) for c in self.rows) + r' \\',
             r'\midrule', *lines, r'\bottomrule', r'\end{tabular}', *notes, r'\end{table}', ''])
 

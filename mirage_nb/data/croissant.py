@@ -41,6 +41,23 @@ def _record_set(
             'data': data}
 
 
+_KINDS = {'.zip': 'application/zip', '.gz': 'application/gzip', '.txt': 'text/plain', '.csv': 'text/csv'}
+
+
+def _distribution(
+    manifest:Manifest
+)->list[dict[str, Any]]:
+    "Describe the files of a dataset that have an address and a whole published checksum, as Croissant requires."
+    found = []
+    for f in manifest.fetch.files if manifest.fetch else ():
+        kind, _, digest = f.checksum.partition(':')
+        if not f.url or f.parts or len(digest) != {'sha256': 64, 'md5': 32}.get(kind): continue
+        form = _KINDS.get('.' + f.name.lower().rpartition('.')[2], 'application/octet-stream')
+        found.append({'@type': 'cr:FileObject', '@id': f.name, 'name': f.name, 'contentUrl': f.url,
+                      'encodingFormat': form, kind: digest})
+    return found
+
+
 def croissant(
     manifest:Manifest
 )->dict[str, Any]: # JSON-LD
@@ -55,6 +72,7 @@ def croissant(
     return {'@context': _context(), '@type': 'sc:Dataset', 'conformsTo': 'http://mlcommons.org/croissant/1.1',
             'name': manifest.name, 'description': text, 'license': manifest.licence, 'url': address.split()[0],
             'citeAs': manifest.citation, 'keywords': [manifest.task, manifest.modality], 'isLiveDataset': False,
+            **({'distribution': files} if (files := _distribution(manifest)) else {}),
             'recordSet': [_record_set(k, rows) for k, rows in tables.items() if rows]}
 
 # %% ../../nbs/data/57_croissant.ipynb #54ea743f

@@ -20,6 +20,13 @@ def test_a_manifest_is_valid_croissant(path, tmp_path):
     assert dataset.metadata.conforms_to == ['http://mlcommons.org/croissant/1.1']
 
 
+def test_files_with_a_published_checksum_are_listed():
+    files = croissant(read_manifest('NIH_ChestXray14'))['distribution']
+    assert [f['name'] for f in files] == ['train_official.txt', 'val_official.txt', 'test_official.txt']
+    assert all(f['contentUrl'].startswith('https://') and len(f['sha256']) == 64 for f in files)
+    assert 'distribution' not in croissant(read_manifest('Duke_DME'))  # no checksum is published
+
+
 def test_a_fault_is_found_by_the_validator(tmp_path):
     mlcroissant = pytest.importorskip('mlcroissant', reason='mlcroissant is a development requirement')
     bad = croissant(read_manifest('Duke_DME'))

@@ -186,9 +186,8 @@ def estimate_task(
     trained = sum(p.numel()*4 for p in task.model.parameters() if p.requires_grad)
     memory = _used_memory() + size + 3*trained + activations*work.settings.batch_size/work.settings.accumulate
     device = 'GPU' if torch.cuda.is_available() else 'CPU'
-    seeds = max(getattr(cfg, 'seeds', 1), int(os.environ.get(SEEDS_LEFT, '1')))
     return Estimate(rounds + work.encoded*forward, memory, 2*size + 2*trained, size, device,
-                    bool(getattr(cfg, 'patience', 0)), seeds)
+                    bool(getattr(cfg, 'patience', 0)), max(getattr(cfg, 'seeds', 1), int(os.environ.get(SEEDS_LEFT, 1))))
 
 
 def estimate_training(

@@ -24,8 +24,9 @@ STAGES = {  # in an order in which each finds what it needs
     'predict': 'Predict new images', 'seg_eval': 'Score a segmentation',
     'cls_eval': 'Score a classification', 'compare': 'Compare methods', 'data_report': 'Look a dataset over',
     'pretrain_multimae': 'Pre-train MIRAGE',
-    'pretrain_mae': 'Pre-train a masked autoencoder'}
+    'pretrain_mae': 'Pre-train a masked autoencoder', 'sweep': 'Run a notebook with many values'}
 
+SWEEP = 'mirage-nb sweep seg_tune head=linear,convnext seed=0,1 epochs=2 size=64 baselines=False'
 STARTS = {'seeds': ('cls_tune', {'seeds': 3})}  # stage -> what makes its run, where it is not the stage as it stands
 
 
@@ -62,8 +63,19 @@ def table_of(run):
     return ['', *('| ' + ' | '.join(map(str, r)) + ' |' for r in rows[:14])]
 
 
+def text_of(notebook, section):
+    "Last output of a section as text, for a report without figures; none where there is no such section"
+    here, found = '', ''
+    for c in notebook.cells:
+        if c.cell_type == 'markdown': here = next(iter(re.findall(r'^## (.*)', c.source, re.M)), here)
+        for o in c.get('outputs', []):
+            if here == section: found = o.get('data', {}).get('text/plain', found)
+    return ['', f'## {section}', '', '```text', *(k.rstrip() for k in found.split('\n')), '```'] if found else []
+
+
 def command(stage):
     "What a user types for the run of a page"
+    if stage == 'sweep': return f'{SWEEP} --dry-run'
     start, values = STARTS.get(stage, (stage, {}))
     return ' '.join(['python -m mirage_nb.runs', start, *(f'{k}={v}' for k, v in values.items())])
 
@@ -84,6 +96,7 @@ def write(stage):
         page += ['', f'## {section}'] if section != last else []
         page += ['', f"![{words.translate({91: 40, 93: 41, 10: 32})}]({path.name})"]  # no brackets in it
         last = section
+    if not last: page += text_of(nbformat.read(run.folder/'report.ipynb', 4), 'Runs')
     page += table_of(run)
     page += ['', f'Made by `{command(stage)}` on synthetic images. The report itself is one page that',
              'has all tables, the data, the curves, the settings and the provenance. [All examples](README.md).']

@@ -19,8 +19,10 @@ def test_every_pipeline_has_a_page():
 
 @pytest.mark.parametrize('stage', STAGES)
 def test_pictures_are_there_small_and_described(stage):
-    found = re.findall(r'!\[([^\]]*)\]\(([^)]+)\)', (GALLERY/f'{stage}.md').read_text(encoding='utf-8'))
-    assert found and all(len(words) > 20 and not words.startswith('<') for words, _ in found)
+    page = (GALLERY/f'{stage}.md').read_text(encoding='utf-8')
+    found = re.findall(r'!\[([^\]]*)\]\(([^)]+)\)', page)
+    assert found or '```text' in page, 'a report without figures shows its list'
+    assert all(len(words) > 20 and not words.startswith('<') for words, _ in found)
     assert {p.name for p in GALLERY.glob(f'{stage}-*')} == {name for _, name in found}
     assert all((GALLERY/name).stat().st_size < 300_000 for _, name in found)
 

@@ -181,8 +181,9 @@ def test_new_metric_is_in_the_tables(project):
 
 def test_new_metric_counts_what_is_invented_or_missed(project):
     "500 pixels of a class that only one side has are a difference of 500; where neither has it, it is left out"
-    code = 'import numpy as np; from mirage_nb.eval.segmentation.metrics import PixelCounts, count_metrics; ' \
-           'n = PixelCounts([0, 0, 0], [500, 0, 0], [0, 500, 0]); print(*count_metrics(n, np.nan)["AVD"])'
+    code = 'from mirage_nb.eval.segmentation.metrics import PixelCounts, get_convention, sum_metrics; ' \
+           'n = PixelCounts([0, 0, 0], [500, 0, 0], [0, 500, 0]); rule = get_convention("strict"); ' \
+           'print(*sum_metrics(n, rule)["AVD"])'
     root, _ = project
     done = subprocess.run([sys.executable, '-c', code], cwd=root, env={**os.environ, 'PYTHONPATH': str(root)},
                           capture_output=True, text=True)

@@ -187,7 +187,7 @@ def estimate_task(
     memory = _used_memory() + size + 3*trained + activations*work.settings.batch_size/work.settings.accumulate
     device = 'GPU' if torch.cuda.is_available() else 'CPU'
     return Estimate(rounds + work.encoded*forward, memory, 2*size + 2*trained, size, device,
-                    bool(getattr(cfg, 'patience', 0)), max(getattr(cfg, 'seeds', 1), int(os.environ.get(SEEDS_LEFT, 1))))
+                    bool(getattr(cfg, 'patience', 0)), max(int(os.getenv(SEEDS_LEFT, 1)), getattr(cfg, 'seeds', 1)))
 
 
 def estimate_training(

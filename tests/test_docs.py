@@ -1,4 +1,5 @@
 "The documentation does what it says: its commands are run, its Python is run, its links lead somewhere"
+import collections
 import contextlib
 import io
 import json
@@ -41,9 +42,10 @@ from mirage_nb.runs import main
 from mirage_nb.sources.weights import known_weights, weights_dir
 from mirage_nb.sweep import _read_words
 from mirage_nb.sweeps.plan import plan_cells, read_plan
+from mirage_nb.tasks import settings as tasks_settings
 from tests.data.scanners.made import write_vol
 
-MOST_LINES = {'README.md': 200, 'docs/adding.md': 400, 'docs/modules.md': 250}  # of other pages: 150
+MOST_LINES = {'README.md': 200, 'docs/adding.md': 400, 'docs/modules.md': 320}  # of other pages: 150
 
 # Every run is made cheap by these values, whatever the page says; all else is as the page has it.
 CHEAP = {'seg_tune': {'epochs': 1, 'size': 64, 'batch_size': 4, 'baselines': False},
@@ -229,6 +231,7 @@ def test_commands_that_need_more(command, here, monkeypatch):
         return
     notebook, parameters = words_of(command.text)
     provide(parameters, here)
+    monkeypatch.setattr(tasks_settings, '_check_size', lambda file, model: None)  # the files have no content
     if notebook.stem[3:] in ('seg_tune', 'cls_tune', 'pretrain_multimae', 'pretrain_mae'):
         execute(notebook, {k: placed(v, here) for k, v in parameters.items()}, monkeypatch, here, 'settings_table(')
     assert set(parameters) <= set(assigned(notebook))
@@ -237,7 +240,7 @@ def test_commands_that_need_more(command, here, monkeypatch):
 def test_most_commands_are_run():
     "A page may not call everything impossible"
     kinds = [how(c) for _, c in ALL]
-    assert kinds.count('run') + kinds.count('typed') >= 25 > kinds.count('checked')
+    assert kinds.count('run') + kinds.count('typed') > 1.25*kinds.count('checked'), collections.Counter(kinds)
     typed = {c.text.split(' </dev/null')[0] for _, c in ALL if how(c) == 'typed'}
     assert typed == set(TYPED), 'TYPED names commands that no page has'
     assert all('mirage_nb.launch' in c.text or c.text.startswith(RUNNER) for _, c in ALL if how(c) == 'checked')

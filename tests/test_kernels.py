@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = {'seg_tune': {'epochs': 1, 'size': 64, 'batch_size': 4, 'baselines': False},
          'cls_tune': {'epochs': 1, 'size': 64, 'probes': False, 'baselines': False},
          'few_shot': {'epochs': 1, 'size': 64, 'resamples': 50, 'seeds': 1, 'shots': [1, 2]},
-         'data_report': {'resamples': 100}, 'compare': {'resamples': 100}, 'predict': {}, 'seg_eval': {}, 'cls_eval': {'resamples': 100},
+         'data_report': {'resamples': 100}, 'compare': {'resamples': 100}, 'predict': {}, 'seg_eval': {},
+         'cls_eval': {'resamples': 100},
          'sweep': {'grid': {'head': ['linear', 'convnext']}},
          'pretrain_multimae': {'epochs': 1, 'size': 64, 'batch_size': 8, 'eval_every': 0},
          'pretrain_mae': {'dataset': 'Phantom_OCT/train/bscan', 'epochs': 1, 'size': 32, 'batch_size': 4,
@@ -93,7 +94,8 @@ def test_two_passes_in_one_kernel(kernel, stage, phantoms):
     states = [next(s for s in shown if s.startswith('run ')).splitlines() for shown in (first, second)]
     assert states[0][0].endswith(': new') and states[1][0].endswith(': finished') and states[0][1] == states[1][1]
     assert len(first) == len(second)
-    other = run_all(kernel, stage, r'(start_run|open_sweep)\(', **{**small, **CHANGED.get(stage, {'seed': 1})})[-1].splitlines()
+    changed = {**small, **CHANGED.get(stage, {'seed': 1})}
+    other = run_all(kernel, stage, r'(start_run|open_sweep)\(', **changed)[-1].splitlines()
     assert other[0].endswith(': new') and other[1] != states[0][1]
 
 

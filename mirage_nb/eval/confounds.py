@@ -151,7 +151,8 @@ def confound_verdicts(
         if (bad.fact != _ALL).any(): bad = bad[bad.fact != _ALL]
         for fact, area, low, high, n in bad.sort_values('auroc', ascending=False)[_SHOWN].to_numpy().tolist():
             verb = 'together predict' if fact == _ALL else 'alone predict' if fact == 'borders' else 'alone predicts'
-            found.append(Verdict('warning', f'The {fact} {verb} the {target}: AUROC {area:.2f} ({low:.2f} to {high:.2f}) '
+            found.append(Verdict('warning', f'The {fact} {verb} the {target}: AUROC {area:.2f} '
+                                            f'({low:.2f} to {high:.2f}) '
                                  f'on {counted(n, "image")}. {_MEANING[str(target)]}.'))
         if bad.empty: found.append(Verdict(
             'note', f'The {target} is not predicted from file size, image size, brightness, borders, file type or name '

@@ -149,7 +149,7 @@ class SegResult(MethodResult):
     @cached_property
     def _wide(self)->dict[str, pd.DataFrame]: # metric -> volumes x classes
         names = [c for c in self.volumes.select_dtypes('number') if c not in _NO_METRICS]
-        return {m: self.volumes.pivot(index='ID', columns='Class', values=m).sort_index() for m in names}
+        return {str(m): self.volumes.pivot(index='ID', columns='Class', values=m).sort_index() for m in names}
 
     @cached_property
     def _groups(self)->dict[str, list[str]]: # '' or ' of layers' -> classes

@@ -63,4 +63,5 @@ def test_scores_stand_beside_published_ones(empty):
 
 
 def test_a_name_that_the_benchmark_lacks():
-    with pytest.raises(ValueError, match="no task 'NIH'"): plan_benchmark(BenchmarkJob(benchmark='medical_mae', tasks=['NIH']))
+    cfg = BenchmarkJob(benchmark='medical_mae', tasks=['NIH'])
+    with pytest.raises(ValueError, match="no task 'NIH'"): plan_benchmark(cfg)

@@ -57,7 +57,8 @@ def main():
     print('\n'.join(lines))
     if tables != TABLES: return
     text = PAGE.read_text(encoding='utf-8')
-    PAGE.write_text(re.sub(r'^\| test \|.*?(?=\n\n)', lambda _: '\n'.join(lines), text, flags=re.S | re.M), encoding='utf-8')
+    text = re.sub(r'^\| test \|.*?(?=\n\n)', lambda _: '\n'.join(lines), text, flags=re.S | re.M)
+    PAGE.write_text(text, encoding='utf-8')
 
 
 if __name__ == '__main__': main()

@@ -7,6 +7,7 @@ __all__ = ['main_table', 'metric_table', 'seed_table', 'difference_table']
 
 # %% ../../nbs/report/36_comparison_tables.ipynb #9a00412e
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -107,6 +108,22 @@ def metric_table(
     notes = _table_notes(study, best, list(study.metrics))
     return MarkedTable(pd.DataFrame(rows, columns=names), pd.DataFrame(marks, columns=names), notes, 2)
 
+# %% ../../nbs/report/36_comparison_tables.ipynb #df2529e0
+def _p_text(p:float)->str:
+    "Write a p-value."
+    return '–' if np.isnan(p) else '<0.001' if p < .001 else f'{p:.3f}'
+
+
+def _short_verdict(
+    pair:Mapping[Any, Any] # row of `eval.method_tests.pairs_table`
+)->str:                    # as 'first better'
+    "Say what was found of a pair whose names stand beside it."
+    first, second, text = pair['first model'], pair['second model'], str(pair['verdict'])
+    for name, other, word in ((first, second, 'first better'), (second, first, 'second better')):
+        start = f'{name} better than {other}'
+        if text.startswith(start): return word + text[len(start):]
+    return text
+
 # %% ../../nbs/report/36_comparison_tables.ipynb #df2529d8
 def seed_table(
     study:MethodStudy,
@@ -130,11 +147,6 @@ def seed_table(
     return MarkedTable(table, pd.DataFrame('', table.index, names), notes, 2)
 
 
-def _p_text(p:float)->str:
-    "Write a p-value."
-    return '–' if np.isnan(p) else '<0.001' if p < .001 else f'{p:.3f}'
-
-
 def difference_table(
     study:MethodStudy,
     pairs:pd.DataFrame, # of `eval.method_tests.pairs_table`
@@ -147,10 +159,10 @@ def difference_table(
              _number_text(r['difference'], r['low'], r['high'], k, '+'), _p_text(r['p']), _p_text(r['p_holm']),
              *[_p_text(r['p_equivalent'])][:asked],
              *('–' if np.isnan(r[c]) else f'{r[c]:.2f}' for c in ('d', 'rank_biserial', 'improvement')),
-             *[r['test']][:len(tests) - 1], r['verdict']] for r in own.to_dict('records')]
+             *[r['test']][:len(tests) - 1], _short_verdict(r)] for r in own.to_dict('records')]
     names = ['dataset', 'pair', f'difference in {k.title}', 'p', 'p, Holm', *['p, equivalence'][:asked], 'd', 'r',
              'P', *['test'][:len(tests) - 1], 'verdict']
-    marks = [['']*(len(row) - 1) + ['best' if 'better than' in row[-1] else ''] for row in rows]
+    marks = [['']*(len(row) - 1) + ['best' if ' better' in row[-1] else ''] for row in rows]
     by = f' by {tests[0]}' if len(tests) == 1 else ''
     return MarkedTable(pd.DataFrame(rows, columns=names), pd.DataFrame(marks, columns=names),
                        (f'{counted(len(own), "test")} of {k.name}{by}, corrected together (Holm).', *_EFFECTS), 2)

@@ -143,7 +143,7 @@ def test_finished_run_is_shown_without_a_kernel(tuned, phantoms, tmp_path, home,
     image = sorted((data/'Phantom_OCT'/'test'/'bscan').iterdir())[0]
     times = os.stat(weights)
     for change in (lambda: os.utime(image), lambda: image.with_name('new_1.png').write_bytes(image.read_bytes()),
-                   lambda: weights.write_bytes(weights.read_bytes()[::-1]),
+                   lambda: weights.write_bytes(weights.read_bytes()[:-1] + b'?'),
                    lambda: os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns)),  # other content, the old time
                    lambda: os.utime(next((data/'Phantom_OCT').glob('*.json')))):
         change()
@@ -178,15 +178,17 @@ def test_papermill_with_a_misspelt_parameter(home, tmp_path):
     assert not (home/'runs').exists() or not list((home/'runs').rglob('run.json'))
 
 
-def test_failed_notebook_leaves_a_report(home, capsys):
-    (home/'cut.pth').write_bytes(b'no weights')
-    words = ['seg_tune', f'weights={home/"cut.pth"}', 'epochs=1', 'size=64', '--quiet']
-    assert runs.main(words) == 1
+def test_failed_notebook_leaves_a_report(home, phantoms, capsys, monkeypatch):
+    shutil.copytree(phantoms, home/'own')
+    image = sorted((home/'own'/'Phantom_OCT'/'test'/'bscan').iterdir())[0]
+    image.write_bytes(b'no image')
+    monkeypatch.setenv('MIRAGE_DATA', str(home/'own'))
+    assert runs.main(['seg_tune', 'epochs=1', 'size=64', '--quiet']) == 1
     err = capsys.readouterr().err
-    folder = next((home/'runs'/'failed').iterdir())
-    assert 'cut.pth cannot be read (10 bytes): truncated' in err and str(folder/'failed_report.html') in err
-    assert 'cut.pth cannot be read' in text(folder/'failed_report.html') and not (folder/'result.json').exists()
-    assert not (folder/'report.html').exists()
+    report, = (home/'runs').rglob('failed_report.html')
+    assert image.name in err and 'cannot be read' in err and str(report) in err
+    assert image.name in text(report) and not list((home/'runs').rglob('result.json'))
+    assert not (report.parent/'report.html').exists()
 
 
 def test_dead_kernel_is_a_failure(home, tmp_path):

@@ -149,6 +149,7 @@ class FilePairs:
     ids:Sequence[str]
     files:Mapping[str, Sequence[Path]]                 # by modality, in the order of ids
     classes:Mapping[str, int] = field(default_factory=lambda: dict(CLASS_COUNTS))
+    _facts:dict[str, list[ImageFacts]] = field(default_factory=dict, init=False, repr=False, compare=False) # of images
 
     @property
     def modalities(self)->tuple[str, ...]: return tuple(self.files)
@@ -161,7 +162,9 @@ class FilePairs:
 
     def opened(self, modality:str)->list[ImageFacts]:
         "Open every image once, or read what is known of it."
-        return open_images(self.files[modality], _plane_opening(self.classes.get(modality, 0)), thumbs=False)
+        if modality not in self._facts: self._facts[modality] = open_images(
+            self.files[modality], _plane_opening(self.classes.get(modality, 0)), thumbs=False)
+        return self._facts[modality]
 
     def faults(self)->list[Fault]:
         "List the images that cannot be used, those of another size than the most, and constant ones."

@@ -14,7 +14,7 @@ from mirage_nb.data.manifest import classes_of, read_manifest
 from mirage_nb.data.paired import table_pairs
 from mirage_nb.data.unlabelled import unlabelled_images
 from mirage_nb.eval.classification.predictions import read_predictions
-from mirage_nb.tasks.pretrain_mirage import _probe_labels
+from mirage_nb.tasks.paired_sets import _probe_labels
 from tests.data.samples import MANIFEST
 
 HEAD = '\n'.join(f'{k} = "x"' for k in ('title', 'modality', 'source', 'licence', 'citation', 'get'))

@@ -1,4 +1,6 @@
 "What is predicted without looking at an image"
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -30,7 +32,7 @@ def test_each_fact_is_found_and_said(fact, changed):
     alone = table[~table.fact.str.contains('and')].set_index('fact')
     assert alone.auroc.idxmax() == fact and alone.low[fact] > .7
     texts = [v.text for v in confound_verdicts(table) if v.level == 'warning']
-    assert len(texts) == 1 and texts[0].startswith(f'The {fact} alone predicts the label: AUROC 0.')
+    assert len(texts) == 1 and re.match(f'The {fact} alone predicts? the label: AUROC 0.', texts[0])
 
 
 def test_nothing_is_said_where_nothing_is_given_away():

@@ -37,7 +37,7 @@ def test_report_of_three_tables(execute, files, home):
                     resamples=300, seed=3)
     run = space['here'].folder
     assert {p.name for p in run.glob('*.csv')} == {'levels.csv', 'comparison.csv', *(
-        f'test_{k}.csv' for k in ('metrics', 'calibration', 'thresholds', 'confusion', 'curves'))}
+        f'test_{k}.csv' for k in ('metrics', 'calibration', 'thresholds', 'confusion', 'curves', 'net_benefit'))}
     again = evaluate_table(read_predictions(files['test']), read_predictions(files['val']), seed=3, n=300)
     saved = pd.read_csv(run/'test_metrics.csv', keep_default_na=False, na_values=['nan'])
     np.testing.assert_allclose(saved['mean'].astype(float), again.summary['mean'], atol=1e-12)

@@ -33,6 +33,13 @@ def count(monkeypatch):
     watch(hashlib, 'file_digest', lambda f, *a: ('hashed', f.name))
     for owner in (checkpoints, features): watch(owner, 'safe_open', lambda path, *a: ('read', str(path)))
     watch(safetensors.torch, 'load_file', lambda path, *a: ('read', str(path)))
+    peek = checkpoints.Checkpoint.peek
+    def look(path):
+        before, found = dict(counts), peek(path)  # at the shapes in its head, before anything is loaded
+        counts.clear()
+        counts.update(before)
+        return found
+    monkeypatch.setattr(checkpoints.Checkpoint, 'peek', staticmethod(look))
     watch(Encoder, '__init__', lambda *a: ('models', 'meta' if torch.get_default_device().type == 'meta' else ''))
     return counts
 

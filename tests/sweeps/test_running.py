@@ -85,4 +85,3 @@ def test_a_killed_sweep_leaves_nobody_and_goes_on(stub, home):
     assert states[1].reason == 'ValueError: the loss is not finite' and states[1].folder
     assert any('ValueError: the loss is not finite' in line for line in states[1].lines)
     assert (states[1].folder/'failed_report.html').is_file() and (record.parent/'report.html').is_file()
-    assert states[0].epoch == (400, 400)

@@ -10,34 +10,23 @@ from collections.abc import Iterator
 from dataclasses import field
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from .settings import NotNegative, Options, options
+from .settings import Names, NotNegative, Options, options
 
 # %% ../../nbs/recipes/28_comparison.ipynb #ff6430d5
-def _split_commas(
-    value:object # as typed: a list, a tuple, or one text with commas
-)->object:       # a list where that is meant
-    "Split a text at its commas."
-    if isinstance(value, str): return [part.strip() for part in value.split(',') if part.strip()]
-    return list(value) if isinstance(value, tuple) else value
-
-
-_Names = Annotated[list[str], BeforeValidator(_split_commas)]
-
-
 @options
 class Compare(Options):
     "Options of 52_compare."
     # folders of runs, patterns, folders that hold runs, as 'seg_tune/Phantom_OCT', or the plan of a sweep
-    runs: _Names = field(default_factory=list)
+    runs: Names = field(default_factory=list)
     # tables of any program, each a method's name, an equals sign and a file (docs/comparing_runs.md)
-    tables: _Names = field(default_factory=list)
+    tables: Names = field(default_factory=list)
     # settings that tell methods apart, as 'model,head'; []: those that differ, seed and dataset aside
-    by: _Names = field(default_factory=list)
+    by: Names = field(default_factory=list)
     reference: str = ''           # method that all others are compared with; '': all pairs
     # names as 'AUROC' or 'Dice', the first is the main one; []: the usual ones
-    metrics: _Names = field(default_factory=list)
+    metrics: Names = field(default_factory=list)
     margin: NotNegative = 0.      # largest difference of the main metric that does not matter; 0: no equivalence test
     level: Annotated[float, Field(gt=.5, lt=1)] = 0.95 # of the intervals; 1 - level is the error of a family of tests
     resamples: Annotated[int, Field(ge=100)] = 5000    # bootstrap resamples of patients

@@ -10,19 +10,11 @@ from collections.abc import Iterator
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from .settings import Count, Options, Whole, options
+from .settings import Count, Names, Options, Whole, options
 
 # %% ../../nbs/recipes/25_prediction.ipynb #1b78fdf0
-def _split_list(
-    value:object # as typed: a list, a tuple, or one text with commas
-)->object:       # a list where that is meant
-    "Split a text at its commas."
-    if isinstance(value, str): return [part.strip() for part in value.split(',') if part.strip()]
-    return list(value) if isinstance(value, tuple) else value
-
-
 @options
 class Predict(Options):
     "Options of 33_predict."
@@ -33,7 +25,7 @@ class Predict(Options):
     tuned_on: str = 'Phantom_OCT' # dataset whose finished run is taken, unless run or runs name some
     run: str = ''                 # folder of a finished 30_seg_tune or 31_cls_tune, or of a report of several seeds
     # folders of several finished runs, with commas between: their mean counts
-    runs: Annotated[list[str], BeforeValidator(_split_list)] = field(default_factory=list)
+    runs: Names = field(default_factory=list)
     # classes drawn over each image of a segmentation: 'contour', 'fill' or 'none'
     overlay: Literal['contour', 'fill', 'none'] = 'contour'
     save_probabilities: bool = False # also write the probability of each class at each pixel (float16)

@@ -35,21 +35,28 @@ class _Requests:
         ready:Callable[[], bool] # whether it can end now
     ):
         self.ready, self.until, self.over = ready, 0., False
+        self.asked, self.timer = 0, threading.Timer(0, int)  # signal that waits, and what repeats it
 
     def __call__(self, number:int, frame:object)->None:
         "Raise an interrupt, or ask again soon."
-        self.until = self.until or time.monotonic() + _PATIENCE
-        if self.ready() or time.monotonic() > self.until:
-            if self.over: return
-            self.over = True
-            raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
-        timer = threading.Timer(.05, self.again, [number])
-        timer.daemon = True
-        timer.start()
+        if self.over: return
+        self.until, self.asked = self.until or time.monotonic() + _PATIENCE, number
+        if self.ready() or time.monotonic() > self.until: self.obey()
+        self.timer = threading.Timer(.05, os.kill, [os.getpid(), number])
+        self.timer.daemon = True
+        self.timer.start()
 
-    def again(self, number:int)->None:
-        "Ask again, unless it is over."
-        if not self.over: os.kill(os.getpid(), number)
+    def obey(self)->None:
+        "Raise an interrupt, if one was asked for."
+        if self.over or not self.asked: return
+        self.over = True
+        raise KeyboardInterrupt if self.asked == signal.SIGINT else Stopped(self.asked)
+
+    def close(self)->None:
+        "Hear nothing more."
+        self.over = True
+        self.timer.cancel()
+        if self.timer.is_alive(): self.timer.join()
 
 # %% ../nbs/06_signals.ipynb #51a70008
 @contextmanager
@@ -63,9 +70,11 @@ def heed_requests(
     mine = {s: old for s, old in before.items() if s in usual and old is usual[s]}  # what is ignored stays so
     requests = _Requests(ready or (lambda: True))
     for s in mine: signal.signal(s, requests)
-    try: yield
+    try:
+        yield
+        requests.obey()  # it waited for a moment that did not come
     finally:
-        requests.over = True
+        requests.close()
         for s, old in mine.items(): signal.signal(s, old)
 
 

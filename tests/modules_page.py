@@ -16,10 +16,12 @@ STAGES = {  # folder: what is in it
     'models': 'Encoders, heads, checkpoints',
     'train': 'The training loop and its parts',
     'eval': 'Predictions, metrics, intervals, reports',
+    'explain': 'Why a model decides as it does',
     'figures': 'Figures of the reports',
     'report': 'Reports and paper packs',
     'tasks': 'Each job put together from its settings',
     'launch': 'One process, several, or Slurm',
+    'commands': 'What can be typed',
     'sweeps': 'Many runs from one plan'}
 HEAD = '''# Modules and notebooks
 

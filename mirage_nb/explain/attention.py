@@ -9,7 +9,6 @@ __all__ = ['attention_maps']
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..core import unknown

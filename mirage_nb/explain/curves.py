@@ -124,7 +124,7 @@ def relevance_curves(
     maps:Tensor,            # (b, h, w) relevance
     target:Target,
     grid:CellGrid,
-    scale:str='probability',
+    scale:str='probability', # 'probability', 'label' or 'logit'
     steps:int=16            # of each curve, besides its start
 )->Tensor:                  # (2, b, s): scores in the course of deletion, and of insertion
     "Remove cells by falling relevance, and reveal them by falling relevance."
@@ -147,7 +147,7 @@ _LEAST_DROP = {'probability': 0.1, 'label': 0.1, 'logit': 0.5} # from the whole 
 def curve_areas(
     curves:Tensor,          # (2, b, s) of `relevance_curves`
     grid:CellGrid,
-    scale:str='probability'
+    scale:str='probability' # of the curves
 )->tuple[Tensor, Tensor, Tensor]: # areas of deletion and of insertion, each (b,), and the curves from 1 to 0 and 0 to 1
     "Compute the areas under normalised curves; NaN where the whole and the replaced image score about the same."
     counts = curve_steps(grid, curves.shape[-1] - 1).to(curves)

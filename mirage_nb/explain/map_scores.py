@@ -179,7 +179,7 @@ def _device(
     "Find the device of a model."
     return next((p.device for p in model.parameters()), torch.device('cpu'))
 
-
+# %% ../../nbs/explain/50_map_scores.ipynb #e218800b
 def _chunks(
     model:nn.Module,
     images:ExplainedImages,

@@ -8,7 +8,7 @@ from mirage_nb.models.classification import cls_model
 from mirage_nb.models.segmentation import seg_model
 
 SIZE = 128
-BLIND = {'last_layer_attn', 'attention_rollout', 'grad_cam'}  # with random weights; Grad-CAM averages gradients over places
+BLIND = {'last_layer_attn', 'attention_rollout', 'grad_cam'}  # to places, with random weights
 
 
 @pytest.fixture(scope='module', params=['mirage_tiny', 'resnet50'])
@@ -34,7 +34,8 @@ def test_relevance_of_a_region_lies_at_the_region(segmenter):
         if name in BLIND: continue
         more = {'occlusion': {'window': 32, 'stride': 32}, 'integrated_gradients': {'steps': 8}}.get(name, {})
         share = quarters(relevance_maps(model, x, RegionTarget(1, mask), name, **more))
-        assert share[0, 0] > 1.2*share[0, 1] and share[1, 1] > 1.2*share[1, 0], (name, share)
+        nearer = share[:, 0] - share[:, 1]
+        assert nearer[0] > nearer[1] + .1, (name, share)
 
 
 def test_the_model_stays_as_it_was():
@@ -48,6 +49,7 @@ def test_the_model_stays_as_it_was():
     for name in METHODS:
         with torch.no_grad(): maps = relevance_maps(model, x, ClassTarget(), name)
         assert maps.std() > 0, f'{name} has no gradient in a frozen encoder'
-    assert model.encoder.frozen == 'probe' and model.training and [p.requires_grad for p in model.parameters()] == wanted
+    assert model.encoder.frozen == 'probe' and model.training
+    assert [p.requires_grad for p in model.parameters()] == wanted
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters()) and not x['bscan'].requires_grad

@@ -12,6 +12,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def _list_files(
 # %% ../../nbs/commands/05_shortcut.ipynb #c5a00009
 _ELSEWHERE = re.compile(rb'(^|[\s,;|="\'])(/|~|\.\./|[A-Za-z]:[\\/])', re.M)  # a path that leads elsewhere
 _WHERE = re.compile(rb'^\s*(?:image|table)\s*=.*$', re.M)  # lines of a manifest that name files
-_NAMES = ('dataset', 'test_dataset')  # parameters that name datasets, several with commas between
+_NAMES = ('dataset', 'test_dataset', 'against')  # parameters that name datasets, several with commas between
 
 
 def _places(
@@ -83,7 +84,7 @@ def _code_state()->list[_File]:
 
 # %% ../../nbs/commands/05_shortcut.ipynb #c5a00020
 _TUNINGS, _READERS = ('seg_tune', 'cls_tune'), ('predict', 'seg_eval', 'cls_eval')  # the latter read the former
-_STAGES = (*_TUNINGS, 'few_shot', 'pretrain_multimae', 'pretrain_mae', *_READERS)
+_STAGES = (*_TUNINGS, 'few_shot', 'data_report', 'pretrain_multimae', 'pretrain_mae', *_READERS)
 
 
 def _read_runs(
@@ -100,12 +101,46 @@ def _read_runs(
 
 
 def _list_run(
-    folder:Path # of a training
+    folder:Path # of a run
 )->list[_File]: # what others read of it; features are added to it later, so not all
-    "List the files of a training that evaluations and predictions read."
-    kept = 'run.json', 'result.json', 'best.safetensors', 'history.csv', 'splits.csv', 'predictions*'
+    "List the files of a run that evaluations, predictions and comparisons read."
+    kept = ('run.json', 'result.json', 'best.safetensors', 'history.csv', 'splits.csv', 'predictions*',
+            '*_volumes.csv', '*_slices.csv')
     found = [(p, f) for k in kept for p in sorted(folder.glob(k)) for f in _list_files(p)]
     return [(f'{p.name}/{name}', *rest) for p, (name, *rest) in found]  # type: ignore[misc]
+
+# %% ../../nbs/commands/05_shortcut.ipynb #f8780400
+def _entries(
+    value:object # of a parameter: names, or one text with commas
+)->list[str]:
+    "List the names that a parameter holds."
+    names = value.split(',') if isinstance(value, str) else value or []
+    return [str(k).strip() for k in names if str(k).strip()]  # type: ignore[attr-defined]
+
+
+def _runs_below(
+    entry:str # folder, pattern, or plan of a sweep
+)->set[Path]: # folders
+    "List the runs that an entry of a comparison may stand for; of a sweep its runs too."
+    path = Path(entry).expanduser()
+    patterns = [path, runs_dir()/path] if path.suffix != '.toml' else [runs_dir()/'sweep'/'*'/f'{path.stem}-*']
+    found = {p.parent.resolve() for k in patterns for top in glob(str(k)) for p in Path(top).rglob('run.json')}
+    results = [read_json(p/'result.json').get('runs') for p in found if (p/'result.json').is_file()]
+    return found | {(runs_dir()/k).resolve() for names in results if isinstance(names, list) for k in names}
+
+
+def _compared_files(
+    values:Mapping[str, Any] # all parameters of a comparison
+)->dict[str, list[_File]]|None: # None: a table that is not there
+    "List the runs and the tables that a comparison may read."
+    runs = {p for k in _entries(values.get('runs')) for p in _runs_below(k)}
+    records = [read_json(p/'run.json') for p in runs if (p/'run.json').is_file()]
+    tuned = {Path(r['settings']['run']) for r in records if r['stage'] == 'seg_eval' and r['settings'].get('run')}
+    found = {str(p): _list_run(p) for p in sorted(runs | tuned)}
+    tables = [Path(k.partition('=')[2].strip()).expanduser() for k in _entries(values.get('tables'))]
+    if not all(p.is_file() for p in tables): return None
+    return found | {str(p.resolve()): _list_files(p) for p in tables}
+
 
 # %% ../../nbs/commands/05_shortcut.ipynb #c5a00011
 def run_key(
@@ -116,6 +151,8 @@ def run_key(
     "Hash the facts that a run follows from, without reading its data."
     seen = {} if seen is None else seen
     if stage == 'seeds': return _seeds_key(values)
+    if stage == 'compare': return _comparison_key(values)
+    if stage == 'data_report' and values.get('images'): values = {**values, 'dataset': values['images']}
     if stage in _TUNINGS: values = {k: v for k, v in values.items() if k != 'seeds'}  # the run of the first seed
     if stage not in _STAGES or values.get('weights') == 'timm': return None
     runs, learnt = _read_runs(values) if stage in _READERS else ([], [])
@@ -151,6 +188,14 @@ def _seeds_key(
     results = sorted(Path(values['run']).expanduser().parent.glob('*/result.json')) if values.get('run') else []
     if not results: return None
     return hash_value(['seeds', dict(values), __version__, _code_state(), [_list_files(p) for p in results]])
+
+
+def _comparison_key(
+    values:Mapping[str, Any] # all parameters of a comparison
+)->str|None:
+    "Hash the facts that a comparison follows from."
+    files = _compared_files(values)
+    return None if files is None else hash_value(['compare', dict(values), __version__, _code_state(), files])
 
 
 def _other_files(

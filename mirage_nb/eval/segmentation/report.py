@@ -62,6 +62,16 @@ class _ScoreTables:
     def lesion_words(self)->str: return lesion_words(self.counts) # as 'of 24 lesions 20 were found, ...', or ''
 
 # %% ../../../nbs/eval/segmentation/60_report.ipynb #d91675d6
+def _gather_notes(
+    notes:pd.Series # of each class and mean
+)->tuple[pd.Series, pd.Series]: # what is left of them; what was gathered, in one row
+    "State the note of most rows once, instead of on each."
+    often = notes[notes != ''].value_counts()
+    if not len(often) or often.iloc[0] < 3 or 2*often.iloc[0] <= len(notes): return notes, notes[:0]
+    where = 'all without a note' if often.iloc[0] < len(notes) else 'all classes'
+    return notes.where(notes != often.index[0], ''), pd.Series({where: often.index[0]})
+
+
 class SegScores(_ScoreTables):
     "Hold the scores of predictions, and say them in tables and words."
     @property
@@ -82,9 +92,10 @@ class SegScores(_ScoreTables):
         rows = self.summary[self.summary.metric == 'Dice'].set_index('Class')[['note']]
         rows = rows.join(counts.reindex(columns=list(words), fill_value=0).rename(columns=words), how='left').fillna(0)
         rows = rows.astype({w: int for w in words.values()})[[*words.values(), 'note']]
+        rows['note'], gathered = _gather_notes(rows.note)
         rows = rows[(rows.note != '') | (rows[list(words.values())] > 0).any(axis=1)].astype(object)
         rows.loc[~rows.index.isin(graded) | rows.index.str.startswith('mean'), list(words.values())] = ''
-        return rows
+        return pd.concat([gathered.to_frame('note'), rows]).reindex(columns=rows.columns).fillna('').rename_axis('Class')
 
     @property
     def worst_distance(self)->str: # as ' (HD95: the diagonal, 704 pixels)'; '' where there is no such slice

@@ -471,10 +471,13 @@ def _check(
     words:list[str] # of the command line, behind 'check'
 )->int:             # exit code
     "Look a dataset over, and show what was found."
-    from mirage_nb.commands.check import check_dataset, offer_manifest, save_picture, write_manifest
-    names = [w for w in words if w != '--write-manifest']
-    if len(names) != 1: raise ValueError('usage: mirage-nb check DATASET [--write-manifest]')
-    if '--write-manifest' in words: sys.stdout.write(f'manifest: {write_manifest(names[0])}\n')
+    from mirage_nb.commands.check import check_dataset, offer_manifest, save_picture, write_croissant, write_manifest
+    writers = {'manifest': ('--write-manifest', write_manifest), 'croissant': ('--croissant', write_croissant)}
+    names = [w for w in words if w not in [option for option, _ in writers.values()]]
+    if len(names) != 1 or names[0].startswith('--'): raise ValueError(
+        'usage: mirage-nb check DATASET [--write-manifest] [--croissant]')
+    for what, (option, write) in writers.items():
+        if option in words: sys.stdout.write(f'{what}: {write(names[0])}\n')
     found = check_dataset(names[0])
     picture = save_picture(found)
     sys.stdout.write(f"{found}{f'picture: {picture}' if picture else 'no picture'}\n{offer_manifest(found)}")

@@ -36,7 +36,7 @@ _COMMANDS = '''usage: mirage-nb COMMAND
   mirage-nb sweep FILE.toml|NOTEBOOK ...      run a notebook with many values (mirage-nb sweep --help)
   mirage-nb list                              list notebooks, models, datasets and recipes
   mirage-nb runs                              list all runs with their scores
-  mirage-nb check DATASET [--write-manifest]  look a dataset over
+  mirage-nb check DATASET [--write-manifest]  look a dataset over (--croissant: describe it for data portals)
   mirage-nb fetch NAME ... [--accept]         download datasets and weights (--list: all that are known)
   mirage-nb import FOLDER [OUT] [--for ...]   make a set of files of scanners
 

@@ -6,12 +6,10 @@
 __all__ = ['croissant']
 
 # %% ../../nbs/data/57_croissant.ipynb #0531d112
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .manifest import Manifest, read_manifest
+from .manifest import Manifest
 
 # %% ../../nbs/data/57_croissant.ipynb #78d6502f
 _TERMS = ('citeAs', 'column', 'conformsTo', 'containedIn', 'extract', 'field', 'fileObject', 'fileProperty', 'fileSet',
@@ -74,15 +72,3 @@ def croissant(
             'citeAs': manifest.citation, 'keywords': [manifest.task, manifest.modality], 'isLiveDataset': False,
             **({'distribution': files} if (files := _distribution(manifest)) else {}),
             'recordSet': [_record_set(k, rows) for k, rows in tables.items() if rows]}
-
-# %% ../../nbs/data/57_croissant.ipynb #54ea743f
-def _main(
-    argv:Sequence[str]|None=None # names of datasets, or paths of their folders or manifests; None: of the command line
-)->int: # 0
-    "Print datasets as Croissant: python -m mirage_nb.data.croissant DATASET ..."
-    for name in sys.argv[1:] if argv is None else argv:
-        sys.stdout.write(json.dumps(croissant(read_manifest(name)), indent=1, ensure_ascii=False) + '\n')
-    return 0
-
-
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(_main())

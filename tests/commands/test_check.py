@@ -13,6 +13,7 @@ from mirage_nb.data.faults import DataFaults
 from mirage_nb.data.labels import is_lesion
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.data.segmentation import load_seg_data
+from mirage_nb.runs import main
 from mirage_nb.tasks.segmentation import SegmentationTask
 
 REAL = Path(os.environ.get('MIRAGE_SHARED', 'shared'))/'data'
@@ -165,3 +166,50 @@ def test_real_sets(tmp_path):
     assert found.facts['guess'].startswith("45 patients, by patient = '^[^-]+-(\\d+)-'")
     info = json.loads((REAL/'kermany_biomarkers'/'INFO.json').read_text())
     assert [is_lesion(v['label']) for v in info.values()] == [False] + [True]*7
+
+
+# ------------------------------------------------------------------ splits that are not there yet
+
+def masks(root, volumes, split=''):
+    for name in ('bscan', 'semseg'): (root/split/name).mkdir(parents=True)
+    for i, v in enumerate(volumes):
+        pixels = np.random.default_rng(i).integers(0, 255, (24, 24), np.uint8)
+        Image.fromarray(pixels).save(root/split/'bscan'/f'{v}_00.png')
+        Image.fromarray(np.uint8(pixels > 99)).save(root/split/'semseg'/f'{v}_00.png')
+    classes = {str(i): {'value': i, 'label': k} for i, k in enumerate(('Background', 'Fluid'))}
+    (root/'INFO.json').write_text(json.dumps(classes))
+    return root
+
+
+def test_a_set_without_splits_has_none_yet(tmp_path):
+    facts = check_dataset(str(masks(tmp_path/'Mine', [f'P{i}' for i in range(10)]))).facts
+    assert facts['images'] == '10 images'
+    assert facts['splits'] == 'none yet; a run draws them by image (10): 70 % train, 15 % val, 15 % test'
+    assert [facts[k] for k in ('train', 'val', 'test')] == ['7 images', '2 images', '1 image']
+    facts = check_dataset(str(kermany(tmp_path/'Classes'))).facts
+    assert facts['splits'].startswith('none yet; a run draws them by image (24)')
+
+
+def test_a_set_without_val_gets_it_from_train(tmp_path):
+    masks(tmp_path/'Mine', [f'P{i}' for i in range(8)], 'train')
+    facts = check_dataset(str(masks(tmp_path/'Mine', ['Q1', 'Q2'], 'test'))).facts
+    assert facts['splits'] == ('no val yet; a run draws it by image (10): 1 of the 8 in train became val, which was '
+                               'missing')
+    assert [facts[k] for k in ('train', 'val', 'test')] == ['7 images', '1 image', '2 images']
+
+
+def test_images_behind_linked_folders_are_counted(tmp_path):
+    there = kermany(tmp_path/'There')
+    (mine := tmp_path/'Mine').mkdir()
+    for p in there.iterdir(): (mine/p.name).symlink_to(p)
+    facts = check_dataset(str(mine)).facts
+    assert facts['images'] == '24' and facts['sizes'].startswith('8 x 24') and facts['guess'].startswith('12 patients')
+
+
+def test_check_writes_croissant(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('MIRAGE_RUNS', str(tmp_path/'runs'))
+    assert main(['check', str(kermany(tmp_path/'Mine')), '--croissant']) == 1  # patients are not known
+    path = Path(capsys.readouterr().out.splitlines()[0].removeprefix('croissant: '))
+    assert json.loads(path.read_text())['name'] == 'Mine' and path.parent == tmp_path/'runs'/'checks'
+    assert main(['check', 'Mine', '--croisant']) == 1
+    assert capsys.readouterr().err == 'usage: mirage-nb check DATASET [--write-manifest] [--croissant]\n'

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from mirage_nb.core import resource_dir
-from mirage_nb.data.croissant import _main, croissant
+from mirage_nb.data.croissant import croissant
 from mirage_nb.data.manifest import read_manifest
 
 MANIFESTS = sorted(resource_dir('data_manifests').glob('*.toml'))
@@ -42,8 +42,3 @@ def test_classes_can_be_read_as_records(tmp_path):
     (file := tmp_path/'croissant.json').write_text(json.dumps(made), encoding='utf-8')
     rows = list(mlcroissant.Dataset(jsonld=str(file)).records('splits'))
     assert len(rows) == 3 and rows[0] == {'splits/split': 'train', 'splits/folder': 'train'}
-
-
-def test_the_command_prints_it(capsys):
-    assert _main(['Duke_DME']) == 0
-    assert json.loads(capsys.readouterr().out)['name'] == 'Duke_DME'

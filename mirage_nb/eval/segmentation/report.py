@@ -61,7 +61,7 @@ class _ScoreTables:
     @property
     def lesion_words(self)->str: return lesion_words(self.counts) # as 'of 24 lesions 20 were found, ...', or ''
 
-# %% ../../../nbs/eval/segmentation/60_report.ipynb #d91675d6
+# %% ../../../nbs/eval/segmentation/60_report.ipynb #d91675d1
 def _gather_notes(
     notes:pd.Series # of each class and mean
 )->tuple[pd.Series, pd.Series]: # what is left of them; what was gathered, in one row
@@ -72,6 +72,7 @@ def _gather_notes(
     return notes.where(notes != often.index[0], ''), pd.Series({where: often.index[0]})
 
 
+# %% ../../../nbs/eval/segmentation/60_report.ipynb #d91675d6
 class SegScores(_ScoreTables):
     "Hold the scores of predictions, and say them in tables and words."
     @property
@@ -95,7 +96,8 @@ class SegScores(_ScoreTables):
         rows['note'], gathered = _gather_notes(rows.note)
         rows = rows[(rows.note != '') | (rows[list(words.values())] > 0).any(axis=1)].astype(object)
         rows.loc[~rows.index.isin(graded) | rows.index.str.startswith('mean'), list(words.values())] = ''
-        return pd.concat([gathered.to_frame('note'), rows]).reindex(columns=rows.columns).fillna('').rename_axis('Class')
+        every = pd.concat([gathered.to_frame('note'), rows]).reindex(columns=rows.columns)
+        return every.fillna('').rename_axis('Class')
 
     @property
     def worst_distance(self)->str: # as ' (HD95: the diagonal, 704 pixels)'; '' where there is no such slice

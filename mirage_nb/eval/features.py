@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,12 +49,19 @@ class EncoderFeatures:
     spec: InputSpec  # how the encoder reads images
     precision: str   # in which the encoder computes: 'fp32', 'bf16' or 'fp16'
     stores: dict[Path, FeatureStore] = field(default_factory=dict, repr=False) # that are open already, by folder
+    kind: ClassVar[str] = 'summaries' # what is kept of an image; each kind has a folder of its own
+
+    def read(self,
+        x:Any # images by modality
+    )->Tensor: # (b, 3, d)
+        "Encode a batch as what is kept."
+        return self.model.summaries(x)
 
     @cached_property
     def store(self)->FeatureStore:
         "Open the folder of this encoder's features."
         what = {'weights': _hash_weights(self.model.encoder), 'spec': asdict(self.spec), 'precision': self.precision,
-                'version': _FEATURES}
+                'version': _FEATURES, **({'kind': self.kind} if self.kind != 'summaries' else {})}
         folder = runs_dir()/'features'/hash_value(what)[:16]
         if not (folder/'store.json').exists(): write_json(folder/'store.json', what)
         if folder not in self.stores: self.stores[folder] = FeatureStore(folder)
@@ -66,14 +74,14 @@ class EncoderFeatures:
     )->Tensor:                # (views, n, 3, d)
         "Encode views of every image, or read what is kept of them."
         accelerator = make_accelerator(self.precision)
-        encoder = self.model.to(accelerator.device).eval()
+        self.model.to(accelerator.device).eval()
         where = {f'{sha}-{v}': (i, v) for v in views for i, sha in enumerate(data.table.sha256)}
         keys = [f'{sha}-{v}' for v in views for sha in data.table.sha256]
 
         def encode(part:Sequence[str])->Tensor:
             batch = collate([data.view(*where[k]) for k in part])
             with torch.no_grad(), accelerator.autocast():
-                return encoder.summaries(model_inputs(batch, accelerator.device)).float().cpu()
+                return self.read(model_inputs(batch, accelerator.device)).float().cpu()
 
         if accelerator.is_main_process:
             with tqdm(total=len(self.store.missing(keys)), desc='encoding images', unit='view', delay=3) as bar:

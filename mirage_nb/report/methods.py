@@ -143,6 +143,18 @@ def _cls_tune(s:_Settings, r:_Settings)->list[str]:
             _training_sentence(s, r.get('epochs')), f"Label smoothing was {_number(s['label_smoothing'])}{mixed}.",
             f'{chosen} was tested once on the test split{on}{more}.', _INTERVALS]
 
+# %% ../../nbs/report/30_methods.ipynb #62fe0005
+def _features(s:_Settings, r:_Settings)->list[str]:
+    "Write the sentences of a look at features."
+    how = {'tsne': 't-SNE [@tsne]', 'pca': 'principal components'}[s['method']]
+    named = s.get('weights') or 'mirage_tiny'
+    encoder = f"the encoder of the run {_last_part(str(s['run']))}" if s.get('run') else f'the encoder {named}'
+    return [f"{counted(r['images'], 'image')} were encoded by {encoder}, which was not trained further. What the "
+            'features tell was measured by logistic regression in five folds by patient, as area under the ROC curve '
+            f"with 95 % intervals of a bootstrap of patients ({s['resamples']} resamples), and by the "
+            f"{s['neighbours']} nearest images of other patients. For pictures the images were arranged by {how} "
+            f"(trustworthiness {r['trustworthiness']:.2f})."]
+
 # %% ../../nbs/report/30_methods.ipynb #577ce710
 def _few_shot(s:_Settings, r:_Settings)->list[str]:
     "Write the sentences of a few-shot study."
@@ -208,7 +220,7 @@ def _comparison(s:_Settings, r:_Settings)->list[str]:
 _WRITERS: dict[str, Callable[[_Settings, _Settings], list[str]]] = {
     'seg_tune': _seg_tune, 'cls_tune': _cls_tune, 'seeds': _seeds, 'few_shot': _few_shot, 'predict': _prediction,
     'pretrain_multimae': _pretrain, 'pretrain_mae': _pretrain, 'seg_eval': _evaluation, 'cls_eval': _evaluation,
-    'compare': _comparison}
+    'compare': _comparison, 'features': _features}
 
 # %% ../../nbs/report/30_methods.ipynb #b224a812
 def methods_paragraph(

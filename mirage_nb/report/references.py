@@ -81,6 +81,9 @@ _WORKS |= {
                   title='Decoupled weight decay regularization',
                   booktitle='International Conference on Learning Representations (ICLR)', year='2019',
                   eprint='1711.05101', archiveprefix='arXiv'),
+    'tsne': dict(kind='article', author='van der Maaten, Laurens and Hinton, Geoffrey', title='Visualizing data using '
+                 '{t-SNE}', journal='Journal of Machine Learning Research', volume='9', pages='2579--2605',
+                 year='2008'),
     'mirage_nb': dict(kind='software', author='{The mirage_nb developers}', title='mirage\\_nb: a notebook-first, '
                       'reproducible research kit for foundation models of medical images', year='2026')}
 
@@ -206,6 +209,7 @@ def works_of(
     if settings.get('tune') == 'lora': found.append('lora')
     if settings.get('decode_ratio'): found.append('crossmae')
     if settings.get('epochs'): found.append('adamw')
+    if settings.get('method') == 'tsne': found.append('tsne')
     if {'reference', 'margin'} <= set(settings): found += _COMPARISON
     return list(dict.fromkeys([*found, 'mirage_nb']))
 

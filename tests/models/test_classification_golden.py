@@ -42,7 +42,7 @@ def test_pooling_heads(heads, pretrained, config, pool):
     t = pretrained['features_bscan']
     head = ClsHead(config['dim'], len(heads[f'{pool}.head.bias']), pool)
     head.load_state_dict({k: v for k, v in below(heads, f'{pool}.').items() if k != 'logits'})
-    from mirage_nb.models.heads.classification import _summaries as summaries
+    from mirage_nb.models.heads.classification import summarise_tokens as summaries
     close(head(summaries(Encoded(t[:, :-1], t[:, -1], (1, t.shape[1] - 1)))), heads[f'{pool}.logits'])
 
 

@@ -5,50 +5,112 @@
 # %% auto #0
 __all__ = ['attention_maps']
 
-# %% ../../nbs/explain/25_attention.ipynb #c454fa9f
+# %% ../../nbs/explain/25_attention.ipynb #f3106120
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ..core import unknown
+from .alpha import AlphaFunctions
+from .attnlrp import AttnFunctions, token_relevance
+from .pixels import pixel_relevance
 from .rollout import read_weights, rollout
 from .targets import Target
 from .tokens import patch_map, token_layout
-from .trace import Trace, explained, trace
+from .trace import Functions, Trace, explained, trace
 from ..models.segmentation import SegModel
 
-# %% ../../nbs/explain/25_attention.ipynb #500f61b2
-def _last_attention(
-    t:Trace        # of `trace`
-)->Tensor:         # (b, n) for each token
+# %% ../../nbs/explain/25_attention.ipynb #93c6fd4c
+def _rows(t:Trace)->Tensor:  # (b, n)
+    "Weigh the rows of the last block's attention."
+    return read_weights(t.gradient([t.last])[0])
+
+
+def _last_attention(t:Trace)->Tensor:  # (b, n) for each token
     "Read the attention of the last block."
-    return rollout([t.attentions[-1].mean(1)], read_weights(t.back([t.last])[0]), keep=0.)
+    return rollout([t.attentions[-1].mean(1)], _rows(t), keep=0.)
 
 
-def _attention_rollout(
-    t:Trace        # of `trace`
-)->Tensor:         # (b, n) for each token
+def _attention_rollout(t:Trace)->Tensor:  # (b, n) for each token
     "Follow the attention through all blocks."
-    return rollout([a.mean(1) for a in t.attentions], read_weights(t.back([t.last])[0]), 0.5, 0.5)
+    return rollout([a.mean(1) for a in t.attentions], _rows(t), 0.5, 0.5)
 
-# %% ../../nbs/explain/25_attention.ipynb #f2d1b8d3
-_METHODS:dict[str, Callable[[Trace], Tensor]] = {
-    'last_layer_attn': _last_attention, 'attention_rollout': _attention_rollout}
+# %% ../../nbs/explain/25_attention.ipynb #0f43bb09
+def _averaged(matrices:list[Tensor])->list[Tensor]:  # (b, heads, n, n) -> (b, n, n)
+    "Average what is above 0 over the heads."
+    return [m.clamp(min=0).mean(1) for m in matrices]
+
+
+def _brought(matrices:list[Tensor], t:Trace)->Tensor:  # (b, n, n) of each block -> (b, n)
+    "Follow matrices through all blocks, without what a token kept of its own."
+    return rollout(matrices, _rows(t)) - _rows(t)
+
+
+def _transformer_attribution(t:Trace)->Tensor:  # (b, n) for each token
+    "Follow gradient x relevance of the attention through all blocks."
+    pairs = zip(t.gradient(t.attentions), t.relevance(t.attentions), strict=True)
+    return _brought(_averaged([g*r for g, r in pairs]), t)
+
+
+def _relevance_rollout(t:Trace)->Tensor:  # (b, n) for each token
+    "Follow the relevance of the attention through all blocks."
+    return _brought(_averaged(t.relevance(t.attentions)), t)
+
+
+def _last_layer(t:Trace)->Tensor:  # (b, n) for each token
+    "Read the relevance of the last block's attention."
+    return rollout(_averaged(t.relevance(t.attentions[-1:])), _rows(t), keep=0.)
+
+
+def _second_layer(t:Trace)->Tensor:  # (b, n) for each token
+    "Read the relevance of the second block's attention."
+    return rollout(_averaged(t.relevance(t.attentions[1:2])), _rows(t), keep=0.)
+
+
+def _attnlrp(t:Trace)->Tensor:  # (b, n) for each token
+    "Compute the relevance of the tokens before the first block."
+    return token_relevance(t.tokens, t.gradient([t.tokens])[0])
+
+# %% ../../nbs/explain/25_attention.ipynb #7b9b6125
+class _Method(NamedTuple):
+    "How a method runs a model, and what it reads from the run."
+    functions: Callable[[], Functions]          # that replace those of PyTorch
+    values: Callable[[Trace], Tensor]|None      # (b, n) for each token; None: pixels
+    through_head: bool = False                  # the rules hold for a segmentation head too
+
+
+_METHODS = {
+    'transformer_attribution': _Method(AlphaFunctions, _transformer_attribution),
+    'rollout': _Method(AlphaFunctions, _relevance_rollout),
+    'full': _Method(AlphaFunctions, None),
+    'last_layer': _Method(AlphaFunctions, _last_layer),
+    'second_layer': _Method(AlphaFunctions, _second_layer),
+    'last_layer_attn': _Method(Functions, _last_attention),
+    'attention_rollout': _Method(Functions, _attention_rollout),
+    'attnlrp': _Method(AttnFunctions, _attnlrp, through_head=True)}
 
 
 def attention_maps(
     model:Any,                # classifier or segmentation model with a transformer
     x:Mapping[str, Tensor],   # images by modality, as the model reads them
     target:Target,            # what is explained: `ClassTarget`, `RegionTarget`, or a function of the output
-    method:str='attention_rollout', # 'last_layer_attn' or 'attention_rollout'
+    method:str='transformer_attribution', # of Chefer et al. also 'rollout', 'full', 'last_layer', 'second_layer' and
+                              # 'last_layer_attn'; 'attention_rollout' (Abnar and Zuidema), 'attnlrp' (Achtibat et al.)
     modality:str|None=None,   # whose map, for a model that reads several; None: the model's main one
     enlarge:str='nearest'     # from patches to pixels: 'nearest' or 'bilinear'
 )->Tensor:                    # (b, h, w) float32 at the size of the images
-    "Map the part of each patch in a decision of a transformer."
+    """Map the part of each patch in a decision of a transformer.
+
+    `attnlrp` and `full` have a sign: above 0 speaks for the target. The others are 0 or more. For a segmentation model
+    relevance starts at the maps that its head reads, as map x gradient of the target; `attnlrp` goes through the head
+    by its rules.
+    """
     if method not in _METHODS: raise ValueError(unknown('method', method, _METHODS))
+    how = _METHODS[method]
     images = {'image': x['bscan']} if isinstance(model, SegModel) and model.encoder.modality == 'image' else x
     with explained(model):
         layout = token_layout(model.encoder, images, modality)
-        values = _METHODS[method](trace(model, x, target))
-    return patch_map(layout.patches(values).detach(), layout, enlarge)
+        t = trace(model, x, target, how.functions(), how.through_head)
+        if how.values is None: return pixel_relevance(t, layout, model.encoder).detach().float()
+        return patch_map(layout.patches(how.values(t)).detach(), layout, enlarge)

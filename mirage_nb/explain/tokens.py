@@ -9,6 +9,7 @@ __all__ = ['TokenLayout', 'no_attention', 'token_layout', 'patch_map']
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,6 +27,8 @@ class TokenLayout(NamedTuple):
     start: int                  # tokens before the first patch of the image
     grid: tuple[int, int]       # rows and columns of its patches
     size: tuple[int, int]       # rows and columns of its pixels
+    number: int                 # of the image among those that the encoder reads, from 0
+    first: Tensor|None          # (1, k, d) tokens without a place at the beginning, before positions are added
 
     def patches(self,
         tokens:Tensor # (b, n) or (b, n, d)
@@ -43,15 +46,20 @@ def no_attention(
                      'follow to its patches; take grad_cam, integrated_gradients or occlusion, which suit any model')
 
 
+_WITHOUT_PLACE = 'cls_token', 'dist_token', 'reg_token'  # of timm, in their order
+
+
 def _timm_layout(
     encoder:TimmEncoder
 )->TokenLayout:
     "Find the patches of a transformer of timm."
     net:Any = encoder.net
-    blocks = getattr(net, 'blocks', None)
-    if not isinstance(blocks, nn.ModuleList) or not all(hasattr(b, 'attn') for b in blocks): raise no_attention(encoder)
-    rows, cols = token_grid(encoder.size, net.patch_embed.patch_size[0])
-    return TokenLayout(list(blocks), net.num_prefix_tokens, (rows, cols), (encoder.size[0], encoder.size[1]))
+    blocks, patch = getattr(net, 'blocks', None), getattr(getattr(net, 'patch_embed', None), 'patch_size', None)
+    if not isinstance(blocks, nn.ModuleList|nn.Sequential) or not isinstance(patch, tuple): raise no_attention(encoder)
+    rows, cols = token_grid(encoder.size, patch[0])
+    first = [p for p in (getattr(net, k, None) for k in _WITHOUT_PLACE) if p is not None]
+    return TokenLayout(list(blocks), net.num_prefix_tokens, (rows, cols), (encoder.size[0], encoder.size[1]), 0,
+                       torch.cat(first, 1) if first else None)
 
 
 def token_layout(
@@ -65,12 +73,13 @@ def token_layout(
     names = in_order(x, encoder.input_adapters) if isinstance(encoder, MultiViT) else [encoder.modality]
     wanted = modality or (encoder.modality if encoder.modality in names else names[0])
     if wanted not in names: raise KeyError(unknown('modality among the images', wanted, names))
-    if isinstance(encoder, ViT): patch, start = {wanted: encoder.patch}, encoder.first
-    else: patch, start = {k: cast(ImageAdapter, encoder.input_adapters[k]).patch for k in names}, 0
-    grids = {k: token_grid(x[k].shape[-2:], patch[k]) for k in names}
-    start += sum(r*c for r, c in (grids[k] for k in names[:names.index(wanted)]))
+    size, number, first = (x[wanted].shape[-2], x[wanted].shape[-1]), names.index(wanted), None
     blocks = list(cast(nn.ModuleList, getattr(encoder, encoder.tower)))
-    return TokenLayout(blocks, start, grids[wanted], (x[wanted].shape[-2], x[wanted].shape[-1]))
+    if isinstance(encoder, ViT):
+        first = torch.cat([getattr(encoder, k) for k in encoder.named], 1)
+        return TokenLayout(blocks, encoder.first, token_grid(size, encoder.patch), size, 0, first)
+    grids = [token_grid(x[k].shape[-2:], cast(ImageAdapter, encoder.input_adapters[k]).patch) for k in names]
+    return TokenLayout(blocks, sum(r*c for r, c in grids[:number]), grids[number], size, number, None)
 
 # %% ../../nbs/explain/12_tokens.ipynb #25a4cac7
 def patch_map(

@@ -31,13 +31,13 @@ def attend(
     is_causal:bool=False,          # not used: an image has no order
     scale:float|None=None,         # of the products; None: 1/sqrt(d)
     product:Product=torch.matmul,  # of two matrices
-    softmax:Callable[[Tensor], Tensor]=lambda s: s.softmax(-1)
+    apply:Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]=lambda f, s: f(s) # the softmax f to the products s
 )->tuple[Tensor, Tensor]:          # (b, heads, n, d) weighted values; (b, heads, n, n) the weights
     "Weigh values by the softmax of queries and keys step by step, as PyTorch's fused function does at once."
-    scores = product(q, k.mT)*(q.shape[-1]**-0.5 if scale is None else scale)
-    if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    weights = softmax(scores)
+    factor = q.shape[-1]**-0.5 if scale is None else scale
+    if attn_mask is None: added:Tensor|float = 0.
+    else: added = attn_mask.to(q).log() if attn_mask.dtype == torch.bool else attn_mask
+    weights = apply(lambda s: (s*factor + added).softmax(-1), product(q, k.mT))
     return product(weights, v), weights
 
 
@@ -50,10 +50,15 @@ class Functions(TorchFunctionMode):
         super().__init__()
         self.table, self.attend = table or {}, attend
         self.attentions:list[Tensor] = []  # (b, heads, n, n) in the order of calls
+        self.embedded:list[tuple[Tensor, Tensor, Tensor]] = [] # image, weights and output of what embeds patches
+        self.relevance = False             # for rules that have two ways back: relevance in place of the gradient
 
     def __torch_function__(self, func:Any, types:Any, args:Any=(), kwargs:Any=None)->Any:
         name, kwargs = func.__name__, kwargs or {}
-        if name != 'scaled_dot_product_attention': return self.table.get(name, func)(*args, **kwargs)
+        if name != 'scaled_dot_product_attention':
+            out = self.table.get(name, func)(*args, **kwargs)
+            if name == 'conv2d' and not self.attentions: self.embedded.append((args[0], args[1], out))
+            return out
         out, weights = self.attend(*args, **kwargs)
         self.attentions.append(weights)
         return out
@@ -90,21 +95,29 @@ class Trace:
     tokens: Tensor           # (b, n, d) before the first block
     last: Tensor             # (b, n, d) after the last block
     attentions: list[Tensor] # (b, heads, n, n) of each block
+    embedded: list[tuple[Tensor, Tensor, Tensor]] # image, weights and output of each convolution that embeds patches
+    functions: Functions     # that the model ran with
     ends: list[Tensor]       # where the way back starts: logits, or the maps that a segmentation head reads
     gradients: list[Tensor]  # of the target at `ends`
 
-    def back(self,
-        at:Sequence[Tensor],              # tensors of the run
-        starts:Sequence[Tensor]|None=None # at `ends`; None: the gradients of the target
-    )->list[Tensor]:                      # one like each of `at`
-        "Follow the run back to chosen tensors."
-        starts = self.gradients if starts is None else starts
-        return list(torch.autograd.grad(self.ends, at, starts, retain_graph=True, materialize_grads=True))
+    def gradient(self,
+        at:Sequence[Tensor] # tensors of the run
+    )->list[Tensor]:        # one like each
+        "Compute the gradient of the target at chosen tensors."
+        return list(torch.autograd.grad(self.ends, at, self.gradients, retain_graph=True, materialize_grads=True))
 
-    def relevance(self)->list[Tensor]:
+    def starts(self)->list[Tensor]:
         "Give the relevance at `ends`: that of a logit is 1, as published; that of a map is map x gradient."
         maps = self.ends[0].ndim == 4
         return [e.detach()*g if maps else g for e, g in zip(self.ends, self.gradients, strict=True)]
+
+    def relevance(self,
+        at:Sequence[Tensor] # tensors of the run
+    )->list[Tensor]:        # one like each
+        "Compute the relevance of chosen tensors, by the rules that the model ran with."
+        self.functions.relevance = True
+        try: return list(torch.autograd.grad(self.ends, at, self.starts(), retain_graph=True, materialize_grads=True))
+        finally: self.functions.relevance = False
 
 
 def _start(
@@ -150,4 +163,4 @@ def trace(
     attentions = functions.attentions[:len(blocks)]
     n = seen[0].shape[1]
     if [a.shape[2:] for a in attentions] != [(n, n)]*len(blocks): raise no_attention(model.encoder)
-    return Trace(seen[0], seen[1], attentions, ends, gradients)
+    return Trace(seen[0], seen[1], attentions, functions.embedded, functions, ends, gradients)

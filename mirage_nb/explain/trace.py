@@ -137,7 +137,7 @@ def _start(
     score = target(model.decode(cut, x['bscan'].shape[-2:]))
     return ends, list(torch.autograd.grad(score.sum(), cut))
 
-
+# %% ../../nbs/explain/14_trace.ipynb #311406eb
 def trace(
     model:Any,                     # classifier or segmentation model, with a transformer; inside `explained`
     x:Mapping[str, Tensor],        # images by modality

@@ -88,15 +88,15 @@ class ExplainedImages:
 class ScoreOptions:
     "Hold how maps are scored."
     cell: int = 16            # side of a cell that is removed at once, pixels; 1: single pixels
-    steps: int = 16           # of a curve
+    steps: int = 12           # of a curve
     replace: str = 'blurred'  # what stands for removed cells: 'blurred' or 'mean'
     scale: str = ''           # of the curves: 'probability', 'label' or 'logit'; '': by the kind of labels
     only_correct: bool = True # leave out images whose class is not the one predicted
     tolerance: float|None = None # of the pointing game, pixels; None: 15 of 224
     random_draws: int = 3     # random maps of each image, whose mean score counts
     noise: float = 0.05       # of the stability, as a share of an image's range
-    noise_draws: int = 4
-    stages: int = 5           # of randomisation
+    noise_draws: int = 3
+    stages: int = 4           # of randomisation
     checked: int = 16         # images at most of stability and randomisation
     batch: int = 8            # images at once
     seed: int = 0             # of the randomised weights
@@ -291,25 +291,30 @@ def _chunk_scores(
     chunk:_Chunk,
     images:ExplainedImages,
     options:ScoreOptions
-)->Iterator[tuple[str, _Values, Tensor]]: # method, scores, and (2, k, s) curves; the references last
+)->Iterator[tuple[str, Tensor, _Values, Tensor]]: # method, maps, scores, (2, k, s) curves; the references last
     "Score all methods and the references on some images."
     grid = cell_grid(map_size(chunk.x), options.cell)
     ends = curve_ends(model, chunk.x, chunk.target, options.scale, options.replace)
     def scored(m:Tensor)->tuple[_Values, Tensor]: return _map_values(model, ends, m, chunk, images, grid, options)
-    for k, f in maps.items(): yield k, *scored(_checked_maps(k, f, chunk))
-    yield 'random', *_mean_values([scored(random_maps(chunk.x, options.cell, d)) for d in range(options.random_draws)])
-    yield 'centre', *scored(centre_maps(chunk.x))
+    for k, f in maps.items():
+        m = _checked_maps(k, f, chunk)
+        yield k, m, *scored(m)
+    drawn = [random_maps(chunk.x, options.cell, d) for d in range(options.random_draws)]
+    yield 'random', drawn[0], *_mean_values([scored(m) for m in drawn])
+    m = centre_maps(chunk.x)
+    yield 'centre', m, *scored(m)
 
 
 def _checks(
     model:nn.Module,
     maps:Mapping[str, MapFunction],
     chunk:_Chunk,
+    first:Mapping[str, Tensor], # method -> (k, h, w) maps of these images
     images:ExplainedImages,
     options:ScoreOptions
 )->tuple[list[dict[str, object]], list[dict[str, object]], dict[str, dict[str, np.ndarray]]]:
     "Measure stability and randomisation on some images: rows of both tables, and the maps of the first image."
-    grid, first = cell_grid(map_size(chunk.x), options.cell), {k: _checked_maps(k, f, chunk) for k, f in maps.items()}
+    grid = cell_grid(map_size(chunk.x), options.cell)
     rows, randomised = list[dict[str, object]](), list[dict[str, object]]()
     nothing = torch.full((len(chunk.rows),), math.nan)
     for k, f in maps.items():
@@ -367,13 +372,16 @@ def score_maps(
     curves, cascade = dict[str, list[Tensor]](), dict[str, dict[str, np.ndarray]]()
     with _evaluating(model):
         chunks = _chunks(model, images, options)
+        few = _spread(chunks, model, images, options)
+        wanted, kept = {i for c in few for i in c.rows}, dict[str, dict[int, Tensor]]()
         for c in chunks:
-            for k, values, normed in _chunk_scores(model, maps, c, images, options):
+            for k, m, values, normed in _chunk_scores(model, maps, c, images, options):
                 rows += _rows(k, values, c, images)
                 curves.setdefault(k, []).append(normed)
-        few = _spread(chunks, model, images, options)
+                kept.setdefault(k, {}).update({i: v for i, v in zip(c.rows, m, strict=True) if i in wanted})
         for c in few:
-            more, others, shown = _checks(model, maps, c, images, options)
+            first = {k: torch.stack([kept[k][i] for i in c.rows]) for k in maps}
+            more, others, shown = _checks(model, maps, c, first, images, options)
             rows, randomised, cascade = rows + more, randomised + others, cascade or shown
     counts = curve_steps(cell_grid(map_size(images.x), options.cell), options.steps).numpy()
     return MapStudy(pd.DataFrame(rows), pd.DataFrame(randomised), counts/counts[-1],

@@ -27,7 +27,7 @@ def _style(
     k:int      # place among the methods
 )->tuple[str, str, str]: # colour, line, name
     "Choose how a method is drawn."
-    return _STYLES.get(method, (COLOURS[k % 6], '-', legend_label(method)))
+    return _STYLES.get(method, (COLOURS[k % 6], '-', legend_label(method.replace('_', ' '))))
 
 
 def _best(
@@ -113,14 +113,15 @@ def show_cascade(
     summary = dict(zip(zip(found.method, found.stage, strict=True), found['rank correlation'], strict=True))
     stages = list(study.cascade[rows[0]])
     h, w = study.image.shape
-    fig, axes = panel_grid(len(rows), len(stages) + 1, 1.35, 1.35*min(h/w, 1.2) + .22, images=True)
+    fig, axes = panel_grid(len(rows), len(stages) + 1, 1.5, 1.5*min(h/w, 1.2) + .22, images=True)
     for line, m in zip(axes, rows, strict=True):
         draw_image(line[0], study.image, 'image' if m == rows[0] else '')
-        line[0].set_ylabel(legend_label(m), fontsize=8)
+        line[0].set_ylabel(legend_label(m.replace('_', ' ')), fontsize=7)
+        signed = any(bool(v.min() < 0) for v in study.cascade[m].values())
         for ax, stage in zip(line[1:], stages, strict=True):
-            title = stage if stage == 'trained' else f'{stage} random'
-            ax.set_title(title if m == rows[0] else '', fontsize=8)
-            _draw_map(ax, study.cascade[m][stage])
+            title = stage if stage == 'trained' else f'random: {stage}'
+            ax.set_title(title if m == rows[0] else '', fontsize=7)
+            _draw_map(ax, study.cascade[m][stage], signed)
             alike = summary.get((m, stage), 1.)
             ax.set_xlabel(f'{float(alike):.2f}', fontsize=8, labelpad=1)
     fig.description = (
@@ -131,10 +132,10 @@ def show_cascade(
 
 def _draw_map(
     ax:Any,
-    m:np.ndarray # (h, w) relevance
+    m:np.ndarray, # (h, w) relevance
+    signed:bool   # a scale of two hues, as maps of the method have negative values
 )->None:
-    "Draw a map by itself: a scale of one hue, or of two where it has negative values."
+    "Draw a map by itself."
     high = float(np.quantile(abs(m), .995)) or 1.
-    signed = bool(m.min() < 0)
     ax.imshow(m, cmap='PuOr_r' if signed else 'cividis', vmin=-high if signed else 0, vmax=high)
     ax.set(xticks=[], yticks=[])

@@ -7,7 +7,7 @@ __all__ = ['cheap_facts', 'held_out_scores', 'confound_table', 'confound_verdict
 
 # %% ../../nbs/eval/52_confounds.ipynb #459f146c
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ import pandas as pd
 
 from ..core import counted
 from ..data.opened import ImageFacts
-from .stats import draw_counts
+from .intervals import IntervalRule, effective_df
+from .resampled import ResampledScore
+from .stats import leave_out, resample
 from .verdicts import Verdict
 
 # %% ../../nbs/eval/52_confounds.ipynb #d3ea98d2
@@ -97,6 +99,16 @@ def _auroc(
         return (pos*(neg.cumsum(1) - neg/2)).sum(1)/(pos.sum(1)*neg.sum(1))
 
 # %% ../../nbs/eval/52_confounds.ipynb #b9b102ba
+def _units_behind(
+    y:np.ndarray,        # (n,) class indices
+    unit:np.ndarray,     # (n,) patients
+    classes:Iterable[int]
+)->float:
+    "Count the patients that a mean AUROC rests on, as for a classification: of each class those with it or without it, the fewer."
+    fewer = [min(len(set(unit[y == c])), len(set(unit[y != c]))) for c in classes]
+    return len(fewer)/sum(1/m for m in fewer)
+
+
 def _measure_confound(
     x:np.ndarray,      # (n, k) one fact
     y:np.ndarray,      # (n,) class indices
@@ -108,12 +120,15 @@ def _measure_confound(
     scores = held_out_scores(x, y, groups, seed)
     if scores is None: return None
     _, unit = np.unique(groups, return_inverse=True)
-    counts = np.concatenate(list(draw_counts(unit.max() + 1, resamples, seed)))
-    weights = np.concatenate([np.ones((1, len(y))), counts[:, unit]])
     classes = range(1, 2) if scores.shape[1] == 2 else range(scores.shape[1])
-    areas = np.mean([_auroc((y == c).astype(float), scores[:, c], weights) for c in classes], 0)
-    low, high = np.nanpercentile(areas[1:], [2.5, 97.5])
-    return float(areas[0]), float(low), float(high)
+    def area(counts:np.ndarray)->dict[str, np.ndarray]:
+        each = [_auroc((y == c).astype(float), scores[:, c], counts[:, unit]) for c in classes]
+        return {'AUROC': np.mean(each, 0)[:, None]}
+    g = int(unit.max()) + 1
+    value, df = area(np.ones((1, g)))['AUROC'][0, 0], effective_df(leave_out(area, g)['AUROC'])[0]
+    found = ResampledScore(value, resample(area, g, resamples, seed)['AUROC'][:, 0], IntervalRule(), g,
+                           _units_behind(y, unit, classes), df)
+    return float(value), *found.interval()
 
 
 def confound_table(

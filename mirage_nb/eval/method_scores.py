@@ -6,17 +6,21 @@
 __all__ = ['MethodMetric', 'MethodResult', 'ClsResult', 'cls_result', 'SegResult']
 
 # %% ../../nbs/eval/60_method_scores.ipynb #98d90a38
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Self
 
 import numpy as np
 import pandas as pd
 
-from .classification.intervals import image_units
-from .classification.metrics import MACRO, compute_metrics, count_table
+from .classification.intervals import image_units, resampled_metrics
+from .classification.metrics import ALL, MACRO, compute_metrics, count_table
 from .classification.predictions import Predictions
+from .resampled import ResampledScore
+from .seed_scores import order_predictions
 from .segmentation.metrics import SEG_METRICS
+from .segmentation.summary import resampled_means
 from .stats import ResamplingUnits
 
 # %% ../../nbs/eval/60_method_scores.ipynb #4188704d
@@ -49,20 +53,12 @@ class MethodResult:
     @property
     def units(self)->ResamplingUnits: raise NotImplementedError
     def metrics(self)->dict[str, MethodMetric]: raise NotImplementedError
-    def scores(self, counts:np.ndarray)->dict[str, np.ndarray]: raise NotImplementedError
+    def aligned(self, first:Self)->Self: raise NotImplementedError # in the order of images of another result
+    def drawn(self, names:Sequence[str], n:int, seed:int)->dict[str, ResampledScore]: raise NotImplementedError
     def unit_values(self, metric:str)->np.ndarray|None: raise NotImplementedError
     def undefined(self, metric:str)->int: raise NotImplementedError
 
 # %% ../../nbs/eval/60_method_scores.ipynb #71d93240
-def _sort_predictions(
-    pred:Predictions
-)->Predictions:
-    "Bring predictions into the order of their ids."
-    rows = np.argsort(pred.table.id.to_numpy(), kind='stable')
-    y, p, z = (x[rows] for x in (pred.y, pred.p, pred.z))
-    return replace(pred, table=pred.table.iloc[rows].reset_index(drop=True), y=y, p=p, z=z)
-
-
 def _truth_text(
     pred:Predictions
 )->list[str]: # of each image
@@ -80,27 +76,32 @@ _LOWER = 'Hamming loss',  # classification metrics of which less is better
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ClsResult(MethodResult):
     "Hold predictions of a classifier."
-    pred: Predictions # in the order of id
+    pred: Predictions
 
     @cached_property
     def units(self)->ResamplingUnits: return image_units(self.pred)
 
-    @cached_property
-    def _table(self)->Any: return count_table(self.pred, self.units.of)
-
     def metrics(self)->dict[str, MethodMetric]:
         "List the metrics: of all classes first, then of each."
-        found = compute_metrics(self._table)
+        found = compute_metrics(count_table(self.pred))
         names = list(found)
         names += [f'{m}, {c}' for c in self.pred.classes for m, v in found.items() if v.shape[1] > 1]
         return {k: MethodMetric(k, higher_is_better=k.split(',')[0] not in _LOWER) for k in names}
 
-    def scores(self, counts:np.ndarray)->dict[str, np.ndarray]:
-        "Compute every metric in every resample."
-        at, found = [*self.pred.classes, MACRO].index, compute_metrics(self._table, counts)
-        whole = {m: v[:, at(MACRO)] if v.shape[1] > 1 else v[:, 0] for m, v in found.items()}
-        each = {f'{m}, {c}': v[:, at(c)] for c in self.pred.classes for m, v in found.items() if v.shape[1] > 1}
-        return whole | each
+    def aligned(self, first:Self)->Self:
+        "Bring the images into the order of another result, so that both draw the same patients."
+        ids = list(first.pred.table.id)
+        if list(self.pred.table.id) == ids: return self
+        images = self.images.set_index('id').loc[ids].reset_index()
+        return replace(self, pred=order_predictions(self.pred, ids), images=images)
+
+    def drawn(self, names:Sequence[str], n:int, seed:int)->dict[str, ResampledScore]:
+        "Compute metrics in resamples, with the intervals of the result's own report."
+        found = resampled_metrics(self.pred, n, seed)
+        def key(name:str)->tuple[str, str]:
+            metric, comma, of = name.partition(', ')
+            return metric, of if comma else MACRO if (metric, MACRO) in found else ALL
+        return {k: found[key(k)] for k in names}
 
     def unit_values(self, metric:str)->np.ndarray|None:
         "Return the accuracy in each unit; other metrics of a classification are of all images together."
@@ -110,7 +111,7 @@ class ClsResult(MethodResult):
 
     def undefined(self, metric:str)->int:
         "Count the classes that have no value."
-        v = compute_metrics(self._table)[metric.split(', ')[0]][0]
+        v = compute_metrics(count_table(self.pred))[metric.split(', ')[0]][0]
         return int(np.isnan(v[:len(self.pred.classes)] if len(v) > 1 else v).sum())
 
 
@@ -122,7 +123,6 @@ def cls_result(
     source:str=''       # folder or file
 )->ClsResult:
     "Make a result of a table of predictions."
-    pred = _sort_predictions(pred)
     files = pred.table.sha256.fillna('') if 'sha256' in pred.table else ''
     images = pd.DataFrame({'id': pred.table.id, 'patient': pred.table.patient, 'truth': _truth_text(pred),
                            'file': files})
@@ -144,16 +144,22 @@ _NO_METRICS = {'ID', 'patient', 'Class', 'group', 'convention', 'slices', 'prese
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SegResult(MethodResult):
     "Hold scores of a segmentation."
-    volumes: pd.DataFrame # ID, patient, Class, group, and a column for each metric
+    volumes: pd.DataFrame # ID, patient, Class, group, a column for each metric; 'present' where known
+
+    @cached_property
+    def _ids(self)->list[str]: return list(self.volumes.ID.unique())
 
     @cached_property
     def _wide(self)->dict[str, pd.DataFrame]: # metric -> volumes x classes
         names = [c for c in self.volumes.select_dtypes('number') if c not in _NO_METRICS]
-        return {str(m): self.volumes.pivot(index='ID', columns='Class', values=m).sort_index() for m in names}
+        return {str(m): self.volumes.pivot(index='ID', columns='Class', values=m).reindex(self._ids)
+                for m in names}
 
     @cached_property
     def _groups(self)->dict[str, list[str]]: # '' or ' of layers' -> classes
         groups = self.volumes.drop_duplicates('Class').set_index('Class').group
+        if 'present' in self.volumes:  # what the ground truth lacks is in no mean
+            groups = groups[(self.volumes.groupby('Class').present.sum()[groups.index] > 0) & (groups != 'background')]
         every = {f' of {g}s': [str(c) for c in groups.index[groups == g]] for g in ('layer', 'lesion')}
         parts = {k: v for k, v in every.items() if v}
         return (parts if len(parts) > 1 else {}) | {'': [str(c) for c in groups.index]}
@@ -161,7 +167,7 @@ class SegResult(MethodResult):
     @cached_property
     def units(self)->ResamplingUnits:
         "Number patients, or volumes where patients are not known."
-        rows = self.volumes.drop_duplicates('ID').sort_values('ID')
+        rows = self.volumes.drop_duplicates('ID')
         known = rows.patient.where(rows.patient != '', '\0' + rows.ID)
         if (rows.patient != '').any() and known.nunique() > 1:
             return ResamplingUnits(pd.factorize(known)[0], 'patient', 'by patient')
@@ -183,18 +189,19 @@ class SegResult(MethodResult):
             return MethodMetric(m + of, s.digits, s.higher_is_better, s.unit) if s else MethodMetric(m + of)
         return {m + of: one(m, of) for m, of in names}
 
-    def scores(self, counts:np.ndarray)->dict[str, np.ndarray]:
-        "Compute every metric in every resample."
-        per_volume, out = counts[:, self.units.of], {}
-        for m, wide in self._wide.items():
-            x = wide.to_numpy(float)
-            some = ~np.isnan(x)
-            with np.errstate(invalid='ignore', divide='ignore'):
-                means = per_volume @ np.nan_to_num(x)/(per_volume @ some)
-            at = {str(c): j for j, c in enumerate(wide.columns)}
-            for name in [k for k in self.metrics() if self._classes(k)[0] == m]:
-                out[name] = _nan_mean(means[:, [at[c] for c in self._classes(name)[1]]])
-        return out
+    def aligned(self, first:Self)->Self:
+        "Bring the volumes into the order of another result, so that both draw the same patients."
+        ids = list(first.volumes.ID.unique())
+        if self._ids == ids: return self
+        return replace(self, volumes=self.volumes.set_index('ID').loc[ids].reset_index())
+
+    def drawn(self, names:Sequence[str], n:int, seed:int)->dict[str, ResampledScore]:
+        "Compute metrics in resamples, with the intervals of the result's own report."
+        places, out = {k: self._classes(k) for k in names}, {}
+        for m in dict.fromkeys(column for column, _ in places.values()):
+            groups = {k: classes for k, (column, classes) in places.items() if column == m}
+            out |= resampled_means(self._wide[m], groups, m, self.units, (n, seed))
+        return {k: out[k] for k in names}
 
     def unit_values(self, metric:str)->np.ndarray|None:
         "Average volumes and classes in each unit; NaN where none of the classes is in it."

@@ -15,7 +15,8 @@ import pandas as pd
 
 from ..core import counted, unknown
 from .method_scores import MethodMetric, MethodResult
-from .stats import ResamplingUnits, percentile_interval, resample
+from .resampled import ResampledScore, join_scores
+from .stats import ResamplingUnits
 
 # %% ../../nbs/eval/62_method_study.ipynb #fde6c6e5
 _SHOWN = 5  # ids of a kind
@@ -75,9 +76,12 @@ FEWEST_SEEDS = 3  # for an interval over seeds
 class DrawnScore:
     "Hold the score of a method on a dataset, and what it is in resamples of patients."
     seeds: Mapping[str, float] # seed -> score, NaN where undefined
-    draws: np.ndarray          # (n,) mean over the seeds; empty with a single unit
+    joined: ResampledScore     # mean over the seeds
     values: np.ndarray|None    # (g,) of each unit, mean over the seeds; None: the metric is of all images together
     undefined: int             # of all seeds: classes, or volumes of classes, without a value
+
+    @property
+    def draws(self)->np.ndarray: return self.joined.draws # (n,) mean over the seeds; empty with a single unit
 
     @property
     def mean(self)->float: return float(np.mean(list(self.seeds.values())))
@@ -89,10 +93,8 @@ class DrawnScore:
     def patient_interval(self,
         level:float # of the interval
     )->tuple[float, float]: # NaN where there is one unit only
-        "Compute the interval over patients."
-        if not len(self.draws) or np.isnan(self.mean): return np.nan, np.nan
-        low, high = percentile_interval(self.draws[:, None], level)[:, 0]
-        return float(low), float(high)
+        "Compute the interval over patients, with one seed that of its own report."
+        return self.joined.interval(level)
 
     def seed_interval(self,
         level:float # of the interval
@@ -126,10 +128,13 @@ class MethodStudy:
     results: Sequence[MethodResult]
     asked: Sequence[str] = ()  # metrics; (): the usual ones
     level: float = .95         # of the intervals
-    resamples: int = 5000
+    resamples: int = 10_000
     seed: int = 0              # of the resamples
 
-    def __post_init__(self)->None: check_same_images(self.results)
+    def __post_init__(self)->None:
+        check_same_images(self.results)
+        first: dict[str, MethodResult] = {}
+        self.results = [r.aligned(first.setdefault(r.dataset, r)) for r in self.results]
 
     @cached_property
     def datasets(self)->list[str]: return sorted({r.dataset for r in self.results})
@@ -164,22 +169,15 @@ class MethodStudy:
 
     def _score(self, dataset:str, method:str)->dict[str, DrawnScore]:
         "Score a method on a dataset."
-        results, g = self.of(dataset, method), self.units(dataset).g
-        names = [k for k in self.metrics if k in results[0].metrics()]
-        def draw(r:MethodResult)->dict[str, np.ndarray]:
-            if g < 2: return {k: np.empty(0) for k in names}
-            def f(counts:np.ndarray)->dict[str, np.ndarray]:
-                found = r.scores(counts)
-                return {k: found[k][:, None] for k in names}
-            return {k: v[:, 0] for k, v in resample(f, g, self.resamples, self.seed).items()}
-        points, draws = [r.scores(np.ones((1, g))) for r in results], [draw(r) for r in results]
-        out = {}
+        results = self.of(dataset, method)
+        names, out = [k for k in self.metrics if k in results[0].metrics()], {}
+        drawn = [r.drawn(names, self.resamples, self.seed) for r in results]
         for k in names:
             values = [r.unit_values(k) for r in results]
             mean = None if any(v is None for v in values) else np.mean(np.array(values, float), 0)
-            seeds = {str(r.seed) if r.seed is not None else f'#{i}': float(p[k][0])
-                     for i, (r, p) in enumerate(zip(results, points, strict=True))}
-            out[k] = DrawnScore(seeds, np.mean([d[k] for d in draws], 0), mean, sum(r.undefined(k) for r in results))
+            seeds = {str(r.seed) if r.seed is not None else f'#{i}': d[k].value
+                     for i, (r, d) in enumerate(zip(results, drawn, strict=True))}
+            out[k] = DrawnScore(seeds, join_scores([d[k] for d in drawn]), mean, sum(r.undefined(k) for r in results))
         return out
 
 # %% ../../nbs/eval/62_method_study.ipynb #0a4c63b4

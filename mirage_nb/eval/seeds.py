@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..core import counted
+from .comparing.evidence import drawn_evidence
 from .seed_scores import SeedScores
-from .stats import percentile_interval
 from .verdicts import Verdict
 from ..records import Run, run_identity
 from ..storage import read_json
@@ -123,7 +123,9 @@ def difference_verdicts(
         for name, other in rest:
             if metric not in other.points or metric not in own.draws or name.startswith(_NO_RIVALS): continue
             gap = own.points[metric].mean() - other.points[metric].mean()
-            low, high = percentile_interval((own.draws[metric].mean(1) - other.draws[metric].mean(1))[:, None])[:, 0]
+            g = int(min(s.g for k in (own, other) for s in k.scores[metric]))  # with a value
+            if g < 2: continue
+            low, high = drawn_evidence(gap, (own.draws[metric] - other.draws[metric]).mean(1), g).interval(.95)
             how = 'Better' if low > 0 else 'Worse' if high < 0 else 'No better'
             level = 'good' if low > 0 else 'warning' if gap <= 0 else 'note'
             yield Verdict(level, (

@@ -170,7 +170,7 @@ class FewShot(Options):
     # '' as they are, '0.7/0.15/0.15', 'fold 2 of 5', 'leave out SITE', or a CSV file
     splits: SplitsOption = ''
     waive: WaiveOption = ''         # faults of the data that are accepted, as 'patients,constant'
-    resamples: Count = 2000         # bootstrap resamples of the intervals
+    resamples: Count = 10_000       # bootstrap resamples of the intervals
     seed: int = 0                   # seed of the first subset
 
 # %% ../../nbs/recipes/30_classification.ipynb #5c1e0a51

@@ -29,7 +29,7 @@ class Compare(Options):
     metrics: Names = field(default_factory=list)
     margin: NotNegative = 0.      # largest difference of the main metric that does not matter; 0: no equivalence test
     level: Annotated[float, Field(gt=.5, lt=1)] = 0.95 # of the intervals; 1 - level is the error of a family of tests
-    resamples: Annotated[int, Field(ge=100)] = 5000    # bootstrap resamples of patients
+    resamples: Annotated[int, Field(ge=100)] = 10_000  # bootstrap resamples of patients
     seed: int = 0                 # seed of the resamples
 
     def _conflicts(self)->Iterator[str]:

@@ -21,7 +21,7 @@ class SeedReport(Options):
     run: str = ''                 # folder of a finished 30_seg_tune or 31_cls_tune, with any of the seeds
     # seeds to report, as [0, 1, 2]; []: all that are finished
     seeds: Annotated[list[int], tuples_too] = field(default_factory=list)
-    resamples: Count = 2000       # bootstrap resamples of the intervals
+    resamples: Count = 10_000     # bootstrap resamples of the intervals
 
     def _conflicts(self)->Iterator[str]:
         "Yield what is wrong with options that are right alone."

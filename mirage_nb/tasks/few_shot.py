@@ -15,10 +15,10 @@ import pandas as pd
 
 from ..data.classification import LabelledImages
 from ..data.splits import few_label_subset, patient_ids
-from ..eval.classification.intervals import image_units
-from ..eval.classification.metrics import compute_metrics, count_table
+from ..eval.classification.intervals import resampled_metrics
+from ..eval.classification.metrics import ALL, MACRO
 from ..eval.classification.predictions import Predictions, read_predictions
-from ..eval.stats import draw_counts, percentile_interval
+from ..eval.resampled import ResampledScore, join_scores, seeds_interval
 from ..recipes.classification import FewShot
 from ..storage import save_table
 from .classification import ClassificationTask
@@ -88,35 +88,31 @@ def subset_table(
 _METRICS = ('balanced accuracy', 'AUROC')
 
 
-def _metric_draws(
+def _metric_scores(
     pred:Predictions,
     n:int,            # resamples
     seed:int          # the same seed gives the same draws
-)->tuple[dict[str, float], dict[str, np.ndarray]]: # metric -> value, (n,) draws
-    "Compute the metrics of a table, and in every resample of its patients."
-    units = image_units(pred)
-    parts = count_table(pred, units.of)
-    def mean(v:np.ndarray)->np.ndarray: return v[:, 0] if v.shape[1] == 1 else v[:, -2]
-    blocks = [compute_metrics(parts, counts) for counts in draw_counts(units.g, n, seed)]
-    point = compute_metrics(parts)
-    return ({m: float(mean(point[m])[0]) for m in _METRICS},
-            {m: np.concatenate([mean(b[m]) for b in blocks]) for m in _METRICS})
+)->dict[str, ResampledScore]: # of each metric; of classes their macro mean
+    "Compute the metrics of a table in resamples of its patients."
+    found = resampled_metrics(pred, n, seed)
+    return {m: found[m, MACRO if (m, MACRO) in found else ALL] for m in _METRICS}
 
 
 def learning_curve(
     results:Mapping[tuple[float, int], Predictions], # (shots, seed) -> predictions
-    n:int=2000,                                      # resamples
+    n:int=10_000,                                    # resamples
     seed:int=0
 )->pd.DataFrame: # shots, metric, mean, low, high, least, most, seeds
     "Compute the mean and interval of each size of subset."
-    found = {k: _metric_draws(t, n, seed) for k, t in results.items()}
-    rng, rows = np.random.default_rng(seed), []
+    found = {k: _metric_scores(t, n, seed) for k, t in results.items()}
+    rng, rows = np.random.default_rng([seed, 1]), []  # [seed] alone is what draws the patients
     for shots in sorted({k for k, _ in found}):
         own = [v for (k, _), v in found.items() if k == shots]
         picks = rng.integers(len(own), size=(n, len(own)))  # subsets, drawn again
         for m in _METRICS:
-            points, draws = [p[m] for p, _ in own], np.stack([d[m] for _, d in own], 1)
-            low, high = percentile_interval(np.take_along_axis(draws, picks, 1).mean(1)[:, None])[:, 0]
-            rows.append({'shots': shots, 'metric': m, 'mean': np.mean(points), 'low': low, 'high': high,
+            scores = [v[m] for v in own]
+            low, high = seeds_interval(scores, picks) if len(own) > 1 else scores[0].interval()
+            points = [s.value for s in scores]
+            rows.append({'shots': shots, 'metric': m, 'mean': join_scores(scores).value, 'low': low, 'high': high,
                          'least': min(points), 'most': max(points), 'seeds': len(own)})
     return pd.DataFrame(rows)

@@ -115,7 +115,7 @@ class _Scored(_Trained):
         return [r.folder/own if model else baseline_file(r.folder, name) for r in self.runs.values()]
 
     def scores(self,
-        n:int=2000 # resamples
+        n:int=10_000 # resamples
     )->dict[str, SeedScores]: # of the model first, then of the baselines that all seeds have
         "Score the model and its baselines, with each seed and in every resample."
         return {k: self._score(self._files(k), n) for k in next(iter(self.means.values()))

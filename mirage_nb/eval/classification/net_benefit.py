@@ -6,7 +6,7 @@
 __all__ = ['decision_curves', 'net_benefit_table']
 
 # %% ../../../nbs/eval/classification/65_net_benefit.ipynb #c79d74a8
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,8 @@ import pandas as pd
 from .intervals import image_units
 from .metrics import undefined_classes
 from .predictions import Predictions
-from ..stats import percentile_interval, resample
+from ..intervals import PLAIN, confidence_interval, effective_df, standard_error
+from ..stats import leave_out, resample
 
 # %% ../../../nbs/eval/classification/65_net_benefit.ipynb #038e9aba
 _CURVE = tuple(round(.01*k, 2) for k in range(1, 100))
@@ -55,6 +56,21 @@ def _net_benefits(
     return {'model': model, 'all': every, 'gain': model - np.maximum(every, 0)}
 
 # %% ../../../nbs/eval/classification/65_net_benefit.ipynb #effd0e1b
+def _bounds(
+    f:Callable[[np.ndarray], dict[str, np.ndarray]], # (r, g) counts -> name -> (r, t)
+    value:np.ndarray,  # (t,)
+    name:str,          # whose value it is
+    g:int,             # units
+    draw:tuple[int, int], # resamples, seed
+    level:float
+)->np.ndarray:         # (2, t); NaN with a single unit
+    "Compute the interval at each threshold."
+    if g < 2: return np.full((2, len(value)), np.nan)
+    def one(counts:np.ndarray)->dict[str, np.ndarray]: return {name: f(counts)[name]}
+    se, df = standard_error(resample(one, g, *draw)[name], g), effective_df(leave_out(one, g)[name])
+    return confidence_interval(value, se, df, np.full(len(value), float(g)), PLAIN, level)
+
+
 def decision_curves(
     pred:Predictions,
     at:Sequence[float]=_CURVE, # threshold probabilities, between 0 and 1
@@ -72,8 +88,7 @@ def decision_curves(
         def both(counts:np.ndarray, sums:_UnitSums=sums)->dict[str, np.ndarray]:
             return _net_benefits(_UnitSums(*(counts @ s for s in sums)), t)
         point = both(np.ones((1, units.g)))
-        draws = resample(both, units.g, n, seed) if units.g > 1 else {k: v*np.nan for k, v in point.items()}
-        (low, high), gain = percentile_interval(draws['model'], level), percentile_interval(draws['gain'], level)
+        low, high, *gain = (v for k in ('model', 'gain') for v in _bounds(both, point[k][0], k, units.g, (n, seed), level))
         out.append(pd.DataFrame({'Class': c, 'threshold': t, 'model': point['model'][0], 'low': low, 'high': high,
                                  'all': point['all'][0], 'gain': point['gain'][0], 'gain_low': gain[0],
                                  'gain_high': gain[1]}))

@@ -15,7 +15,8 @@ import pandas as pd
 from ...core import counted
 from ...data.scale import MaskScale
 from ..intervals import IntervalRule
-from .summary import NOT_GRADED, choose_units, mean_interval, number_text
+from ..resampled import mean_score
+from .summary import NOT_GRADED, choose_units, number_text
 from ..stats import ResamplingUnits, sum_draws
 
 # %% ../../../nbs/eval/segmentation/45_tables.ipynb #34ff8ce5
@@ -102,7 +103,7 @@ def _share_interval(
     drawn = sum_draws({'top': rows[0], 'bottom': rows[1]}, units.of, *draw)
     with np.errstate(invalid='ignore'): shares = drawn['top']/drawn['bottom']
     count = len(set(units.of[rows[1][:, 0] > 0]))
-    return [top/bottom, *mean_interval(top/bottom, shares, count, IntervalRule(units='all'))]
+    return [top/bottom, *mean_score(top/bottom, shares[:, 0], count, IntervalRule(units='all')).interval()]
 
 
 def _count_group(

@@ -127,7 +127,7 @@ def allowed(name):
     if name in ('eval.stats', 'eval.intervals'): return (*BASE, 'eval.stats')
     if name.startswith('eval.comparing.'): return (*BASE, 'eval.stats', 'eval.comparing.')
     if name.startswith('eval.classification.') and not name.endswith('.predict'):
-        return (*BASE, 'eval.stats', 'eval.intervals', 'eval.comparing.', 'eval.classification.')
+        return (*BASE, 'eval.stats', 'eval.intervals', 'eval.resampled', 'eval.comparing.', 'eval.classification.')
     return None
 
 

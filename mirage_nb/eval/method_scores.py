@@ -142,8 +142,8 @@ _NO_METRICS = {'ID', 'patient', 'Class', 'group', 'convention', 'slices', 'prese
 
 # %% ../../nbs/eval/60_method_scores.ipynb #70915994
 @dataclass(frozen=True, eq=False, kw_only=True)
-class SegResult(MethodResult):
-    "Hold scores of a segmentation."
+class _SegVolumes(MethodResult):
+    "Hold scores of volumes, arranged by metric and by groups of classes."
     volumes: pd.DataFrame # ID, patient, Class, group, a column for each metric; 'present' where known
 
     @cached_property
@@ -179,6 +179,10 @@ class SegResult(MethodResult):
         ending = next((k for k in self._groups if k and metric.endswith(k)), '')
         return metric.removesuffix(ending), self._groups[ending]
 
+# %% ../../nbs/eval/60_method_scores.ipynb #120082bb
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SegResult(_SegVolumes):
+    "Hold scores of a segmentation."
     def metrics(self)->dict[str, MethodMetric]:
         "List the metrics: of groups of classes first, then of all, then of each class."
         classes = list(self.volumes.Class.unique())

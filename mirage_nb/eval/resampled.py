@@ -26,7 +26,8 @@ class ResampledScore:
     hidden: float = 0.# variance that the draws lack, of `eval.classification.support.hidden_variance`
 
     @property
-    def variance(self)->float: # over patients; NaN without draws
+    def variance(self)->float: # NaN without draws
+        "Compute the variance over patients."
         if not len(self.draws) or self.g < 2: return float('nan')
         return float(standard_error(self.draws[:, None], int(self.g))[0]**2 + self.hidden)
 

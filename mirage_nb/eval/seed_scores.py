@@ -34,6 +34,7 @@ class SeedScores:
 
     @cached_property
     def draws(self)->dict[str, np.ndarray]: # metric -> (resamples, seeds); empty where there is one unit only
+        "Arrange the scores in every resample."
         if self.units.g < 2: return {}
         return {k: np.stack([s.draws for s in v], 1) for k, v in self.scores.items()}
 

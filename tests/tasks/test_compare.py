@@ -3,9 +3,14 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from mirage_nb.eval.classification.metrics import ALL, MACRO
+from mirage_nb.eval.classification.predictions import check_predictions
+from mirage_nb.eval.classification.report import evaluate_table
+from mirage_nb.eval.segmentation.summary import summarise
 from mirage_nb.recipes.comparison import Compare
 from mirage_nb.storage import save_table, write_json
 from mirage_nb.tasks.collect import _draw_predictions, find_runs, read_runs
@@ -117,6 +122,38 @@ def test_undefined_values_and_single_seeds_stand_beneath(home):
     assert any(t.startswith('One seed proves nothing: lr=0.1 has one seed') for t in said)
     worst = plan.study.metrics['HD95']
     assert not worst.higher_is_better and worst.digits == 2
+
+
+def test_one_run_has_the_interval_of_its_report(home):
+    "Its images are in no order, another method has its own, and the lesion is in no mean, as the truth lacks it"
+    table = _draw_predictions(1., 0, 3, patients=12).sample(frac=1, random_state=1)
+    make_cls(home, 'a', table=table)
+    other = _draw_predictions(2., 0, 4, patients=12)
+    make_cls(home, 'b', table=other, model='large')
+    study = plan_comparison(Compare(runs='cls_tune/Eyes', metrics='AUROC,balanced accuracy')).study
+    own = evaluate_table(check_predictions(table)).summary.set_index(['metric', 'Class'])
+    assert study.results[0].source == 'a' and list(study.results[1].images.id) == list(table.id)
+    for metric, name in (('AUROC', MACRO), ('balanced accuracy', ALL)):
+        found = study.scores['Eyes', metric, 'tiny']
+        assert [found.mean, *found.patient_interval(.95)] == pytest.approx(
+            own.loc[(metric, name), ['mean', 'low', 'high']].to_list(), abs=1e-9), metric
+    rng, rows = np.random.default_rng(0), []
+    for i in rng.permutation(9):
+        scores = ('RNFL', 'layer', .9 - rng.random()/5), ('INL', 'layer', .8 - rng.random()/5), ('SRF', 'lesion', 0.)
+        for c, group, dice in scores:
+            rows.append({'ID': f'v{i}', 'Class': c, 'group': group, 'Dice': dice, 'HD95': 9*rng.random(), 'slices': 1,
+                         'present': int(group == 'layer'), 'undefined': 0, 'convention': 'strict', 'patient': f'p{i//2}'})
+    volumes = pd.DataFrame(rows)
+    for k, lr in (('a', .1), ('b', .2)):
+        folder = make_seg(home, k, [.5], lr=lr)
+        save_table(volumes, folder/'test_volumes.csv')
+    study = plan_comparison(Compare(runs='seg_tune/OCT')).study
+    patients = dict(zip(volumes.ID, volumes.patient, strict=True))
+    report = summarise(volumes, patients=patients).set_index(['metric', 'Class'])
+    for metric in ('Dice', 'HD95'):
+        found = study.scores['OCT', metric, 'lr=0.1']
+        assert [found.mean, *found.patient_interval(.95)] == pytest.approx(
+            report.loc[(metric, 'mean'), ['mean', 'low', 'high']].to_list(), abs=1e-9), metric
 
 
 @pytest.mark.slow

@@ -200,7 +200,7 @@ def report_table(
 def resampled_means(
     wide:pd.DataFrame,                  # volumes x classes, of one metric
     groups:Mapping[str, Sequence[str]], # name -> classes that are averaged
-    metric:str,
+    metric:str,                         # key of `SEG_METRICS`, or any name
     units:ResamplingUnits,              # of the volumes
     draw:tuple[int, int]=(10_000, 0)    # resamples, seed
 )->dict[str, ResampledScore]:           # name -> with the interval of `summarise`

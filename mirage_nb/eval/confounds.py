@@ -104,7 +104,7 @@ def _units_behind(
     unit:np.ndarray,     # (n,) patients
     classes:Iterable[int]
 )->float:
-    "Count the patients that a mean AUROC rests on, as for a classification: of each class those with it or without it, the fewer."
+    "Count the patients that a mean AUROC rests on: of each class those with it or without it, the fewer."
     fewer = [min(len(set(unit[y == c])), len(set(unit[y != c]))) for c in classes]
     return len(fewer)/sum(1/m for m in fewer)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .intervals import IntervalRule, PLAIN, confidence_interval, standard_error
+from .intervals import PLAIN, IntervalRule, confidence_interval, standard_error
 
 # %% ../../nbs/eval/13_resampled.ipynb #aa47a1a9
 @dataclass(frozen=True, eq=False)

@@ -142,7 +142,8 @@ def test_one_run_has_the_interval_of_its_report(home):
         scores = ('RNFL', 'layer', .9 - rng.random()/5), ('INL', 'layer', .8 - rng.random()/5), ('SRF', 'lesion', 0.)
         for c, group, dice in scores:
             rows.append({'ID': f'v{i}', 'Class': c, 'group': group, 'Dice': dice, 'HD95': 9*rng.random(), 'slices': 1,
-                         'present': int(group == 'layer'), 'undefined': 0, 'convention': 'strict', 'patient': f'p{i//2}'})
+                         'present': int(group == 'layer'), 'undefined': 0, 'convention': 'strict',
+                         'patient': f'p{i//2}'})
     volumes = pd.DataFrame(rows)
     for k, lr in (('a', .1), ('b', .2)):
         folder = make_seg(home, k, [.5], lr=lr)

@@ -196,7 +196,8 @@ def resampled_metrics(
     units = image_units(pred)
     parts = count_table(pred, units.of)
     def metrics(counts:np.ndarray)->dict[str, np.ndarray]: return compute_metrics(parts, counts, at)
-    point, sampled, rules = metrics(np.ones((1, units.g))), sample(metrics, count_support(parts.cells), n, seed), _rules_at(at)
+    point, rules = metrics(np.ones((1, units.g))), _rules_at(at)
+    sampled = sample(metrics, count_support(parts.cells), n, seed)
     found: dict[tuple[str, str], ResampledScore] = {}
     for metric, (value,) in point.items():
         names = [*pred.classes, MACRO, WEIGHTED] if len(value) > 1 else [ALL]

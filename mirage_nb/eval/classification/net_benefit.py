@@ -88,7 +88,8 @@ def decision_curves(
         def both(counts:np.ndarray, sums:_UnitSums=sums)->dict[str, np.ndarray]:
             return _net_benefits(_UnitSums(*(counts @ s for s in sums)), t)
         point = both(np.ones((1, units.g)))
-        low, high, *gain = (v for k in ('model', 'gain') for v in _bounds(both, point[k][0], k, units.g, (n, seed), level))
+        bands = [_bounds(both, point[k][0], k, units.g, (n, seed), level) for k in ('model', 'gain')]
+        (low, high), gain = bands
         out.append(pd.DataFrame({'Class': c, 'threshold': t, 'model': point['model'][0], 'low': low, 'high': high,
                                  'all': point['all'][0], 'gain': point['gain'][0], 'gain_low': gain[0],
                                  'gain_high': gain[1]}))

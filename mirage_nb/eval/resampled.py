@@ -38,9 +38,9 @@ class ResampledScore:
     )->tuple[float, float]:       # low, high; NaN where there are fewer than two units
         "Compute the interval over patients."
         if not len(self.draws) or self.m < 2 or self.g < 2: return float('nan'), float('nan')
-        se = (self.variance if variance is None else variance)**.5
-        values = (np.array([float(v)]) for v in (self.value, se, self.df if df is None else df, self.m))
-        low, high = confidence_interval(*values, self.rule, level)[:, 0]
+        known = self.value, (self.variance if variance is None else variance)**.5, self.df if df is None else df, self.m
+        value, se, freedom, m = (np.array([float(v)]) for v in known)
+        low, high = confidence_interval(value, se, freedom, m, self.rule, level)[:, 0]
         return float(low), float(high)
 
 

@@ -5,6 +5,16 @@ from pathlib import Path
 
 import pytest
 
+LONG = [  # files that take longest, in the order in which they start, so that two workers end at the same time
+    'test_docs.py', 'tasks/test_pretrain.py', 'test_kernels.py', 'test_pipelines.py', 'test_adding.py',
+    'launch/test_local.py', 'tasks/test_segmentation.py', 'tasks/test_classification.py', 'tasks/test_cross_dataset.py',
+    'tasks/test_predict.py', 'report/test_page.py', 'sweeps/test_running.py', 'tasks/test_few_shot.py', 'test_init.py']
+
+
+def pytest_collection_modifyitems(items):
+    order = {Path(__file__).parent/name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path, len(LONG)))  # xdist keeps to it with --no-loadscope-reorder
+
 
 @pytest.fixture(scope='session', autouse=True)
 def own_folders(tmp_path_factory):
@@ -76,12 +86,13 @@ def home(at_home, tmp_path):
 def execute(home, monkeypatch):
     "Runs the code of a pipeline notebook in this process, as if the runner had started it: (stage, **parameters)"
     import nbformat
+    from pages import quick_figures
 
     from mirage_nb.recipes.pipelines import find_notebook
     from mirage_nb.records import HANDOFF
     monkeypatch.setenv(HANDOFF, str(home/'handoff.json'))
     monkeypatch.setenv('MPLBACKEND', 'agg')
-    monkeypatch.setattr('mirage_nb.report.paper._DOTS', 60)  # of figures, which test_paper looks at
+    quick_figures(monkeypatch)
 
     def run(stage, **parameters):
         space = {}

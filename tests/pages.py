@@ -92,11 +92,19 @@ def placed(value, root):
     return value.replace('/data/', f'{root}/') if isinstance(value, str) else value
 
 
+def quick_figures(monkeypatch):
+    "Of the figures of a paper pack only a small PNG: half of a short run. test_paper and nbdev_test write all formats"
+    from mirage_nb.report import paper  # here, so that what only reads pages does not wait for it
+
+    def save(figure, stem): return [paper._write_png(figure, stem.with_name(f'{stem.name}.png'), 60)]
+    monkeypatch.setattr(paper, '_save_figure', save)
+
+
 def execute(notebook, parameters, monkeypatch, folder, until=None):
     "Run the code of a pipeline in this process, as the runner does; with `until`, up to the cell that holds that text"
     monkeypatch.setenv(HANDOFF, str(folder/'handoff.json'))
     monkeypatch.setenv('MPLBACKEND', 'agg')
-    monkeypatch.setattr('mirage_nb.report.paper._DOTS', 60)  # of figures, which test_paper looks at
+    quick_figures(monkeypatch)
     space = {}
     for c in nbformat.read(notebook, 4).cells:
         if c.cell_type != 'code': continue
@@ -104,6 +112,18 @@ def execute(notebook, parameters, monkeypatch, folder, until=None):
         if 'parameters' in c.metadata.get('tags', []): space |= parameters
         if until and until in c.source: break
     return space
+
+
+def finish(stage, values, monkeypatch, folder):
+    "Make a run in this process and note it, so that the runner finds it: a kernel takes four times as long"
+    from mirage_nb.runs import parameter_values, remember_run, run_key
+    from mirage_nb.storage import read_json
+    notebook = find_notebook(stage)
+    execute(notebook, values, monkeypatch, folder)
+    made = Path(read_json(folder/'handoff.json')['folder'])
+    if not (made/'report.html').exists(): (made/'report.html').write_text('a page')  # the runner's part
+    remember_run(run_key(stage, {**parameter_values(notebook), **values}), made)
+    return made
 
 
 def run_module(command, root):

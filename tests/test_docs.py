@@ -24,6 +24,7 @@ from pages import (
     blocks_of,
     commands_of,
     execute,
+    finish,
     name_of,
     placed,
     run_module,
@@ -38,6 +39,7 @@ from mirage_nb.data.manifest import read_manifest
 from mirage_nb.phantoms.cxr import make_phantom_cxr
 from mirage_nb.phantoms.oct import make_phantom_oct
 from mirage_nb.phantoms.uwf import make_phantom_uwf
+from mirage_nb.records import HANDOFF
 from mirage_nb.runs import main
 from mirage_nb.sources.weights import known_weights, weights_dir
 from mirage_nb.sweep import _read_words
@@ -186,21 +188,36 @@ def run_typed(command, root):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
     if not shutil.which('mirage-nb', path=path):  # the kit is not installed, only on the path
         text = text.replace('mirage-nb ', f'{sys.executable} -m mirage_nb.runs ', 1)
+    env = {k: v for k, v in os.environ.items() if k != HANDOFF}  # which `execute` has set
     done = subprocess.run(text, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=600,
-                          env={**os.environ, 'PATH': path, 'PYTHONPATH': str(ROOT)})
+                          env={**env, 'PATH': path, 'PYTHONPATH': str(ROOT)})
     assert done.returncode == 0, done.stderr[-3000:]
-    assert 'report' in done.stdout + done.stderr or 'usage' in done.stdout or 'papermill' in text
+    if 'papermill' not in text: assert 'report' in done.stdout + done.stderr or 'usage' in done.stdout
+    else: check_bare_papermill(root, text.split()[2])
+
+
+def check_bare_papermill(root, out):
+    "The run's folder holds the report, and the notebook that papermill wrote says where"
+    folder = next((root/'runs'/'seg_tune'/'MySet').glob('*/report.html')).parent  # of the others this process made none
+    assert {'report.ipynb', 'report.html', 'result.json', 'test_volumes.csv'} <= {p.name for p in folder.iterdir()}
+    assert str(folder/'report.html') in Path(out).read_text(encoding='utf-8')
+    assert not list((root/'runs').glob('*.ipynb')), 'a copy of the notebook is left'
+
+
+REPEATED = set()  # commands that this process has run, in the same folders
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('path', [p for p in PAGES if p.name != 'adding.md'], ids=name_of)  # test_adding has that one
 def test_commands_of_a_page(path, here, monkeypatch):
-    "In the order of the page, so that a command may use what one above it made"
+    "In the order of the page, so that a command may use what one above it made; a run of a page before is not repeated"
     for command in commands_of(path):
+        if command.text in REPEATED: continue
         try:
             if how(command) == 'run': run_command(command.text, here, monkeypatch)
             if how(command) == 'typed': run_typed(command.text, here)
         except Exception as e: raise AssertionError(f'{command.where}: {command.text}: {type(e).__name__}: {e}') from e
+        if command.text.startswith(RUNNER): REPEATED.add(command.text)
 
 
 def provide(parameters, root):
@@ -250,9 +267,14 @@ def test_most_commands_are_run():
 @pytest.mark.parametrize('path', [p for p in PAGES if p.name != 'adding.md' and any(
     b.kind == 'python' for b in blocks_of(p))], ids=name_of)
 def test_python_of_a_page(path, here, monkeypatch):
-    "Block after block, as they are, but for CHEAP and the place of /data"
-    run, space = mirage_nb.run, {}
-    monkeypatch.setattr(mirage_nb, 'run', lambda name, **given: run(name, **given | CHEAP[name]), raising=False)
+    "Block after block, as they are, but for CHEAP and the place of /data; python.md runs a pipeline in a kernel"
+    real, space = mirage_nb.run, {}
+
+    def run(stage, **given):
+        if path.name == 'python.md': return real(stage, **given | CHEAP[stage] | {'seed': 2})
+        with monkeypatch.context() as m: finish(stage, given | CHEAP[stage], m, here)
+        return real(stage, **given | CHEAP[stage])
+    monkeypatch.setattr(mirage_nb, 'run', run, raising=False)
     for b in blocks_of(path):
         if b.kind != 'python': continue
         text = b.text.replace("'/data/", f"'{here}/")

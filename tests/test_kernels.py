@@ -3,7 +3,6 @@ import json
 import os
 import re
 import sys
-import threading
 from pathlib import Path
 
 import nbformat
@@ -37,7 +36,7 @@ class Kernel:
     def __init__(self, env):
         self.manager, self.client = start_new_kernel(kernel_name='python3', env=env, cwd=str(ROOT))
 
-    def run(self, source):
+    def run(self, source, when_written=None):
         "Run a cell; an error of it is raised here, and what it shows as text is returned"
         shown, failed = [], []
 
@@ -45,6 +44,7 @@ class Kernel:
             kind, content = message['msg_type'], message['content']
             if kind in ('execute_result', 'display_data'): shown.append(content['data'].get('text/plain', ''))
             if kind == 'error': failed.append(content)
+            if kind == 'stream' and when_written: when_written()
         reply = self.client.execute_interactive(source, output_hook=hook, timeout=300)['content']
         if reply['status'] == 'ok': return '\n'.join(shown)
         raise RuntimeError(re.sub(r'\x1b\[[\d;]*m', '', '\n'.join(failed[0]['traceback'])))
@@ -60,11 +60,22 @@ def place(phantoms, tmp_path_factory):
             HANDOFF: str(tmp_path_factory.mktemp('handoff')/'handoff.json')}
 
 
-@pytest.fixture
-def kernel(place):
-    made = Kernel({**os.environ, **place, 'PYTHONPATH': str(ROOT)})
+@pytest.fixture(scope='module')
+def one_kernel(place):
+    "A start, with all that a pipeline imports, takes as long as the cells of a small run: so there is one"
+    made = Kernel({**os.environ, **place, 'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT/'tests')])})
+    made.run('import pytest\nfrom pages import quick_figures\nquick_figures(pytest.MonkeyPatch())')
     yield made
     made.stop()
+
+
+@pytest.fixture
+def kernel(one_kernel):
+    "A kernel without a variable and without a history"
+    one_kernel.run('%reset -f\n%reset -f in')
+    left = one_kernel.run('[*filter(None, In[:-1])], {"cfg", "pytest"} & {*globals()}')
+    assert left == '([], set())'
+    return one_kernel
 
 
 def cells(stage, **values):
@@ -103,10 +114,9 @@ def test_two_passes_in_one_kernel(kernel, stage, phantoms):
 
 def test_an_interrupt_is_shown_in_a_line(kernel):
     kernel.run('import time\nimport mirage_nb.runs')
-    timer = threading.Timer(2, kernel.manager.interrupt_kernel)
-    timer.start()
     with pytest.raises(RuntimeError, match='this cell was stopped. Run it again to go on') as e:
-        kernel.run('def wait(n):\n    return time.sleep(60) if not n else wait(n - 1)\nwait(20)')
+        kernel.run('def wait(n):\n    return time.sleep(60) if not n else wait(n - 1)\nprint("it waits")\nwait(20)',
+                   when_written=kernel.manager.interrupt_kernel)
     assert len(str(e.value).splitlines()) <= 3
     assert kernel.run('1 + 1') == '2'
 

@@ -14,8 +14,9 @@ from mirage_nb.data.segmentation import load_seg_data
 from mirage_nb.launch import local as launch_local
 from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.recipes.settings import override
+from mirage_nb.storage import write_json
 from mirage_nb.train.loop import _TIMES
-from tests.tasks.samples import train_seg
+from tests.tasks.samples import train_each, train_seg, two_processes
 
 pytestmark = pytest.mark.slow
 OPTIONS = {'dataset': 'Phantom_OCT', 'head': 'convnext', 'size': 64, 'epochs': 3, 'batch_size': 4, 'drop_path': 0.2,
@@ -50,9 +51,11 @@ def test_two_processes_are_one(plain, plain_run, home):
 
 
 def test_two_processes_with_kept_views(home):
-    options = {'tune': 'probe', 'cached_views': 2}
-    one = launch_local.launch_training(settings(**options), home/'one')
-    close(launch_local.launch_training(settings(**options, processes=2), home/'two'), one)
+    changed = settings(tune='probe', cached_views=2)
+    one = launch_local.launch_training(changed, home/'one')
+    write_json(home/'two'/'settings.json', {'stage': 'seg_tune', 'settings': asdict(changed)})
+    assert two_processes(train_each, [home/'two']) == [0, 0]
+    close(pd.read_csv(home/'two'/'history.csv'), one)
 
 
 @pytest.mark.parametrize('changed', [{'accumulate': 2}, {'accumulate': 4}, {'workers': 2}])
@@ -121,15 +124,13 @@ train(SegmentationTask.from_settings(SegRecipe(**read_json(folder/'settings.json
 '''
 
 
-def test_same_seed_same_numbers_whatever_the_hash_seed(home):
-    started = []
-    for i in (1, 2):
-        folder = home/f'{i}'
-        folder.mkdir()
-        (folder/'settings.json').write_text(json.dumps(asdict(settings(epochs=2))))
-        started.append(subprocess.Popen([sys.executable, '-c', SAME, str(folder)], stderr=subprocess.DEVNULL,
-                                        env={**os.environ, 'PYTHONHASHSEED': f'{i}'}))
-    assert [p.wait(120) for p in started] == [0, 0]
-    a, b = (pd.read_csv(home/f'{i}'/'history.csv').drop(columns=[*_TIMES]) for i in (1, 2))
+def test_same_seed_same_numbers_whatever_the_hash_seed(plain_run, home):
+    folder, seed = home/'run', '2' if os.environ.get('PYTHONHASHSEED') == '1' else '1'  # of this process: another
+    folder.mkdir()
+    (folder/'settings.json').write_text(json.dumps(asdict(settings())))
+    done = subprocess.run([sys.executable, '-c', SAME, str(folder)], capture_output=True, text=True, timeout=600,
+                          env={**os.environ, 'PYTHONHASHSEED': seed})
+    assert done.returncode == 0, done.stderr[-2000:]
+    a, b = (pd.read_csv(f/'history.csv').drop(columns=[*_TIMES]) for f in (plain_run, folder))
     pd.testing.assert_frame_equal(a, b, check_exact=True)
-    assert (home/'1'/'best.safetensors').read_bytes() == (home/'2'/'best.safetensors').read_bytes()
+    assert (plain_run/'best.safetensors').read_bytes() == (folder/'best.safetensors').read_bytes()

@@ -50,7 +50,7 @@ def stub(home):
     return str(path)
 
 
-def wait_for(what, seconds=60):
+def wait_for(what, seconds=180):
     "The first true value of a look, or an error when the time is over"
     until = time.monotonic() + seconds
     while not (found := what()):

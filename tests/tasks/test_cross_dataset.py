@@ -1,5 +1,6 @@
 "A classifier tested on another set: leaks, classes of other names, and what validation can still choose"
 import logging
+import shutil
 from ast import literal_eval
 from dataclasses import replace
 
@@ -60,10 +61,16 @@ def other(folder, classes, ids=None, more=''):
     return write_set(folder, table, classes, more)
 
 
+@pytest.fixture(scope='module')
+def trained(at_home, tmp_path_factory):
+    with at_home(tmp_path_factory.mktemp('trained')) as folder: train_cls(settings(epochs=1), folder/'run')
+    return folder/'run'
+
+
 @pytest.fixture
-def tuned(home):
+def tuned(trained, home):
     "A finished training: its settings and folder"
-    train_cls(settings(epochs=1), home/'run')
+    shutil.copytree(trained, home/'run')
     return settings(epochs=1), home/'run'
 
 

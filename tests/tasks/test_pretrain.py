@@ -1,6 +1,5 @@
 "Pre-training: several processes, machines, precisions and options give the numbers of one plain process; it resumes"
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -33,6 +32,7 @@ from mirage_nb.tasks.pretrain_mirage import MirageTask
 from mirage_nb.tasks.protocol import train
 from mirage_nb.train import loop as train_loop
 from mirage_nb.train.devices import make_accelerator
+from tests.tasks.samples import forkserver, train_each, two_processes
 
 pytestmark = pytest.mark.slow
 
@@ -102,27 +102,17 @@ def test_repeats_are_views_of_their_own(home):
 PARTLY = {'batch_size': 8, 'mask_ratio': 0.5, 'uniform_modalities': True}  # some samples are wholly visible
 ON_TWO = {'ddp': {}, 'fsdp': {'strategy': 'fsdp'}, 'fsdp, accumulated': {'strategy': 'fsdp', 'accumulate': 2},
           'partly ddp': PARTLY | {'accumulate': 2}, 'partly fsdp': PARTLY | {'accumulate': 2, 'strategy': 'fsdp'}}
-EACH = '''
-import sys
-from pathlib import Path
-from mirage_nb.launch.worker import train_here
-for folder in sys.argv[1:]: train_here(Path(folder))
-'''
 
 
 @pytest.fixture(scope='module')
 def on_two(at_home, tmp_path_factory):
-    "Runs of the same two processes, one after another: a start costs more than a training"
+    "Runs of the same two processes, one after another"
     with at_home(tmp_path_factory.mktemp('on_two')) as home:
         for name, changed in ON_TWO.items():
             clip = {} if 'partly' in name else {'clip': 1.}
             write_json(home/name/'settings.json', {'stage': 'pretrain_multimae',
                                                    'settings': asdict(settings(processes=2, **clip, **changed))})
-        (home/'each.py').write_text(EACH)
-        torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
-        done = subprocess.run([*torchrun, str(home/'each.py'), *(str(home/k) for k in ON_TWO)], capture_output=True,
-                              text=True, timeout=300)
-        assert not done.returncode, done.stderr[-2000:]
+        assert two_processes(train_each, [home/k for k in ON_TWO]) == [0, 0]
     return home
 
 
@@ -199,51 +189,47 @@ def work(folder, data, plan='', **changed):
 
 @pytest.mark.parametrize('plan', PLANS)
 def test_killed_in(plan, home, phantoms, plain_run):
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mirage_nb.tasks.pretrain', 'torch._dynamo'])
     for wanted, p in ((-signal.SIGKILL, plan), (0, '')):
-        child = context.Process(target=work, args=(home/'run', phantoms, p))
+        child = forkserver().Process(target=work, args=(home/'run', phantoms, p))
         child.start()
         child.join(120)
         assert child.exitcode == wanted
     equal_runs(home/'run', plain_run)
 
 
-KILLED = '''
-import os, signal, sys
-from dataclasses import replace
-from pathlib import Path
-from mirage_nb.launch import worker
-from mirage_nb.tasks import pretrain
-from mirage_nb.train import loop
-fit, step, steps = pretrain.pretrain_settings, loop._Trainer.train_step, []
-pretrain.pretrain_settings = lambda cfg: replace(fit(cfg), save_every=0.)
+def kill_second(folder):
+    "Train as one of two processes, of which the second dies in its fourth step"
+    fit, step, steps = tasks_pretrain.pretrain_settings, train_loop._Trainer.train_step, []
+    tasks_pretrain.pretrain_settings = lambda cfg: replace(fit(cfg), save_every=0.)
 
-def train_step(*a):
-    if os.environ.get('RANK') == sys.argv[2] and len(steps) == 3: os.kill(os.getpid(), signal.SIGKILL)
-    steps.append(1)
-    return step(*a)
+    def train_step(*a):
+        if os.environ['RANK'] == '1' and len(steps) == 3: die()
+        steps.append(1)
+        return step(*a)
+    train_loop._Trainer.train_step = train_step
+    train_each([folder])
 
-loop._Trainer.train_step = train_step
-worker.train_here(Path(sys.argv[1]))
-'''
+
+@pytest.fixture(scope='module')
+def killed(at_home, tmp_path_factory):
+    "Runs of which one of two processes was killed, and which went on"
+    with at_home(tmp_path_factory.mktemp('killed')) as home:
+        folders = [home/'ddp', home/'fsdp']
+        for f in folders:
+            write_json(f/'settings.json', {'stage': 'pretrain_multimae', 'settings': asdict(settings(strategy=f.name))})
+            codes = two_processes(kill_second, f)
+            assert codes[0] and codes[1] == -signal.SIGKILL, 'the other goes on alone'
+        assert two_processes(train_each, folders) == [0, 0]
+    return home
 
 
 @pytest.mark.parametrize('strategy', ['ddp', 'fsdp'])
-def test_one_of_two_processes_killed(plain, home, strategy):
-    "The others end, and two processes, or one, go on to the numbers of an undisturbed run"
-    folder = home/'two'
-    write_json(folder/'settings.json', {'stage': 'pretrain_multimae', 'settings': asdict(settings(strategy=strategy))})
-    (home/'killed.py').write_text(KILLED)
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
-    for victim in ('1', ''):
-        done = subprocess.run([*torchrun, str(home/'killed.py'), str(folder), victim], capture_output=True, text=True,
-                              timeout=240)
-        assert bool(done.returncode) == bool(victim), done.stderr[-2000:]
-    events = [json.loads(line) for line in (folder/'progress.jsonl').read_text().splitlines()]
+def test_one_of_two_processes_killed(plain, killed, strategy):
+    "The others end, and two processes go on to the numbers of an undisturbed run"
+    events = [json.loads(line) for line in (killed/strategy/'progress.jsonl').read_text().splitlines()]
     said = [(e['event'], e['epoch'], e['step']) for e in events if e.get('event') in ('started', 'resumed')]
     assert said in [[('started', 0, 0), ('resumed', 1, step)] for step in (0, 1)]  # the kill may cut off a save
-    close(pd.read_csv(folder/'history.csv'), plain)
+    close(pd.read_csv(killed/strategy/'history.csv'), plain)
 
 
 SAME = '''
@@ -254,14 +240,13 @@ train_here(Path(sys.argv[1]))
 '''
 
 
-def test_same_seed_same_numbers_whatever_the_hash_seed(home):
-    started = []
-    for i in (1, 2):
-        write_json(home/f'{i}'/'settings.json', {'stage': 'pretrain_multimae', 'settings': asdict(settings())})
-        started.append(subprocess.Popen([sys.executable, '-c', SAME, str(home/f'{i}')], stderr=subprocess.DEVNULL,
-                                        env={**os.environ, 'PYTHONHASHSEED': f'{i}'}))
-    assert [p.wait(120) for p in started] == [0, 0]
-    equal_runs(home/'1', home/'2')
+def test_same_seed_same_numbers_whatever_the_hash_seed(plain_run, home):
+    write_json(home/'run'/'settings.json', {'stage': 'pretrain_multimae', 'settings': asdict(settings())})
+    seed = '2' if os.environ.get('PYTHONHASHSEED') == '1' else '1'  # this process has another, drawn at its start
+    done = subprocess.run([sys.executable, '-c', SAME, str(home/'run')], capture_output=True, text=True, timeout=600,
+                          env={**os.environ, 'PYTHONHASHSEED': seed})
+    assert done.returncode == 0, done.stderr[-2000:]
+    equal_runs(home/'run', plain_run)
 
 
 # ------------------------------------------------------------------ any part of the data, any option

@@ -51,31 +51,28 @@ def check(count, models):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('tune', 'models'), [('probe', 2), ('full', 4)])
-def test_classification(execute, count, tune, models):
-    "A probe and its random baseline; full fine-tuning also reads its best file, and probes the encoder as it was"
-    execute('cls_tune', **CLS, tune=tune)
-    check(count, models)
+def test_full_classification(execute, count):
+    "Full fine-tuning also reads its best file, and probes the encoder as it was"
+    execute('cls_tune', **CLS, tune='full')
+    check(count, 4)
 
 
 @pytest.mark.slow
-def test_finished_classification_is_shown(execute, count):
-    "Only the model that is described is built, and no image is encoded"
-    first = execute('cls_tune', **CLS)
+def test_classification(execute, count, monkeypatch):
+    """A probe and its random baseline. Of the finished run only the model that is described is built, and no image is
+    encoded. An evaluation reads the tables of predictions once; no manifest, no weights and no model"""
+    first = execute('cls_tune', **CLS, tune='probe')
+    check(count, 2)
     count.clear()
-    again = execute('cls_tune', **CLS)
+    again = execute('cls_tune', **CLS, tune='probe')
     assert count['models', ''] == 1 and again['run'].finished
     for k in first['results']: assert again['results'][k].means == first['results'][k].means, k
     assert first['test'].table.equals(again['test'].table)
 
-
-@pytest.mark.slow
-def test_evaluation_of_a_classification(execute, count, monkeypatch):
-    "Tables of predictions are read once; no manifest, no weights and no model"
-    run, tables, read = execute('cls_tune', **CLS)['run'], collections.Counter(), spreadsheets.read_text
+    tables, read = collections.Counter(), spreadsheets.read_text
     count.clear()
     monkeypatch.setattr(spreadsheets, 'read_text', lambda path: tables.update([str(path)]) or read(path))
-    execute('cls_eval', run=str(run.folder), resamples=100)
+    execute('cls_eval', run=str(first['run'].folder), resamples=100)
     assert len(tables) == 2 and set(tables.values()) == {1} and count['models', ''] == count['manifest', ''] == 0
     assert not [k for k in count if k[0] == 'read']
 

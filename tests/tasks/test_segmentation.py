@@ -1,5 +1,4 @@
 "A training may be killed at any moment; the same command then gives the numbers of an undisturbed one"
-import multiprocessing
 import os
 import re
 import shutil
@@ -27,6 +26,7 @@ from mirage_nb.tasks.protocol import train
 from mirage_nb.tasks.segmentation import SegmentationTask
 from mirage_nb.train import loop as train_loop
 from mirage_nb.train import state as train_state
+from tests.tasks.samples import forkserver
 
 OPTIONS = {'dataset': 'Phantom_OCT', 'head': 'convnext', 'size': 64, 'epochs': 3, 'batch_size': 2, 'drop_path': 0.2,
            'baselines': False}
@@ -105,11 +105,9 @@ def processes():
     "Starts processes that have the library imported already"
     before = os.environ.get('OMP_NUM_THREADS')
     os.environ['OMP_NUM_THREADS'] = '1'
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mirage_nb.tasks.segmentation', 'torch._dynamo'])
 
     def start(*args, **changed):
-        p = context.Process(target=work, args=args, kwargs=changed)
+        p = forkserver().Process(target=work, args=args, kwargs=changed)
         p.start()
         return p
     yield start

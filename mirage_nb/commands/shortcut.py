@@ -84,7 +84,8 @@ def _code_state()->list[_File]:
 
 # %% ../../nbs/commands/05_shortcut.ipynb #c5a00020
 _TUNINGS = ('seg_tune', 'cls_tune')
-_READERS = ('predict', 'seg_eval', 'cls_eval', 'features')  # read trainings
+_OF_FOLDERS = ('data_report', 'features', 'reconstruct')  # images in place of a dataset
+_READERS = ('predict', 'seg_eval', 'cls_eval', 'features', 'reconstruct')  # read trainings
 _STAGES = (*_TUNINGS, 'few_shot', 'data_report', 'pretrain_multimae', 'pretrain_mae', *_READERS)
 
 
@@ -105,8 +106,8 @@ def _list_run(
     folder:Path # of a run
 )->list[_File]: # what others read of it; features are added to it later, so not all
     "List the files of a run that evaluations, predictions and comparisons read."
-    kept = ('run.json', 'result.json', 'best.safetensors', 'encoder.safetensors', 'history.csv', 'splits.csv',
-            'predictions*', '*_volumes.csv', '*_slices.csv')
+    kept = ('run.json', 'result.json', 'best.safetensors', 'encoder.safetensors', 'model.safetensors', 'history.csv',
+            'splits.csv', 'predictions*', '*_volumes.csv', '*_slices.csv')
     found = [(p, f) for k in kept for p in sorted(folder.glob(k)) for f in _list_files(p)]
     return [(f'{p.name}/{name}', *rest) for p, (name, *rest) in found]  # type: ignore[misc]
 
@@ -153,7 +154,7 @@ def run_key(
     seen = {} if seen is None else seen
     if stage == 'seeds': return _seeds_key(values)
     if stage == 'compare': return _comparison_key(values)
-    if stage in ('data_report', 'features') and values.get('images'): values = {**values, 'dataset': values['images']}
+    if stage in _OF_FOLDERS and values.get('images'): values = {**values, 'dataset': values['images']}
     if stage in _TUNINGS: values = {k: v for k, v in values.items() if k != 'seeds'}  # the run of the first seed
     if stage not in _STAGES or str(values.get('weights')).startswith('timm'): return None
     runs, learnt = _read_runs(values) if stage in _READERS else ([], [])

@@ -100,13 +100,13 @@ def _check_visible(
 
 
 def _match_range(
-    model:MultiMAE,             # that predicts normalised patches
+    model:Any,                  # that predicts normalised patches; one of a single modality has given them their range
     drawn:Mapping[str, Tensor], # as it draws them
     x:Mapping[str, Tensor],     # what it was given
     asked:bool                  # by name; else what cannot be told is left out
 )->dict[str, Tensor]:
     "Give predicted images the mean and spread of each patch of the given images."
-    patches = {m.name: m.patch for m in model.outputs if not m.classes}
+    patches = {m.name: m.patch for m in getattr(model, 'outputs', ()) if not m.classes}
     lost = [k for k in drawn if k in patches and k not in x]
     if lost and (asked or len(lost) == len(drawn)): raise ValueError(
         f'{", ".join(lost)}: this model predicts patches of mean 0 and variance 1 (norm_pix), and the '
@@ -129,7 +129,7 @@ class InferenceModel:
             Modality('image', getattr(model, 'patch', 32), 224, getattr(model, 'channels', 3))]
         shape = (1, -1, 1, 1)
         self.mean, self.std = (torch.tensor(tuple(v)).view(shape) if len(v) else None for v in (mean, std))
-        self.norm_pix = isinstance(model, MultiMAE) and bool(model.norm_pix or self.about.get('norm_pix'))
+        self.norm_pix = bool(getattr(model, 'norm_pix', False) or self.about.get('norm_pix'))
 
     @property
     def device(self)->torch.device: return next(self.model.parameters()).device
@@ -165,19 +165,19 @@ class InferenceModel:
         images:Mapping[str, object],               # by modality, any subset; arrays or tensors in [0, 1] or uint8
         masks:Mapping[str, object]|None=None,      # by modality: (b, n), 0 visible, 1 hidden; None: see below
         wanted:Sequence[str]|None=None,            # modalities to draw; None: all the model can
-        normalised:bool=False                      # MIRAGE with norm_pix: patches of mean 0 and variance 1
+        normalised:bool=False                      # with norm_pix: patches of mean 0 and variance 1, no grey values
     )->dict[str, Tensor]:                          # images (b, c, h, w), class maps (b, h, w)
         "Reconstruct images: MIRAGE from all that is given, the others after hiding the usual share."
         if not hasattr(self.model, 'reconstruct'): raise TypeError(
-            f'this {type(self.model).__name__} is an encoder alone and predicts no images; load the file of '
-                'its pre-training')
+            f'this {type(self.model).__name__} is an encoder alone and predicts no images; load the file of its '
+            'pre-training')
         x = self.prepare(images)
         given = None if masks is None else {k: _as_tensor(k, m).to(self.device) for k, m in masks.items()}
         if given is not None: _check_visible(given, list(x))
         if isinstance(self.model, MultiMAE): out = self.model.reconstruct(x, given, wanted)
-        else: out = self.model.reconstruct(x, given)
+        else: out = self.model.reconstruct(x, given, *[normalised]*self.norm_pix)
         if self.norm_pix and not normalised: out = _match_range(self.model, out, x, wanted is not None)
         maps = {m.name for m in (*self.modalities, *getattr(self.model, 'outputs', ())) if m.classes}
-        if self.mean is not None and self.std is not None:
+        if self.mean is not None and self.std is not None and not (self.norm_pix and normalised):
             out = {k: v if k in maps else v*self.std.to(v) + self.mean.to(v) for k, v in out.items()}
         return {k: v.argmax(1) if k in maps else v for k, v in out.items()}

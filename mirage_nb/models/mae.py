@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .encoder import single_image
 from .layers import Block, CrossAttention, Mlp, init_weights, run_blocks
-from .patches import denormalise, patchify, unpatchify
+from .patches import denormalise, normalise_patches_by_own, patchify, unpatchify
 from .positions import resize_row, token_grid
 from .vit import ViT, new_token, position_row
 from ..randomness import keyed_rand
@@ -176,6 +176,7 @@ class MAE(_PatchDecoder):
     def reconstruct(self,
         x:Mapping[str, Tensor],                # {'image': (b, c, h, w)}, normalised
         masks:Mapping[str, Tensor]|None=None,  # {'image': (b, n)}, 0 visible, 1 hidden; None: drawn, always the same
+        normalised:bool=False                  # of a model with norm_pix: patches of mean 0 and variance 1
     )->dict[str, Tensor]:                      # {'image': (b, c, h, w)}
         "Reconstruct images: hidden patches as predicted, visible ones as they are."
         image = single_image(x, self.modality, self.channels)
@@ -184,6 +185,7 @@ class MAE(_PatchDecoder):
         true = patchify(image, self.patch)
         at = out.ids[..., None].expand(-1, -1, true.shape[-1])
         guess = out.patches.to(true)
-        if self.norm_pix: guess = denormalise(guess, true.gather(1, at))
+        if self.norm_pix and normalised: true = normalise_patches_by_own(true)
+        elif self.norm_pix: guess = denormalise(guess, true.gather(1, at))
         grid = token_grid(image.shape[-2:], self.patch)
         return {self.modality: unpatchify(true.scatter(1, at, guess), self.patch, grid)}

@@ -155,6 +155,19 @@ def _features(s:_Settings, r:_Settings)->list[str]:
             f"{s['neighbours']} nearest images of other patients. For pictures the images were arranged by {how} "
             f"(trustworthiness {r['trustworthiness']:.2f})."]
 
+# %% ../../nbs/report/30_methods.ipynb #61c3a001
+def _reconstruct(s:_Settings, r:_Settings)->list[str]:
+    "Write the sentences of reconstructions."
+    model = f"the run {_last_part(str(s['run']))}" if s.get('run') else _last_part(str(s['weights']))
+    by_hand = s.get('box') or s.get('patches') or s.get('region')
+    what = 'Chosen patches' if by_hand else f"{100*s['mask_ratio']:g} % of the patches, at random,"
+    lines = [f'{what} of each image were hidden and predicted by a masked autoencoder ({model}).']
+    if r.get('auroc'): lines.append(
+        'The reconstruction error of an image is the mean absolute difference over random masks that together hide '
+        f"every patch equally often (mask ratio {s['mask_ratio']:g}). Artefacts were planted into {s['scored']} images "
+        'or fewer, and AUROC were computed with 95 % intervals by patient [@delong] [@obuchowski].')
+    return lines
+
 # %% ../../nbs/report/30_methods.ipynb #577ce710
 def _few_shot(s:_Settings, r:_Settings)->list[str]:
     "Write the sentences of a few-shot study."
@@ -220,7 +233,7 @@ def _comparison(s:_Settings, r:_Settings)->list[str]:
 _WRITERS: dict[str, Callable[[_Settings, _Settings], list[str]]] = {
     'seg_tune': _seg_tune, 'cls_tune': _cls_tune, 'seeds': _seeds, 'few_shot': _few_shot, 'predict': _prediction,
     'pretrain_multimae': _pretrain, 'pretrain_mae': _pretrain, 'seg_eval': _evaluation, 'cls_eval': _evaluation,
-    'compare': _comparison, 'features': _features}
+    'compare': _comparison, 'features': _features, 'reconstruct': _reconstruct}
 
 # %% ../../nbs/report/30_methods.ipynb #b224a812
 def methods_paragraph(

@@ -127,7 +127,7 @@ def test_bars_and_tables_of_a_kernel_that_somebody_looks_at(place):
     try:
         made.run('import mirage_nb.runs\nimport pandas as pd\nfrom tqdm import tqdm')
         streams = []
-        made.client.execute_interactive('for _ in tqdm(range(3)): pass', output_hook=streams.append, timeout=60)
+        made.client.execute_interactive('for _ in tqdm(range(3)): pass', output_hook=streams.append, timeout=300)
         assert {m['content']['name'] for m in streams if m['msg_type'] == 'stream'} == {'stdout'}
         shown = made.run('from IPython import get_ipython\n'
                          'get_ipython().display_formatter.format(pd.DataFrame({"a": ["word"]}))[0]["text/html"]')

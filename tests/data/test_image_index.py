@@ -26,7 +26,7 @@ def test_killed_and_resumed(tmp_path):
             'm._inspect_files = lambda *a: all(*a, batch=64)\n'
             'm.index_images(sys.argv[1], sys.argv[2], threads=1)')
     job = subprocess.Popen([sys.executable, '-c', slow, root, index])
-    journal, limit = index.with_suffix('.journal'), time.monotonic() + 60
+    journal, limit = index.with_suffix('.journal'), time.monotonic() + 300
     while len(_read_journal(journal)) < 128 and time.monotonic() < limit: time.sleep(0.02)
     job.send_signal(signal.SIGKILL)
     job.wait()

@@ -116,7 +116,7 @@ def processes():
 
 
 def exit_code(process):
-    process.join(120)
+    process.join(300)
     return process.exitcode
 
 

@@ -29,7 +29,7 @@ def command(name, home, *words, **env):
 
 def kill_after(process, sent, site, least):
     "Kill a fetch when a file on the disk has so many bytes; gives what the site was asked for"
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while time.monotonic() < until and process.poll() is None:
         if any(p.stat().st_size >= least for p in list(sent()) if p.is_file()): break
         time.sleep(0.01)

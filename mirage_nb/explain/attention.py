@@ -44,7 +44,8 @@ def _averaged(matrices:list[Tensor])->list[Tensor]:  # (b, heads, n, n) -> (b, n
 
 def _brought(matrices:list[Tensor], t:Trace)->Tensor:  # (b, n, n) of each block -> (b, n)
     "Follow matrices through all blocks, without what a token kept of its own."
-    return rollout(matrices, _rows(t)) - _rows(t)
+    rows = _rows(t)
+    return (rollout(matrices, rows) - rows).clamp(min=0)  # below 0 by rounding alone
 
 
 def _transformer_attribution(t:Trace)->Tensor:  # (b, n) for each token

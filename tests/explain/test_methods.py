@@ -8,7 +8,8 @@ from mirage_nb.models.classification import cls_model
 from mirage_nb.models.segmentation import seg_model
 
 SIZE = 128
-BLIND = {'last_layer_attn', 'attention_rollout', 'grad_cam'}  # to places, with random weights
+BLIND = {'last_layer_attn', 'attention_rollout', 'transformer_attribution', 'rollout', 'last_layer', 'second_layer',
+         'grad_cam'}  # to places, with random weights: attention is then alike everywhere
 
 
 @pytest.fixture(scope='module', params=['mirage_tiny', 'resnet50'])

@@ -273,6 +273,14 @@ def _report_settings(
     return cfg, None if cfg.images else read_manifest(cfg.dataset)
 
 
+def _existing_weights(
+    weights:str # as the option
+)->None:
+    "Raise an error if there are no such weights."
+    file = weights_file(weights)
+    if file and not file.is_file(): raise FileNotFoundError(f'no checkpoint {file}')
+
+
 def _reconstruct_settings(
     params:Mapping[str, Any] # as typed
 )->tuple[Reconstruct, Manifest|None]:
@@ -280,7 +288,7 @@ def _reconstruct_settings(
     cfg = override(Reconstruct(), **params)
     faults = [f for k in ('images', 'reference') if getattr(cfg, k) for f in _missing_file(k, getattr(cfg, k))]
     if cfg.run: faults += _trial(lambda: open_run(cfg.run))
-    elif cfg.weights != 'random': faults += _trial(lambda: weights_file(cfg.weights))
+    else: faults += _trial(lambda: _existing_weights(cfg.weights))
     if not cfg.images: faults += _trial(lambda: read_manifest(cfg.dataset))
     if len(faults) == 1: raise faults[0]
     if faults: raise ValueError('\n'.join(str(e.args[0]) for e in faults))

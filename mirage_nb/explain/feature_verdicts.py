@@ -37,9 +37,10 @@ def _group_verdicts(
     if not (own.auroc > _SERIOUS and own.low > .5):
         yield Verdict('note', f'The features do not clearly tell the {name}: {_shown(own)} (chance: 0.5)')
         return
-    bright = others[(others.source == 'mean brightness') & (others.auroc > _SERIOUS) & (others.low > .5)]
-    also = f', and so does the mean brightness alone ({_shown(bright.iloc[0])})' if len(bright) else ''
-    yield Verdict('warning', f'The features tell the {name}: {_shown(own)}{also}. A class that goes with a '
+    also = others[(others.auroc > _SERIOUS) & (others.low > .5)].sort_values('auroc', ascending=False, kind='stable')
+    named = ', '.join(f'{r.source} {_shown(r)}' for r in also.itertuples())
+    beside = f'. So do facts without a look at the image, each alone: {named}' if named else ''
+    yield Verdict('warning', f'The features tell the {name}: {_shown(own)}{beside}. A class that goes with a '
                              f'{name} would be learnt by the {name}')
 
 
@@ -118,9 +119,11 @@ def _place_verdicts(
     edge = row in (0, side - 1) or col in (0, side - 1)
     spread = (f'. The tokens of the encoder there: {found.tokens[row, col]:.2f}, of the median cell '
               f'{np.median(found.tokens):.2f}')
-    if edge and best > middle + _ABOVE: yield Verdict('warning', (
+    if middle > _SERIOUS: yield Verdict('note', (
+        f'The {found.target} is told all over the image: {numbers}. Its brightness, noise or contrast differ, not one place'))
+    elif edge and best > middle + _ABOVE: yield Verdict('warning', (
         f'The {found.target} can be read from the {_side_words(row, col, side)} of the image alone (cell at {at}): '
-        f'{numbers}. There is seldom a disease: look for a marker, a text or a frame{spread}'))
+        f'{numbers}. Look there for a marker, a text or a frame, since a disease is seldom at the border{spread}'))
     else: yield Verdict('note', f'The {found.target} is told best by the cell at {at}: {numbers}{spread}')
 
 # %% ../../nbs/explain/76_feature_verdicts.ipynb #76a00007

@@ -147,7 +147,7 @@ def _draw_cells(
     ax:Any,
     found:np.ndarray,         # (rows, cols) AUROC
     title:str,
-    shape:Sequence[int],      # height and width of the images
+    shape:Sequence[float],    # height and width of the map
     best:tuple[int, int]      # cell that is framed
 )->Any:
     "Draw the AUROC of each cell as a map with numbers."
@@ -169,13 +169,14 @@ def show_places(
     "Draw how well each cell tells a class or a site, beside the mean image of each."
     if not places: return None
     cols = 2 + max(map(len, means))
-    fig, axes = image_grid(len(places), cols, shape, 2.3)
+    high = (max(shape[0], .62*shape[1]), shape[1])  # of the maps: room for numbers
+    fig, axes = image_grid(len(places), cols, high, 2.3)
     for ax in axes.flat: ax.set_axis_off()
     for line, found, each in zip(axes, places, means, strict=True):
         for ax in line[:2]: ax.set_axis_on()
         title = f'{found.target}, by the pixels\nof a cell (chance {found.chance:.2f})'
-        drawn = _draw_cells(line[0], found.pixels, title, shape, found.best)
-        _draw_cells(line[1], found.tokens, f'{found.target}, by the\ntokens of a cell', shape, found.best)
+        drawn = _draw_cells(line[0], found.pixels, title, high, found.best)
+        _draw_cells(line[1], found.tokens, f'{found.target}, by the\ntokens of a cell', high, found.best)
         side = len(found.pixels)
         for ax, (name, x) in zip(line[2:], each.items(), strict=False):
             draw_image(ax, x, f'mean image of\n{name[:24]}', shape)

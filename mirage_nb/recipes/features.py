@@ -36,8 +36,8 @@ class FeatureReport(Options):
     colour_by: Names = field(default_factory=list)
     neighbours: Annotated[int, Field(ge=1, le=10)] = 5 # nearest images that are counted and shown
     other_patients: bool = False  # show nearest images of other patients alone
-    queries: Annotated[int, Field(ge=0, le=12)] = 6    # images whose neighbours are shown
-    examples: Annotated[int, Field(ge=0, le=12)] = 6   # images whose patches are coloured
+    queries: Annotated[int, Field(ge=0, le=12)] = 4    # images whose neighbours are shown
+    examples: Annotated[int, Field(ge=0, le=12)] = 4   # images whose patches are coloured
     # colours of patches by all examples, each alone, or all without the mean of a place
     components: Literal['joint', 'image', 'content'] = 'joint'
     foreground: bool = False      # colour bright patches alone, if the first component tells them from dark ones

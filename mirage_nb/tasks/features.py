@@ -340,10 +340,10 @@ def features_result(
     words += [] if picture.components is None else component_words(picture.components)
     own = page.told.table[page.told.table.source == 'features']
     scores = {str(k): float(v) for k, v in zip(own.target, own.auroc, strict=True)}
-    head = ', '.join(f'{k} {v:.2f}' for k, v in scores.items()) or 'nothing that could be asked is known of the images'
+    told = ', '.join(f'{k} {v:.2f}' for k, v in scores.items())
+    head = f'its features tell {told} (AUROC)' if told else 'nothing that could be asked is known of the images'
     lost = f'; {counted(page.unreadable, "file")} could not be read' if page.unreadable else ''
-    return {'summary': [f'{counted(len(t), "image")}, encoder {encoder_label(page.settings)}{lost}',
-                        f'told by the features (AUROC, chance 0.5): {head}',
+    return {'summary': [f'{counted(len(t), "image")} by {encoder_label(page.settings)}: {head}{lost}',
                         f'trustworthiness of the picture: {trust:.2f}'],
             'images': len(t), 'unreadable': page.unreadable, 'auroc': scores, 'trustworthiness': round(trust, 4),
             'verdicts': list_verdicts(words)}

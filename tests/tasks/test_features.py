@@ -56,7 +56,7 @@ def test_two_folders_are_told_apart_by_their_brightness(folders):
     page = plan_features(FeatureReport(images=f"{folders/'one'},{folders/'two'}", resamples=100, examples=1))
     result = features_result(page, token_picture(page))
     texts = [v['text'] for v in result['verdicts'] if v['level'] == 'warning']
-    assert any(t.startswith('The features tell the dataset: AUROC') and 'mean brightness alone' in t for t in texts)
+    assert any(t.startswith('The features tell the dataset: AUROC') and 'mean brightness AUROC' in t for t in texts)
     assert any('Patients are not known' in t for t in texts)
 
 

@@ -120,7 +120,8 @@ def _place_verdicts(
     spread = (f'. The tokens of the encoder there: {found.tokens[row, col]:.2f}, of the median cell '
               f'{np.median(found.tokens):.2f}')
     if middle > _SERIOUS: yield Verdict('note', (
-        f'The {found.target} is told all over the image: {numbers}. Its brightness, noise or contrast differ, not one place'))
+        f'The {found.target} is told all over the image: {numbers}. Its brightness, noise or contrast differ, not one '
+        'place'))
     elif edge and best > middle + _ABOVE: yield Verdict('warning', (
         f'The {found.target} can be read from the {_side_words(row, col, side)} of the image alone (cell at {at}): '
         f'{numbers}. Look there for a marker, a text or a frame, since a disease is seldom at the border{spread}'))

@@ -20,14 +20,14 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = {'seg_tune': {'epochs': 1, 'size': 64, 'batch_size': 4, 'baselines': False},
          'cls_tune': {'epochs': 1, 'size': 64, 'probes': False, 'baselines': False},
          'few_shot': {'epochs': 1, 'size': 64, 'resamples': 50, 'seeds': 1, 'shots': [1, 2]},
-         'data_report': {'resamples': 100}, 'compare': {'resamples': 100}, 'predict': {}, 'seg_eval': {},
-         'benchmark': {'benchmark': 'medical_mae'},
+         'seeds': {'resamples': 100}, 'data_report': {'resamples': 100}, 'compare': {'resamples': 100},
+         'predict': {}, 'seg_eval': {}, 'benchmark': {'benchmark': 'medical_mae'},
          'cls_eval': {'resamples': 100},
          'sweep': {'grid': {'head': ['linear', 'convnext']}},
          'pretrain_multimae': {'epochs': 1, 'size': 64, 'batch_size': 8, 'eval_every': 0},
          'pretrain_mae': {'dataset': 'Phantom_OCT/train/bscan', 'epochs': 1, 'size': 32, 'batch_size': 4,
                           'eval_every': 0}}
-CHANGED = {'predict': {'overlay': 'none'}, 'benchmark': {'benchmark': 'retfound'},
+CHANGED = {'predict': {'overlay': 'none'}, 'seeds': {'resamples': 120}, 'benchmark': {'benchmark': 'retfound'},
            'sweep': {'grid': {'head': ['linear', 'dpt']}}}  # of the others the seed
 
 

@@ -158,7 +158,7 @@ class Estimate:
         every = f', the {self.seeds} seeds to come about {whole},' if self.seeds > 1 else ''
         return (f'estimate: the training takes about {_in_words(self.seconds)} on this {self.device}{less}{every} and '
                 f'about {self.memory/1e9:.1f} GB of memory; {self.disk/1e6:,.0f} MB of disk while it trains, '
-                f'{self.kept/1e6:,.0f} MB afterwards')
+                f'{self.kept/1e6:,.0f} MB afterwards. What follows it (test, baselines, report) is not counted')
 
     def _repr_html_(self)->str: return f'<p>{self!r}</p>'  # JupyterLab breaks a long line of plain text within words
 

@@ -61,9 +61,10 @@ class Findings:
     def __str__(self)->str:
         width = max(map(len, self.facts), default=0)
         facts = [f'  {k:{width}}  {v}' for k, v in self.facts.items()]
-        head = counted(len(self.problems), 'problem')
-        return '\n'.join([self.name, *facts, head if self.problems else 'no problem found',
-                          *(f'- {p}'.replace('\n', '\n  ') for p in dict.fromkeys(self.problems))]) + '\n'
+        each = list(dict.fromkeys(self.problems))
+        head = counted(len(each), 'problem')
+        return '\n'.join([self.name, *facts, head if each else 'no problem found',
+                          *(f'- {p}'.replace('\n', '\n  ') for p in each)]) + '\n'
 
 
 def _spread(

@@ -28,6 +28,7 @@ def find_duplicates(
         for value, group in table[table.duplicated(key, keep=False)].groupby(key, sort=True):
             pairs = zip(group.split, map(Path, group.image), strict=True)
             names = ', '.join(f'{s or "?"}: {p.parent.name}/{p.name}' for s, p in pairs)
+            if key == 'sha256' and group.id.nunique() == 1: continue  # listed by its id
             text = f"{word}{f' {value}' if key == 'id' else ''} ({names})"
             file = str(group.image.iloc[0])
             if main_label(group).nunique() > 1:

@@ -141,7 +141,7 @@ class _DatasetReport(_ReportImages):
         "Sum the faults up by kind."
         own = self.faults if len(self.faults) else fault_table(file_faults(self.files, self.facts))
         if own.empty: return own
-        first = own.groupby('kind', sort=False).what.agg(lambda w: '\n'.join(w[:3]))
+        first = own.groupby('kind', sort=False).what.agg(lambda w: '; '.join(w[:3]))
         return pd.DataFrame({'files': own.kind.value_counts()[first.index], 'first of them': first})
 
     def sizes(self)->pd.DataFrame:

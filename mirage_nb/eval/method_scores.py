@@ -54,6 +54,7 @@ class MethodResult:
     def units(self)->ResamplingUnits: raise NotImplementedError
     def metrics(self)->dict[str, MethodMetric]: raise NotImplementedError
     def aligned(self, first:Self)->Self: raise NotImplementedError # in the order of images of another result
+    def same_predictions(self, other:Self)->bool: raise NotImplementedError
     def drawn(self, names:Sequence[str], n:int, seed:int)->dict[str, ResampledScore]: raise NotImplementedError
     def unit_values(self, metric:str)->np.ndarray|None: raise NotImplementedError
     def undefined(self, metric:str)->int: raise NotImplementedError
@@ -94,6 +95,10 @@ class ClsResult(MethodResult):
         if list(self.pred.table.id) == ids: return self
         images = self.images.set_index('id').loc[ids].reset_index()
         return replace(self, pred=order_predictions(self.pred, ids), images=images)
+
+    def same_predictions(self, other:Self)->bool:
+        "Say whether the scores of all images are those of another result, in the same order."
+        return self.pred.classes == other.pred.classes and np.array_equal(self.pred.p, other.pred.p)
 
     def drawn(self, names:Sequence[str], n:int, seed:int)->dict[str, ResampledScore]:
         "Compute metrics in resamples, with the intervals of the result's own report."
@@ -198,6 +203,11 @@ class SegResult(_SegVolumes):
         ids = list(first.volumes.ID.unique())
         if self._ids == ids: return self
         return replace(self, volumes=self.volumes.set_index('ID').loc[ids].reset_index())
+
+    def same_predictions(self, other:Self)->bool:
+        "Say whether all metrics of all volumes and classes are those of another result."
+        both = self._wide.keys() & other._wide.keys()
+        return bool(both) and all(self._wide[m].equals(other._wide[m]) for m in both)
 
     def drawn(self, names:Sequence[str], n:int, seed:int)->dict[str, ResampledScore]:
         "Compute metrics in resamples, with the intervals of the result's own report."

@@ -7,6 +7,7 @@ __all__ = ['seeds_text', 'units_text', 'method_verdicts', 'method_summary']
 
 # %% ../../nbs/eval/66_method_verdicts.ipynb #959cad59
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 
@@ -39,6 +40,21 @@ def units_text(
     return ', '.join(f'{v} ({d})' for d, v in texts.items())
 
 
+def _alike(
+    study:MethodStudy
+)->Iterator[Verdict]:
+    "Yield which methods have the same predictions."
+    for d in study.datasets:
+        for a, b in combinations([m for m in study.methods if study.of(d, m)], 2):
+            first, second = study.of(d, a), study.of(d, b)
+            seeds = [x.seed for x in first for y in second if x.seed == y.seed and x.same_predictions(y)]
+            if len(first) == len(second) == 1 and not seeds and first[0].same_predictions(second[0]): seeds = [None]
+            which = '' if max(len(first), len(second)) == 1 else f' with seed {", ".join(map(str, seeds))}'
+            if seeds: yield Verdict('warning', (
+                f'{a} and {b} have identical predictions on {d}{which}: one may be a copy of the other, or what '
+                'differs between them has no effect'))
+
+
 def _against(
     study:MethodStudy
 )->Iterator[Verdict]:
@@ -47,6 +63,7 @@ def _against(
     if single: yield Verdict('warning', (
         f'One seed proves nothing: {", ".join(single[:4])}{" and others" if len(single) > 4 else ""} '
         f'{"has" if len(single) == 1 else "have"} one seed, so a difference may be that of two seeds'))
+    yield from _alike(study)
     few = {d: study.units(d) for d in study.datasets if study.units(d).g < _FEW_PATIENTS}
     if few: yield Verdict('warning', 'Few ' + ', '.join(f'{u.kind}s on {d} ({u.g})' for d, u in few.items())
                           + ': intervals and tests are a poor guide')

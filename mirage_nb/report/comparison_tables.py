@@ -147,15 +147,29 @@ def seed_table(
     return MarkedTable(table, pd.DataFrame('', table.index, names), notes, 2)
 
 
+_LONG = 16  # letters of a name, beyond which two of them make a table too wide for a page
+
+
+def _short_names(
+    study:MethodStudy
+)->dict[str, str]: # method -> name in a table, as 'M1'; empty: the names are short enough
+    "Number methods with long names, the best first."
+    order = ordered_methods(study)
+    return {m: f'M{i}' for i, m in enumerate(order, 1)} if max(map(len, order)) > _LONG else {}
+
+
 def difference_table(
     study:MethodStudy,
     pairs:pd.DataFrame, # of `eval.method_tests.pairs_table`
-    metric:str          # of the study
+    metric:str,         # of the study
+    short:bool=False    # long names are numbered, and stand beneath: for a page of paper
 )->MarkedTable: # a row for each dataset and pair; of differences that were shown the verdict is bold
     "Write the tests of one metric."
     k, own = study.metrics[metric], pairs[pairs.metric == metric]
     asked, tests = bool(own.margin.notna().any()), own.test.unique()
-    rows = [[r['dataset'], f"{r['first model']} − {r['second model']}",
+    keys = _short_names(study) if short else {}
+    def name(method:str)->str: return keys.get(method, method)
+    rows = [[r['dataset'], f"{name(r['first model'])} − {name(r['second model'])}",
              _number_text(r['difference'], r['low'], r['high'], k, '+'), _p_text(r['p']), _p_text(r['p_holm']),
              *[_p_text(r['p_equivalent'])][:asked],
              *('–' if np.isnan(r[c]) else f'{r[c]:.2f}' for c in ('d', 'rank_biserial', 'improvement')),
@@ -165,7 +179,15 @@ def difference_table(
     marks = [['']*(len(row) - 1) + ['best' if ' better' in row[-1] else ''] for row in rows]
     by = f' by {tests[0]}' if len(tests) == 1 else ''
     return MarkedTable(pd.DataFrame(rows, columns=names), pd.DataFrame(marks, columns=names),
-                       (f'{counted(len(own), "test")} of {k.name}{by}, corrected together (Holm).', *_EFFECTS), 2)
+                       (*_key_note(keys), f'{counted(len(own), "test")} of {k.name}{by}, corrected together (Holm).',
+                        *_EFFECTS), 2)
+
+
+def _key_note(
+    keys:Mapping[str, str] # of `_short_names`
+)->tuple[str, ...]: # empty: there are none
+    "Say which method a number stands for."
+    return ('; '.join(f'{v}: {k}' for k, v in keys.items()) + '.',) if keys else ()
 
 
 _EFFECTS = ('d: the difference in standard deviations of what one patient adds to it. r: rank-biserial correlation of '

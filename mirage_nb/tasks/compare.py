@@ -78,8 +78,11 @@ class _MethodComparison(_ComparedMethods):
     def main_table(self)->MarkedTable: return main_table(self.study, self._best, self.main)
     def metric_table(self)->MarkedTable: return metric_table(self.study, self._best)
     def seed_table(self)->MarkedTable: return seed_table(self.study, self.main)
-    def difference_table(self)->MarkedTable|None: # None: nothing was compared
-        return difference_table(self.study, self.pairs, self.main) if self.tests else None
+    def difference_table(self,
+        short:bool=False # long names are numbered, and stand beneath: for a page of paper
+    )->MarkedTable|None: # None: nothing was compared
+        "Write the tests of the main metric."
+        return difference_table(self.study, self.pairs, self.main, short) if self.tests else None
 
     def show_scores(self)->Any:
         "Draw the scores of the main metric."
@@ -178,7 +181,7 @@ def paper_tables(
     return {'main': (f'{main} of the methods', plan.main_table()),
             'metrics': ('Scores of the methods', plan.metric_table()),
             'seeds': (f'Spread of {main} over seeds', plan.seed_table()),
-            'differences': (f'Differences in {main}', plan.difference_table())}
+            'differences': (f'Differences in {main}', plan.difference_table(short=True))}
 
 
 def paper_figures(

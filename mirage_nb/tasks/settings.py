@@ -300,7 +300,9 @@ def _compare_settings(
     params:Mapping[str, Any] # as typed
 )->tuple[Compare, Manifest|None]:
     "Choose the settings of 52_compare."
+    from mirage_nb.tasks.collect import find_runs  # its number is higher
     cfg = override(Compare(), **params)
+    if cfg.runs: find_runs(cfg.runs)
     for entry in cfg.tables:
         for fault in _missing_file('tables', entry.partition('=')[2].strip()): raise fault
     return cfg, None

@@ -40,7 +40,10 @@ def test_intervals_cover():
 
 @pytest.mark.slow
 def test_intervals_of_segmentations_cover():
-    "On 200 simulated test sets of 10 patients; a rare lesion may leave too few patients for any interval"
-    found = coverage.measure('segmentation', 10, 200)
-    assert not {k: r['covers'] for k, r in found.items() if 'lesion' not in k and not .92 <= r['covers'] <= .98}
+    """Of 200 simulated test sets of 10 patients 95 of 100 hold the truth, give or take three standard errors of such a
+    share; a rare lesion may leave too few patients for any interval"""
+    tables = 200
+    error = (.95*.05/tables)**.5  # 1.5 %, so that the limits are 90.4 and 99.6 %
+    found = coverage.measure('segmentation', 10, tables)
+    assert not {k: r['covers'] for k, r in found.items() if 'lesion' not in k and abs(r['covers'] - .95) > 3*error}
     assert found['Dice of the layer']['percentiles'] < .92 and found['Dice of the lesion']['without'] > 0

@@ -63,7 +63,7 @@ class MarkedTable:
     def _smaller(self)->str: # as '\\footnotesize'; '': the table fits a page in the size of the text
         "Choose the size of letters by which a table fits the width of a page."
         wide = sum(max(len(str(v)) for v in (name, *self.rows[name])) + 2 for name in self.rows)
-        steps = ((140, r'\tiny'), (110, r'\scriptsize'), (85, r'\footnotesize'))
+        steps = ((130, r'\tiny'), (110, r'\scriptsize'), (85, r'\footnotesize'))
         size = next((name for least, name in steps if wide > least), '')
         return size + rf'\setlength{{\tabcolsep}}{{{2 if wide > 110 else 3}pt}}' if size else ''
 

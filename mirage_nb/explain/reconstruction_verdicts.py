@@ -78,6 +78,7 @@ def _gap_verdict(
                    'visible ones.')
 
 
+_NO_PATIENTS = 'Patients are not known: intervals are by image, too narrow if a patient has several images.'
 _OWN_STATISTICS = (
     'This model predicts patches of mean 0 and variance 1. Its grey values use the true mean and deviation of each '
     'hidden patch, so brightness and contrast are given, not predicted; "by visible patches" shows it without them.')
@@ -93,6 +94,7 @@ def reconstruction_verdicts(
     "Say what reconstructions are worth, the comparison with an interpolation first."
     found = [] if rows is None else [_gap_verdict(*mean_gap(rows))]
     if crossed is not None: found += _crossed_verdict(crossed)
+    if rows is not None and (rows.patient == rows.id).all(): found.append(Verdict('note', _NO_PATIENTS))
     if norm_pix: found.append(Verdict('note', _OWN_STATISTICS))
     if passed: found.append(Verdict('note', f'{counted(passed, "image")} passed over: nothing or all would be hidden.'))
     if unreadable: found.append(Verdict('warning', f'{counted(unreadable, "file")} could not be read and left out.'))

@@ -263,16 +263,7 @@ def _feature_settings(
     if cfg.weights == 'random': raise ValueError('weights=random: a random encoder has learnt nothing; name weights')
     return cfg, None
 
-# %% ../../nbs/tasks/03_settings.ipynb #42d31e1f
-def _report_settings(
-    params:Mapping[str, Any] # as typed
-)->tuple[DataReport, Manifest|None]:
-    "Choose the settings of 35_data_report."
-    cfg = override(DataReport(), **params)
-    if cfg.model: _check_weights(cfg.weights, cfg.model)
-    return cfg, None if cfg.images else read_manifest(cfg.dataset)
-
-
+# %% ../../nbs/tasks/03_settings.ipynb #61c30001
 def _existing_weights(
     weights:str # as the option
 )->None:
@@ -294,6 +285,15 @@ def _reconstruct_settings(
     if faults: raise ValueError('\n'.join(str(e.args[0]) for e in faults))
     cfg = replace(cfg, weights='') if cfg.run else cfg
     return (replace(cfg, dataset=''), None) if cfg.images else (cfg, read_manifest(cfg.dataset))
+
+# %% ../../nbs/tasks/03_settings.ipynb #42d31e1f
+def _report_settings(
+    params:Mapping[str, Any] # as typed
+)->tuple[DataReport, Manifest|None]:
+    "Choose the settings of 35_data_report."
+    cfg = override(DataReport(), **params)
+    if cfg.model: _check_weights(cfg.weights, cfg.model)
+    return cfg, None if cfg.images else read_manifest(cfg.dataset)
 
 
 def _compare_settings(

@@ -147,7 +147,7 @@ def _draw_cells(
     ax:Any,
     found:np.ndarray,         # (rows, cols) AUROC
     title:str,
-    shape:Sequence[float],    # height and width of the map
+    shape:Sequence[int],      # height and width of the map
     best:tuple[int, int]      # cell that is framed
 )->Any:
     "Draw the AUROC of each cell as a map with numbers."
@@ -169,7 +169,7 @@ def show_places(
     "Draw how well each cell tells a class or a site, beside the mean image of each."
     if not places: return None
     cols = 2 + max(map(len, means))
-    high = (max(shape[0], .62*shape[1]), shape[1])  # of the maps: room for numbers
+    high = (max(shape[0], round(.62*shape[1])), shape[1])  # of the maps: room for numbers
     fig, axes = image_grid(len(places), cols, high, 2.3)
     for ax in axes.flat: ax.set_axis_off()
     for line, found, each in zip(axes, places, means, strict=True):

@@ -319,7 +319,7 @@ def _seeds_settings(
         raise FileNotFoundError(explain_no_run(stage, cfg.dataset))
     return cfg, None
 
-
+# %% ../../nbs/tasks/03_settings.ipynb #62fe0007
 _STAGES:dict[str, Callable[[Mapping[str, Any]], tuple[Any, Manifest|None]]] = {
     'seg_tune': _seg_settings, 'cls_tune': _cls_settings, 'few_shot': _few_shot_settings,
     'pretrain_multimae': _multimae_settings, 'pretrain_mae': _mae_settings,

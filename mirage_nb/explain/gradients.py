@@ -48,7 +48,7 @@ def integrated_gradient_maps(
     model:Any,                # classifier or segmentation model
     x:Mapping[str, Tensor],   # images by modality, (b, c, h, w)
     target:Target,           # what is explained
-    steps:int=32,             # points of the integral between the baseline and the image
+    steps:int=16,             # points of the integral between the baseline and the image
     baseline:Baseline='mean', # image that says nothing, as `baseline_image` makes it
     at_once:int=32            # images that are scored at once
 )->Tensor:                    # (b, h, w) signed

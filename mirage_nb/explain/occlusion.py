@@ -22,7 +22,7 @@ def occlusion_maps(
     x:Mapping[str, Tensor],          # images by modality, (b, c, h, w)
     target:Target,                   # what is explained
     window:int=0,                    # side of the square that is covered, pixels; 0: an eighth of the longer side
-    stride:int=0,                    # pixels between two places of it; 0: half a window
+    stride:int=0,                    # pixels between two places of it; 0: the window, so that places do not overlap
     baseline:Baseline='mean',        # what covers it, as `baseline_image` makes it
     at_once:int=32                   # images that are scored at once
 )->Tensor:                           # (b, h, w) signed
@@ -31,7 +31,7 @@ def occlusion_maps(
     name = explained_modality(model, x)
     image = x[name].detach()
     side = min(window or max(2, max(image.shape[-2:])//8), *image.shape[-2:])
-    step = stride or max(1, side//2)
+    step = stride or side
     if step > side: raise ValueError(f'stride {step} is above window {side}, so that pixels between are never covered')
     with explained(model), torch.no_grad():
         score, others = score_of(model, x, settle_target(model, x, target), name)

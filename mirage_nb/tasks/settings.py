@@ -17,6 +17,7 @@ from ..core import data_dir, unknown
 from ..data.input_spec import InputSpec
 from ..data.manifest import Manifest, classes_of, dataset_dir, label_facts, read_manifest
 from ..data.normalization import find_norm
+from ..explain.methods import check_method
 from ..models.checkpoints import Checkpoint
 from ..models.classification import cls_model
 from ..models.pretraining import CNN_MAES, MAES, MIRAGES
@@ -28,11 +29,10 @@ from ..recipes.benchmark import BenchmarkJob
 from ..recipes.classification import ClsEval, ClsRecipe, FewShot, cls_recipe
 from ..recipes.comparison import Compare
 from ..recipes.data_report import DataReport
-from ..recipes.features import FeatureReport
+from ..recipes.explain import Explain
 from ..recipes.pipelines import explain_no_run
 from ..recipes.prediction import Predict
 from ..recipes.pretraining import MAERecipe, MultiMAERecipe, PretrainRecipe, pretrain_recipe
-from ..recipes.reconstruct import Reconstruct
 from ..recipes.seeds import TUNED_STAGES, SeedReport
 from ..recipes.segmentation import SegEval, SegRecipe, seg_recipe
 from ..recipes.settings import override, rows_cols
@@ -246,45 +246,22 @@ def _scoring_settings(
     if faults: raise ValueError('\n'.join(str(e.args[0]) for e in faults))
     return cfg[0], None
 
-# %% ../../nbs/tasks/03_settings.ipynb #62fe0006
-def _feature_settings(
+# %% ../../nbs/tasks/03_settings.ipynb #6e0a31c7
+def _explain_settings(
     params:Mapping[str, Any] # as typed
-)->_Chosen:
-    "Choose the settings of 62_features; a name that is not known, or a file that is not there, is an error."
-    cfg = override(FeatureReport(), **params)
-    for name in filter(None, (n.strip() for n in (cfg.images or cfg.dataset).split(','))):
-        there = Path(name).expanduser().is_dir()
-        if cfg.images and not there: raise FileNotFoundError(f'images: no folder {name}')
-        if not cfg.images and not there and not (data_dir()/name).is_dir(): read_manifest(name)
+)->tuple[Explain, Manifest|None]:
+    "Choose the settings of 60_explain."
+    cfg = override(Explain(), **params)
+    for k in cfg.methods: check_method(k, {})
+    for k in ('images', 'weights'):
+        for fault in _missing_file(k, getattr(cfg, k)) if getattr(cfg, k) else (): raise fault
     if cfg.run: open_run(cfg.run)
-    elif cfg.weights.startswith('timm:'): encoder_record(cfg.weights)
-    elif cfg.weights and (file := weights_file(cfg.weights)) and not file.is_file():
-        raise FileNotFoundError(f'weights: no checkpoint {file}')
-    if cfg.weights == 'random': raise ValueError('weights=random: a random encoder has learnt nothing; name weights')
-    return cfg, None
-
-# %% ../../nbs/tasks/03_settings.ipynb #61c30001
-def _existing_weights(
-    weights:str # as the option
-)->None:
-    "Raise an error if there are no such weights."
-    file = weights_file(weights)
-    if file and not file.is_file(): raise FileNotFoundError(f'no checkpoint {file}')
-
-
-def _reconstruct_settings(
-    params:Mapping[str, Any] # as typed
-)->tuple[Reconstruct, Manifest|None]:
-    "Choose the settings of 61_reconstruct; one error names all files that are not there."
-    cfg = override(Reconstruct(), **params)
-    faults = [f for k in ('images', 'reference') if getattr(cfg, k) for f in _missing_file(k, getattr(cfg, k))]
-    if cfg.run: faults += _trial(lambda: open_run(cfg.run))
-    else: faults += _trial(lambda: _existing_weights(cfg.weights))
-    if not cfg.images: faults += _trial(lambda: read_manifest(cfg.dataset))
-    if len(faults) == 1: raise faults[0]
-    if faults: raise ValueError('\n'.join(str(e.args[0]) for e in faults))
-    cfg = replace(cfg, weights='') if cfg.run else cfg
-    return (replace(cfg, dataset=''), None) if cfg.images else (cfg, read_manifest(cfg.dataset))
+    manifest = read_manifest(cfg.dataset) if cfg.dataset else None
+    if manifest: dataset_dir(manifest)
+    if cfg.run or cfg.weights or cfg.tuned_on == 'Phantom_OCT': return cfg, manifest  # on that one a run is made
+    if not any(finished_runs(k, dataset_name(cfg.tuned_on)) for k in ('cls_tune', 'seg_tune')):
+        raise FileNotFoundError(f'tuned_on: {explain_no_run("cls_tune", cfg.tuned_on)}')
+    return cfg, manifest
 
 # %% ../../nbs/tasks/03_settings.ipynb #42d31e1f
 def _report_settings(
@@ -319,13 +296,12 @@ def _seeds_settings(
         raise FileNotFoundError(explain_no_run(stage, cfg.dataset))
     return cfg, None
 
-# %% ../../nbs/tasks/03_settings.ipynb #62fe0007
+
 _STAGES:dict[str, Callable[[Mapping[str, Any]], tuple[Any, Manifest|None]]] = {
     'seg_tune': _seg_settings, 'cls_tune': _cls_settings, 'few_shot': _few_shot_settings,
     'pretrain_multimae': _multimae_settings, 'pretrain_mae': _mae_settings,
-    'features': _feature_settings, 'data_report': _report_settings, 'seeds': _seeds_settings,
-    'compare': _compare_settings, 'reconstruct': _reconstruct_settings,
-    'predict': lambda p: _scoring_settings(Predict, p),
+    'data_report': _report_settings, 'seeds': _seeds_settings, 'compare': _compare_settings,
+    'predict': lambda p: _scoring_settings(Predict, p), 'explain': _explain_settings,
     'sweep': lambda p: (override(SweepJob(), **p), None),
     'benchmark': lambda p: (override(BenchmarkJob(), **p), None),
     'seg_eval': lambda p: _scoring_settings(SegEval, p),

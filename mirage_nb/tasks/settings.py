@@ -30,6 +30,7 @@ from ..recipes.classification import ClsEval, ClsRecipe, FewShot, cls_recipe
 from ..recipes.comparison import Compare
 from ..recipes.data_report import DataReport
 from ..recipes.explain import Explain
+from ..recipes.features import FeatureReport
 from ..recipes.pipelines import explain_no_run
 from ..recipes.prediction import Predict
 from ..recipes.pretraining import MAERecipe, MultiMAERecipe, PretrainRecipe, pretrain_recipe
@@ -246,10 +247,27 @@ def _scoring_settings(
     if faults: raise ValueError('\n'.join(str(e.args[0]) for e in faults))
     return cfg[0], None
 
+# %% ../../nbs/tasks/03_settings.ipynb #62fe0006
+def _feature_settings(
+    params:Mapping[str, Any] # as typed
+)->_Chosen:
+    "Choose the settings of 62_features; a name that is not known, or a file that is not there, is an error."
+    cfg = override(FeatureReport(), **params)
+    for name in filter(None, (n.strip() for n in (cfg.images or cfg.dataset).split(','))):
+        there = Path(name).expanduser().is_dir()
+        if cfg.images and not there: raise FileNotFoundError(f'images: no folder {name}')
+        if not cfg.images and not there and not (data_dir()/name).is_dir(): read_manifest(name)
+    if cfg.run: open_run(cfg.run)
+    elif cfg.weights.startswith('timm:'): encoder_record(cfg.weights)
+    elif cfg.weights and (file := weights_file(cfg.weights)) and not file.is_file():
+        raise FileNotFoundError(f'weights: no checkpoint {file}')
+    if cfg.weights == 'random': raise ValueError('weights=random: a random encoder has learnt nothing; name weights')
+    return cfg, None
+
 # %% ../../nbs/tasks/03_settings.ipynb #6e0a31c7
 def _explain_settings(
     params:Mapping[str, Any] # as typed
-)->tuple[Explain, Manifest|None]:
+)->_Chosen:
     "Choose the settings of 60_explain."
     cfg = override(Explain(), **params)
     for k in cfg.methods: check_method(k, {})
@@ -300,7 +318,8 @@ def _seeds_settings(
 _STAGES:dict[str, Callable[[Mapping[str, Any]], tuple[Any, Manifest|None]]] = {
     'seg_tune': _seg_settings, 'cls_tune': _cls_settings, 'few_shot': _few_shot_settings,
     'pretrain_multimae': _multimae_settings, 'pretrain_mae': _mae_settings,
-    'data_report': _report_settings, 'seeds': _seeds_settings, 'compare': _compare_settings,
+    'features': _feature_settings, 'data_report': _report_settings, 'seeds': _seeds_settings,
+    'compare': _compare_settings,
     'predict': lambda p: _scoring_settings(Predict, p), 'explain': _explain_settings,
     'sweep': lambda p: (override(SweepJob(), **p), None),
     'benchmark': lambda p: (override(BenchmarkJob(), **p), None),

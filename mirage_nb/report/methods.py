@@ -230,8 +230,17 @@ def _comparison(s:_Settings, r:_Settings)->list[str]:
     return lines
 
 
+def _explain(s:_Settings, r:_Settings)->list[str]:
+    "Write the sentences of an explanation."
+    how = _listed([k.replace('_', ' ') for k in r['methods']])
+    scored = (' The maps were scored by the area between insertion and deletion curves, beside random and '
+              'centre-biased maps.'
+              if s['scores'] else ' The maps were not scored.')
+    return [f"Relevance maps of a {r['task']} model were made by {how}.{scored}"]
+
+
 _WRITERS: dict[str, Callable[[_Settings, _Settings], list[str]]] = {
-    'seg_tune': _seg_tune, 'cls_tune': _cls_tune, 'seeds': _seeds, 'few_shot': _few_shot, 'predict': _prediction,
+    'seg_tune': _seg_tune, 'cls_tune': _cls_tune, 'seeds': _seeds, 'few_shot': _few_shot, 'predict': _prediction, 'explain': _explain,
     'pretrain_multimae': _pretrain, 'pretrain_mae': _pretrain, 'seg_eval': _evaluation, 'cls_eval': _evaluation,
     'compare': _comparison, 'features': _features, 'reconstruct': _reconstruct}
 

@@ -240,7 +240,8 @@ def _explain(s:_Settings, r:_Settings)->list[str]:
 
 
 _WRITERS: dict[str, Callable[[_Settings, _Settings], list[str]]] = {
-    'seg_tune': _seg_tune, 'cls_tune': _cls_tune, 'seeds': _seeds, 'few_shot': _few_shot, 'predict': _prediction, 'explain': _explain,
+    'seg_tune': _seg_tune, 'cls_tune': _cls_tune, 'seeds': _seeds, 'few_shot': _few_shot, 'predict': _prediction,
+    'explain': _explain,
     'pretrain_multimae': _pretrain, 'pretrain_mae': _pretrain, 'seg_eval': _evaluation, 'cls_eval': _evaluation,
     'compare': _comparison, 'features': _features, 'reconstruct': _reconstruct}
 

@@ -21,7 +21,8 @@ GALLERY, MOST = ROOT/'docs'/'gallery', 180_000  # bytes of a picture
 STAGES = {  # in an order in which each finds what it needs
     'seg_tune': 'Fine-tune a segmentation model', 'cls_tune': 'Fine-tune or probe a classifier',
     'seeds': 'Several seeds of one training', 'few_shot': 'How many labels are needed',
-    'predict': 'Predict new images', 'seg_eval': 'Score a segmentation',
+    'predict': 'Predict new images', 'explain': 'See why a model decides',
+    'seg_eval': 'Score a segmentation',
     'cls_eval': 'Score a classification', 'compare': 'Compare methods', 'data_report': 'Look a dataset over',
     'pretrain_multimae': 'Pre-train MIRAGE',
     'pretrain_mae': 'Pre-train a masked autoencoder', 'sweep': 'Run a notebook with many values'}

@@ -34,6 +34,7 @@ from ..recipes.features import FeatureReport
 from ..recipes.pipelines import explain_no_run
 from ..recipes.prediction import Predict
 from ..recipes.pretraining import MAERecipe, MultiMAERecipe, PretrainRecipe, pretrain_recipe
+from ..recipes.reconstruct import Reconstruct
 from ..recipes.seeds import TUNED_STAGES, SeedReport
 from ..recipes.segmentation import SegEval, SegRecipe, seg_recipe
 from ..recipes.settings import override, rows_cols
@@ -291,6 +292,21 @@ def _report_settings(
     return cfg, None if cfg.images else read_manifest(cfg.dataset)
 
 
+def _reconstruct_settings(
+    params:Mapping[str, Any] # as typed
+)->tuple[Reconstruct, Manifest|None]:
+    "Choose the settings of 61_reconstruct; one error names all files that are not there."
+    cfg = override(Reconstruct(), **params)
+    faults = [f for k in ('images', 'reference') if getattr(cfg, k) for f in _missing_file(k, getattr(cfg, k))]
+    if cfg.run: faults += _trial(lambda: open_run(cfg.run))
+    elif cfg.weights != 'random': faults += _trial(lambda: weights_file(cfg.weights))
+    if not cfg.images: faults += _trial(lambda: read_manifest(cfg.dataset))
+    if len(faults) == 1: raise faults[0]
+    if faults: raise ValueError('\n'.join(str(e.args[0]) for e in faults))
+    cfg = replace(cfg, weights='') if cfg.run else cfg
+    return (replace(cfg, dataset=''), None) if cfg.images else (cfg, read_manifest(cfg.dataset))
+
+
 def _compare_settings(
     params:Mapping[str, Any] # as typed
 )->tuple[Compare, Manifest|None]:
@@ -319,7 +335,7 @@ _STAGES:dict[str, Callable[[Mapping[str, Any]], tuple[Any, Manifest|None]]] = {
     'seg_tune': _seg_settings, 'cls_tune': _cls_settings, 'few_shot': _few_shot_settings,
     'pretrain_multimae': _multimae_settings, 'pretrain_mae': _mae_settings,
     'features': _feature_settings, 'data_report': _report_settings, 'seeds': _seeds_settings,
-    'compare': _compare_settings,
+    'compare': _compare_settings, 'reconstruct': _reconstruct_settings,
     'predict': lambda p: _scoring_settings(Predict, p), 'explain': _explain_settings,
     'sweep': lambda p: (override(SweepJob(), **p), None),
     'benchmark': lambda p: (override(BenchmarkJob(), **p), None),

@@ -201,7 +201,8 @@ class Explanation(_ExplainedTensors):
         "Score the methods beside random and centre-biased maps."
         if not self.settings.scores: return None
         cfg = self.settings
-        options = ScoreOptions(batch=cfg.batch_size, seed=cfg.seed, checked=min(_CHECKED, cfg.scored))
+        same = 'blurred' if cfg.baseline == 'blurred' else 'mean'  # a blurred image keeps a bright corner
+        options = ScoreOptions(batch=cfg.batch_size, seed=cfg.seed, checked=min(_CHECKED, cfg.scored), replace=same)
         maps = {k: self.maps_by(k) for k in self.methods}
         return score_maps(self.member.model, maps, self.images(self.scored), options)
 

@@ -265,6 +265,29 @@ def _feature_settings(
     if cfg.weights == 'random': raise ValueError('weights=random: a random encoder has learnt nothing; name weights')
     return cfg, None
 
+# %% ../../nbs/tasks/03_settings.ipynb #61c30001
+def _existing_weights(
+    weights:str # as the option
+)->None:
+    "Raise an error if there are no such weights."
+    file = weights_file(weights)
+    if file and not file.is_file(): raise FileNotFoundError(f'no checkpoint {file}')
+
+
+def _reconstruct_settings(
+    params:Mapping[str, Any] # as typed
+)->tuple[Reconstruct, Manifest|None]:
+    "Choose the settings of 61_reconstruct; one error names all files that are not there."
+    cfg = override(Reconstruct(), **params)
+    faults = [f for k in ('images', 'reference') if getattr(cfg, k) for f in _missing_file(k, getattr(cfg, k))]
+    if cfg.run: faults += _trial(lambda: open_run(cfg.run))
+    else: faults += _trial(lambda: _existing_weights(cfg.weights))
+    if not cfg.images: faults += _trial(lambda: read_manifest(cfg.dataset))
+    if len(faults) == 1: raise faults[0]
+    if faults: raise ValueError('\n'.join(str(e.args[0]) for e in faults))
+    cfg = replace(cfg, weights='') if cfg.run else cfg
+    return (replace(cfg, dataset=''), None) if cfg.images else (cfg, read_manifest(cfg.dataset))
+
 # %% ../../nbs/tasks/03_settings.ipynb #6e0a31c7
 def _explain_settings(
     params:Mapping[str, Any] # as typed
@@ -292,21 +315,6 @@ def _report_settings(
     return cfg, None if cfg.images else read_manifest(cfg.dataset)
 
 
-def _reconstruct_settings(
-    params:Mapping[str, Any] # as typed
-)->tuple[Reconstruct, Manifest|None]:
-    "Choose the settings of 61_reconstruct; one error names all files that are not there."
-    cfg = override(Reconstruct(), **params)
-    faults = [f for k in ('images', 'reference') if getattr(cfg, k) for f in _missing_file(k, getattr(cfg, k))]
-    if cfg.run: faults += _trial(lambda: open_run(cfg.run))
-    elif cfg.weights != 'random': faults += _trial(lambda: weights_file(cfg.weights))
-    if not cfg.images: faults += _trial(lambda: read_manifest(cfg.dataset))
-    if len(faults) == 1: raise faults[0]
-    if faults: raise ValueError('\n'.join(str(e.args[0]) for e in faults))
-    cfg = replace(cfg, weights='') if cfg.run else cfg
-    return (replace(cfg, dataset=''), None) if cfg.images else (cfg, read_manifest(cfg.dataset))
-
-
 def _compare_settings(
     params:Mapping[str, Any] # as typed
 )->tuple[Compare, Manifest|None]:
@@ -330,7 +338,7 @@ def _seeds_settings(
         raise FileNotFoundError(explain_no_run(stage, cfg.dataset))
     return cfg, None
 
-
+# %% ../../nbs/tasks/03_settings.ipynb #62fe0007
 _STAGES:dict[str, Callable[[Mapping[str, Any]], tuple[Any, Manifest|None]]] = {
     'seg_tune': _seg_settings, 'cls_tune': _cls_settings, 'few_shot': _few_shot_settings,
     'pretrain_multimae': _multimae_settings, 'pretrain_mae': _mae_settings,

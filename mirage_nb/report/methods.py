@@ -108,6 +108,12 @@ _INTERVALS = ('Intervals are 95 % confidence intervals: Wilson score intervals f
               '(Clopper-Pearson intervals where the value is a bound), t intervals of the logarithm for distances '
               'and losses, and t intervals for differences. Standard errors are those of a bootstrap; the resampling '
               'unit is stated with each table.')
+_FURTHER_SEG = (
+    'Further measures are the normalised surface distance (the share of both outlines that lies within a tolerance, 2 '
+    'pixels unless the dataset states another), the average symmetric surface distance, errors of volumes, the '
+    'distance of the upper and lower boundaries of layers, column by column, and the lesions that were found, missed '
+    'and invented, matched one to one where they overlap by an intersection over union of at least 0.1.')
+_NET_BENEFIT = 'Decision curves show the net benefit of decisions by the model beside treating all and treating none.'
 _LOSSES = {'CE': 'cross-entropy', 'CE-ignore-bg': 'cross-entropy without the background',
            'CEGDice': 'the sum of cross-entropy and generalised Dice loss'}
 
@@ -122,7 +128,7 @@ def _seg_tune(s:_Settings, r:_Settings)->list[str]:
             f"{f' (epoch {b})' if (b := r.get('best_epoch')) else ''} was tested once on the test split.",
             'Dice and intersection over union were computed over all slices of a volume and averaged over volumes; the '
             '95th percentile of the Hausdorff distance (HD95, pixels) was averaged over slices, and a slice with the '
-            'class in only one of mask and prediction counted with its diagonal.', _INTERVALS]
+            'class in only one of mask and prediction counted with its diagonal.', _FURTHER_SEG, _INTERVALS]
 
 
 _MONITORS = {'bacc': 'highest balanced accuracy', 'auroc': 'highest mean AUROC'}
@@ -141,7 +147,7 @@ def _cls_tune(s:_Settings, r:_Settings)->list[str]:
     trained = _TRAINED[s['tune']].replace('the head', 'a linear classifier').format(**s)
     return [_start_sentence(s), f"{trained}, on images of {_size_text(s['size'])}.",
             _training_sentence(s, r.get('epochs')), f"Label smoothing was {_number(s['label_smoothing'])}{mixed}.",
-            f'{chosen} was tested once on the test split{on}{more}.', _INTERVALS]
+            f'{chosen} was tested once on the test split{on}{more}.', _NET_BENEFIT, _INTERVALS]
 
 # %% ../../nbs/report/30_methods.ipynb #62fe0005
 def _features(s:_Settings, r:_Settings)->list[str]:
@@ -218,8 +224,9 @@ def _comparison(s:_Settings, r:_Settings)->list[str]:
              'McNemar': "McNemar's test", 'Durkalski': "Durkalski's test"}
     used = [v for k, v in tests.items() if any(t.startswith(k) for t in r['tests'])]
     tests_used = _listed([*used, 'the paired bootstrap of patients'])
-    lines = [r['compared'], f'The scores of the seeds of a method were averaged. {level} intervals are of a bootstrap '
-             f"of patients ({s['resamples']} resamples); the spread over seeds is given apart.",
+    lines = [r['compared'], f'The scores of the seeds of a method were averaged. {level} intervals are over patients; '
+             'the spread over seeds is given apart.', _INTERVALS.replace('95 %', level).replace(
+             'a bootstrap;', f"a bootstrap of {s['resamples']} resamples;"),
              f'Differences were tested by {tests_used}, and p-values were corrected by the procedure of Holm [@holm] '
              'over all tests of a metric.']
     if s.get('margin'): lines.append(

@@ -319,7 +319,7 @@ def _compare_settings(
     params:Mapping[str, Any] # as typed
 )->tuple[Compare, Manifest|None]:
     "Choose the settings of 52_compare."
-    from mirage_nb.tasks.collect import find_runs  # its number is higher
+    from mirage_nb.tasks.collect import find_runs
     cfg = override(Compare(), **params)
     if cfg.runs: find_runs(cfg.runs)
     for entry in cfg.tables:

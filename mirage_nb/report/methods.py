@@ -241,8 +241,7 @@ def _explain(s:_Settings, r:_Settings)->list[str]:
     "Write the sentences of an explanation."
     how = _listed([k.replace('_', ' ') for k in r['methods']])
     scored = (' The maps were scored by the area between insertion and deletion curves, beside random and '
-              'centre-biased maps.'
-              if s['scores'] else ' The maps were not scored.')
+              'centre-biased maps.' if s['scores'] else ' The maps were not scored.')
     return [f"Relevance maps of a {r['task']} model were made by {how}.{scored}"]
 
 

@@ -199,8 +199,7 @@ class Explanation(_ExplainedTensors):
     @cached_property
     def study(self)->MapStudy|None:
         "Score the methods beside random and centre-biased maps."
-        if not self.settings.scores: return None
-        cfg = self.settings
+        if not (cfg := self.settings).scores: return None
         same = 'blurred' if cfg.baseline == 'blurred' else 'mean'  # a blurred image keeps a bright corner
         options = ScoreOptions(batch=cfg.batch_size, seed=cfg.seed, checked=min(_CHECKED, cfg.scored), replace=same)
         maps = {k: self.maps_by(k) for k in self.methods}

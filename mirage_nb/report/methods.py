@@ -223,12 +223,10 @@ def _comparison(s:_Settings, r:_Settings)->list[str]:
              'Obuchowski': "Obuchowski's clustered form of DeLong's test [@delong] [@obuchowski]",
              'McNemar': "McNemar's test", 'Durkalski': "Durkalski's test"}
     used = [v for k, v in tests.items() if any(t.startswith(k) for t in r['tests'])]
-    tests_used = _listed([*used, 'the paired bootstrap of patients'])
-    lines = [r['compared'], f'The scores of the seeds of a method were averaged. {level} intervals are over patients; '
-             'the spread over seeds is given apart.', _INTERVALS.replace('95 %', level).replace(
-             'a bootstrap;', f"a bootstrap of {s['resamples']} resamples;"),
-             f'Differences were tested by {tests_used}, and p-values were corrected by the procedure of Holm [@holm] '
-             'over all tests of a metric.']
+    lines = [r['compared'], 'The scores of the seeds of a method were averaged; their spread is given apart.',
+             _INTERVALS.replace('95 %', level).replace('a bootstrap;', f"a bootstrap of {s['resamples']} resamples;"),
+             f"Differences were tested by {_listed([*used, 'the paired bootstrap of patients'])}, and p-values were "
+             'corrected by the procedure of Holm [@holm] over all tests of a metric.']
     if s.get('margin'): lines.append(
         f"Methods were called equivalent by two one-sided tests with a margin of {s['margin']:g}.")
     if r.get('ranked'): lines.append(

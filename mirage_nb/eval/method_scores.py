@@ -211,7 +211,8 @@ class SegResult(_SegVolumes):
 
     def drawn(self, names:Sequence[str], n:int, seed:int)->dict[str, ResampledScore]:
         "Compute metrics in resamples, with the intervals of the result's own report."
-        places, out = {k: self._classes(k) for k in names}, {}
+        places = {k: self._classes(k) for k in names}
+        out:dict[str, ResampledScore] = {}
         for m in dict.fromkeys(column for column, _ in places.values()):
             groups = {k: classes for k, (column, classes) in places.items() if column == m}
             out |= resampled_means(self._wide[m], groups, m, self.units, (n, seed))

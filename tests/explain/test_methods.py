@@ -41,7 +41,6 @@ def test_relevance_of_a_region_lies_at_the_region(segmenter):
 
 def test_the_model_stays_as_it_was():
     "A probe in training: frozen encoder, gradients, mode"
-    torch.manual_seed(0)  # of others Grad-CAM may be 0 everywhere
     model = cls_model('mirage_tiny', 3, size=[32, 32])
     model.encoder.freeze('probe')
     model.train()
@@ -49,8 +48,8 @@ def test_the_model_stays_as_it_was():
     wanted = [p.requires_grad for p in model.parameters()]
     x = {'bscan': torch.rand(1, 1, 32, 32)}
     for name in METHODS:
-        with torch.no_grad(): maps = relevance_maps(model, x, ClassTarget(), name)
-        assert maps.std() > 0, f'{name} has no gradient in a frozen encoder'
+        with torch.no_grad(): maps = [relevance_maps(model, x, ClassTarget(i), name) for i in range(3)]
+        assert max(m.std() for m in maps) > 0, f'{name} has no gradient in a frozen encoder'  # Grad-CAM: of some
     assert model.encoder.frozen == 'probe' and model.training
     assert [p.requires_grad for p in model.parameters()] == wanted
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

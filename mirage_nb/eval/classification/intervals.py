@@ -265,9 +265,10 @@ def curve_bands(
             s = cumulate_ranks(ranks, np.ascontiguousarray(counts.T))
             return {'ROC': _roc_at(s, x), 'PR': _pr_at(s, x)}
         point, g, m = both(np.ones((1, units.g))), units.g, int(support.by['rarer'][pred.classes.index(c)])
-        drawn = (resample(both, g, n, seed), leave_out(both, g, _LEFT_OUT)) if g > 1 else ()
+        drawn = (resample(both, g, n, seed), leave_out(both, g, _LEFT_OUT)) if g > 1 else None
         for kind, (y,) in point.items():
-            low, high = _band(y, *(d[kind] for d in drawn), (g, m), level) if drawn else np.full((2, points), np.nan)
+            low, high = np.full((2, points), np.nan)
+            if drawn: low, high = _band(y, drawn[0][kind], drawn[1][kind], (g, m), level)
             if kind == 'ROC' and drawn: low[-1] = high[-1] = 1.  # whoever the patients are
             out.append(pd.DataFrame({'curve': kind, 'Class': c, 'x': x, 'y': y, 'low': low, 'high': high}))
     return pd.concat(out, ignore_index=True)

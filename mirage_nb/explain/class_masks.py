@@ -62,11 +62,12 @@ def _mask_file(
 
 def _label_masks(
     image:Path,
-    classes:Sequence[ClassInfo] # of the masks; (): there are none in files
+    classes:Sequence[ClassInfo], # of the masks; (): there are none in files
+    path:Path|None=None          # of the mask; None: looked for
 )->dict[str, np.ndarray]:       # label -> (h, w) bool; {}: the image has no mask
     "Read or draw the masks of an image."
     drawn = draw_finding_masks(image)
-    path = _mask_file(image) if classes else None
+    path = (path or _mask_file(image)) if classes else None
     if drawn is not None or path is None: return drawn or {}
     y = read_mask(path, classes)
     return {c.label: y == c.index for c in classes}
@@ -87,13 +88,15 @@ def class_masks(
     labels:Sequence[str],          # class that is explained of each
     mapping:Mapping[str, Sequence[str]], # of `parse_class_masks`
     classes:Sequence[ClassInfo],   # of the masks; (): there are none in files
-    spec:InputSpec                 # how the model sees images
+    spec:InputSpec,                # how the model sees images
+    files:Sequence[object]=()      # path of the mask of each image, or what is no path; (): looked for
 )->tuple[Tensor, Tensor]|None: # (n, rows, cols) bool of the class, and of all lesions; None: no image has a mask
     "Collect the masks of the explained classes, in the size that a model sees."
     lesions = {c.label for c in classes if c.group == 'lesion'} | {k for v in mapping.values() for k in v}
     own, every = ([torch.zeros(spec.size, dtype=torch.bool) for _ in images] for _ in range(2))
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        for k, m in _label_masks(Path(image), classes).items():
+        path = Path(files[i]) if files and isinstance(files[i], str|Path) else None
+        for k, m in _label_masks(Path(image), classes, path).items():
             if not m.any() or k not in lesions: continue
             seen = _as_seen(m, spec)
             every[i] |= seen

@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..core import counted
 from ..eval.comparing.results import Comparison
+from ..eval.intervals import PLAIN
 from ..eval.verdicts import Verdict
 from .agreement import PLACES
 from mirage_nb.explain.map_ranking import (
@@ -120,18 +121,20 @@ def _on_places(
     for place in PLACES:
         rows = list(_place_shares(study, place))
         limit = {r[4]: _BORDER_SHARE if place == 'border' else _CORNER_TIMES*r[4] for r in rows}
-        hits = [r for r in rows if r[2] >= limit[r[4]] and (np.isnan(r[3]) or r[3] > r[4])]
+        hits = [r for r in rows if r[2] >= limit[r[4]]]
         classes = list(dict.fromkeys(r[1] for r in hits))
         for c in classes:
-            own = max((r for r in hits if r[1] == c), key=lambda r: r[2])
-            names = [r[0] for r in hits if r[1] == c]
+            shown = [r for r in hits if r[1] == c and (np.isnan(r[3]) or r[3] > r[4])]
+            own = max(shown or [r for r in hits if r[1] == c], key=lambda r: r[2])
             rest = [r[2] for r in rows if r[1] != c and r[0] == own[0]]
-            beside = '' if not rest else f', {100*np.mean(rest):.0f} % of the other classes'
+            if not shown and not (rest and np.mean(rest) < .5*own[2]): continue
             every = ' or of an outline of the method' if len(classes) == len({r[1] for r in rows}) > 1 else ''
+            name = f'Hint of a confound{every}' if shown else 'Possible confound, not shown with these patients'
+            beside = '' if not rest else f', {100*np.mean(rest):.0f} % of the other classes'
+            methods = f'{len({r[0] for r in hits if r[1] == c})} of {counted(len(study.methods), "method")}'
             yield Verdict('warning', (
-                f'Hint of a confound{every}: {100*own[2]:.0f} % of the relevance of {c} lies in the {place} '
-                f'({100*own[4]:.0f} % of the image){beside}, by {own[0]} '
-                f'({len(names)} of {counted(len(study.methods), "method")})').replace('in the border', 'at the border'))
+                f'{name}: {100*own[2]:.0f} % of the relevance of {c} lies in the {place} ({100*own[4]:.0f} % of the '
+                f'image){beside}, by {own[0]} ({methods})').replace('in the border', 'at the border'))
 
 
 def _on_lesions(
@@ -141,13 +144,12 @@ def _on_lesions(
     "Judge whether relevance lies in lesions."
     rows = study.table[(study.table.score == 'outside lesions') & (study.table.method == lead)]
     for c, part in rows.dropna(subset=['value']).groupby('Class', sort=False):
-        out, chance = part.value.mean(), part.chance.mean()
-        if out >= chance: yield Verdict('warning', (
-            f'Hint of a confound: {100*out:.0f} % of the relevance of {c} lies outside every lesion by {lead}, no '
-            f'less than by chance ({100*chance:.0f} %; {counted(len(part), "image")})'))
-        elif out > .5: yield Verdict('note', (
-            f'{100*out:.0f} % of the relevance of {c} lies outside every lesion by {lead}; by chance '
-            f'{100*chance:.0f} % ({counted(len(part), "image")})'))
+        more = (part.chance - part.value).to_numpy(float)[:, None]  # in lesions, than by chance
+        low, high = mean_with_interval(more, map_units(part), PLAIN)[1][:, 0]
+        inside = f'{100*(1 - part.value.mean()):.1f} % of the relevance of {c} lies in lesions by {lead}'
+        against = f'by chance {100*(1 - part.chance.mean()):.1f} % ({counted(len(part), "image")})'
+        if high < 0: yield Verdict('warning', f'Hint of a confound: only {inside}; {against}')
+        else: yield Verdict('note', f'{inside}; {against}' + ('' if low > 0 else ', which is not told apart'))
 
 # %% ../../nbs/explain/54_map_verdicts.ipynb #d702a416
 _LOST = 0.2 # share of the images without curves

@@ -26,6 +26,7 @@ from ..data.files import read_image, unit_range
 from ..data.manifest import Manifest
 from ..eval.verdicts import Verdict, list_verdicts
 from ..explain.agreement import PLACES
+from ..explain.class_masks import class_masks, parse_class_masks
 from ..explain.map_ranking import compare_with_references, randomisation_summary, rank_maps, ranking_table
 from ..explain.map_scores import REFERENCES, ExplainedImages, MapStudy, ScoreOptions, score_maps
 from ..explain.map_verdicts import map_verdicts
@@ -114,11 +115,29 @@ class _ExplainedTensors(_ExplainedInputs):
     def _mask(self, row:Any, size:tuple[int, int])->Tensor: # (h, w) bool; empty where there is none
         "Read the lesions of an image at the size of the model's input."
         if not isinstance(row.mask, (str, Path)) or self._cropped: return torch.zeros(size, dtype=torch.bool)
-        whole = torch.from_numpy(lesion_mask(Path(row.mask), self.found.infos))[None, None].float()
+        label = row.explained if self.member.task == 'segmentation' else ''
+        whole = torch.from_numpy(lesion_mask(Path(row.mask), self.found.infos, label))[None, None].float()
         return F.interpolate(whole, size, mode='nearest-exact')[0, 0] > .5
 
     @property
     def _cropped(self)->bool: return self.member.spec.eval_crop != 1
+
+    @cached_property
+    def class_masks(self)->dict[str, tuple[str, ...]]: # class -> labels of its masks; {}: any lesion counts
+        "Say which lesions belong to which class of a classifier."
+        if self.member.task == 'segmentation': return {}
+        return parse_class_masks(self.settings.class_masks, self.manifest.name if self.manifest else '',
+                                 self.member.classes, [c.label for c in self.found.infos])
+
+    def _masks(self,
+        rows:pd.DataFrame,   # of `rows`
+        size:tuple[int, int] # of the model's input
+    )->tuple[Tensor, Tensor]|None: # (n, h, w) bool of what is explained, and of all lesions; None: there are none
+        "Read the lesions of images."
+        if self.class_masks: return class_masks(list(rows.image), list(rows.explained), self.class_masks,
+                                                self.found.infos, self.member.spec, list(rows['mask']))
+        masks = torch.stack([self._mask(r, size) for r in rows.itertuples()])
+        return (masks, masks) if masks.any() else None
 
     def images(self,
         rows:pd.DataFrame # of `rows`
@@ -126,11 +145,11 @@ class _ExplainedTensors(_ExplainedInputs):
         "Read images with what is explained of them."
         x = {k: v.cpu() for k, v in self.found.batch(list(rows.row)).items()}
         size = tuple(next(iter(x.values())).shape[-2:])
-        masks = torch.stack([self._mask(r, (size[0], size[1])) for r in rows.itertuples()])
+        own, every = self._masks(rows, (size[0], size[1])) or (None, None)
         known = bool((rows.patient.astype(str) != '').all())
         return ExplainedImages(
             list(rows.id), x, rows.target.tolist(), self.member.classes,
-            list(rows.patient.astype(str)) if known else (), masks if masks.any() else None,
+            list(rows.patient.astype(str)) if known else (), own, every,
             multi=bool(self.member.about.get('multi')))
 
     def target(self,
@@ -195,6 +214,12 @@ class Explanation(_ExplainedTensors):
             mine = {METHODS[k].title: _mean(v[part.index.to_numpy()]) for k, v in maps.items()}
             out[f'{name} ({counted(len(part), "image")})'] = mine
         return out
+
+    @property
+    def any_lesion(self)->bool:
+        "Tell whether every lesion counts for every class of a classifier."
+        scored = self.study is not None and 'rank accuracy' in set(self.study.table.score)
+        return scored and self.member.task == 'classification' and not self.class_masks
 
     @cached_property
     def study(self)->MapStudy|None:
@@ -284,7 +309,9 @@ def sum_up_explanation(
     "Sum an explanation up: headline, verdicts, numbers."
     unscored = Verdict('warning', 'A heat map proves nothing by itself, and these are not scored: scores=True ranks '
                                   'the methods beside random and centre-biased maps')
-    judged = [unscored] if job.study is None else map_verdicts(job.study)
+    judged = [unscored] if job.study is None else [*map_verdicts(job.study)]
+    if job.any_lesion: judged.append(Verdict('note', (
+        'Every lesion counts for every class, as it is not known which belongs to which; class_masks= says so')))
     right = [v for v in job.rows.right if v is not None]
     facts = [f'{counted(len(job.shown), "image")} shown of {len(job.given)}'
              + (f'; {sum(right)} of {counted(len(right), "image")} predicted right' if right else '')]

@@ -64,10 +64,11 @@ def _mask_beside(
 
 def lesion_mask(
     path:Path,                    # of a mask
-    classes:Sequence[ClassInfo]=()# that its grey values mean; (): all above 0 are lesions
+    classes:Sequence[ClassInfo]=(),# that its grey values mean; (): all above 0 are lesions
+    label:str=''                   # of one class alone
 )->np.ndarray:                    # (h, w) bool
     "Read where lesions are."
-    lesions = [c.index for c in classes if c.group == 'lesion']
+    lesions = [c.index for c in classes if (c.label == label if label else c.group == 'lesion')]
     if lesions: return np.isin(read_mask(path, classes), lesions)
     return read_image(path) > 0
 

@@ -56,7 +56,9 @@ CHEAP = {'seg_tune': {'epochs': 1, 'size': 64, 'batch_size': 4, 'baselines': Fal
          'pretrain_multimae': {'epochs': 1, 'size': 64, 'batch_size': 8, 'eval_every': 0},
          'pretrain_mae': {'epochs': 1, 'size': 32, 'batch_size': 16, 'eval_every': 0},
          'cls_eval': {'resamples': 100}, 'compare': {'resamples': 100},
-         'explain': {'methods': ['grad_cam'], 'shown': 2, 'scored': 4}}
+         'explain': {'methods': ['grad_cam'], 'shown': 2, 'scored': 4},
+         'reconstruct': {'scored': 4, 'examples': 1, 'draws': 1, 'artefacts': ['noise']},
+         'features': {'most_images': 24, 'resamples': 100, 'queries': 1, 'examples': 1}}
 
 TYPED = {  # these are run in a shell, as they are typed, with these words after them
     'mirage-nb --help': '', 'mirage-nb seg_tune --help': '',

@@ -30,7 +30,7 @@ def test_each_fact_is_found_and_said(fact, changed):
     files, facts, label, who = dataset(**changed)
     table = confound_table(cheap_facts(files, facts), {'label': label}, who, resamples=200)
     alone = table[~table.fact.str.contains('and')].set_index('fact')
-    assert alone.auroc.idxmax() == fact and alone.low[fact] > .7
+    assert alone.auroc.idxmax() == fact and alone.auroc[fact] > .7 and alone.low[fact] > .5
     texts = [v.text for v in confound_verdicts(table) if v.level == 'warning']
     assert len(texts) == 1 and re.match(f'The {fact} alone predicts? the label: AUROC 0.', texts[0])
 

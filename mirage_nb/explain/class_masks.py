@@ -95,7 +95,8 @@ def class_masks(
     lesions = {c.label for c in classes if c.group == 'lesion'} | {k for v in mapping.values() for k in v}
     own, every = ([torch.zeros(spec.size, dtype=torch.bool) for _ in images] for _ in range(2))
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        path = Path(files[i]) if files and isinstance(files[i], str|Path) else None
+        file = files[i] if files else None
+        path = Path(file) if isinstance(file, str|Path) else None
         for k, m in _label_masks(Path(image), classes, path).items():
             if not m.any() or k not in lesions: continue
             seen = _as_seen(m, spec)

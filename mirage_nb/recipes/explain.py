@@ -41,7 +41,7 @@ class Explain(Options):
     baseline: Literal['mean', 'darkest', 'blurred'] = 'mean'
     scores: bool = True           # score the methods, and rank them beside random and centred maps
     scored: Annotated[int, Field(ge=2)] = 16 # images that the scores and the places are from
-    # lesions of each class, as 'DME = Cyst, SRF; AMD = Drusen'; '': as known, else all
+    # lesions of each class, see docs/explain.md; '': as known, else all
     class_masks: str = ''
     # also write each panel for print: 'pdf', 'svg', 'png' (300 dots an inch) or 'none'
     panels: Literal['none', 'pdf', 'svg', 'png'] = 'none'

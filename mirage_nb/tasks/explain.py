@@ -110,8 +110,8 @@ class _ExplainedInputs:
         return partial(relevance_maps, self.member.model, method=method, **more)
 
 # %% ../../nbs/tasks/86_explain.ipynb #66a0ce15
-class _ExplainedTensors(_ExplainedInputs):
-    "Images of an explanation as the model and the scores take them."
+class _ExplainedMasks(_ExplainedInputs):
+    "Lesions of the images of an explanation, as the model sees them."
     def _mask(self, row:Any, size:tuple[int, int])->Tensor: # (h, w) bool; empty where there is none
         "Read the lesions of an image at the size of the model's input."
         if not isinstance(row.mask, (str, Path)) or self._cropped: return torch.zeros(size, dtype=torch.bool)
@@ -139,6 +139,9 @@ class _ExplainedTensors(_ExplainedInputs):
         masks = torch.stack([self._mask(r, size) for r in rows.itertuples()])
         return (masks, masks) if masks.any() else None
 
+# %% ../../nbs/tasks/86_explain.ipynb #86e00001
+class _ExplainedTensors(_ExplainedMasks):
+    "Images of an explanation as the model and the scores take them."
     def images(self,
         rows:pd.DataFrame # of `rows`
     )->ExplainedImages:
@@ -214,12 +217,6 @@ class Explanation(_ExplainedTensors):
             mine = {METHODS[k].title: _mean(v[part.index.to_numpy()]) for k, v in maps.items()}
             out[f'{name} ({counted(len(part), "image")})'] = mine
         return out
-
-    @property
-    def any_lesion(self)->bool:
-        "Tell whether every lesion counts for every class of a classifier."
-        scored = self.study is not None and 'rank accuracy' in set(self.study.table.score)
-        return scored and self.member.task == 'classification' and not self.class_masks
 
     @cached_property
     def study(self)->MapStudy|None:
@@ -302,6 +299,14 @@ def _headline(
     return f'{text}; best by gain: {best} {top["mean"]:.2f}{interval} ({rest}; 0 by chance)'
 
 
+def _counts_any_lesion(
+    job:Explanation
+)->bool:
+    "Tell whether every lesion counts for every class of a classifier."
+    scored = job.study is not None and 'rank accuracy' in set(job.study.table.score)
+    return scored and job.member.task == 'classification' and not job.class_masks
+
+
 def sum_up_explanation(
     job:Explanation,
     model:str # which run, in words
@@ -310,7 +315,7 @@ def sum_up_explanation(
     unscored = Verdict('warning', 'A heat map proves nothing by itself, and these are not scored: scores=True ranks '
                                   'the methods beside random and centre-biased maps')
     judged = [unscored] if job.study is None else [*map_verdicts(job.study)]
-    if job.any_lesion: judged.append(Verdict('note', (
+    if _counts_any_lesion(job): judged.append(Verdict('note', (
         'Every lesion counts for every class, as it is not known which belongs to which; class_masks= says so')))
     right = [v for v in job.rows.right if v is not None]
     facts = [f'{counted(len(job.shown), "image")} shown of {len(job.given)}'

@@ -278,7 +278,7 @@ def ranking(
     table = ranking_table(rank_maps(job.study), compare_with_references(job.study), randomisation_summary(job.study))
     return table.set_index('method')
 
-
+# %% ../../nbs/tasks/86_explain.ipynb #86e00004
 def _headline(
     job:Explanation,
     model:str # in words

@@ -16,7 +16,7 @@ from mirage_nb.models.classification import cls_model
 from mirage_nb.models.heads.classification import ClsModel
 
 THREADS, METHOD = 2, 'transformer_attribution'
-SIZES = {'ViT-L, 2 of its 24 blocks': ('vit_large_patch16', 8, 2)}
+SIZES = {'ViT-L': ('vit_large_patch16', 8, 24)} # name, images, blocks
 
 
 def divide(a: Tensor, b: Tensor) -> Tensor:
@@ -120,8 +120,10 @@ def compare(what: str, name: str, b: int, depth: int) -> list[dict]:
     def plain() -> Tensor: return torch.cat([PlainRelevance(model, i[None]).map() for i in x['image']])
 
     found, want = once(), plain()
-    off = f'within {float((found - want).abs().max()/want.abs().max()):.0e} of the largest'
-    batched, single, published = alternate(once, singly, plain, rounds=2)
+    gib = [peak_gib(name, k, depth) for k in (b, 1)]
+    far = float((found - want).abs().max()/want.abs().max())
+    off = f'within {far:.0e} of the largest; peak memory {gib[0]:.1f} GiB, of one image {gib[1]:.1f} GiB'
+    batched, single, published = alternate(once, singly, plain, rounds=1)
     return [row(f'{what}, batch {b}: the published way', published, batched, off),
             row(f'{what}, batch {b}: one image at a time', single, batched, off)]
 

@@ -22,6 +22,8 @@ SMALL = {'seg_tune': {'epochs': 1, 'size': 64, 'batch_size': 4, 'baselines': Fal
          'few_shot': {'epochs': 1, 'size': 64, 'resamples': 50, 'seeds': 1, 'shots': [1, 2]},
          'seeds': {'resamples': 100}, 'data_report': {'resamples': 100}, 'compare': {'resamples': 100},
          'predict': {}, 'explain': {'methods': ['grad_cam'], 'shown': 2, 'scored': 4},
+         'reconstruct': {'scored': 4, 'examples': 1, 'draws': 1, 'artefacts': ['noise']},
+         'features': {'most_images': 24, 'resamples': 100, 'queries': 1, 'examples': 1},
          'seg_eval': {}, 'benchmark': {'benchmark': 'medical_mae'},
          'cls_eval': {'resamples': 100},
          'sweep': {'grid': {'head': ['linear', 'convnext']}},

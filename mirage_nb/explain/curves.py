@@ -14,25 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import unknown
+from .inputs import baseline_image
 from .reference_maps import CellGrid, image_keys
 from .targets import Target
 from ..randomness import keyed_rand
 
 # %% ../../nbs/explain/42_curves.ipynb #d1bcc8d1
 REPLACEMENTS = ('blurred', 'mean')
-_BLUR = 0.06 # standard deviation of the blur, of the shorter side
-
-
-def _blurred(
-    v:Tensor # (b, c, h, w)
-)->Tensor:   # of the same shape
-    "Blur images strongly."
-    sd = _BLUR*min(v.shape[-2:])
-    reach = min(round(3*sd), min(v.shape[-2:]) - 1)
-    bell = torch.exp(-torch.arange(-reach, reach + 1.)**2/(2*sd**2)).to(v)
-    bell = (bell/bell.sum()).expand(v.shape[1], 1, -1)
-    v = F.conv2d(F.pad(v, (0, 0, reach, reach), 'reflect'), bell[..., None], groups=v.shape[1])
-    return F.conv2d(F.pad(v, (reach, reach, 0, 0), 'reflect'), bell[:, :, None], groups=v.shape[1])
 
 
 def _replace_images(
@@ -41,7 +29,7 @@ def _replace_images(
 )->dict[str, Tensor]:       # of the same shapes
     "Make what stands in the place of removed pixels."
     if how not in REPLACEMENTS: raise ValueError(unknown('replacement', how, REPLACEMENTS))
-    return {k: _blurred(v) if how == 'blurred' else v.mean((2, 3), keepdim=True).expand_as(v) for k, v in x.items()}
+    return {k: baseline_image(v, how) for k, v in x.items()}
 
 # %% ../../nbs/explain/42_curves.ipynb #c3848ccc
 SCALES:dict[str, Callable[[Tensor], Tensor]] = {

@@ -16,32 +16,37 @@ from .targets import Target
 from .trace import explained
 
 # %% ../../nbs/explain/32_gradients.ipynb #089b86a9
-def gradient_maps(
+def _attribute(
+    kind:str,               # class of captum.attr
     model:Any,              # classifier or segmentation model
     x:Mapping[str, Tensor], # images by modality, (b, c, h, w)
-    target:Target          # what is explained
-)->Tensor:                  # (b, h, w) at least 0
-    "Map how much the score changes with each pixel: the largest size of the gradient over the channels."
-    from captum.attr import Saliency  # takes a second
+    target:Target           # what is explained
+)->Tensor:                  # (b, c, h, w)
+    "Explain the pixels by a gradient."
+    from captum import attr  # takes a second
     name = explained_modality(model, x)
     score, others = score_of(model, x, target, name)
     image = x[name].detach().requires_grad_()
-    with explained(model): found = Saliency(score).attribute(image, additional_forward_args=others or None)
-    return found.detach().amax(1).float()
+    with explained(model): found = getattr(attr, kind)(score).attribute(image, additional_forward_args=others or None)
+    return found.detach().float()
+
+
+def gradient_maps(
+    model:Any,              # classifier or segmentation model
+    x:Mapping[str, Tensor], # images by modality, (b, c, h, w)
+    target:Target           # what is explained
+)->Tensor:                  # (b, h, w) at least 0
+    "Map how much the score changes with each pixel: the largest size of the gradient over the channels."
+    return _attribute('Saliency', model, x, target).amax(1)
 
 
 def input_gradient_maps(
     model:Any,              # classifier or segmentation model
     x:Mapping[str, Tensor], # images by modality, (b, c, h, w)
-    target:Target          # what is explained
+    target:Target           # what is explained
 )->Tensor:                  # (b, h, w) signed
     "Map pixel times gradient, summed over the channels: the share of each pixel in the score, if it were linear."
-    from captum.attr import InputXGradient
-    name = explained_modality(model, x)
-    score, others = score_of(model, x, target, name)
-    image = x[name].detach().requires_grad_()
-    with explained(model): found = InputXGradient(score).attribute(image, additional_forward_args=others or None)
-    return found.detach().sum(1).float()
+    return _attribute('InputXGradient', model, x, target).sum(1)
 
 # %% ../../nbs/explain/32_gradients.ipynb #4577f400
 def integrated_gradient_maps(

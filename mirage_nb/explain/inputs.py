@@ -60,7 +60,7 @@ def score_of(
 
 # %% ../../nbs/explain/30_inputs.ipynb #c7e64aa4
 Baseline = Literal['mean', 'darkest', 'blurred']
-_BLUR = 1/8  # standard deviation, in shorter sides of the image
+_BLUR = 0.06  # standard deviation, in shorter sides of the image
 
 
 def baseline_image(

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from ..eval.stats import mean_draws, percentile_interval
+from ..eval.intervals import IntervalRule
+from ..eval.resampled import mean_score
+from ..eval.stats import mean_draws
 
 # %% ../../nbs/explain/72_neighbours.ipynb #72a00005
 def unit_features(
@@ -61,6 +63,7 @@ def neighbour_shares(
         asked = alike.any(1) if same else other.any(1)
         each, chance = np.nanmean(hit[asked], 1), (alike.sum(1)/np.maximum(other.sum(1), 1))[asked].mean()
         unit = np.unique(w[asked], return_inverse=True)[1]
-        low, high = percentile_interval(mean_draws(each[:, None], unit, resamples, seed))[:, 0]
+        draws = mean_draws(each[:, None], unit, resamples, seed)[:, 0]
+        low, high = mean_score(each.mean(), draws, unit.max() + 1, IntervalRule(units='all')).interval()
         rows.append((name, float(each.mean()), float(chance), float(low), float(high), int(asked.sum())))
     return pd.DataFrame(rows, columns=['shared', 'neighbours', 'chance', 'low', 'high', 'images']).round(3)

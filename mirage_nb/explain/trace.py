@@ -53,6 +53,12 @@ class Functions(TorchFunctionMode):
         self.embedded:list[tuple[Tensor, Tensor, Tensor]] = [] # image, weights and output of what embeds patches
         self.relevance = False             # for rules that have two ways back: relevance in place of the gradient
 
+    def release(self)->tuple[list[Tensor], list[tuple[Tensor, Tensor, Tensor]]]: # `attentions` and `embedded`
+        "Hand over what was kept: a graph holds its functions, and through them would hold itself for ever."
+        kept = self.attentions, self.embedded
+        self.attentions, self.embedded = [], []
+        return kept
+
     def __torch_function__(self, func:Any, types:Any, args:Any=(), kwargs:Any=None)->Any:
         name, kwargs = func.__name__, kwargs or {}
         if name != 'scaled_dot_product_attention':
@@ -160,7 +166,7 @@ def trace(
                        blocks[-1].register_forward_hook(lambda _, args, out: seen.append(out))):
             hooks.callback(handle.remove)
         ends, gradients = _start(model, x, target, functions, through_head)
-    attentions = functions.attentions[:len(blocks)]
-    n = seen[0].shape[1]
+    attentions, embedded = functions.release()
+    attentions, n = attentions[:len(blocks)], seen[0].shape[1]
     if [a.shape[2:] for a in attentions] != [(n, n)]*len(blocks): raise no_attention(model.encoder)
-    return Trace(seen[0], seen[1], attentions, functions.embedded, functions, ends, gradients)
+    return Trace(seen[0], seen[1], attentions, embedded, functions, ends, gradients)

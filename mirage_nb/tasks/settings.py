@@ -249,6 +249,14 @@ def _scoring_settings(
     return cfg[0], None
 
 # %% ../../nbs/tasks/03_settings.ipynb #62fe0006
+def _existing_weights(
+    weights:str # as the option
+)->None:
+    "Raise an error if there are no such weights."
+    file = weights_file(weights)
+    if file and not file.is_file(): raise FileNotFoundError(f'weights: no checkpoint {file}')
+
+
 def _feature_settings(
     params:Mapping[str, Any] # as typed
 )->_Chosen:
@@ -260,20 +268,11 @@ def _feature_settings(
         if not cfg.images and not there and not (data_dir()/name).is_dir(): read_manifest(name)
     if cfg.run: open_run(cfg.run)
     elif cfg.weights.startswith('timm:'): encoder_record(cfg.weights)
-    elif cfg.weights and (file := weights_file(cfg.weights)) and not file.is_file():
-        raise FileNotFoundError(f'weights: no checkpoint {file}')
-    if cfg.weights == 'random': raise ValueError('weights=random: a random encoder has learnt nothing; name weights')
+    elif cfg.weights == 'random': raise ValueError('weights=random: a random encoder has learnt nothing; name weights')
+    elif cfg.weights: _existing_weights(cfg.weights)
     return cfg, None
 
 # %% ../../nbs/tasks/03_settings.ipynb #61c30001
-def _existing_weights(
-    weights:str # as the option
-)->None:
-    "Raise an error if there are no such weights."
-    file = weights_file(weights)
-    if file and not file.is_file(): raise FileNotFoundError(f'no checkpoint {file}')
-
-
 def _reconstruct_settings(
     params:Mapping[str, Any] # as typed
 )->tuple[Reconstruct, Manifest|None]:

@@ -58,17 +58,18 @@ def _net_benefits(
 # %% ../../../nbs/eval/classification/65_net_benefit.ipynb #effd0e1b
 def _bounds(
     f:Callable[[np.ndarray], dict[str, np.ndarray]], # (r, g) counts -> name -> (r, t)
-    value:np.ndarray,  # (t,)
-    name:str,          # whose value it is
     g:int,             # units
     draw:tuple[int, int], # resamples, seed
     level:float
-)->np.ndarray:         # (2, t); NaN with a single unit
-    "Compute the interval at each threshold."
-    if g < 2: return np.full((2, len(value)), np.nan)
-    def one(counts:np.ndarray)->dict[str, np.ndarray]: return {name: f(counts)[name]}
-    se, df = standard_error(resample(one, g, *draw)[name], g), effective_df(leave_out(one, g)[name])
-    return confidence_interval(value, se, df, np.full(len(value), float(g)), PLAIN, level)
+)->dict[str, np.ndarray]: # name -> (2, t); NaN with a single unit
+    "Compute the interval of each curve at each threshold."
+    point = {k: v for k, (v,) in f(np.ones((1, g))).items()}
+    if g < 2: return {k: np.full((2, len(v)), np.nan) for k, v in point.items()}
+    draws, left = resample(f, g, *draw), leave_out(f, g)
+    def one(k:str, v:np.ndarray)->np.ndarray:
+        units = np.full(len(v), float(g))
+        return confidence_interval(v, standard_error(draws[k], g), effective_df(left[k]), units, PLAIN, level)
+    return {k: one(k, v) for k, v in point.items()}
 
 
 def decision_curves(
@@ -88,8 +89,8 @@ def decision_curves(
         def both(counts:np.ndarray, sums:_UnitSums=sums)->dict[str, np.ndarray]:
             return _net_benefits(_UnitSums(*(counts @ s for s in sums)), t)
         point = both(np.ones((1, units.g)))
-        bands = [_bounds(both, point[k][0], k, units.g, (n, seed), level) for k in ('model', 'gain')]
-        (low, high), gain = bands
+        bands = _bounds(both, units.g, (n, seed), level)
+        (low, high), gain = bands['model'], bands['gain']
         out.append(pd.DataFrame({'Class': c, 'threshold': t, 'model': point['model'][0], 'low': low, 'high': high,
                                  'all': point['all'][0], 'gain': point['gain'][0], 'gain_low': gain[0],
                                  'gain_high': gain[1]}))

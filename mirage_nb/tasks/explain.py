@@ -355,4 +355,5 @@ def place_table(
     wide = t.pivot_table(index=['Class', 'method'], columns='score', values='value', sort=False)*100
     area = t.groupby('score', sort=False).chance.mean()*100
     wide.loc[('share of the image', ''), :] = area
-    return wide[[k for k in (*PLACES, 'outside lesions') if k in wide]].round(0).rename_axis(columns=None)
+    wide = wide[[k for k in (*PLACES, 'outside lesions') if k in wide]].rename_axis(columns=None)
+    return wide.map(lambda v: '–' if np.isnan(v) else f'{v:.0f}')

@@ -29,6 +29,7 @@ from .encoder import Encoder
 from .encoder_store import EncoderMissing, read_encoder
 from .positions import resize_positions, resize_row, split_positions
 from .tensors import infer_architecture, rename_tensors, strip_prefix
+from ..sources.weights import check_content
 from ..storage import hash_file, write_atomic
 
 # %% ../../nbs/models/70_checkpoints.ipynb #510e59ea
@@ -141,12 +142,20 @@ def _is_safetensors(
     return head[8:] == b'{' or (path.suffix.lower() == '.safetensors' and head[:2] != b'PK')
 
 
+def _fault(
+    e:Exception # of a library that reads checkpoints
+)->str:         # its first sentence, without advice to run what the file holds
+    "Take the fault out of the message of a library."
+    line = str(e).rpartition('WeightsUnpickler error:')[2].strip().partition('\n')[0]
+    return re.split(r'(?<=\w)\. ', line)[0][:200]
+
+
 def read_checkpoint(
     path:str|Path # safetensors, or a file of torch.save, whatever its name
 )->Checkpoint:    # tensors on the CPU
     "Read a checkpoint; no code in the file can run."
     path = Path(path).expanduser()
-    if not path.is_file(): raise FileNotFoundError(f'no checkpoint {path}')
+    if not check_content(path).is_file(): raise FileNotFoundError(f'no checkpoint {path}')
     try:
         if _is_safetensors(path):
             with safe_open(path, 'pt') as f:
@@ -160,7 +169,7 @@ def read_checkpoint(
         if name: raise ValueError(f"{path} is refused: it would call '{name[1]}', which could run code. "
                                   'Ask for the weights as .safetensors') from e
         raise ValueError(f'{path} cannot be read ({path.stat().st_size:,} bytes): truncated or not a checkpoint. '
-                         f'Get it again ({type(e).__name__}: {str(e)[:200]})') from e
+                         f'Get it again ({type(e).__name__}: {_fault(e)})') from e
     state, below = _pick_state(content, path)
     meta = {k: v for k, v in content.items() if k not in below[:1] and not isinstance(v, Tensor)}
     return Checkpoint(state, meta, path, hash_file(path), below)

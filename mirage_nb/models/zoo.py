@@ -18,7 +18,7 @@ from .mirage import MODALITIES, Modality, MultiViT
 from .positions import token_grid
 from .timm_encoder import PREFIX, timm_record, timm_weights
 from .vit import ViT
-from ..sources.weights import check_not_page, find_weights
+from ..sources.weights import check_content, find_weights
 
 # %% ../../nbs/models/85_zoo.ipynb #70fd681f
 _MIRAGE_OPTIONS = 'modalities', 'size', 'patch', 'classes', 'drop_path', 'checkpointing'
@@ -184,4 +184,4 @@ def weights_file(
             raise ValueError(f"weights=timm is for a model of timm, as 'timm:NAME', not for {model!r}")
         return timm_weights(model)
     if str(weights) in ENCODERS: return _shipped_weights(str(weights))
-    return find_weights(str(weights)) or check_not_page(Path(weights).expanduser())
+    return find_weights(str(weights)) or check_content(Path(weights).expanduser())

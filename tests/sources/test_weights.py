@@ -85,7 +85,8 @@ def test_error_shows_the_command(home):
                                                 'python -m mirage_nb.data.fetch MIRAGE-Large'):
         choose_settings('seg_tune', {'dataset': 'Phantom_OCT', 'model': 'mirage_large', 'weights': 'MIRAGE-Large'})
     (home/'RETFound_mae_natureOCT.pth').write_text('<!DOCTYPE html><html><title>Sign in')
-    with pytest.raises(ValueError, match='RETFound_mae_natureOCT.pth is a web page, not weights'):
+    with pytest.raises(ValueError, match='RETFound_mae_natureOCT.pth holds no weights. It is a web page.*'
+                                         'fetch the file: mirage-nb fetch RETFound_mae_natureOCT --accept'):
         load_model('RETFound_mae_natureOCT')
 
 

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...sources.files import SourceFile, is_page
+from ...sources.files import SourceFile, other_content
 
 # %% ../../../nbs/data/fetching/10_whole.ipynb #bb39ea71
 def digest(
@@ -58,7 +58,7 @@ def _faults(
     "Yield what is wrong with a file."
     size = path.stat().st_size
     if not size: yield 'is empty'
-    elif is_page(path): yield ('is a web page: the server sent the page of an error or a question instead of the file')
+    elif what := other_content(path): yield f'is {what}'
     if file.size and size != file.size: yield f'has {size:,} bytes; {file.size:,} are published'
     kind, _, published = file.checksum.partition(':')
     if published and not (own := digest(path, kind)).startswith(published):

@@ -6,6 +6,7 @@
 __all__ = ['LabelledImages', 'labelled_rows', 'load_labelled', 'targets', 'ClsDataset', 'match_classes']
 
 # %% ../../nbs/data/91_classification.ipynb #f982d5b8
+import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,9 +26,11 @@ from .faults import LENIENT, Fault, refuse
 from .files import read_image
 from .folders import list_images, plain_stem, scan_folder
 from .input_spec import InputSpec, eval_image, resize_smooth, train_image
+from .layouts import are_patients
 from .manifest import SPLITS, Manifest, dataset_dir, label_facts, patient_of
 from .near_duplicates import near_duplicate_faults
-from .opened import ImageFacts, can_be_left_out, file_faults, open_images
+from .opened import ImageFacts, can_be_left_out, file_faults, name_faults, open_images
+from .patients import patients_by_folder
 from .splits import divide
 from .tables import table_rows
 from ..randomness import sample_key
@@ -36,42 +39,59 @@ from ..storage import hash_value
 
 # %% ../../nbs/data/91_classification.ipynb #87855981
 def _class_folders(
-    folder:Path # of a split, or of a set that has none
+    folder:Path,                 # of a split, or of a set that has none
+    strange:list[str]|None=None  # what is wrong with names in another encoding is added; None: an error
 )->dict[str, dict[str, Path]]: # class -> id -> file
     "List the classes of a split with their images."
-    content, found, deep = scan_folder(folder), dict[str, dict[str, Path]](), list[str]()
+    content, found = scan_folder(folder, strange=strange), dict[str, dict[str, Path]]()
     for e in content.folders:
-        images = list_images(e.path, below='path')
-        if images: found[plain_stem(e.name + '.')] = images
-        deep += [f'{e.name}/{k.split("/")[0]}' for k in images if '/' in k]
+        if images := list_images(e.path, below='path', strange=strange): found[plain_stem(e.name + '.')] = images
     others = sorted(e.name for part in content for e in part if plain_stem(e.name + '.') not in found)
-    if deep:
-        names = ', '.join(sorted(set(deep))[:5]) + ', ...'*(len(set(deep)) > 5)
-        warnings.warn(f'{folder}: images of folders in a class are of that class: {names}', stacklevel=2)
     if others:
         names = ', '.join(others[:5])
         warnings.warn(f'{folder}: {names} ignored: not a folder with images', stacklevel=2)
     return found
 
 # %% ../../nbs/data/91_classification.ipynb #40b63cb8
+def _deep_patients(
+    manifest:Manifest,
+    table:pd.DataFrame # id, label; an id is the path in the folder of its class
+)->pd.Series:          # '' where they are not known
+    "Find the patients of images in class folders: by the manifest, or by folders in the classes."
+    if manifest.patient: return table.id.map(
+        lambda k: patient_of(manifest, s if re.search(manifest.patient, s := k.rpartition('/')[2]) else k))
+    inner = table.id.where(table.id.str.contains('/'), '').str.partition('/')[0]
+    if (inner == '').all(): return inner
+    root, whose = dataset_dir(manifest), {str(c): sorted(set(v)) for c, v in inner.groupby(table.label)}
+    names = sorted({f'{c}/{k}' for c, k in zip(table.label, inner, strict=True) if k})
+    some = ', '.join(names[:5]) + ', ...'*(len(names) > 5)
+    if (inner == '').any() or not are_patients(whose):
+        warnings.warn(f'{root}: images of folders in a class are of that class: {some}', stacklevel=2)
+        return inner.map(lambda k: '')
+    of = patients_by_folder(whose)
+    warnings.warn(f'{root}: each folder in a class counts as a patient, {len(set(of.values()))} in all: {some}. '
+                  'If it is none, state the patient in a manifest', stacklevel=2)
+    return pd.Series([of[c, k] for c, k in zip(table.label, inner, strict=True)], table.index)
+
+
 def _folder_rows(
-    manifest:Manifest # of class folders
-)->pd.DataFrame:      # id, patient, eye, split, image, label
+    manifest:Manifest,           # of class folders
+    strange:list[str]|None=None  # what is wrong with names in another encoding is added; None: an error
+)->pd.DataFrame:                 # id, patient, eye, split, image, label
     "Make a table of the images in class folders, a row each."
     root, rows, shares = dataset_dir(manifest), [], label_facts(manifest).shares
     there = {s: root/name for s, name in manifest.splits.items() if (root/name).is_dir()}
     if there and shares: raise ValueError(
         f'{manifest.path}: shares draws splits, and {root} has them already: {", ".join(there)}. Take one of them away')
     for split, folder in (there or {'': root}).items():
-        for label, images in _class_folders(folder).items():
+        for label, images in _class_folders(folder, strange).items():
             rows += [(k, '', split, p, label) for k, p in images.items()]
     if not rows: raise FileNotFoundError(
         f'{root} holds neither CLASS/ID.png nor SPLIT/CLASS/ID.png' +
         (f"; its splits are {', '.join(manifest.splits.values())}" if manifest.splits else ''))
     table = pd.DataFrame(rows, columns=['id', 'eye', 'split', 'image', 'label'])
+    who = _deep_patients(manifest, table)
     if table.groupby('id').label.nunique().max() > 1: table['id'] = table.label + '/' + table.id
-    names = [Path(p).stem for p in table.image]
-    who = [patient_of(manifest, k) for k in names] if manifest.patient else ''
     return table.assign(patient=who)[['id', 'patient', 'eye', 'split', 'image', 'label']]
 
 # %% ../../nbs/data/91_classification.ipynb #1bc07343
@@ -160,12 +180,13 @@ def _split_faults(
 
 # %% ../../nbs/data/91_classification.ipynb #65f233a7
 def labelled_rows(
-    manifest:Manifest
-)->pd.DataFrame:      # id, patient, eye, split, image, and label or label:CLASS
+    manifest:Manifest,
+    strange:list[str]|None=None  # what is wrong with names in another encoding is added; None: an error
+)->pd.DataFrame:                 # id, patient, eye, split, image, and label or label:CLASS
     "Read the images of a dataset with their labels; the split is '' where it is to be drawn."
     facts = label_facts(manifest)
     if facts.reader: return _reader_rows(manifest)
-    return table_rows(manifest) if facts.table else _folder_rows(manifest)
+    return table_rows(manifest) if facts.table else _folder_rows(manifest, strange)
 
 
 def _reader_rows(
@@ -237,9 +258,10 @@ def load_labelled(
 )->LabelledImages:
     "Load the labelled images of a dataset; all files are opened, and all faults are one error."
     source = str(dataset_dir(manifest))
-    table, drawn = _divided(manifest, labelled_rows(manifest), splits, need_val)
+    strange = list[str]()
+    table, drawn = _divided(manifest, labelled_rows(manifest, strange), splits, need_val)
     opened = open_images(table.image)
-    faults, checked = file_faults(list(table.image), opened), len(table)
+    faults, checked = name_faults(strange) + file_faults(list(table.image), opened), len(table)
     if 'unreadable' in waive: table, opened = _readable(table, opened)
     table['sha256'] = [f.sha256 or str(p) for f, p in zip(opened, table.image, strict=True)]
     twice, both = find_duplicates(table)

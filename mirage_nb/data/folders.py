@@ -103,12 +103,13 @@ def list_images(
     folder:str|Path,                       # of images
     suffixes:Sequence[str]=IMAGE_SUFFIXES, # that are listed, as MASK_SUFFIXES for masks
     below:Literal['', 'name', 'path']='',  # list the images of all folders below it too, by their name or their path
+    strange:list[str]|None=None            # what is wrong with names in another encoding is added; None: an error
 )->dict[str, Path]:                        # id -> file, sorted by id
     "List the images of a folder by their name without suffix."
     every = tuple(dict.fromkeys((*suffixes, *IMAGE_SUFFIXES)))
     if not os.path.isdir(folder): raise FileNotFoundError(f'no folder {folder}')
     found, others = dict[str, Path](), list[str]()
-    for content in scan_below(folder, every) if below else [scan_folder(folder, every)]:
+    for content in scan_below(folder, every, strange) if below else [scan_folder(folder, every, strange)]:
         for p in (Path(e.path) for e in content.files):
             if p.suffix.lower() not in suffixes:
                 raise ValueError(f"{p} cannot be a mask: it takes a format without loss, {', '.join(suffixes)}")

@@ -327,6 +327,11 @@ def _missing_classes(folder:Path)->str:
     head = f'{folder} holds neither manifest.toml nor INFO.json'
     if masks: return (f'{head}: with masks in {masks[0].relative_to(folder)} one of them has to name the classes. '
                       'INFO.json: {"0": {"value": 0, "label": "Background"}, "1": {"value": 80, "label": "RNFL"}}')
+    deep = [f'{p.name}/{k.name}' for p in folders_in(folder) for k in folders_in(p) if any(k.rglob('*.*'))]
+    if len(deep) > 1: return (
+        f'{head}, and its images lie in folders of folders, as {", ".join(deep[:3])}: the outer ones may be classes, '
+        'patients or sites. CLASS/PATIENT/ID.png is read if each folder of a patient has a number in its name, and '
+        'there are more patients than classes; else sort the images into CLASS/ID.png, or list them in a table')
     return (f'{head}, nor two folders of images or more, CLASS or SPLIT/CLASS: nothing names its classes. Images and '
             'their masks are in images/ and masks/, or bscan/ and semseg/')
 

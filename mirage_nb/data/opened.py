@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AS_BYTES', 'AS_STORED', 'ImageFacts', 'Opening', 'mask_opening', 'thumbnails', 'open_images', 'can_be_left_out',
-           'file_faults']
+           'name_faults', 'file_faults']
 
 # %% ../../nbs/data/46_opened.ipynb #6502891b
 import base64
@@ -286,6 +286,13 @@ def can_be_left_out(
 )->bool:
     "Tell whether a file holds no readable image; one of a wrong type is a mistake that concerns all."
     return facts.kind in _UNREADABLE
+
+
+def name_faults(
+    strange:Sequence[str] # messages of `scan_folder`
+)->list[Fault]:
+    "List the folders with names in another encoding than UTF-8; their files are left out if that is waived."
+    return [Fault('name in another encoding', text.split(' holds ')[0], text, 'unreadable') for text in strange]
 
 
 def file_faults(

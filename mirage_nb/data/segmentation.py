@@ -27,7 +27,15 @@ from .input_spec import InputSpec, normalise_view
 from .manifest import SPLITS, ClassInfo, Manifest, classes_of, dataset_dir, image_folders, patient_of
 from .masks import read_mask
 from .near_duplicates import near_duplicate_faults
-from .opened import AS_STORED, ImageFacts, can_be_left_out, file_faults, mask_opening, open_images
+from mirage_nb.data.opened import (
+    AS_STORED,
+    ImageFacts,
+    can_be_left_out,
+    file_faults,
+    mask_opening,
+    name_faults,
+    open_images,
+)
 from .preprocessing import Size, eval_view, train_view
 from .splits import divide
 from ..randomness import keyed_generator, sample_key
@@ -67,10 +75,11 @@ def _split_folder(
 def _mask_files(
     manifest:Manifest,
     split:str,
-    folder:Path # of the masks
+    folder:Path,                 # of the masks
+    strange:list[str]|None=None  # what is wrong with names in another encoding is added; None: an error
 )->dict[str, Path]|None: # None where the split has no masks, as in a challenge's test split
     "Find the masks of a split by id."
-    if folder.is_dir(): return list_images(folder, MASK_SUFFIXES)
+    if folder.is_dir(): return list_images(folder, MASK_SUFFIXES, strange=strange)
     if split == 'test' and not manifest.test_masks: return None
     hint = ', or set test_masks = false in its manifest' if split == 'test' else ''
     raise FileNotFoundError(f"no folder {folder}: split '{split}' of {manifest.name} takes masks{hint}")
@@ -94,9 +103,10 @@ def seg_table(
     faults:list[Fault]|None=None  # is added to; None: files without a partner are an error
 )->pd.DataFrame: # id, volume, slice, patient, split, bscan (path), semseg (path or None)
     "List the images of a split, a row each."
-    folders, alone = image_folders(_split_folder(manifest, split)), list[Fault]()
-    images = list_images(folders[0])
-    pairs = _pair_masks(images, _mask_files(manifest, split, folders[1]), folders, alone)
+    folders, alone, strange = image_folders(_split_folder(manifest, split)), list[Fault](), list[str]()
+    images = list_images(folders[0], strange=strange)
+    pairs = _pair_masks(images, _mask_files(manifest, split, folders[1], strange), folders, alone)
+    alone += name_faults(strange)
     if faults is None or not pairs: refuse(alone, str(folders[0].parent), len(images))
     else: faults += alone
     if not pairs: raise ValueError(f"split '{split}' of {manifest.name} is empty: no image in {folders[0]}")

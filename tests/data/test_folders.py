@@ -122,6 +122,9 @@ def test_a_name_in_an_old_encoding_is_refused_and_named(tiny, eyes, tmp_path):
         try: os.rename(folder/'a_1.png', os.fsencode(folder) + b'/M\xfcller_1.png')
         except OSError: pytest.skip('this file system takes UTF-8 alone')
         with pytest.raises(ValueError, match=r"1 name in another encoding than UTF-8, .* 'Müller_1.png'"): read()
+    with pytest.warns(UserWarning, match='1 name in another encoding'):
+        data = load_labelled(read_manifest('Eyes'), ('unreadable',))
+    assert len(data.splits['train']) == 4, 'waived, it is left out, and the others are read'
     with pytest.warns(UserWarning, match='1 name in another encoding .* They are left out'):
         found = unlabelled_images(eyes/'train'/'AMD').id.tolist()
     assert found == ['AMD_train0', 'AMD_train1'], 'the others are predicted'
@@ -174,7 +177,7 @@ def test_images_in_folders_of_a_class_count_and_other_kinds_are_an_error(eyes):
         for i, p in enumerate(sorted((eyes/s/'normal').iterdir())):
             (p.parent/f'{s}{i}').mkdir()
             p.rename(p.parent/f'{s}{i}'/'scan.png')
-    with pytest.warns(UserWarning, match='of folders in a class are of that class: normal/train0, normal/train1'):
+    with pytest.warns(UserWarning, match='of folders in a class are of that class: normal/test0, normal/test1'):
         data = load_labelled(read_manifest('Eyes'))
     assert data.counts().to_numpy().tolist() == [[2, 2, 2]]*2 and 'train0/scan' in set(data.table.id)
     for p in (eyes/'train'/'normal').rglob('*.png'): p.rename(p.with_suffix('.jp2'))

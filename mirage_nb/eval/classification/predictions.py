@@ -136,12 +136,13 @@ def _text_columns(
 
 # %% ../../../nbs/eval/classification/10_predictions.ipynb #0e4a0721
 _EXACT = 1e-3  # by which the sum of scores, and a score of logits, may differ in any case
+_EQUAL = 1e-5  # by which the sum of scores of single precision differs
 
 
 def _rounding(
     p:np.ndarray # (n, k) scores
-)->tuple[float, str]: # by how much one score may be off; how they were rounded, '': they were not
-    "Tell how scores were rounded, by their digits."
+)->list[tuple[float, str]]: # by how much one score may be off, and how they were rounded; the least first
+    "Tell how scores may have been rounded, by their digits."
     digits = next((d for d in range(1, 6) if np.abs(p - np.round(p, d)).max() < 1e-9), 0)
     found = [(.5*10.**-digits, f'{counted(digits, "decimal")}')] if digits else []
     with np.errstate(over='ignore'): half = p.astype(np.float16)
@@ -150,7 +151,7 @@ def _rounding(
     if ((p == half) | (np.abs(p - printed) < 1e-9)).all(): found.append((2.**-9/p.shape[1], 'half precision'))
     low = np.float32(p).view(np.uint32) & 0xffff
     if not low.any() and (np.float32(p) == p).all(): found.append((2.**-7/p.shape[1], 'bfloat16'))
-    return max(found, default=(0., ''))
+    return sorted(found)
 
 
 def _divide_by_sum(
@@ -160,15 +161,15 @@ def _divide_by_sum(
 )->np.ndarray:         # (n, k), as they are where all sum to 1
     "Divide scores by their sum where rounding explains that it is not 1, and refuse other sums."
     total = p.sum(1)
-    if (np.abs(total - 1) <= _EXACT).all(): return p
-    step, how = _rounding(p)
-    bad = np.abs(total - 1) > max(_EXACT, min(step*p.shape[1], 0.1) + 1e-9)
+    if (np.abs(total - 1) <= _EQUAL).all(): return p
+    known, off = [(min(step*p.shape[1], 0.1) + 1e-9, how) for step, how in _rounding(p)], np.abs(total - 1)
+    bad = off > max([_EXACT, *(most for most, _ in known)])
     if bad.any(): raise ValueError(
         f'{file}, {_first_bad_row(bad, ids)}: its scores sum to {total[bad][0]:.4g}; with one label per image they '
         'sum to 1 (softmax). For several labels per image write label:CLASS columns')
-    warnings.warn(f'{file}: the scores of {counted(int((np.abs(total - 1) > _EXACT).sum()), "row")} sum to '
-                  f'{total.min():.4g} to {total.max():.4g}, as rounding ({how}) explains; each row is divided by it',
-                  stacklevel=2)
+    why = next((f'rounding ({how})' for most, how in known if off.max() <= most), 'rounding')
+    warnings.warn(f'{file}: the scores of {counted(int((off > _EQUAL).sum()), "row")} sum to {total.min():.6g} to '
+                  f'{total.max():.6g}, as {why} explains; each row is divided by its sum', stacklevel=2)
     return p/total[:, None]
 
 # %% ../../../nbs/eval/classification/10_predictions.ipynb #ae85e7b3
@@ -249,7 +250,8 @@ def check_predictions(
     if _class_columns(table, 'logit'):
         z = _number_columns(table, 'logit', classes, file)
         away = np.abs(to_scores(z, single) - p)
-        bad = away.max(1) > max(_EXACT, 2*_rounding(_number_columns(table, 'score', classes, file))[0])
+        steps = [2*step for step, _ in _rounding(_number_columns(table, 'score', classes, file))]
+        bad = away.max(1) > max([_EXACT, *steps])
         if bad.any():
             i, j = int(np.flatnonzero(bad)[0]), int(away[bad][0].argmax())
             raise ValueError(f'{file}, {_first_bad_row(bad, list(table.id))}: score:{classes[j]} is {p[i, j]:.4g}, but '

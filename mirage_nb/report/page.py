@@ -206,7 +206,9 @@ def _text_output(
     "Show a text without the quotation marks that Python puts around it, and other values as they are."
     try: value = ast.literal_eval(plain)
     except (ValueError, SyntaxError): value = None
-    if isinstance(value, str): return ''.join(f'<p>{html.escape(p)}</p>' for p in value.split('\n\n'))
+    if isinstance(value, str) and not value.startswith('mirage-nb '):
+        return ''.join(f'<p>{html.escape(p)}</p>' for p in value.split('\n\n'))
+    plain = value if isinstance(value, str) else plain  # a command, to be copied
     return f'<pre>{html.escape(plain)}</pre>'
 
 

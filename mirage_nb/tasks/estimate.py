@@ -64,6 +64,36 @@ def _work_of(
     if views and hasattr(cfg, 'head') and not cfg.cached_views: views = 0  # a segmentation without cached views
     return _Work(task.fit_settings, n*getattr(cfg, 'repeated_augmentation', 1), valid, n*views + valid*bool(views))
 
+# %% ../../nbs/tasks/90_estimate.ipynb #90a0000b
+_REPORT = 25  # seconds for scores with intervals, figures and paper pack of some hundred images, on one core
+
+
+def _count_after(
+    task:Any # of a fine-tuning or a pre-training
+)->tuple[int, int]: # images that an encoder reads after the training; of those, how many also train a new head, in all epochs
+    "Count the images of the test and of the baselines."
+    cfg = task.settings
+    if isinstance(task, PretrainTask): return 0, 0
+    n, valid = len(task.sets['train']), len(task.sets.get('val', ()))
+    tested = task.data.tables if hasattr(cfg, 'head') else task.test_home[1].splits
+    test = len(tested.get('test', ()))
+    if hasattr(cfg, 'head'):  # a segmentation; its baseline keeps the tokens of some views
+        views = min(4, cfg.epochs)
+        return (test*2 + n*views + valid, n*cfg.epochs) if cfg.baselines else (test, 0)
+    every = n + valid + test
+    probes = every if cfg.probes and cfg.tune != 'probe' else test
+    return test + probes + every*cfg.baselines, 0
+
+
+def _time_after(
+    task:Any,  # of a fine-tuning or a pre-training
+    each:float # seconds of a forward and a backward pass of one image
+)->float:      # seconds
+    "Estimate what follows a training; the share of the head in the weights stands for its share in the time."
+    encoded, updates = _count_after(task)
+    head = sum(p.numel() for p in task.model.head.parameters()) if updates else 0
+    return _REPORT + encoded*each/3 + updates*each*head/max(sum(p.numel() for p in task.model.parameters()), 1)
+
 # %% ../../nbs/tasks/90_estimate.ipynb #90a00007
 def _first_batch(
     task:Any,           # of a fine-tuning or a pre-training
@@ -151,18 +181,20 @@ class Estimate:
     device: str
     patient: bool = False # it may stop before its last epoch
     seeds: int = 1        # trainings that are to come, with this one
+    after: float = 0.     # seconds of test, baselines and report, which follow the training
 
     def __repr__(self)->str:
         less = ' (less, if it stops early)' if self.patient else ''
-        whole = _in_words(self.seconds*self.seeds)
-        every = f', the {self.seeds} seeds to come about {whole},' if self.seeds > 1 else ''
-        return (f'estimate: the training takes about {_in_words(self.seconds)} on this {self.device}{less}{every} and '
+        one = self.seconds + self.after
+        every = f', the {self.seeds} seeds to come about {_in_words(one*self.seeds)}' if self.seeds > 1 else ''
+        return (f'estimate: the training takes about {_in_words(self.seconds)} on this {self.device}{less}, '
+                f'with test, baselines and report about {_in_words(one)}{every}; '
                 f'about {self.memory/1e9:.1f} GB of memory; {self.disk/1e6:,.0f} MB of disk while it trains, '
-                f'{self.kept/1e6:,.0f} MB afterwards. What follows it (test, baselines, report) is not counted')
+                f'{self.kept/1e6:,.0f} MB afterwards')
 
     def _repr_html_(self)->str: return f'<p>{self!r}</p>'  # JupyterLab breaks a long line of plain text within words
 
-
+# %% ../../nbs/tasks/90_estimate.ipynb #90a0000c
 def _used_memory()->float: # bytes
     "Measure the memory that the libraries and the data of this process take already; 0 on a GPU, where they take none."
     if torch.cuda.is_available() or sys.platform == 'win32': return 0.
@@ -187,7 +219,8 @@ def estimate_task(
     memory = _used_memory() + size + 3*trained + activations*work.settings.batch_size/work.settings.accumulate
     device = 'GPU' if torch.cuda.is_available() else 'CPU'
     return Estimate(rounds + work.encoded*forward, memory, 2*size + 2*trained, size, device,
-                    bool(getattr(cfg, 'patience', 0)), max(int(os.getenv(SEEDS_LEFT, 1)), getattr(cfg, 'seeds', 1)))
+                    bool(getattr(cfg, 'patience', 0)), max(int(os.getenv(SEEDS_LEFT, 1)), getattr(cfg, 'seeds', 1)),
+                    _time_after(task, each))
 
 
 def estimate_training(

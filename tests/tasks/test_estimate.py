@@ -60,5 +60,16 @@ def test_more_epochs_take_longer(home):
     assert times[1] > 20*times[0]
 
 
+@pytest.mark.parametrize('stage', KINDS)
+def test_what_follows_the_training_is_counted(home, stage):
+    task, run = started(stage, baselines=True)
+    with_baselines = estimate_training(task, run)
+    alone = estimate_training(*started(stage))
+    n, test = len(task.sets['train']), 44
+    assert with_baselines.after > alone.after > 25, 'the report, and the test'
+    more = (with_baselines.after - 25)/(alone.after - 25)
+    assert (n + test)/test/3 < more < 60*(n + test)/test, 'a baseline reads the images of the training too'
+
+
 def test_of_several_processes_there_is_none(home):
     assert 'not done by this process alone' in estimate_training(*started('seg_tune', processes=2))

@@ -98,9 +98,12 @@ class ClsScores:
 
     @property
     def notes(self)->pd.DataFrame:
-        "Explain why a class is undefined, or its interval unreliable."
-        rows = self.summary.drop_duplicates('Class').set_index('Class')[['note']]
-        return rows[(rows.note != '') & rows.index.isin(self.pred.classes)]
+        "Explain why classes are undefined, or their intervals unreliable; classes of one note share a row."
+        rows = self.summary[self.summary.Class.isin(self.pred.classes)].drop_duplicates('Class')
+        parts = rows.assign(note=rows.note.str.split('; ')).explode('note').query('note != ""')
+        notes, k = parts.groupby('note', sort=False).Class.agg(list), len(self.pred.classes)
+        names = [f'all {k} classes' if 1 < len(c) == k else ', '.join(c) for c in notes]
+        return pd.DataFrame({'note': notes.index}, pd.Index(names, name='Class', dtype=object), dtype=object)
 
     @property
     def undefined(self)->dict[str, str]: return undefined_classes(self.pred)  # class -> why it is in no mean

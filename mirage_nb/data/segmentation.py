@@ -8,7 +8,7 @@ __all__ = ['seg_table', 'folder_table', 'SegDataset', 'collate', 'SegData', 'loa
 # %% ../../nbs/data/90_segmentation.ipynb #fd0f59fb
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,11 @@ from mirage_nb.data.opened import (
     open_images,
 )
 from .preprocessing import Size, eval_view, train_view
+from .scale import MaskScale, image_scales
 from .splits import divide
 from ..randomness import keyed_generator, sample_key
 from ..recipes.data_options import SplitPlan, parse_splits
+from ..storage import hash_value
 
 # %% ../../nbs/data/90_segmentation.ipynb #61ef4a02
 def _pair_masks(
@@ -250,6 +252,12 @@ class SegData:
     leaks: pd.DataFrame              # patients in more than one split
     sha256: str                      # over splits, ids and contents of all files
     drawn: str = ''                  # how the splits were made, in words; '': they are the dataset's own
+    scales: Mapping[str, MaskScale] = field(default_factory=dict) # by image, where their pixels differ in size
+
+    @property
+    def scale(self)->MaskScale|Mapping[str, MaskScale]: # of each image, where they differ
+        "Return what distances in the masks are measured by."
+        return self.scales or self.manifest.scale
 
 
 def _divided(
@@ -321,7 +329,9 @@ def load_seg_data(
         faults += near_duplicate_faults(list(every.bscan), [opened[p] for p in every.bscan], list(every.split))
     if found is not None: found += faults
     else: _refuse(faults, str(root), len(opened), waive)
-    return SegData(manifest, classes, tables, leaks, content, drawn)
+    scales = image_scales(manifest.scale, root, every)
+    if scales: content = hash_value([content, {k: v.pixel_um for k, v in scales.items()}])
+    return SegData(manifest, classes, tables, leaks, content, drawn, scales)
 
 
 # %% ../../nbs/data/90_segmentation.ipynb #ffc73634

@@ -58,6 +58,7 @@ class SegEval(Options):
     predictions: str = ''         # folder of predictions to score, made by any program, instead of a model's
     # how their images are divided, as splits.csv in the folder of a run; '': as the dataset is
     splits: SplitsOption = ''
+    min_lesion: Whole = 0         # pixels of the smallest lesion that is counted; 0: as the manifest says
     seed: int = 0                 # seed of the bootstrap
 
     def _conflicts(self)->Iterator[str]:

@@ -9,7 +9,7 @@ __all__ = ['run_seconds', 'Prediction', 'predict_cell', 'predict_cells', 'total_
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from ..core import counted, runs_dir
 from ..records import run_identity
 from ..storage import hash_value, read_json
-from .cells import Cell
+from .cells import Cell, times_taken
 
 # %% ../../nbs/sweeps/35_predictions.ipynb #5e350006
 @dataclass(frozen=True)
@@ -52,18 +52,30 @@ def run_seconds(
     return min(wall, 3*trained + 600) if trained else wall
 
 
+
+def _with_cells(
+    past:Sequence[_Past],
+    cells:Sequence[float] # seconds of their cells; 0: not known
+)->list[_Past]:
+    "Add what a cell takes besides its run: the start of its process, and the report."
+    beside = [c - p.seconds for p, c in zip(past, cells, strict=True) if c > p.seconds]
+    more = median(beside) if beside else 0.
+    return [replace(p, seconds=max(p.seconds, c) if c else p.seconds + more) for p, c in zip(past, cells, strict=True)]
+
+
 def _list_past(
     stage:str
 )->list[_Past]:
     "List what the finished runs of a stage took."
-    found = []
+    found, took, folders = list[_Past](), times_taken(), list[Path]()
     for file in runs_dir().glob(f'{stage}/*/*/result.json'):
         record, result = read_json(file.parent/'run.json'), read_json(file)
         cores = str(record.get('machine', '')).rpartition(', ')[2]
-        seconds = run_seconds(file.parent)
-        if seconds: found.append(_Past(record['settings'], seconds, float(result.get('train_seconds') or 0),
-                                       _folder_size(file.parent), cores == f'{os.cpu_count()} cores'))
-    return found
+        if not (seconds := run_seconds(file.parent)): continue
+        folders.append(file.parent)
+        found.append(_Past(record['settings'], seconds, float(result.get('train_seconds') or 0),
+                           _folder_size(file.parent), cores == f'{os.cpu_count()} cores'))
+    return _with_cells(found, [took.get(str(f.resolve()), 0.) for f in folders])
 
 # %% ../../nbs/sweeps/35_predictions.ipynb #5e350009
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import pandas as pd
 from ..data.class_names import suggest_map, suggest_pairs
 from ..data.folders import match_masks
 from ..data.manifest import ClassInfo, read_manifest
+from ..data.scale import MaskScale
 from ..data.segmentation import SegData, load_seg_data
 from ..eval.classification.paired import compare
 from mirage_nb.eval.classification.predictions import (
@@ -58,7 +59,7 @@ class _SegEvaluation:
         "Predict what is missing, and score."
         if self.ready is None and self.model: predict_images(self.model, self.table, run/'predictions')
         return score_folder(self.table, self.folder(run), self.data.classes, self.source, self.class_map, self.seed,
-                            scale=self.data.manifest.scale)
+                            scale=self.data.scale)
 
 # %% ../../nbs/tasks/70_evaluate.ipynb #9ef55d8d
 def _given_predictions(
@@ -120,12 +121,23 @@ def _as_divided(
     return load_seg_data(data.manifest, str(kept)) if same else data
 
 
+def _with_least(
+    cfg:SegEval,
+    data:SegData
+)->SegData:
+    "Count the lesions that are as large as asked."
+    if not cfg.min_lesion: return data
+    def least(scale:MaskScale)->MaskScale: return replace(scale, min_lesion=cfg.min_lesion)
+    return replace(data, manifest=replace(data.manifest, scale=least(data.manifest.scale)),
+                   scales={k: least(v) for k, v in data.scales.items()})
+
+
 def plan_seg_evaluation(
     cfg:SegEval,  # with dataset, and run or predictions, filled in
     data:SegData
 )->_SegEvaluation:
     "Plan what an evaluation scores, checked before anything runs."
-    name, data = data.manifest.name, _as_divided(cfg, data)
+    name, data = data.manifest.name, _with_least(cfg, _as_divided(cfg, data))
     if cfg.split not in data.tables:
         raise ValueError(f'{name} has no split {cfg.split!r}; it has {", ".join(data.tables)}')
     table, hashes = data.tables[cfg.split], {'manifest': data.manifest.sha256, 'data': data.sha256}

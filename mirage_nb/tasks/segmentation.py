@@ -183,7 +183,7 @@ class SegmentationTask(_SegTrained):
         if not all(p.exists() for p in files):
             save_table(predict_images(folder/'best.safetensors', table, folder/'predictions'), folder/'predictions.csv')
         if table.semseg.isna().any(): return None
-        scores = score_folder(table, folder/'predictions', self.data.classes, scale=self.manifest.scale)
+        scores = score_folder(table, folder/'predictions', self.data.classes, scale=self.data.scale)
         save_seg_scores(scores, folder)
         return scores
 
@@ -197,7 +197,7 @@ class SegmentationTask(_SegTrained):
         "Score what there is to compare with."
         table = self.data.tables.get('test')
         if table is None or table.semseg.isna().any(): return {}
-        found = {k: score_folder(table, p, self.data.classes, grader=k.startswith('grader'), scale=self.manifest.scale)
+        found = {k: score_folder(table, p, self.data.classes, grader=k.startswith('grader'), scale=self.data.scale)
                  for k, p in seg_baseline_masks(self.data, self.settings, folder).items()}
         if not self.settings.baselines: return found
         random = replace(self, settings=random_encoder_settings(self.settings), given=self.data)

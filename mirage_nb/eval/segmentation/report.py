@@ -8,7 +8,7 @@ __all__ = ['SegScores', 'score_folder', 'compare_segmentations', 'save_seg_score
 
 # %% ../../../nbs/eval/segmentation/60_report.ipynb #356eb338
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from mirage_nb.eval.segmentation.tables import (
     count_lesions,
     lesion_table,
     lesion_words,
+    measure_sums,
     outline_table,
     volume_table,
 )
@@ -44,19 +45,25 @@ class _ScoreTables:
     patients: Mapping[str, str]|None = None # volume -> patient
     lesions: pd.DataFrame = field(default_factory=pd.DataFrame) # strict, one row per lesion, with its status
     counts: pd.DataFrame = field(default_factory=pd.DataFrame)  # of lesions, one row per class, with intervals
-    scale: MaskScale = field(default_factory=MaskScale) # of these masks
+    scale: MaskScale = field(default_factory=MaskScale) # of these masks; where they differ, of the first
+    # summary and slices in mm and micrometres, where the masks have pixels of different size
+    measured: tuple[pd.DataFrame, pd.DataFrame]|None = None
 
     @property
     def outlines(self)->pd.DataFrame: return outline_table(self.summary, self.scale) # distances, as text
 
-    @property
-    def sizes(self)->pd.DataFrame: return volume_table(self.summary, self.slices, self.scale) # volumes, as text
+    def _measured_table(self, table:Callable[..., pd.DataFrame])->pd.DataFrame:
+        "Make a table in the unit that is known of all masks."
+        return table(*(self.measured or (self.summary, self.slices)), self.scale, bool(self.measured))
 
     @property
-    def boundaries(self)->pd.DataFrame: return boundary_table(self.summary, self.slices, self.scale) # of layers
+    def sizes(self)->pd.DataFrame: return self._measured_table(volume_table) # volumes, as text
 
     @property
-    def lesion_table(self)->pd.DataFrame: return lesion_table(self.counts, self.scale) # as text
+    def boundaries(self)->pd.DataFrame: return self._measured_table(boundary_table) # of layers
+
+    @property
+    def lesion_table(self)->pd.DataFrame: return lesion_table(self.counts) # as text
 
     @property
     def lesion_words(self)->str: return lesion_words(self.counts) # as 'of 24 lesions 20 were found, ...', or ''
@@ -149,15 +156,15 @@ def _not_graded(
 def _fitting_scale(
     table:pd.DataFrame,          # with masks
     classes:Sequence[ClassInfo], # of the masks
-    scale:MaskScale
-)->MaskScale:
+    scale:MaskScale|Mapping[str, MaskScale]
+)->MaskScale|Mapping[str, MaskScale]:
     "Return a scale without its micrometres where they are of files of another height."
-    if scale.rows is None: return scale
+    if not isinstance(scale, MaskScale) or scale.rows is None: return scale
     other = {h for h in (read_mask(p, classes).shape[0] for p in table.semseg) if not scale.fits(h)}
     if not other: return scale
     warnings.warn(f'the micrometres of the manifest are of masks with {scale.rows} rows, and there are some with '
                   f'{", ".join(map(str, sorted(other)))}: distances stay in pixels', stacklevel=3)
-    return MaskScale(tolerance=scale.tolerance)
+    return MaskScale(tolerance=scale.tolerance, min_lesion=scale.min_lesion)
 
 
 def score_folder(
@@ -168,7 +175,8 @@ def score_folder(
     class_map:Mapping[int, int]|None=None, # predicted grey value -> grey value of the masks
     seed:int=0,                            # of the bootstrap
     grader:bool=False,                     # masks of a person, of whom a class that is marked nowhere says nothing
-    scale:MaskScale|None=None              # of the masks; None: the default tolerance, and pixels alone
+    # of the masks, or of each by its id; None: the default tolerance, and pixels alone
+    scale:MaskScale|Mapping[str, MaskScale]|None=None
 )->SegScores:
     "Score a folder of predictions, or of another grader's masks."
     scale, found = _fitting_scale(table, classes, scale or MaskScale()), list[pd.DataFrame]()
@@ -184,7 +192,11 @@ def score_folder(
     published = report_table(sums['published']).set_index('Class').drop(columns=['note', 'undefined'])
     volumes = pd.concat(pooled.values(), ignore_index=True)
     counts = count_lesions(lesions, pooled['strict'], patients, by_slice['strict'], ungraded, (10_000, seed))
-    return SegScores(by_slice['strict'], volumes, sums['strict'], published, patients, lesions, counts, scale)
+    measured = None
+    if not isinstance(scale, MaskScale):
+        own, scale = measure_sums(by_slice['strict'], scale), next(iter(scale.values()))
+        measured = summarise(pool_volumes(own), None, patients, own, seed=seed, ungraded=ungraded), own
+    return SegScores(by_slice['strict'], volumes, sums['strict'], published, patients, lesions, counts, scale, measured)
 
 # %% ../../../nbs/eval/segmentation/60_report.ipynb #6519abb1
 def compare_segmentations(
@@ -214,10 +226,11 @@ def score_tables(
     on:str            # what was scored, as 'test split of Duke_DME'
 )->dict[str, tuple[str, pd.DataFrame]]: # name of a file -> caption, table
     "Collect the tables beyond overlap with their captions."
+    least = f' of at least {scores.scale.lesion_limit}' if scores.scale.lesion_limit else ''
     found = {'outlines': (f'Distances between outlines on the {on}', scores.outlines),
              'volumes': (f'Errors of volumes on the {on}', scores.sizes),
              'boundaries': (f'Errors of the boundaries of layers on the {on}', scores.boundaries),
-             'lesions': (f'Lesions found, missed and invented on the {on}', scores.lesion_table)}
+             'lesions': (f'Lesions{least} found, missed and invented on the {on}', scores.lesion_table)}
     return {k: (caption, t) for k, (caption, t) in found.items() if len(t)}
 
 # %% ../../../nbs/eval/segmentation/60_report.ipynb #4f2d61c0

@@ -26,7 +26,7 @@ from mirage_nb.eval.segmentation.alignment import (
     scored_classes,
 )
 from .boundaries import BoundarySums, boundary_sums
-from .lesions import slice_lesions
+from .lesions import measure_lesions, slice_lesions
 from mirage_nb.eval.segmentation.metrics import (
     SEG_METRICS,
     Convention,
@@ -106,7 +106,7 @@ class _Scorer:
     rules: Mapping[str, Convention]
     table: np.ndarray|None         # predicted class -> class; None: the same
     kept: Sequence[ClassInfo]      # that get a row
-    scale: MaskScale
+    scale: MaskScale|Mapping[str, MaskScale] # of all slices, or of each by its id
     lesions: list[pd.DataFrame] = field(default_factory=list)
 
     def rows(self,
@@ -120,12 +120,14 @@ class _Scorer:
         head: dict[str, Any] = {'id': name, 'volume': volume, 'slice': number}
         at, known = [c.index for c in self.kept], dict[bool, _AlignedSlice]()
         names = {'Class': [c.label for c in self.kept], 'group': [c.group for c in self.kept]}
+        scale = self.scale if isinstance(self.scale, MaskScale) else self.scale[name]
         found = []
         for convention, rule in self.rules.items():
             changes = rule.invalid_by_prediction and self.table is not None
             pair = apply_invalid(pred, true, invalid, changes)
-            if changes not in known: known[changes] = _AlignedSlice(*pair, np.array(layers), self.scale)
-            if not rule.published_only: self.lesions.append(slice_lesions(*pair, self.kept).assign(**head))
+            if changes not in known: known[changes] = _AlignedSlice(*pair, np.array(layers), scale)
+            if not rule.published_only:
+                self.lesions.append(measure_lesions(slice_lesions(*pair, self.kept), scale).assign(**head))
             values = {k: v[at] for k, v in known[changes].values(rule).items()}
             found.append(pd.DataFrame(head | names | values).assign(convention=convention))
         return found
@@ -139,7 +141,8 @@ def score_slices(
     class_map:Mapping[int, int]|None=None, # cross-dataset: predicted grey value -> grey value of this dataset
     source:Sequence[ClassInfo]=(),     # with class_map: the classes that `pred` indexes
     background:bool=False,             # also rows of background classes
-    scale:MaskScale|None=None,         # tolerance and size of a pixel; None: the default tolerance, and pixels alone
+    # tolerance and size of a pixel, of all slices or of each by its id; None: the default tolerance, and pixels alone
+    scale:MaskScale|Mapping[str, MaskScale]|None=None,
     lesions:list[pd.DataFrame]|None=None # receives the lesions of each slice, of `slice_lesions`, in 'strict'
 )->pd.DataFrame: # id, volume, slice, Class, group, one column per metric, status, counts and sums, convention
     "Score slices: one row for each convention, slice and class."

@@ -6,7 +6,7 @@ import pytest
 from mirage_nb.data.manifest import ClassInfo
 from mirage_nb.data.masks import write_mask
 from mirage_nb.data.scale import MaskScale
-from mirage_nb.eval.segmentation.report import save_seg_scores, score_folder
+from mirage_nb.eval.segmentation.report import save_seg_scores, score_folder, score_tables
 
 CLASSES = [ClassInfo(0, 0, 'Background', 'background'), ClassInfo(1, 100, 'RNFL', 'layer'),
            ClassInfo(2, 200, 'Cyst', 'lesion'), ClassInfo(3, 250, 'SRF', 'lesion')]
@@ -65,3 +65,27 @@ def test_micrometres_only_where_they_are_known(files):
     assert list(other.outlines) == ['NSD, within 2 pixels', 'ASSD, pixels']
     assert not any('_um' in c for c in other.volumes)
     assert not any('µm' in c or 'mm' in c for t in (other.sizes, other.boundaries, other.lesion_table) for c in t)
+
+
+def test_small_lesions_are_not_counted(files):
+    "The second cyst of each patient has 20 pixels: with a limit above, neither side of it counts"
+    scores = score_folder(*files, CLASSES, scale=MaskScale(min_lesion=21))
+    assert scores.lesion_words == 'of 6 lesions 6 were found, 0 missed, 1 invented'  # an SRF of 30 pixels
+    assert score_tables(scores, 'test')['lesions'][0].startswith('Lesions of at least 21 pixels found, missed')
+    assert score_folder(*files, CLASSES).means == scores.means, 'overlap is of all pixels'
+
+
+def test_pixels_of_different_size(files):
+    "Half of the patients have pixels of half the size, so a quarter of the area"
+    table, wide = files[0], MaskScale(depth_um=4., across_um=12.)
+    half = MaskScale(depth_um=2., across_um=6.)
+    mixed = score_folder(*files, CLASSES, scale={k: half if i < 3 else wide for i, k in enumerate(table.id)})
+    one, small = (score_folder(*files, CLASSES, scale=s) for s in (wide, half))
+    def first(t, row, column): return float(t.loc[row, column].split(' ')[0])
+    for name, row, column in (('sizes', 'Cyst', 'true area, mm²'), ('sizes', 'Cyst', 'error without sign, mm²'),
+                              ('outlines', 'Cyst', 'ASSD, µm'), ('boundaries', 'RNFL', 'upper, distance, µm')):
+        values = [first(getattr(s, name), row, column) for s in (one, small, mixed)]
+        assert min(values[:2]) - .051 <= values[2] <= max(values[:2]) + .051, (name, column, values)
+    assert first(mixed.sizes, 'Cyst', 'true area, mm²') == pytest.approx(100*(48 + 12)/2/1e6, abs=6e-4)
+    cysts = mixed.lesions[mixed.lesions.Class == 'Cyst']
+    assert sorted(set(cysts.true_mm2.astype(float).round(6))) == [.00024, .00096, .00384]  # of 20 and 80 pixels

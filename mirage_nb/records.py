@@ -87,13 +87,14 @@ def start_run(
     stage:str,                  # as 'seg_tune'; the notebook is nbs/NN_stage.ipynb
     settings:Mapping[str, Any], # every option, resolved; 'dataset' names the folder above
     sources:Mapping[str, str],  # hashes of manifest, data and weights
-    label:str=''                # readable beginning of the folder's name
+    label:str='',               # readable beginning of the folder's name
+    home:str=''                 # name of the folder above; '': the dataset of the settings
 )->Run:
     "Make, or find again, the folder of a run; its record holds the last processes, nodes and workers."
     settings, sources = dict(settings), dict(sources)
     identity = hash_value({'stage': stage, 'settings': run_identity(settings, stage), 'sources': sources,
                         'version': __version__})
-    name = dataset_name(str(settings.get('dataset') or 'all'))
+    name = dataset_name(home or str(settings.get('dataset') or 'all'))
     label = label.replace(':', '_')  # of timm:NAME, which some file systems do not take
     folder = runs_dir()/stage/name/f"{label + '-' if label else ''}{identity[:8]}"
     record = folder/'run.json'

@@ -84,8 +84,8 @@ def _code_state()->list[_File]:
 
 # %% ../../nbs/commands/05_shortcut.ipynb #c5a00020
 _TUNINGS = ('seg_tune', 'cls_tune')
-_OF_FOLDERS = ('data_report', 'features', 'reconstruct')  # images in place of a dataset
-_READERS = ('predict', 'seg_eval', 'cls_eval', 'features', 'reconstruct')  # read trainings
+_OF_FOLDERS = ('data_report', 'explain', 'features', 'reconstruct')  # images in place of a dataset
+_READERS = ('predict', 'seg_eval', 'cls_eval', 'explain', 'features', 'reconstruct')  # read trainings
 _STAGES = (*_TUNINGS, 'few_shot', 'data_report', 'pretrain_multimae', 'pretrain_mae', *_READERS)
 
 

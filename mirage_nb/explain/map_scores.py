@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,13 @@ from ..core import counted
 from ..eval.intervals import PLAIN, IntervalRule
 from .agreement import PLACES, mask_agreement, place_shares
 from .curves import CurveEnds, curve_areas, curve_ends, curve_steps, relevance_curves
-from .randomisation import randomised_maps, rank_correlations, structural_similarity
+from .kept_parts import KeptParts
+from mirage_nb.explain.randomisation import (
+    layer_stages,
+    randomised_maps,
+    rank_correlations,
+    structural_similarity,
+)
 from .reference_maps import CellGrid, MapFunction, cell_grid, centre_maps, map_size, random_maps
 from .stability import map_stability
 from .targets import ClassTarget, RegionTarget, Target
@@ -290,19 +297,22 @@ def _chunk_scores(
     maps:Mapping[str, MapFunction],
     chunk:_Chunk,
     images:ExplainedImages,
-    options:ScoreOptions
+    options:ScoreOptions,
+    part:KeptParts,
+    name:str       # of these images among the parts
 )->Iterator[tuple[str, Tensor, _Values, Tensor]]: # method, maps, scores, (2, k, s) curves; the references last
     "Score all methods and the references on some images."
     grid = cell_grid(map_size(chunk.x), options.cell)
     ends = curve_ends(model, chunk.x, chunk.target, options.scale, options.replace)
     def scored(m:Tensor)->tuple[_Values, Tensor]: return _map_values(model, ends, m, chunk, images, grid, options)
-    for k, f in maps.items():
+    def made(k:str, f:MapFunction)->tuple[Tensor, _Values, Tensor]:
         m = _checked_maps(k, f, chunk)
-        yield k, m, *scored(m)
+        return m, *scored(m)
+    for k, f in maps.items(): yield k, *part(f'{name}-{k}', made, k, f)
     drawn = [random_maps(chunk.x, options.cell, d) for d in range(options.random_draws)]
-    yield 'random', drawn[0], *_mean_values([scored(m) for m in drawn])
+    yield 'random', drawn[0], *part(f'{name}-random', lambda: _mean_values([scored(m) for m in drawn]))
     m = centre_maps(chunk.x)
-    yield 'centre', m, *scored(m)
+    yield 'centre', m, *part(f'{name}-centre', scored, m)
 
 
 def _checks(
@@ -311,17 +321,21 @@ def _checks(
     chunk:_Chunk,
     first:Mapping[str, Tensor], # method -> (k, h, w) maps of these images
     images:ExplainedImages,
-    options:ScoreOptions
+    options:ScoreOptions,
+    part:KeptParts,
+    name:str                    # of these images among the parts
 )->tuple[list[dict[str, object]], list[dict[str, object]], dict[str, dict[str, np.ndarray]]]:
     "Measure stability and randomisation on some images: rows of both tables, and the maps of the first image."
     grid = cell_grid(map_size(chunk.x), options.cell)
     rows, randomised = list[dict[str, object]](), list[dict[str, object]]()
     nothing = torch.full((len(chunk.rows),), math.nan)
     for k, f in maps.items():
-        far, alike = map_stability(f, chunk.x, chunk.target, first[k], grid, options.noise, options.noise_draws)
+        far, alike = part(f'{name}-noise-{k}', map_stability, f, chunk.x, chunk.target, first[k], grid, options.noise,
+                          options.noise_draws)
         rows += _rows(k, {'sensitivity': (far, nothing), 'noise correlation': (alike, nothing)}, chunk, images)
     shown = {k: {'trained': v[0].numpy()} for k, v in first.items()}
-    for stage, others in randomised_maps(model, maps, chunk.x, chunk.target, options.stages, options.seed):
+    for stage, others in randomised_maps(model, maps, chunk.x, chunk.target, options.stages, options.seed, part,
+                                         f'{name}-random'):
         for k, m in others.items():
             shown[k][stage] = m[0].numpy()
             alike, ssim = rank_correlations(first[k], m, grid), structural_similarity(first[k], m)
@@ -357,33 +371,59 @@ def _first_image(
     return ((v - v.min())/(v.max() - v.min()).clamp(min=1e-9)).numpy()
 
 
+# %% ../../nbs/explain/50_map_scores.ipynb #13a00010
+@dataclass
+class _Collected:
+    "Rows of both tables, curves and maps, in the order in which they were made."
+    rows: list[dict[str, object]] = field(default_factory=list)
+    randomised: list[dict[str, object]] = field(default_factory=list)
+    curves: dict[str, list[Tensor]] = field(default_factory=dict)              # method -> (2, k, s) of each chunk
+    maps: dict[str, dict[int, Tensor]] = field(default_factory=dict)           # method -> row -> (h, w)
+    cascade: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+
+def _collect(
+    model:nn.Module,
+    maps:Mapping[str, MapFunction],
+    chunks:Sequence[_Chunk], # all
+    few:Sequence[_Chunk],    # of the slow checks
+    images:ExplainedImages,
+    options:ScoreOptions,
+    part:KeptParts
+)->_Collected:
+    "Score all images, and check some of them."
+    out, wanted = _Collected(), {i for c in few for i in c.rows}
+    for j, c in enumerate(chunks):
+        for k, m, values, normed in _chunk_scores(model, maps, c, images, options, part, f'scores-{j}'):
+            out.rows += _rows(k, values, c, images)
+            out.curves.setdefault(k, []).append(normed)
+            out.maps.setdefault(k, {}).update({i: v for i, v in zip(c.rows, m, strict=True) if i in wanted})
+    for j, c in enumerate(few):
+        first = {k: torch.stack([out.maps[k][i] for i in c.rows]) for k in maps}
+        more, others, shown = _checks(model, maps, c, first, images, options, part, f'checks-{j}')
+        out.rows, out.randomised, out.cascade = out.rows + more, out.randomised + others, out.cascade or shown
+    return out
+
+
 def score_maps(
     model:nn.Module,                # classifier or segmentation model; unchanged at the end
     maps:Mapping[str, MapFunction], # name of a method -> maps of images by this model for a target
     images:ExplainedImages,
-    options:ScoreOptions=ScoreOptions()
+    options:ScoreOptions=ScoreOptions(),
+    folder:Path|None=None           # that keeps what is done, so that an interrupted job goes on; None: nothing is kept
 )->MapStudy:
     "Score relevance maps of several methods on the same images."
     taken = [k for k in maps if k in REFERENCES]
     if taken or not maps: raise ValueError(f'{taken[0]!r} is the name of a reference map; choose another for the method'
                                            if taken else 'there are no methods to score; give one or more')
     if not options.scale: options = replace(options, scale='label' if images.multi else 'probability')
-    rows, randomised = list[dict[str, object]](), list[dict[str, object]]()
-    curves, cascade = dict[str, list[Tensor]](), dict[str, dict[str, np.ndarray]]()
     with _evaluating(model):
         chunks = _chunks(model, images, options)
         few = _spread(chunks, model, images, options)
-        wanted, kept = {i for c in few for i in c.rows}, dict[str, dict[int, Tensor]]()
-        for c in chunks:
-            for k, m, values, normed in _chunk_scores(model, maps, c, images, options):
-                rows += _rows(k, values, c, images)
-                curves.setdefault(k, []).append(normed)
-                kept.setdefault(k, {}).update({i: v for i, v in zip(c.rows, m, strict=True) if i in wanted})
-        for c in few:
-            first = {k: torch.stack([kept[k][i] for i in c.rows]) for k in maps}
-            more, others, shown = _checks(model, maps, c, first, images, options)
-            rows, randomised, cascade = rows + more, randomised + others, cascade or shown
+        checks = len(few)*len(maps)*(1 + len(layer_stages(model, options.stages)))
+        with KeptParts(folder, len(chunks)*(len(maps) + len(REFERENCES)) + checks, 'scoring maps') as part:
+            out = _collect(model, maps, chunks, few, images, options, part)
     counts = curve_steps(cell_grid(map_size(images.x), options.cell), options.steps).numpy()
-    return MapStudy(pd.DataFrame(rows), pd.DataFrame(randomised), counts/counts[-1],
-                    {k: torch.cat(v, 1).numpy() for k, v in curves.items()}, cascade, _first_image(few[0]), options,
-                    len(images.ids), tuple(images.classes))
+    return MapStudy(pd.DataFrame(out.rows), pd.DataFrame(out.randomised), counts/counts[-1],
+                    {k: torch.cat(v, 1).numpy() for k, v in out.curves.items()}, out.cascade, _first_image(few[0]),
+                    options, len(images.ids), tuple(images.classes))

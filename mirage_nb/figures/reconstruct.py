@@ -19,6 +19,7 @@ from torch import Tensor
 from ..explain.outliers import ANY_ARTEFACT
 from ..explain.reconstructions import Reconstructed
 from .common import COLOURS, DescribedFigure, draw_image, image_grid, panel_grid
+from .explain import draw_scale_bar
 from .fonts import legend_label
 from .pretraining import modality_rgb
 
@@ -71,7 +72,7 @@ def _short(
 
 
 def show_views(
-    shown:Sequence[Any] # images: id, shape (rows, columns of the file), draws; the first draw is shown
+    shown:Sequence[Any] # images: id, shape (rows, columns of the file), draws, across_um; the first draw is shown
 )->DescribedFigure:
     "Draw images, what was visible, what was hidden, what was made of that, both together, and the difference."
     first, estimated = [s.draws[0] for s in shown], shown[0].draws[0].estimated is not None
@@ -86,6 +87,7 @@ def show_views(
         if estimated: views.insert(5, modality_rgb(d.estimated))
         for ax, view, title in zip(line, views, titles, strict=True):
             draw_image(ax, view, '' if i else title, s.shape)
+        if s.across_um: draw_scale_bar(line[0], s.across_um*s.shape[1]/d.image.shape[-1], d.image.shape[-2:])
         line[0].set_xlabel(_short(s.id), fontsize=7)
         line[-1].set_xlabel(f'mean {d.error():.1f}', fontsize=8)
     _add_scale(fig, axes[:, -1], most)

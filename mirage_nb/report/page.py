@@ -24,6 +24,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from PIL import Image
 
 from ..core import package_dir
+from .later_reports import later_lines
 from ..storage import read_json, write_atomic
 
 # %% ../../nbs/report/10_page.ipynb #9a6e0006
@@ -428,7 +429,7 @@ def _fill(
         'css': Markup((package_dir/'report'/'page.css').read_text(encoding='utf-8')), 'title': title,
         'name': folder.name, 'headline': headline or title, 'lines': lines, 'error': error,
         'verdicts': [] if error else verdicts, 'facts': _facts(folder, result),
-        'files': _list_files(folder)} | more)
+        'files': _list_files(folder), 'later': [Markup(k) for k in later_lines(folder)]} | more)
 
 # %% ../../nbs/report/10_page.ipynb #9a6e0028
 _MOST = 2_700_000 # bytes of a page

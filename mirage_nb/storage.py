@@ -57,8 +57,9 @@ def _decode(
     except UnicodeDecodeError as e:
         if any(c < 9 or 13 < c < 32 for c in raw): raise ValueError(f'it is no text: {e}') from e
         text = raw.decode('cp1252', 'replace')
-        start = text[max(0, e.start - 12):e.start + 12].splitlines()[0].strip()
-        warnings.warn(f'{path} is not in UTF-8; it is read as Windows-1252, as in {start!r}. Save it as UTF-8 if that '
+        line = max(e.start - 12, text.rfind('\n', 0, e.start) + 1)
+        some = text[line:e.start + 12].splitlines()[0].strip()
+        warnings.warn(f'{path} is not in UTF-8; it is read as Windows-1252, as in {some!r}. Save it as UTF-8 if that '
                       'is wrong', stacklevel=4)
         return text
 

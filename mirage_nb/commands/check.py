@@ -207,6 +207,7 @@ def _look_at_labels(
     f.facts['sizes'] = _sizes(files[:: max(1, len(files)//_SOME)])
     with f.noting(): data = load_labelled(manifest, (), '', need_val=True, found=faults)
     with f.noting(): refuse(faults, str(root), len(files))
+    if data: f.facts['images'] = f'{len(data.table)}' + (f' of {len(files)}')*(len(data.table) < len(files))
     if data and data.drawn: f.facts |= _drawn_facts(data.drawn)
     for split, t in (data.splits if data else {}).items():
         counts = t.label.value_counts() if 'label' in t else {'images': len(t)}

@@ -6,9 +6,12 @@
 __all__ = ['croissant']
 
 # %% ../../nbs/data/57_croissant.ipynb #0531d112
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..core import data_dir
+from .layouts import image_folders
 from .manifest import Manifest
 
 # %% ../../nbs/data/57_croissant.ipynb #78d6502f
@@ -38,7 +41,44 @@ def _record_set(
     return {'@type': 'cr:RecordSet', '@id': name, 'name': name, 'key': {'@id': fields[0]['@id']}, 'field': fields,
             'data': data}
 
+# %% ../../nbs/data/57_croissant.ipynb #c401ab11
+_FORMATS = ['image/png', 'image/jpeg', 'image/tiff', 'image/bmp', 'image/webp', 'application/octet-stream']
 
+
+def _patterns(
+    manifest:Manifest
+)->Iterator[tuple[str, list[str], dict[str, str]]]: # 'images' or 'masks', patterns, what parts of a path mean
+    "Yield the patterns of the files of a dataset, below its folder, by its layout."
+    tops = [f'{v}/' for v in manifest.splits.values() if v != '.'] or ['']
+    split = {'split_folder': '^([^/]+)/'} if tops != [''] else {}
+    if manifest.layout in ('splits', 'flat') and manifest.task == 'segmentation':
+        shipped = manifest.path.suffix == '.toml' and manifest.path.name != 'manifest.toml'
+        home = data_dir()/manifest.name if shipped else manifest.path.parent  # need not exist
+        for name, folder in zip(('images', 'masks'), image_folders(home/tops[0]), strict=True):
+            yield name, [f'{t}{folder.name}/*' for t in tops], split
+    elif manifest.labels and (pattern := re.sub(r'\{[^}]*\}', '*', manifest.labels.image)).strip('*'):
+        yield 'images', [pattern], {}
+    elif manifest.layout == 'classes':
+        yield 'images', [f'{t}*/*' for t in tops], split | {'class': '^[^/]+/([^/]+)/' if split else '^([^/]+)/'}
+
+
+def _file_sets(
+    manifest:Manifest
+)->Iterator[tuple[dict[str, Any], dict[str, Any]]]: # the set of files, and the records that are read from it
+    "Describe the images and masks of a dataset as sets of files, with a record for each file."
+    for name, patterns, parts in _patterns(manifest):
+        def field(k:str, kind:str, what:str, name:str=name, regex:str='')->dict[str, Any]:
+            source: dict[str, Any] = {'fileSet': {'@id': f'{name}-files'}, 'extract': {'fileProperty': what}}
+            return {'@type': 'cr:Field', '@id': f'{name}/{k}', 'name': k, 'dataType': kind,
+                    'source': source | ({'transform': {'regex': regex}} if regex else {})}
+
+        fields = [field('path', 'sc:Text', 'fullpath'), field('content', 'sc:ImageObject', 'content'),
+                  *(field(k, 'sc:Text', 'fullpath', regex=v) for k, v in parts.items())]
+        files = {'@type': 'cr:FileSet', '@id': f'{name}-files', 'name': f'{name}-files', 'includes': patterns,
+                 'encodingFormat': _FORMATS, 'description': f'{name} below the folder of the dataset'}
+        yield files, {'@type': 'cr:RecordSet', '@id': name, 'name': name, 'field': fields}
+
+# %% ../../nbs/data/57_croissant.ipynb #c401ab13
 _KINDS = {'.zip': 'application/zip', '.gz': 'application/gzip', '.txt': 'text/plain', '.csv': 'text/csv'}
 
 
@@ -55,7 +95,7 @@ def _distribution(
                       'encodingFormat': form, kind: digest})
     return found
 
-
+# %% ../../nbs/data/57_croissant.ipynb #c401ab14
 def croissant(
     manifest:Manifest
 )->dict[str, Any]: # JSON-LD
@@ -67,8 +107,10 @@ def croissant(
         'label_classes': [{'label': c} for c in labels]}
     text = '. '.join(t.rstrip('.') for t in (manifest.title, *manifest.quirks)) + '.'
     address = manifest.source if manifest.source.startswith('http') else 'https://example.org/not-published'
+    sets = list(_file_sets(manifest))
+    files = [*_distribution(manifest), *(f for f, _ in sets)]
     return {'@context': _context(), '@type': 'sc:Dataset', 'conformsTo': 'http://mlcommons.org/croissant/1.1',
             'name': manifest.name, 'description': text, 'license': manifest.licence, 'url': address.split()[0],
             'citeAs': manifest.citation, 'keywords': [manifest.task, manifest.modality], 'isLiveDataset': False,
-            **({'distribution': files} if (files := _distribution(manifest)) else {}),
-            'recordSet': [_record_set(k, rows) for k, rows in tables.items() if rows]}
+            **({'distribution': files} if files else {}),
+            'recordSet': [*(_record_set(k, rows) for k, rows in tables.items() if rows), *(r for _, r in sets)]}

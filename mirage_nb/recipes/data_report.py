@@ -24,7 +24,7 @@ class DataReport(Options):
     splits: SplitsOption = ''
     against: str = ''             # another dataset, or a folder of images, that must not hold the same images
     model: str = ''               # encoder whose features are compared too, as 'mirage_tiny'; '': none
-    weights: str|None = None      # its checkpoint file, or 'random'
+    weights: str|None = None      # its checkpoint file, or 'random'; None: those that come with the kit
     examples: Annotated[int, Field(ge=0, le=48)] = 12 # images that are shown
     resamples: Annotated[int, Field(ge=100)] = 500    # bootstrap resamples of the intervals
     seed: int = 0                 # seed of folds, intervals and examples
@@ -32,5 +32,3 @@ class DataReport(Options):
     def _conflicts(self)->Iterator[str]:
         "Yield what is wrong with options that are right alone."
         if self.weights and not self.model: yield 'weights are those of an encoder: name it by model'
-        if self.model and self.weights is None: yield (
-            f'model {self.model} has no weights. weights=NAME_OR_FILE names them; weights=random takes random ones')

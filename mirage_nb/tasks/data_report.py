@@ -31,6 +31,7 @@ from ..eval.confounds import cheap_facts, confound_table, confound_verdicts
 from ..eval.features import EncoderFeatures
 from ..eval.verdicts import Verdict, list_verdicts
 from ..models.classification import cls_model, start_classifier
+from ..models.timm_encoder import PREFIX
 from ..models.zoo import encoder_record, weights_file
 from ..recipes.data_report import DataReport
 from ..storage import save_table
@@ -217,6 +218,11 @@ def _alike_pairs(
 _LIKENESS = (.9, .7, .5)  # cosine of features; a lower one is tried where pairs are few
 
 
+def _weights_of(cfg:DataReport)->str: # as `weights_file` takes them
+    "Name the weights of the encoder; without a name those that come with the kit, or timm's."
+    return cfg.weights or ('timm' if cfg.model.startswith(PREFIX) else cfg.model)
+
+
 def _features(
     report:_DatasetReport
 )->torch.Tensor: # (n, d) of length 1, of the readable images
@@ -225,7 +231,7 @@ def _features(
     record = encoder_record(cfg.model)
     spec = InputSpec(**record.input_keywords((record.size, record.size)))
     model = cls_model(name=cfg.model, size=spec.size, n_classes=2, modality=spec.modality)
-    start_classifier(model, weights_file(cfg.weights, cfg.model))
+    start_classifier(model, weights_file(_weights_of(cfg), cfg.model))
     some = t[report.readable].assign(sha256=[f.sha256 for f in report.facts if not f.fault])
     encoder = EncoderFeatures(model, spec, 'fp32', report.stores)
     features = encoder.encode(ClsDataset(some, (), spec), [-1])[0].flatten(1)

@@ -140,9 +140,10 @@ def _chexpert_table(
     absent:str='error'                      # or 'drop': leave out images that are not there
 )->pd.DataFrame:
     "Read the frontal views of CheXpert (Irvin et al. 2019)."
-    folder = next((f for f in sorted(Path(folder).glob('[Cc]he[Xx]pert*')) if f.is_dir()), Path(folder))
-    out = []
-    for split, name in (tables or {'train': 'train.csv', 'test': 'valid.csv'}).items():
+    tables = tables or {'train': 'train.csv', 'test': 'valid.csv'}
+    folders = [Path(folder), *(f for f in sorted(Path(folder).glob('[Cc]he[Xx]pert*')) if f.is_dir())]
+    folder, out = next((f for f in folders if (f/next(iter(tables.values()))).is_file()), folders[0]), []
+    for split, name in tables.items():
         rows = read_text_table(folder/name, ('Path', 'Frontal/Lateral', 'AP/PA', *labels))
         inside = rows.Path.str.replace('\\', '/').str.extract(_INSIDE)[0]
         strange = ~rows['Frontal/Lateral'].isin(('Frontal', 'Lateral')) | inside.isna()
@@ -152,7 +153,7 @@ def _chexpert_table(
                              f"{rows['Frontal/Lateral'][line] or 'no view'}; Path names a patient, as "
                              'CheXpert-v1.0/train/patient00001/study1/view1.jpg, and Frontal/Lateral says which')
         rows, inside = rows[rows['Frontal/Lateral'] == 'Frontal'], inside[rows['Frontal/Lateral'] == 'Frontal']
-        files = [_chexpert_file(folder, p, k) for p, k in zip(rows.Path, inside, strict=True)]
+        files = [_chexpert_file([folder, *folders], p, k) for p, k in zip(rows.Path, inside, strict=True)]
         facts = pd.DataFrame({'id': inside.str.rpartition('.')[0], 'image': pd.Series(files, rows.index, dtype=object),
                               'patient': inside.str.extract(r'(patient\d+)/')[0], 'split': split,
                               'view': rows['AP/PA']})
@@ -164,14 +165,16 @@ _INSIDE = r'(?:^|/)((?:(?:train|valid|test)/)?patient\d+/.+)$'  # the part of Pa
 
 
 def _chexpert_file(
-    folder:Path, # with the tables
-    path:str,    # as a table has it
-    inside:str   # its part that all copies share
+    folders:Sequence[Path], # where to look; with the tables the first
+    path:str,               # as a table has it
+    inside:str              # its part that all copies share
 )->Path:
-    "Find an image of CheXpert, whichever folders its path begins with."
+    "Find an image of CheXpert, whichever folders its path begins with, or in the folders of its four archives."
     parts = path.replace('\\', '/').split('/')
-    where = (folder/inside, *(folder.joinpath(*parts[i:]) for i in range(len(parts) - 3)), folder.parent/path)
-    return next((p for p in where if p.is_file()), folder/inside)
+    first, bare = folders[0], inside[inside.index('patient'):]
+    where = (first/inside, *(first.joinpath(*parts[i:]) for i in range(len(parts) - 3)), first.parent/path,
+             *(f/inside for f in folders), *(f/bare for f in folders))
+    return next((p for p in where if p.is_file()), first/inside)
 
 # %% ../../../nbs/data/chest/30_readers.ipynb #aa608329
 def _mimic_table(

@@ -53,6 +53,18 @@ def chexpert(tmp_path):
     return tmp_path, write, line
 
 
+def test_chexpert_in_the_folders_of_its_archives(chexpert):
+    "The full-size set comes as four archives; tables may also lie above the images"
+    folder, small = chexpert[0], chexpert[0]/'CheXpert-v1.0-small'
+    first, second = (folder/f'CheXpert-v1.0 batch {k}' for k in ('1 (validate & csv)', '2 (train 1)'))
+    (small/'train').rename(second)
+    small.rename(first)
+    for where in (first, folder):
+        for k in ('train.csv', 'valid.csv'): (first/k if (first/k).exists() else folder/k).rename(where/k)
+        table = _chexpert_table(folder)
+        assert len(table) == 4 and all(p.is_file() for p in table.image)
+
+
 @pytest.mark.parametrize('policy, unmentioned, unsure, missing', [
     ('published', 'zero', [0, 1, 0, 1, 0], [1, 0, 0, 0, 0]), ('ones', 'zero', [1]*5, [1, 0, 0, 0, 0]),
     ('zeros', 'zero', [0]*5, [1, 0, 0, 0, 0]), ('ignore', 'zero', [None]*5, [1, 0, 0, 0, 0]),

@@ -123,5 +123,5 @@ def ranking_table(
         table['like a random model'] = [f'{last[m]:.2f}' if m in last else '' for m in table.index]
     won = {(c.names[0], c.metric): _OUTCOMES[c.outcome] for c in comparisons}
     for score in dict.fromkeys(k for _, k in won):
-        table[f'beats references: {score}'] = [won.get((str(m), score), '') for m in table.index]
+        table[f'better by {score}'] = [won.get((str(m), score), '') for m in table.index]
     return table.reset_index().rename_axis(columns=None)

@@ -157,7 +157,7 @@ def show_mean_maps(
         for ax, t in zip(row, titles, strict=True):
             values = maps[t]/max(float(maps[t].max()), 1e-12)
             draw_image(ax, colormaps['viridis'](values)[..., :3], shape=shape)
-        row[0].set_ylabel(name, fontsize=8)
+        row[0].set_ylabel(name.replace(' (', '\n('), fontsize=7)  # two lines, since images may be flat
     for ax, t in zip(axes[0], titles, strict=True): ax.set_title(t, fontsize=8)
     fig.description = f'Mean relevance of {", ".join(means)} by {", ".join(titles)}'
     return fig

@@ -55,10 +55,11 @@ def show_map_curves(
             y = study.curves[m][:, defined].mean(1)
             areas = (y[:, 1:] + y[:, :-1]) @ np.diff(study.share)/2
             ax.plot(100*study.share, y[i], line, color=colour, lw=1.6, label=f'{name} ({areas[0]:.2f}, {areas[1]:.2f})')
-        ax.set(xlabel=f'% of the image {("replaced by " + how, "revealed in " + how)[i]}', xlim=(0, 100))
+        ax.set(xlim=(0, 100))
+        ax.set_xlabel(f'% of the image\n{("replaced by " + how, "revealed in " + how)[i]}', fontsize=9)
         ax.set_title(title, fontsize=10)
         ax.grid(alpha=.3)
-    axes[0].set_ylabel(f'{study.options.scale} of the class, whole image = 1', fontsize=9)
+    axes[0].set_ylabel(f'{study.options.scale} of the class\n(whole image: 1)', fontsize=9)
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=3, frameon=False, fontsize=8)
     left = f'; {len(best) - _SHOWN} more methods are not drawn' if len(best) > _SHOWN else ''
     fig.description = f'Mean curves of {int(defined.sum())} images, with the areas of deletion and insertion{left}'

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import betaincinv, stdtr, stdtrit
 
+from .stats import FEW_UNITS
+
 # %% ../../nbs/eval/11_intervals.ipynb #13980399
 @dataclass(frozen=True)
 class IntervalRule:
@@ -18,6 +20,7 @@ class IntervalRule:
     low: float = 0.      # least value; -inf: none
     high: float = 1.     # greatest value; inf: none
     units: str = 'rarer' # 'all', 'positive', 'negative', 'predicted', 'rejected', or 'rarer' of the 2nd and 3rd
+    few: int = FEW_UNITS # below this many of them, the interval is a poor guide
 
     def __post_init__(self)->None:
         if not self.low < self.high: raise ValueError(

@@ -31,11 +31,12 @@ class ResamplingUnits:
         return int(self.of.max()) + 1
 
     def few(self,
-        n:int|None=None # units that count; None: all
-    )->str:             # '' for five or more
+        n:int|None=None,    # units that count; None: all
+        least:int=FEW_UNITS # that are enough
+    )->str:                 # '' for so many or more
         "Warn that an interval from few units is unreliable."
         n = self.g if n is None else n
-        return f'only {counted(n, self.kind)}: the interval is a poor guide' if n < FEW_UNITS else ''
+        return f'only {counted(n, self.kind)}: the interval is a poor guide' if n < least else ''
 
 # %% ../../nbs/eval/10_stats.ipynb #ff494a27
 def draw_counts(

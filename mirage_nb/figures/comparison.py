@@ -63,7 +63,7 @@ def _draw_score(
 # %% ../../nbs/figures/70_comparison.ipynb #cb6454fd
 _OUTCOMES = {'win': ('#0072B2', 'first better'), 'loss': ('#D55E00', 'second better'),
              'equivalent': ('#009E73', 'equivalent'), 'tie': ('#7F7F7F', 'no difference shown'),
-             'few': ('#7F7F7F', 'too few patients')}
+             'few': ('#7F7F7F', 'too few patients for a test')}
 _LONGEST = 60  # rows of a forest
 
 
@@ -92,7 +92,7 @@ def show_differences(
     ax.set_yticklabels([k for _, k in labels], fontsize=9)
     ax.grid(axis='x', alpha=.3)
     found = [k for k in _OUTCOMES if k in set(some.outcome)]
-    marks = [Line2D([], [], marker='s', ls='', color=_OUTCOMES[k][0], mfc=_fill(k), label=_OUTCOMES[k][1])
+    marks = [Line2D([], [], marker=_marker(k), ls='', color=_OUTCOMES[k][0], mfc=_fill(k), label=_OUTCOMES[k][1])
              for k in found]
     fig.legend(handles=marks, loc='outside lower center', ncols=len(marks), fontsize=8, frameon=False)
     fig.description = f'{len(some)} of {len(rows)} differences in {title}, with intervals'
@@ -101,12 +101,14 @@ def show_differences(
 
 def _fill(outcome:str)->str: return _OUTCOMES[outcome][0] if outcome in ('win', 'loss', 'equivalent') else 'white'
 
+def _marker(outcome:str)->str: return 'X' if outcome == 'few' else 's'
+
 
 def _draw_difference(ax:Any, y:float, r:Mapping[str, Any])->None:
     "Draw one difference with its interval."
     colour = _OUTCOMES[r['outcome']][0]
     ax.plot([r['low'], r['high']], [y, y], color=colour, lw=2)
-    ax.plot(r['difference'], y, 's', color=colour, mfc=_fill(r['outcome']), ms=6)
+    ax.plot(r['difference'], y, _marker(r['outcome']), color=colour, mfc=_fill(r['outcome']), ms=6)
 
 # %% ../../nbs/figures/70_comparison.ipynb #8b7309f6
 def show_ranks(

@@ -6,7 +6,6 @@
 __all__ = ['show_seed_curves', 'show_seeds']
 
 # %% ../../nbs/figures/70_seeds.ipynb #5eed0072
-import textwrap
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..eval.seed_scores import SeedScores
 from ..eval.seeds import seed_metrics
+from .classification import style_scores
 from .common import COLOURS, DescribedFigure, panel_grid
 
 # %% ../../nbs/figures/70_seeds.ipynb #5eed0075
@@ -59,11 +59,7 @@ def show_seeds(
             points = scores[row['result']].points[metric]
             ax.plot(points, np.full(len(points), i + .27), '|', color=colour, ms=7, mew=1.6)
             words.append(f"{row['result']} {title} {row['mean']:.3f}")
-        ax.set(yticks=range(len(scores)), yticklabels=[textwrap.fill(k, 26) for k in scores])
-        ax.set(xlim=(-.02, 1.02), ylim=(len(scores) - .4, -.6))
-        ax.set_xlabel(f'{title}, 0 to 1', fontsize=11)
-        ax.tick_params(labelsize=11)
-        ax.grid(axis='x', alpha=.3)
+        style_scores(ax, list(scores), title, .6)
     sns.despine(fig)
     fig.description = f'Means over the seeds with intervals, and the score of each seed below: {"; ".join(words)}'
     return fig

@@ -177,9 +177,9 @@ def difference_table(
     names = ['dataset', 'pair', f'difference in {k.title}', 'p', 'p, Holm', *['p, equivalence'][:asked], 'd', 'r',
              'P', *['test'][:len(tests) - 1], 'verdict']
     marks = [['']*(len(row) - 1) + ['best' if ' better' in row[-1] else ''] for row in rows]
-    by = f' by {tests[0]}' if len(tests) == 1 else ''
+    by, tried = f' by {tests[0]}' if len(tests) == 1 else '', int(own.p.notna().sum())
     return MarkedTable(pd.DataFrame(rows, columns=names), pd.DataFrame(marks, columns=names),
-                       (*_key_note(keys), f'{counted(len(own), "test")} of {k.name}{by}, corrected together (Holm).',
+                       (*_key_note(keys), f'{counted(tried, "test")} of {k.name}{by}, corrected together (Holm).',
                         *_EFFECTS), 2)
 
 

@@ -1,5 +1,4 @@
 "Jobs of Slurm: what is asked for, what is followed"
-import os
 import pickle
 from dataclasses import replace
 
@@ -9,22 +8,13 @@ import submitit
 from mirage_nb.launch import local as launch_local
 from mirage_nb.launch import slurm
 from mirage_nb.recipes.pretraining import MultiMAERecipe, pretrain_recipe
+from tests.fake_slurm import make_slurm
 
 # ------------------------------------------------------------------ Slurm
 
 
 @pytest.fixture
-def cluster(tmp_path, monkeypatch):
-    "A Slurm that keeps what is submitted, as job 77, and says what alive.txt says"
-    made = tmp_path/'cluster'
-    made.mkdir()
-    for name, line in {'sbatch': f'cat "$1" >> {made}/batch.txt; echo Submitted batch job 77', 'srun': 'exit 1',
-                       'sacct': 'exit 1', 'squeue': f'cat {made}/alive.txt'}.items():
-        (made/name).write_text(f'#!/bin/sh\n{line}\n')
-        (made/name).chmod(0o755)
-    (made/'alive.txt').touch()
-    monkeypatch.setenv('PATH', f'{made}:{os.environ["PATH"]}')
-    return made
+def cluster(tmp_path, monkeypatch): return make_slurm(tmp_path, monkeypatch)
 
 
 def slurm_settings(**changed):

@@ -1,27 +1,15 @@
 "Arrays of Slurm jobs: what is asked for, what is followed"
-import os
-
 import pytest
 
 from mirage_nb.sweeps.arrays import make_array
 from mirage_nb.sweeps.cells import Cell
+from tests.fake_slurm import make_slurm
 
 CELLS = [Cell('seg_tune', {'seed': i}) for i in range(3)]
 
 
 @pytest.fixture
-def cluster(home, monkeypatch):
-    "A Slurm that keeps what is submitted, as job 77, and says that what alive.txt lists still runs"
-    made = home/'cluster'
-    made.mkdir()
-    for name, line in {'sbatch': f'cat "$1" >> {made}/batch.txt; echo Submitted batch job 77', 'srun': 'exit 1',
-                       'squeue': f'cat {made}/alive.txt', 'scancel': f'echo $* >> {made}/ended.txt',
-                       'sacct': 'exit 1'}.items():
-        (made/name).write_text(f'#!/bin/sh\n{line}\n')
-        (made/name).chmod(0o755)
-    (made/'alive.txt').touch()
-    monkeypatch.setenv('PATH', f'{made}:{os.environ["PATH"]}')
-    return made
+def cluster(home, monkeypatch): return make_slurm(home, monkeypatch)
 
 
 def test_slurm_gets_an_array(cluster, home):

@@ -147,7 +147,7 @@ def _class_notes(
         return f'only {m} {what} {units.kind}{"s" if m > 1 else ""}: {worth}'
     return {c: note(j, c) for j, c in enumerate(pred.classes)}
 
-
+# %% ../../../nbs/eval/classification/40_intervals.ipynb #5ca1e041
 def _share_interval(
     rows:pd.DataFrame # of `with_intervals`, changed
 )->None:
@@ -163,6 +163,24 @@ def _rules_at(
     return {name.format(at=f'{100*at:g}'): m.rule for name, m in CLS_METRICS.items()}
 
 
+def _few_notes(
+    rows:pd.DataFrame, # of `with_intervals`
+    support:Support,
+    rules:_Rules,
+    kind:str           # of the units
+)->list[str]:          # of each row, '' where enough units count
+    "Say where an interval rests on too few units, by the rule of its metric."
+    found = list[str]()
+    for metric, own in rows.groupby('metric', sort=False):
+        rule = rules.get(str(metric)) or PLAIN
+        for name, m in zip(own.Class, units_behind(support, rule, len(own)), strict=True):
+            if name in (MACRO, WEIGHTED, ALL) and m < FEW_UNITS:
+                found.append(f'a class has too few {kind}s: the interval is a poor guide')
+            else: found.append(f'{metric} rests on fewer than {rule.few} {kind}s: its interval is a poor guide'
+                               if FEW_UNITS <= m < rule.few else '')
+    return found
+
+# %% ../../../nbs/eval/classification/40_intervals.ipynb #5ca1e042
 def bootstrap(
     pred:Predictions,
     n:int=10_000,     # resamples
@@ -174,15 +192,17 @@ def bootstrap(
     units = image_units(pred)
     parts, notes = count_table(pred, units.of), _class_notes(pred, units)
     def metrics(counts:np.ndarray)->dict[str, np.ndarray]: return compute_metrics(parts, counts, at)
-    rows = interval_rows(metrics, count_support(parts.cells), pred.classes, _rules_at(at), n, seed, level)
-    def note(name:str, mean:float, lost:float)->str:
-        texts = [notes.get(name, units.few())]
+    support, rules = count_support(parts.cells), _rules_at(at)
+    rows = interval_rows(metrics, support, pred.classes, rules, n, seed, level)
+    def note(name:str, mean:float, lost:float, few:str)->str:
+        texts = [notes.get(name, units.few()) or few]
         if not np.isnan(mean) and units.g > 1 and lost > .005:
             texts.append(f'{100*lost:.0f} % of the resamples lack it')
         return '; '.join(t for t in texts if t)
     if pred.single: _share_interval(rows)
     rows['n'], rows['unit'] = units.g, units.label
-    rows['note'] = [note(*r) for r in zip(rows.Class, rows['mean'], rows.lost, strict=True)]
+    rows['note'] = [note(*r) for r in zip(rows.Class, rows['mean'], rows.lost,
+                                         _few_notes(rows, support, rules, units.kind), strict=True)]
     return rows.drop(columns='lost')
 
 # %% ../../../nbs/eval/classification/40_intervals.ipynb #4aee90d4

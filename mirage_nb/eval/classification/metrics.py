@@ -151,8 +151,8 @@ class ClsMetric:
 
 CLS_METRICS: dict[str, ClsMetric] = {
     'AUROC': ClsMetric(from_ranks=_auroc),
-    'AP': ClsMetric(from_ranks=_average_precision),
-    'PR area': ClsMetric(from_ranks=_pr_area),
+    'AP': ClsMetric(from_ranks=_average_precision, rule=IntervalRule(few=20)),
+    'PR area': ClsMetric(from_ranks=_pr_area, rule=IntervalRule(few=20)),
     'sensitivity at {at} % specificity': ClsMetric(from_ranks=_sensitivity_at),
     'specificity at {at} % sensitivity': ClsMetric(from_ranks=_specificity_at),
     'sensitivity': ClsMetric(from_decisions=_sensitivity, rule=IntervalRule(units='positive')),

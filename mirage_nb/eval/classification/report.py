@@ -188,21 +188,26 @@ def _check_separate(
     return replace(valid, table=valid.table[~both].reset_index(drop=True), classes=pred.classes, y=y, p=p, z=z)
 
 
+_LOSSES = {'NLL': IntervalRule(0, np.inf, 'all', 50), 'Brier score': IntervalRule(0, np.inf, 'all', 20)}
+
+
 def _calibration_rows(
     pred:Predictions,
     temperature:Temperature|None, # None: as predicted only
     n:int,                        # resamples
     seed:int
-)->pd.DataFrame: # scores, metric, mean, low, high
+)->pd.DataFrame: # scores, metric, mean, low, high, note
     "Compute calibration before and after temperature scaling."
     units, forms = image_units(pred), {'as predicted': pred}
     if temperature: forms[f'at temperature {temperature.value:.2f}'] = apply_temperature(pred, temperature.value)
     def rows(pred:Predictions)->pd.DataFrame:
         count, support = Calibration(pred, units.of), count_support(label_confusion(pred, units.of, units.g))
-        rules = {k: None if k.startswith('ECE') else IntervalRule(0, np.inf, 'all') for k in count()}
-        return interval_rows(count, support, pred.classes, rules, n, seed)
+        rules = {k: None if k.startswith('ECE') else _LOSSES[k] for k in count()}
+        found = interval_rows(count, support, pred.classes, rules, n, seed)
+        few = [(rule := rules[k]) is not None and units.g < rule.few for k in found.metric]
+        return found.assign(note=[f'too few {units.kind}s: the interval is a poor guide' if f else '' for f in few])
     parts = [rows(p).assign(scores=name) for name, p in forms.items()]
-    return pd.concat(parts, ignore_index=True)[['scores', 'metric', 'mean', 'low', 'high']]
+    return pd.concat(parts, ignore_index=True)[['scores', 'metric', 'mean', 'low', 'high', 'note']]
 
 # %% ../../../nbs/eval/classification/70_report.ipynb #ea5c5002
 VALIDATION = 'sensitivity, validation', 'specificity, validation'

@@ -46,6 +46,8 @@ def calibration_table(
 )->pd.DataFrame:     # one row per metric
     "Write calibration before and after temperature scaling as text."
     table = pivot_numbers(scores.calibration, 'metric', 'scores')
+    notes = scores.calibration.groupby('metric', sort=False).note.first()
+    if notes.any(): table['note'] = notes.reindex(table.index)
     return table.rename_axis(index=scores.intervals, columns=None)
 
 # %% ../../../nbs/eval/classification/80_tables.ipynb #d4c9d008

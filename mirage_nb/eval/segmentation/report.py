@@ -98,6 +98,8 @@ class SegScores(_ScoreTables):
         words = {'missed': 'slices where it was missed', 'false': 'slices where it was predicted though absent',
                  'neither': 'slices without it'}
         rows = self.summary[self.summary.metric == 'Dice'].set_index('Class')[['note']]
+        far = self.summary[self.summary.metric == 'HD95'].set_index('Class').note.reindex(rows.index).fillna('')
+        rows['note'] = [a or b and f'HD95: {b}' for a, b in zip(rows.note, far, strict=True)]
         rows = rows.join(counts.reindex(columns=list(words), fill_value=0).rename(columns=words), how='left').fillna(0)
         rows = rows.astype({w: int for w in words.values()})[[*words.values(), 'note']]
         rows['note'], gathered = _gather_notes(rows.note)

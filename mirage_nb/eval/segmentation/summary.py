@@ -17,7 +17,7 @@ from ..comparing.evidence import drawn_evidence
 from ..intervals import PLAIN, IntervalRule
 from ..resampled import ResampledScore, mean_score
 from .metrics import SEG_METRICS
-from ..stats import ResamplingUnits, mean_draws, sum_draws
+from ..stats import FEW_UNITS, ResamplingUnits, mean_draws, sum_draws
 
 # %% ../../../nbs/eval/segmentation/40_summary.ipynb #a1c9d405
 def choose_units(
@@ -92,7 +92,7 @@ def _rule(
     "Choose the scale of a metric: a share, a distance above 0, or any number."
     record = SEG_METRICS.get(metric)
     if record and not record.unit and record.higher_is_better: return IntervalRule(units='all')
-    return IntervalRule(0, np.inf, 'all') if record and (np.isnan(draws) | (draws > 0)).all() else PLAIN
+    return IntervalRule(0, np.inf, 'all', few=20) if record and (np.isnan(draws) | (draws > 0)).all() else PLAIN
 
 # %% ../../../nbs/eval/segmentation/40_summary.ipynb #a1c9d410
 NOT_GRADED = 'not graded'  # of a class that a grader marks nowhere
@@ -102,15 +102,18 @@ def _row_note(
     n:int,                 # units with a value
     units:ResamplingUnits,
     present:bool,          # whether the ground truth has the class
-    lost:Sequence[str]=()  # of the classes that it averages, those that are not graded
+    lost:Sequence[str]=(), # of the classes that it averages, those that are not graded
+    few:int=FEW_UNITS      # below this many units the interval is a poor guide
 )->str:                    # '' where nothing stands against the row
     "Explain why a row has no interval, or an unreliable one."
-    if lost: return '; '.join(filter(None, (_row_note(n, units, present), f'without {", ".join(lost)}: {NOT_GRADED}')))
+    if lost:
+        own = _row_note(n, units, present, (), few)
+        return '; '.join(filter(None, (own, f'without {", ".join(lost)}: {NOT_GRADED}')))
     if not present: return 'absent from the ground truth: listed, not averaged'
     if n == 0: return 'undefined everywhere'
     if n == 1: return f'one {units.kind} only: no interval'
     alike = 'slices of one volume resemble each other: the interval is too narrow' if units.kind == 'slice' else ''
-    return units.few(n) or alike
+    return units.few(n, few) or alike
 
 # %% ../../../nbs/eval/segmentation/40_summary.ipynb #0dbf0041
 def _class_info(
@@ -141,9 +144,10 @@ def _summarise_metric(
         own = info.loc[[c for c in members if c not in ungraded]]
         at, lost = info.index.get_indexer(own.index), [c for c in members if c in ungraded]
         count = len(set(units.of[defined[:, at].any(1)]))
-        score = mean_score(own['mean'].mean(), _average_classes(draws[:, at])[:, 0], count, _rule(metric, draws))
+        rule = _rule(metric, draws)
+        score = mean_score(own['mean'].mean(), _average_classes(draws[:, at])[:, 0], count, rule)
         low, high = score.interval(level)
-        note = _row_note(count, units, bool(own['present'].sum()), lost) if len(own) else NOT_GRADED
+        note = _row_note(count, units, bool(own['present'].sum()), lost, rule.few) if len(own) else NOT_GRADED
         out.append(dict(
             Class=name, group=info['group'][name] if name in info.index else '', metric=metric,
             mean=own['mean'].mean(), low=low, high=high, n=count,

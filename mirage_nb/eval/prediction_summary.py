@@ -195,6 +195,6 @@ def unlike_table(
 )->pd.DataFrame:       # empty: no image is unlike, or nothing was compared
     "List the images that are unlike the training images, the furthest first."
     if 'far' not in rows or not rows.far.any():
-        return pd.DataFrame({'unlike the training images': ['no image' if 'far' in rows else 'not compared']})
+        return pd.DataFrame({'': ['none' if 'far' in rows else 'not compared']}, ['unlike the training images'])
     top = rows[rows.far].sort_values('distance', ascending=False, kind='stable').head(most).set_index('id')
     return top[['uncertainty']].round(3).assign(**{'in words': top.apply(unlike_words, axis=1)})

@@ -8,6 +8,8 @@ __all__ = ['MARKS', 'latex_text', 'MarkedTable', 'plain_table', 'write_word_tabl
 # %% ../../nbs/report/35_marked_tables.ipynb #0759cb77
 import html
 import re
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,23 @@ def latex_text(
 )->str:
     "Write a text for LaTeX, its special characters as they are read."
     return re.sub('|'.join(map(re.escape, _SPECIAL)), lambda m: _SPECIAL[m[0]], text)
+
+# %% ../../nbs/report/35_marked_tables.ipynb #afa879f9
+def _heading_lines(
+    name:str,
+    cells:Sequence[str] # below it
+)->list[str]:
+    "Break a heading that is longer than what stands below it."
+    return textwrap.wrap(name, max(10, *map(len, cells), *map(len, name.split()), 0)) or ['']
+
+
+def _latex_heading(
+    lines:Sequence[str],
+    side:str            # 'l' or 'r'
+)->str:
+    "Write a heading of one line or of several for LaTeX."
+    text = r' \\ '.join(map(latex_text, lines))
+    return text if len(lines) == 1 else rf'\begin{{tabular}}[b]{{@{{}}{side}@{{}}}}{text}\end{{tabular}}'
 
 # %% ../../nbs/report/35_marked_tables.ipynb #afa879f8
 MARKS = {'best': ('b', r'\textbf'), 'near': ('u', r'\underline')}  # mark -> HTML, LaTeX
@@ -60,9 +79,13 @@ class MarkedTable:
         notes = f'<p><small>{"<br>".join(map(html.escape, self.notes))}</small></p>' if self.notes else ''
         return f'<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}'
 
+    def _headings(self)->list[list[str]]: # lines of each
+        return [_heading_lines(str(k), [str(v) for v in self.rows.iloc[:, i]]) for i, k in enumerate(self.rows)]
+
     def _smaller(self)->str: # as '\\footnotesize'; '': the table fits a page in the size of the text
         "Choose the size of letters by which a table fits the width of a page."
-        wide = sum(max(len(str(v)) for v in (name, *self.rows[name])) + 2 for name in self.rows)
+        wide = sum(max(map(len, (*lines, *map(str, self.rows.iloc[:, i])))) + 2
+                   for i, lines in enumerate(self._headings()))
         steps = ((130, r'\tiny'), (110, r'\scriptsize'), (85, r'\footnotesize'))
         size = next((name for least, name in steps if wide > least), '')
         return size + rf'\setlength{{\tabcolsep}}{{{2 if wide > 110 else 3}pt}}' if size else ''
@@ -79,13 +102,14 @@ class MarkedTable:
             if i and self.heads > 1 and row[0][0]: lines.append(r'\addlinespace')
             lines.append(' & '.join(cell(*c) for c in row) + r' \\')
         columns = 'l'*self.heads + 'r'*(self.rows.shape[1] - self.heads)
+        head = ' & '.join(_latex_heading(*c) for c in zip(self._headings(), columns, strict=True))
         notes = [r'\par\smallskip', r'\begin{minipage}{\linewidth}\footnotesize',
                  *(latex_text(n) + r'\par' for n in self.notes), r'\end{minipage}'] if self.notes else []
         return '\n'.join([
             r'\begin{table}[tb]', r'\centering' + self._smaller(), rf'\caption{{{latex_text(caption)}}}',
             rf'\label{{{label}}}',
-            rf'\begin{{tabular}}{{{columns}}}', r'\toprule', ' & '.join(latex_text(str(c)) for c in self.rows) + r' \\',
-            r'\midrule', *lines, r'\bottomrule', r'\end{tabular}', *notes, r'\end{table}', ''])
+            rf'\makebox[\linewidth][c]{{\begin{{tabular}}{{{columns}}}', r'\toprule', head + r' \\',  # centred
+            r'\midrule', *lines, r'\bottomrule', r'\end{tabular}}', *notes, r'\end{table}', ''])
 
 
 def plain_table(

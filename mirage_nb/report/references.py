@@ -84,7 +84,7 @@ _WORKS |= {
     'tsne': dict(kind='article', author='van der Maaten, Laurens and Hinton, Geoffrey', title='Visualizing data using '
                  '{t-SNE}', journal='Journal of Machine Learning Research', volume='9', pages='2579--2605',
                  year='2008'),
-    'mirage_nb': dict(kind='software', author='{The mirage_nb developers}', title='mirage\\_nb: a notebook-first, '
+    'mirage_nb': dict(kind='misc', author='{The mirage_nb developers}', title='mirage\\_nb: a notebook-first, '
                       'reproducible research kit for foundation models of medical images', year='2026')}
 
 # %% ../../nbs/report/25_references.ipynb #c04b1a52
@@ -179,7 +179,7 @@ def citation_entries(
             authors = ' and '.join(map(_author_name, re.split(r',\s*', found['authors'])))
             fields = {'kind': 'misc', 'author': authors, 'title': f"{{{found['title']}}}",
                       **_published_in(found['rest'])}
-        else: fields = {'kind': 'misc', 'title': f'{{{key}}}', 'note': text.strip()}
+        else: fields = {'kind': 'misc', 'key': key, 'title': f'{{{key}}}', 'note': text.strip()}
         entries.append(_entry_text(name, fields))
     return entries
 

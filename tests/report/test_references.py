@@ -30,7 +30,7 @@ def test_names_of_authors():
 
 
 def test_free_text_stays_whole_and_is_escaped():
-    entry = ['@misc{x,\n  title = {{x}},\n  note = {ours \\& theirs, 50 \\%}\n}']
+    entry = ['@misc{x,\n  key = {x},\n  title = {{x}},\n  note = {ours \\& theirs, 50 \\%}\n}']
     assert citation_entries('x', 'ours & theirs, 50 %') == entry
 
 

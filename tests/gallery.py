@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 from PIL import Image
 
 from mirage_nb.core import unknown
@@ -26,7 +27,8 @@ STAGES = {  # in an order in which each finds what it needs
     'seg_eval': 'Score a segmentation',
     'cls_eval': 'Score a classification', 'compare': 'Compare methods', 'data_report': 'Look a dataset over',
     'pretrain_multimae': 'Pre-train MIRAGE',
-    'pretrain_mae': 'Pre-train a masked autoencoder', 'sweep': 'Run a notebook with many values'}
+    'pretrain_mae': 'Pre-train a masked autoencoder', 'sweep': 'Run a notebook with many values',
+    'benchmark': 'Run the tasks of a paper'}
 
 SWEEP = 'mirage-nb sweep seg_tune head=linear,convnext seed=0,1 epochs=2 size=64 baselines=False'
 STARTS = {'seeds': ('cls_tune', {'seeds': 3})}  # stage -> what makes its run, where it is not the stage as it stands
@@ -65,6 +67,17 @@ def table_of(run):
     return ['', *('| ' + ' | '.join(map(str, r)) + ' |' for r in rows[:14])]
 
 
+def rows_of(table):
+    "A table of texts as Markdown"
+    return ['', *('| ' + ' | '.join(r) + ' |' for r in ([*table], ['---']*table.shape[1], *table.to_numpy().tolist()))]
+
+
+def scores_of(run):
+    "Scores of a benchmark beside the published ones"
+    table = pd.read_csv(run.folder/'scores.csv', dtype=str).drop(columns='value').dropna(axis=1, how='all').fillna('')
+    return ['', '## Main result: scores', *rows_of(table)]
+
+
 def text_of(notebook, section):
     "Last output of a section as text, for a report without figures; none where there is no such section"
     here, found = '', ''
@@ -98,8 +111,8 @@ def write(stage):
         page += ['', f'## {section}'] if section != last else []
         page += ['', f"![{words.translate({91: 40, 93: 41, 10: 32})}]({path.name})"]  # no brackets in it
         last = section
-    if not last: page += text_of(nbformat.read(run.folder/'report.ipynb', 4), 'Runs')
-    page += table_of(run)
+    if not last and stage != 'benchmark': page += text_of(nbformat.read(run.folder/'report.ipynb', 4), 'Runs')
+    page += scores_of(run) if stage == 'benchmark' else table_of(run)
     page += ['', f'Made by `{command(stage)}` on synthetic images. The report itself is one page that',
              'has all tables, the data, the curves, the settings and the provenance. [All examples](README.md).']
     (GALLERY/f'{stage}.md').write_text('\n'.join(page) + '\n', encoding='utf-8')

@@ -84,8 +84,7 @@ class MarkedTable:
 
     def _smaller(self)->str: # as '\\footnotesize'; '': the table fits a page in the size of the text
         "Choose the size of letters by which a table fits the width of a page."
-        wide = sum(max(map(len, (*lines, *map(str, self.rows.iloc[:, i])))) + 2
-                   for i, lines in enumerate(self._headings()))
+        wide = sum(max(map(len, (*h, *map(str, self.rows.iloc[:, i])))) + 2 for i, h in enumerate(self._headings()))
         steps = ((130, r'\tiny'), (110, r'\scriptsize'), (85, r'\footnotesize'))
         size = next((name for least, name in steps if wide > least), '')
         return size + rf'\setlength{{\tabcolsep}}{{{2 if wide > 110 else 3}pt}}' if size else ''
@@ -102,13 +101,12 @@ class MarkedTable:
             if i and self.heads > 1 and row[0][0]: lines.append(r'\addlinespace')
             lines.append(' & '.join(cell(*c) for c in row) + r' \\')
         columns = 'l'*self.heads + 'r'*(self.rows.shape[1] - self.heads)
-        head = ' & '.join(_latex_heading(*c) for c in zip(self._headings(), columns, strict=True))
+        head = ' & '.join(_latex_heading(*c) for c in zip(self._headings(), columns, strict=True)) + r' \\'
         notes = [r'\par\smallskip', r'\begin{minipage}{\linewidth}\footnotesize',
                  *(latex_text(n) + r'\par' for n in self.notes), r'\end{minipage}'] if self.notes else []
         return '\n'.join([
             r'\begin{table}[tb]', r'\centering' + self._smaller(), rf'\caption{{{latex_text(caption)}}}',
-            rf'\label{{{label}}}',
-            rf'\makebox[\linewidth][c]{{\begin{{tabular}}{{{columns}}}', r'\toprule', head + r' \\',  # centred
+            rf'\label{{{label}}}', rf'\makebox[\linewidth][c]{{\begin{{tabular}}{{{columns}}}', r'\toprule', head,
             r'\midrule', *lines, r'\bottomrule', r'\end{tabular}}', *notes, r'\end{table}', ''])
 
 

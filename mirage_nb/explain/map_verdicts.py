@@ -139,14 +139,15 @@ def _on_places(
 
 def _on_lesions(
     study:MapStudy,
-    lead:str       # method
+    lead:str,      # method
+    inside:str     # what the masks show
 )->Iterator[Verdict]:
     "Judge whether relevance lies in lesions."
     rows = study.table[(study.table.score == 'outside lesions') & (study.table.method == lead)]
     for c, part in rows.dropna(subset=['value']).groupby('Class', sort=False):
         more = (part.chance - part.value).to_numpy(float)[:, None]  # in lesions, than by chance
         low, high = mean_with_interval(more, map_units(part), PLAIN)[1][:, 0]
-        inside = f'{100*(1 - part.value.mean()):.1f} % of the relevance of {c} lies in lesions by {lead}'
+        inside = f'{100*(1 - part.value.mean()):.1f} % of the relevance of {c} lies in {inside} by {lead}'
         against = f'by chance {100*(1 - part.chance.mean()):.1f} % ({counted(len(part), "image")})'
         if high < 0: yield Verdict('warning', f'Hint of a confound: only {inside}; {against}')
         else: yield Verdict('note', f'{inside}; {against}' + ('' if low > 0 else ', which is not told apart'))
@@ -176,7 +177,8 @@ def _on_images(
 
 
 def map_verdicts(
-    study:MapStudy
+    study:MapStudy,
+    inside:str='lesions' # what the masks show
 )->Iterator[Verdict]:
     "Judge the relevance maps of a model."
     comparisons, ranks = compare_with_references(study), rank_maps(study)
@@ -188,4 +190,4 @@ def map_verdicts(
     yield from _on_stability(ranks, study.options.noise)
     yield from _on_places(study)
     lead = [m for m in dict.fromkeys(ranks.method) if m in study.methods]
-    yield from _on_lesions(study, lead[0])
+    yield from _on_lesions(study, lead[0], inside)

@@ -330,6 +330,13 @@ def _explained_words(
     return f'{what}{", ".join(sorted(set(job.rows.explained)))} in {images}. Model: {model}'
 
 
+def _shown_by_masks(
+    job:Explanation
+)->str:
+    "Say what the masks of the images show: lesions, or what is explained of a segmentation."
+    return 'its mask' if job.member.task == 'segmentation' else 'lesions'
+
+
 def _counts_any_lesion(
     job:Explanation
 )->bool:
@@ -345,7 +352,7 @@ def sum_up_explanation(
     "Sum an explanation up: headline, verdicts, numbers."
     unscored = Verdict('warning', 'A heat map proves nothing by itself, and these are not scored: scores=True ranks '
                                   'the methods beside random and centre-biased maps')
-    judged = [unscored] if job.study is None else [*map_verdicts(job.study)]
+    judged = [unscored] if job.study is None else [*map_verdicts(job.study, _shown_by_masks(job))]
     if _counts_any_lesion(job): judged.append(Verdict('note', (
         'Every lesion counts for every class, as it is not known which belongs to which; class_masks= says so')))
     right = [v for v in job.rows.right if v is not None]
@@ -387,4 +394,5 @@ def place_table(
     area = t.groupby('score', sort=False).chance.mean()*100
     wide.loc[('share of the image', ''), :] = area
     wide = wide[[k for k in (*PLACES, 'outside lesions') if k in wide]].rename_axis(columns=None)
+    wide = wide.rename(columns={'outside lesions': f'outside {_shown_by_masks(job)}'})
     return wide.map(lambda v: '–' if np.isnan(v) else f'{v:.0f}')

@@ -255,7 +255,7 @@ def _caption(
     "Write what stands above an image."
     name = str(row.id) if len(str(row.id)) <= 30 else f'...{str(row.id)[-27:]}'
     if not hasattr(row, 'share') or row.share != row.share: said = f'predicted {row.predicted} {row.confidence:.2f}'
-    else: said = f'predicted {row.predicted}'
+    else: said = f'predicted {row.predicted}'.replace(', ', ',\n')
     true = f'true {row.label},\n' if row.label else ''
     other = f'\nexplained {row.explained}' if row.explained != row.predicted and true else ''
     return f'{name}\n{true}{said}{other}'

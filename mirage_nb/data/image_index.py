@@ -32,6 +32,7 @@ from ..storage import hash_value, write_atomic
 
 # %% ../../nbs/data/94_image_index.ipynb #061a54f4
 _HEAD = 4096  # bytes that are read and hashed
+_ODD_NAMES = '(names in another encoding)'
 
 
 class _FileFacts(NamedTuple):
@@ -89,6 +90,7 @@ def _inspect_file(
     "Inspect a file, with a fault in words where it cannot be read as an image."
     head = b''
     try:
+        if size < 0: scan_folder(os.path.dirname(path))  # raises, and says which names
         with open(path, 'rb', buffering=0) as f:
             head = f.read(_HEAD)
             end = head[-16:] if size <= len(head) else os.pread(f.fileno(), 16, size - 16)
@@ -106,11 +108,13 @@ def _scan_folder(
     suffixes:tuple[str, ...]  # lower case
 )->tuple[list[str], list[tuple[str, int, int]]]: # folders in it; files: path, size, time of change
     "Scan one folder, and ask for size and time of its image files."
-    content, files = scan_folder(folder, suffixes), []
+    strange, files = list[str](), list[tuple[str, int, int]]()
+    content = scan_folder(folder, suffixes, strange)
     for e in content.files:
         try: s = e.stat()
         except FileNotFoundError: continue  # a link to nowhere, or deleted meanwhile
         files.append((e.path, s.st_size, s.st_mtime_ns))
+    files += [(os.path.join(folder, _ODD_NAMES), -1, 0) for _ in strange]  # a damaged file, which stands for them
     return [e.path for e in content.folders], files
 
 

@@ -25,7 +25,7 @@ from .audit import hash_content
 from .faults import Fault, refuse
 from .files import ARRAY_SUFFIXES, IMAGE_SUFFIXES, MASK_SUFFIXES, as_plane, read_image
 from .folders import find_files, list_images
-from .opened import ImageFacts, Opening, file_faults, open_images
+from .opened import ImageFacts, Opening, file_faults, name_faults, open_images
 from ..randomness import sample_key
 from ..spreadsheets import open_table
 from ..storage import hash_value, write_atomic
@@ -51,11 +51,12 @@ def _check_class_ids(
 # %% ../../nbs/data/92_paired.ipynb #919f4695
 def _list_planes(
     folder:Path,         # of one modality; folders below it are not searched
-    is_map:bool=False    # class ids, which JPEG would corrupt
+    is_map:bool=False,   # class ids, which JPEG would corrupt
+    strange:list[str]|None=None # what is wrong with names in another encoding is added; None: an error
 )->dict[str, Path]:      # id -> file, sorted by id
     "List the images or arrays of a folder by id, and refuse an empty one."
     takes = (*ARRAY_SUFFIXES, *(MASK_SUFFIXES if is_map else IMAGE_SUFFIXES))
-    found = list_images(folder, takes)
+    found = list_images(folder, takes, strange=strange)
     if not found: raise ValueError(f"{folder} is empty: no file in it ends in {', '.join(takes)}")
     return found
 
@@ -204,7 +205,9 @@ def folder_pairs(
         if k not in there: raise FileNotFoundError(f'{folder}: {unknown("modality", k, there)}')
     if not names: raise FileNotFoundError(f'{folder} holds none of the folders {", ".join(_MODALITIES)}. Files of '
                                           'scanners become these by mirage-nb import FOLDER OUT')
-    found = {k: _list_planes(folder/k, k in classes) for k in names}
+    strange = None if faults is None else list[str]()
+    found = {k: _list_planes(folder/k, k in classes, strange) for k in names}
+    if faults is not None: faults += name_faults(strange or [])
     ids = _paired_ids(found, folder, faults)
     return FilePairs(ids, {k: [v[i] for i in ids] for k, v in found.items()}, dict(classes))
 

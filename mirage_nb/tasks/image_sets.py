@@ -21,7 +21,7 @@ from ..data.image_sets import ImageDataset
 from ..data.layouts import find_masks
 from ..data.manifest import SPLITS, Manifest, read_manifest
 from ..data.normalization import NORMS, Norm, choose_norm, find_norm
-from ..data.opened import ImageFacts, can_be_left_out, file_faults, open_images
+from ..data.opened import ImageFacts, can_be_left_out, file_faults, name_faults, open_images
 from ..data.splits import divide
 from ..recipes.data_options import parse_splits, waived
 from ..recipes.pretraining import MAERecipe
@@ -107,9 +107,11 @@ def _listed_faults(
 )->list[Fault]:
     "List the files of a folder that cannot be used, those that its listing left out among them."
     broken = [index.root/k for k in index.faults]
+    odd = [why.removeprefix('ValueError: ') for why in index.faults.values() if 'in another encoding than' in why]
     opened = zip(broken, index.faults.values(), open_images(broken, thumbs=False), strict=True)
     return file_faults([index.path(i) for i in range(len(index))], facts) + [
-        Fault(f.kind or 'unreadable', str(p), f.fault or f'{p}: {why}', 'unreadable') for p, why, f in opened]
+        Fault(f.kind or 'unreadable', str(p), f.fault or f'{p}: {why}', 'unreadable') for p, why, f in opened
+        if 'in another encoding than' not in why] + name_faults(odd)
 
 
 def _check_listed(

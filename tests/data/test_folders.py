@@ -20,6 +20,8 @@ from mirage_nb.data.paired import folder_pairs, table_pairs
 from mirage_nb.data.segmentation import SegDataset, load_seg_data, seg_table
 from mirage_nb.data.unlabelled import unlabelled_images
 from mirage_nb.eval.segmentation.report import score_folder
+from mirage_nb.recipes.pretraining import MAERecipe
+from mirage_nb.tasks.image_sets import load_image_set
 from tests.data.samples import MANIFEST
 
 NAS = ('@eaDir/{}/SYNOFILE_THUMB_M.jpg', '#recycle/{}', '._{}', '.DS_Store', 'Thumbs.db', '__MACOSX/._{}',
@@ -115,9 +117,11 @@ def test_decomposed_letters_find_composed_ones(tiny, eyes, tmp_path):
 
 @pytest.mark.skipif(os.name != 'posix', reason='names are bytes on POSIX alone')
 def test_a_name_in_an_old_encoding_is_refused_and_named(tiny, eyes, tmp_path):
+    def pretrain(): return load_image_set(str(tmp_path/'tree'), 64, MAERecipe(dataset=str(tmp_path/'tree')))
+    picture(tmp_path/'tree'/'b_1.png')
     for folder, read in ((tiny/'train'/'bscan', lambda: seg_table(read_manifest('Tiny'), 'train')),
                          (eyes/'train'/'AMD', lambda: load_labelled(read_manifest('Eyes'))),
-                         (tmp_path/'tree', lambda: index_images(tmp_path/'tree', tmp_path/'x.safetensors'))):
+                         (tmp_path/'tree', pretrain)):
         picture(folder/'a_1.png')
         try: os.rename(folder/'a_1.png', os.fsencode(folder) + b'/M\xfcller_1.png')
         except OSError: pytest.skip('this file system takes UTF-8 alone')
@@ -125,6 +129,9 @@ def test_a_name_in_an_old_encoding_is_refused_and_named(tiny, eyes, tmp_path):
     with pytest.warns(UserWarning, match='1 name in another encoding'):
         data = load_labelled(read_manifest('Eyes'), ('unreadable',))
     assert len(data.splits['train']) == 4, 'waived, it is left out, and the others are read'
+    with pytest.warns(UserWarning, match=r'1 fault accepted.\nname in another encoding \(1\)'):
+        kept = load_image_set(str(tmp_path/'tree'), 64, MAERecipe(dataset=str(tmp_path/'tree'), waive='unreadable'))
+    assert len(kept.train) == 1
     with pytest.warns(UserWarning, match='1 name in another encoding .* They are left out'):
         found = unlabelled_images(eyes/'train'/'AMD').id.tolist()
     assert found == ['AMD_train0', 'AMD_train1'], 'the others are predicted'

@@ -32,7 +32,6 @@ from ..storage import hash_value, write_atomic
 
 # %% ../../nbs/data/94_image_index.ipynb #061a54f4
 _HEAD = 4096  # bytes that are read and hashed
-_ODD_NAMES = '(names in another encoding)'
 
 
 class _FileFacts(NamedTuple):
@@ -94,8 +93,7 @@ def _inspect_file(
         with open(path, 'rb', buffering=0) as f:
             head = f.read(_HEAD)
             end = head[-16:] if size <= len(head) else os.pread(f.fileno(), 16, size - 16)
-        width, height = _measure_image(path, head, end)
-        fault = ''
+        (width, height), fault = _measure_image(path, head, end), ''
     except (OSError, SyntaxError, ValueError, EOFError, KeyError, struct.error, Image.DecompressionBombError) as e:
         width = height = 0
         fault = 'empty file' if not size else f'{type(e).__name__}: {e}'.replace(path, Path(path).name)
@@ -114,7 +112,7 @@ def _scan_folder(
         try: s = e.stat()
         except FileNotFoundError: continue  # a link to nowhere, or deleted meanwhile
         files.append((e.path, s.st_size, s.st_mtime_ns))
-    files += [(os.path.join(folder, _ODD_NAMES), -1, 0) for _ in strange]  # a damaged file, which stands for them
+    files += [(os.path.join(folder, '(odd names)'), -1, 0) for _ in strange]  # a damaged file, which stands for them
     return [e.path for e in content.folders], files
 
 

@@ -21,12 +21,12 @@ from ..core import counted
 from ..data.audit import hash_content
 from ..data.classification import ClsDataset, load_labelled
 from ..data.faults import Fault, fault_table
-from ..data.folders import list_images
 from ..data.input_spec import InputSpec
 from ..data.manifest import SPLITS, Manifest, read_manifest
 from ..data.near_duplicates import look_vectors, near_duplicates, numbered_neighbours, similar_pairs
 from ..data.opened import ImageFacts, file_faults, open_images
 from ..data.segmentation import load_seg_data
+from ..data.unlabelled import unlabelled_images
 from ..eval.confounds import cheap_facts, confound_table, confound_verdicts
 from ..eval.features import EncoderFeatures
 from ..eval.verdicts import Verdict, list_verdicts
@@ -68,12 +68,14 @@ def _cls_rows(
 
 # %% ../../nbs/tasks/76_data_report.ipynb #d041912a
 def _folder_rows(
-    folder:str # of images, at any depth
-)->pd.DataFrame: # of _COLUMNS
-    "List the images of a folder."
-    found = list_images(Path(folder).expanduser(), below='path')
-    rows = pd.DataFrame({'id': list(found), 'image': list(found.values())})
-    return rows.assign(split='', patient='', site='', label='')[list(_COLUMNS)]
+    folder:str # of images or files of scanners, at any depth
+)->tuple[pd.DataFrame, pd.DataFrame, None]: # of _COLUMNS, faults, no manifest
+    "List the images of a folder; the B-scans of a volume are images."
+    found = unlabelled_images(Path(folder).expanduser())
+    why = found.get('fault', pd.Series('', found.index))
+    faults = [Fault('unreadable', k, f'{k}: {w}') for k, w in zip(found.id[why != ''], why[why != ''], strict=True)]
+    rows = found[why == ''].assign(split='', patient='', site='', label='')
+    return rows[list(_COLUMNS)].reset_index(drop=True), fault_table(faults), None
 
 
 def _image_rows(
@@ -84,7 +86,7 @@ def _image_rows(
     try: manifest = read_manifest(name)
     except (FileNotFoundError, KeyError):
         if not Path(name).expanduser().is_dir(): raise
-        return _folder_rows(name), fault_table([]), None
+        return _folder_rows(name)
     rows, faults = (_cls_rows if manifest.labels else _seg_rows)(manifest, splits)
     return rows, faults, manifest
 
@@ -378,7 +380,7 @@ def plan_report(
 )->_DatasetReport:
     "List the images that a report describes."
     name = cfg.images or cfg.dataset
-    if cfg.images: rows, faults, manifest = _folder_rows(name), fault_table([]), None
+    if cfg.images: rows, faults, manifest = _folder_rows(name)
     else: rows, faults, manifest = _image_rows(name, cfg.splits)
     rows = rows.assign(dataset=Path(name).name)
     if cfg.against:

@@ -13,6 +13,7 @@ from mirage_nb.tasks.data_report import (
     report_result,
     suspicious_pairs,
 )
+from tests.data.scanners.made import SECRETS, write_dicom
 
 pytestmark = pytest.mark.slow
 
@@ -81,3 +82,13 @@ def test_a_folder_and_another_dataset(eyes):
     assert pairs['where'].tolist() == ['train and test']
     assert '1 pair of images, nearly the same: train and test.' in texts
     with pytest.raises(KeyError, match='no dataset'): plan_report(DataReport(dataset='Nowhere'))
+
+
+def test_files_of_scanners_in_a_folder(eyes, monkeypatch):
+    monkeypatch.setenv('MIRAGE_KEYS', str(eyes/'keys'))
+    write_dicom(eyes/'train'/'Doe.dcm')
+    (eyes/'train'/'Doe.vol').write_bytes(b'HSF-OCT-103' + bytes(9))
+    report = plan_report(DataReport(images=str(eyes/'train')))
+    assert len(report.table) > 16 and report.all_faults().files.to_dict() == {'unreadable': 1}
+    said = f'{list(report.table.id)} {report.faults.to_string()}'.lower()
+    assert not any(k in said for k in (*SECRETS, 'doe'))

@@ -72,11 +72,12 @@ def _snapshot_modalities(
 
 def show_snapshots(
     snapshots:Mapping[int, Mapping[str, Tensor]], # epoch -> images, of `eval.pretraining.read_snapshot_images`
-    sample:int=0                                  # which of the samples
+    sample:int=0                                  # which of the samples; the last where there are fewer
 )->DescribedFigure:
     "Draw the truth, what was shown of it, and the prediction of the rest after some epochs."
     last = snapshots[max(snapshots)]
     names = _snapshot_modalities(last)
+    sample = min(sample, len(last[f'truth.{names[0]}']) - 1)
     fig, axes = image_grid(len(names), 2 + len(snapshots), last[f'truth.{names[0]}'].shape[-2:], 2.)
     for line, k in zip(axes, names, strict=True):
         true = modality_rgb(last[f'truth.{k}'][sample])

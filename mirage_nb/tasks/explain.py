@@ -66,7 +66,9 @@ def explanation_folder(
     member:Member # that is explained
 )->tuple[str, str]: # name of the images, and of the model, for the folder of a run
     "Name what is explained."
-    model = Path(cfg.weights).stem if cfg.weights else re.sub('-[0-9a-f]{8}$', '', member.run.folder.name)
+    file = absolute_path(cfg.weights)
+    name = file.stem if cfg.weights and file.stem != 'best' else file.parent.name if cfg.weights else ''
+    model = re.sub('-[0-9a-f]{8}$', '', name or member.run.folder.name)
     if cfg.images: return 'volume' if scanner_kind(cfg.images) else absolute_path(cfg.images).stem, model
     own = member.run.settings
     tested = own.get('test_dataset') if cfg.split == 'test' else ''

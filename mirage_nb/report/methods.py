@@ -246,8 +246,8 @@ def _explain(s:_Settings, r:_Settings)->list[str]:
 def _data_report(s:_Settings, r:_Settings)->list[str]:
     "Write the sentences of a report of a dataset."
     return ['Before any training we looked for files that cannot be read, constant images, copies and near copies, and '
-            'patients in two splits. A random forest on facts of the files (size, brightness, borders, names) was tested '
-            'on other patients: what it predicts could stand in for a disease.']
+            'patients in two splits. A random forest on facts of the files (size, brightness, borders, names) was '
+            'tested on other patients: what it predicts could stand in for a disease.']
 
 
 def _benchmark(s:_Settings, r:_Settings)->list[str]:

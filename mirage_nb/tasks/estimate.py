@@ -70,7 +70,7 @@ _REPORT = 25  # seconds for scores with intervals, figures and paper pack of som
 
 def _count_after(
     task:Any # of a fine-tuning or a pre-training
-)->tuple[int, int]: # images that an encoder reads after the training; of those, how many also train a new head, in all epochs
+)->tuple[int, int]: # images that an encoder reads after the training; images that a new head learns from
     "Count the images of the test and of the baselines."
     cfg = task.settings
     if isinstance(task, PretrainTask): return 0, 0

@@ -69,7 +69,7 @@ def measure_lesions(
 )->pd.DataFrame:          # with true_mm2 and predicted_mm2, where the size of a pixel is known
     "Leave out lesions that are too small to be counted, and measure the others."
     size = np.where(lesions.status == 'invented', lesions.predicted_pixels, lesions.true_pixels)
-    kept = lesions[[scale.counts_lesion(int(k)) for k in size]]
+    kept = lesions[np.array([scale.counts_lesion(int(k)) for k in size], bool)]
     if not scale.pixel_um: return kept
     area = scale.pixel_um[0]*scale.pixel_um[1]/1e6
     return kept.assign(true_mm2=kept.true_pixels*area, predicted_mm2=kept.predicted_pixels*area)

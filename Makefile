@@ -35,7 +35,7 @@ test: setup  ## everything: checks and the demo beside the tests, whose folder o
 	$(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile --no-loadscope-reorder; \
 	wait $$checks || { cat "$$scratch/static.txt"; exit 1; }; cat "$$scratch/static.txt"; \
 	wait $$demo || { cat "$$scratch/demo.txt"; exit 1; }; cat "$$scratch/demo.txt"; \
-	$(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python tests/small_data.py "$$scratch/data"; MIRAGE_DATA="$$scratch/data" $(BIN)/nbdev_test --n_workers 2
 
 lab: setup  ## JupyterLab on the project
 	$(BIN)/jupyter lab --notebook-dir=.

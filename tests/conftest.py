@@ -11,7 +11,14 @@ LONG = [  # files that take longest, in the order in which they start, so that t
     'tasks/test_predict.py', 'report/test_page.py', 'sweeps/test_running.py', 'tasks/test_few_shot.py', 'test_init.py']
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption('--long', action='store_true', help='also the tests that take more than a minute each')
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption('--long'):
+        for item in items:
+            if item.get_closest_marker('long'): item.add_marker(pytest.mark.skip(reason='--long runs it'))
     order = {Path(__file__).parent/name: i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path, len(LONG)))  # xdist keeps to it with --no-loadscope-reorder
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from mirage_nb.data.packed import pack
 from mirage_nb.data.paired import folder_pairs
@@ -30,7 +31,6 @@ from mirage_nb.tasks import pretrain as tasks_pretrain
 from mirage_nb.tasks import pretrain_mirage as tasks_pretrain_mirage
 from mirage_nb.tasks.pretrain_mirage import MirageTask
 from mirage_nb.tasks.protocol import train
-from mirage_nb.train import devices as train_devices
 from mirage_nb.train import loop as train_loop
 from mirage_nb.train.devices import make_accelerator
 from tests.tasks.samples import forkserver, train_each, two_processes
@@ -87,16 +87,15 @@ def test_bf16_is_near_fp32(plain, home):
     assert half.loss.tolist() != plain.loss.tolist(), 'it was not bf16'
 
 
-def test_compiled_is_near_plain(home, monkeypatch):
-    "Every block is to be compiled; one is, in training and in evaluation, as each takes the compiler many seconds"
-    blocks, model = train_devices._transformer_blocks, MirageTask.from_settings(settings()).model
-    train_devices.distribute(model, make_accelerator('fp32'), compiled=True)
-    assert blocks(model) and all(b._compiled_call_impl for b in blocks(model))
-    monkeypatch.setattr(train_devices, '_transformer_blocks', lambda m: blocks(m)[:1])
-    changed = {'modalities': ['bscan'], 'batch_size': 8, 'eval_every': 0}  # two steps of one shape
+@pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=pytest.mark.long)])
+def test_compiled_is_near_plain(home, monkeypatch, backend):
+    "Every block is traced and differentiated; to write, build and load C++ of them takes the compiler a minute more"
+    built = nn.Module.compile
+    monkeypatch.setattr(nn.Module, 'compile', lambda module: built(module, backend=backend))
+    changed = {'modalities': ['bscan'], 'batch_size': 8, 'eval_every': 0}  # two steps of one shape, and one look
     plain, compiled = (train_pretrain(settings(compile=k, **changed), home/f'{k}') for k in (False, True))
     assert torch._dynamo.utils.counters['stats']['unique_graphs'], 'nothing was compiled'
-    close(compiled.fillna(0.), plain.fillna(0.), rel=1e-3)  # one look, at the end
+    close(compiled.fillna(0.), plain.fillna(0.), rel=1e-3)
     a, b = (load_file(home/f'{k}'/'encoder.safetensors') for k in (False, True))
     differ = torch.cat([(a[k] - b[k]).abs().flatten() for k in a])
     assert differ.mean() < 1e-6, 'other gradients: AdamW moves each weight that learns by some 1e-4 in a step'

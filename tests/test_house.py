@@ -6,6 +6,7 @@ import re
 import shlex
 import tokenize
 from configparser import ConfigParser
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,6 +64,17 @@ def cells(path, kind='code'):
         name = f'{place(path)} cell {i}'
         found.append(SimpleNamespace(i=i, source=''.join(c['source']), tags=tags, raw=c, name=name))
     return found
+
+
+@lru_cache(maxsize=None)  # several rules look at the same modules; none changes a tree
+def parsed(source): return ast.parse(source)
+
+
+@lru_cache(maxsize=None)
+def own_tree(): return Tree(ROOT)
+
+
+def tree_of(root): return own_tree() if root == ROOT else Tree(root)  # another one is changed by its test
 
 
 def plain(source): return '\n'.join('' if re.match(r'\s*[%!]', line) else line for line in source.split('\n'))
@@ -146,14 +158,14 @@ def imports_point_down(root):
     for p in libraries(root):
         own = next(iter(exports(p)), '')
         for c in cells(p):
-            for k in sorted(imported(ast.parse(plain(c.source))) & numbers.keys()):
+            for k in sorted(imported(parsed(plain(c.source))) & numbers.keys()):
                 test = not re.match(r'#\| *export', c.source)
                 late = test and f'{place(p).with_suffix("")}' in STILL_UPWARD
                 if points_up(own, k, numbers) and not late or k == own and not test:
                     faults.append(f'{c.name} imports {k}')
     for name, p in modules(root).items():
         rule = allowed(name)
-        for k in sorted(imported(ast.parse(p.read_text()), name) & numbers.keys()):
+        for k in sorted(imported(parsed(p.read_text()), name) & numbers.keys()):
             fits = rule is None or any(k == a or a.endswith('.') and k.startswith(a) for a in rule)
             if not fits: faults.append(f'{name} imports {k}; it may import {", ".join(rule)}')
     return faults
@@ -161,12 +173,12 @@ def imports_point_down(root):
 
 def no_import_circles(root):
     "No module needs itself, by way of others"
-    return [f'a circle of imports: {", ".join(sorted(ring))}' for ring in rings(Tree(root).graph)]
+    return [f'a circle of imports: {", ".join(sorted(ring))}' for ring in rings(tree_of(root).graph)]
 
 
 def doors_are_narrow(root):
     "A module shows few public names, data classes aside, and no name is public in two modules"
-    tree, shown = Tree(root), {}
+    tree, shown = tree_of(root), {}
     records = data_classes(tree)
     for d in tree.definitions:
         if d.public and d.name not in ('main', *records): shown.setdefault(d.module, set()).add(d.name)
@@ -180,7 +192,7 @@ def doors_are_narrow(root):
 
 def notebooks_teach(root):
     "Most exported cells of library notebooks are followed by a check or a shown result"
-    found = {n.name: followed(n) for n in Tree(root).notebooks if n.library}
+    found = {n.name: followed(n) for n in tree_of(root).notebooks if n.library}
     good, every = sum(map(sum, found.values())), sum(map(len, found.values()))
     if good >= MIN_FOLLOWED*every: return []
     worst = sorted((k for k in found if found[k]), key=lambda k: sum(found[k]) - len(found[k]))[:5]
@@ -197,7 +209,7 @@ def parameters_are_literals(root):
         for c in tagged:
             for line in c.source.split('\n'):
                 if line.startswith('# ') and '=' not in line: continue  # what None means in all of them
-                node = (ast.parse(line).body or [None])[0]
+                node = (parsed(line).body or [None])[0]
                 value, _, comment = line.partition('#')
                 if not (isinstance(node, ast.Assign) and len(node.targets) == 1): faults.append(f'{c.name}: {line!r}')
                 elif not literal(node.value): faults.append(f'{c.name}: {line!r} is not a literal')
@@ -259,7 +271,7 @@ def exported_code_is_plain(root):
     "No print, no fastcore, IPython or star imports in the library; drawing only in figures and report"
     faults = []
     for name, p in modules(root).items():
-        tree = ast.parse(p.read_text())
+        tree = parsed(p.read_text())
         calls = [n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
         faults += [f'{name} calls {f}()' for f in ('print', 'exit', 'quit', 'eval', 'exec') if f in calls]
         faults += [f'{name} imports {k}' for k in ('fastcore', 'IPython', 'nbdev') if k in outside(tree)]
@@ -285,7 +297,7 @@ def functions_are_documented(root):
         source = p.read_text()
         tokens = tokenize.generate_tokens(io.StringIO(source).readline)
         commented = {t.start[0] for t in tokens if t.type == tokenize.COMMENT}
-        for owner, f in public(ast.parse(source)):
+        for owner, f in public(parsed(source)):
             where = f'{name}.{owner}{f.name}'
             short = len(f.body) == 1 and owner  # a property, a protocol, a method of one thought
             special = f.name.startswith('__') or f.name in ('forward', 'backward')  # torch says what these are
@@ -313,7 +325,7 @@ def public(tree):
 
 def options_are_read(root):
     "An option that no code reads is a promise that nobody keeps; a recipe and its notebook know the same options"
-    trees = {k: ast.parse(p.read_text()) for k, p in modules(root).items()}
+    trees = {k: parsed(p.read_text()) for k, p in modules(root).items()}
     defined = [n for k, tree in trees.items() if k.startswith('recipes.') for n in tree.body]
     settings = [n for n in defined if isinstance(n, ast.ClassDef)  # a plain data class holds no options
                 and not any('dataclass' in words_in(d) for d in n.decorator_list)]
@@ -323,9 +335,9 @@ def options_are_read(root):
     read = options_read([tree for k, tree in trees.items() if not k.startswith('recipes.')], parents)
     faults, owned = [], set()
     for p in pipelines(root):
-        given = [t.id for c in cells(p) if 'parameters' in c.tags for n in ast.parse(c.source).body
+        given = [t.id for c in cells(p) if 'parameters' in c.tags for n in parsed(c.source).body
                  if isinstance(n, ast.Assign) for t in n.targets]
-        rest = ast.parse('\n'.join(plain(c.source) for c in cells(p) if 'parameters' not in c.tags))
+        rest = parsed('\n'.join(plain(c.source) for c in cells(p) if 'parameters' not in c.tags))
         used = {n.id for n in ast.walk(rest) if isinstance(n, ast.Name)}
         recipe = next((made.get(k, k) for k in [*recipes, *made] if k in used), None)
         fields = recipes.get(recipe, [])
@@ -458,7 +470,7 @@ def command_faults(root, command):
         return (hits[0], []) if hits else (None, [f'no notebook {name}'] if not stem else [])
 
     def given(path, names):
-        own = [t.id for c in cells(path) if 'parameters' in c.tags for n in ast.parse(c.source).body for t in n.targets]
+        own = [t.id for c in cells(path) if 'parameters' in c.tags for n in parsed(c.source).body for t in n.targets]
         return [f'{path.name} has no parameter {n}' for n in names if n not in own]
 
     if m := re.match(r'make ([a-z]\w*)', command):

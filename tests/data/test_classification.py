@@ -187,6 +187,7 @@ def test_images_that_cannot_be_read_later_are_found_first(folders):
     assert 'holes.tif holds pixels that are NaN or infinite' in said
 
 
+@pytest.mark.slow
 def test_rgba_and_16_bit_images_are_read(folders, tune):
     picture(folders/'train'/'AMD'/'AMD_train0.png', 5, 'RGBA')
     picture(folders/'train'/'AMD'/'AMD_train1.png', 6, 'RGB')
@@ -275,6 +276,7 @@ def test_every_manifest_names_a_recipe():
         assert m.task != 'segmentation' or m.recipe in RECIPES, name
 
 
+@pytest.mark.slow
 def test_real_sets_are_read(shared_data, home, monkeypatch):
     "Noor by its folders; UNAM by its table, split by patient; NIH by its own table"
     data = home/'data'

@@ -29,6 +29,7 @@ def patients(dice, each=3, spread=.01, seed=0):
     return scores, {f'V{i}': f'P{i//each}' for i in range(len(scores))}
 
 
+@pytest.mark.slow
 def test_few_patients_are_covered():
     "The 95 % interval holds the true mean in about 95 of 100 experiments; percentiles do in 85"
     g, held, old = np.random.default_rng(0), 0, 0

@@ -24,6 +24,7 @@ def duke(shared_data):
 def texts(results, data, **more): return [v['text'] for v in list_verdicts(seg_verdicts(results, data, **more))]
 
 
+@pytest.mark.slow
 def test_grader_who_marked_no_fluid_has_not_graded_it(duke):
     table = duke.tables['test']
     folder = find_graders(table)['grader2']
@@ -36,6 +37,7 @@ def test_grader_who_marked_no_fluid_has_not_graded_it(duke):
     assert any('It never predicts Fluid' in t for t in texts({'model': model}, duke))
 
 
+@pytest.mark.slow
 def test_a_model_beside_a_grader(duke):
     "Against the ground truth, in what the grader has graded: here the layers"
     table = duke.tables['test']

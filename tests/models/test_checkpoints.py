@@ -66,6 +66,7 @@ def test_timm_and_deit(image, tmp_path):
     agree(vit, model, image)
 
 
+@pytest.mark.slow
 def test_distilled_deit(image, tmp_path):
     model = timm_model('deit_small_distilled_patch16_224', img_size=64)
     path = saved(tmp_path/'deit.pth', {'model': model.state_dict()})
@@ -108,6 +109,7 @@ def test_dinov2_teacher(name, chunks, tmp_path):
     assert n in (k, k + 1) and {'mask_token', 'dino_head.mlp.0.weight'} == set(report.unused)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('name', 'head'), [('densenet121', 'classifier'), ('resnet50', 'fc')])
 def test_torchvision(name, head, tmp_path):
     "A torchvision network fits strictly but for its classifier; so does the U-Net's encoder of medical_mae"
@@ -125,6 +127,7 @@ def test_torchvision(name, head, tmp_path):
     assert ready.reconstruct({'image': x})['image'].shape == x.shape
 
 
+@pytest.mark.slow
 def test_medical_mae_and_uspec(tmp_path):
     "A pre-training file with its settings: model and encoder alike, found by size; official MAE files have no decoder"
     torch.manual_seed(0)

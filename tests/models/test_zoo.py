@@ -59,6 +59,7 @@ def test_mae_as_published(golden):
         close(out.patches, recorded.gather(1, out.ids[..., None].expand_as(out.patches)))
 
 
+@pytest.mark.slow
 def test_published_triplet(shared_data, tmp_path):
     "uint8 arrays as they lie on disk, any subset, and nothing of the caller's is changed"
     torch.manual_seed(0)

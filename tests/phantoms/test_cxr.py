@@ -100,6 +100,7 @@ def test_splits_keep_patients_apart_and_hold_every_finding(films):
     assert (table.view[acute] == 'AP').mean() > (table.view[~acute] == 'AP').mean() + 0.15
 
 
+@pytest.mark.slow
 def test_pixels_alone_say_little(films, retinas):
     "A linear model of small pictures is far from perfect, and what is easy in a chest is easier"
     table = read_chest('Phantom_CXR', films)

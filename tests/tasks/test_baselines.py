@@ -32,6 +32,7 @@ def test_random_encoder_is_probed_as_a_probe(name):
     assert (again.lr, again.seed) == (.3, 1), 'as this probe, and another encoder'
 
 
+@pytest.mark.slow
 def test_what_stands_beside_a_tuning_with_mixup(home):
     cfg = settings(epochs=1, mixup=.8, ema=.9, baselines=True, probes=True)
     found = ClassificationTask.from_settings(cfg).baselines(home/'run')

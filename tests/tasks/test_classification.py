@@ -176,6 +176,7 @@ def test_two_processes_equal_one(home, changed):
 
 # ------------------------------------------------------------------ kept features
 
+@pytest.mark.slow
 def test_a_frozen_encoder_sees_each_image_once(home, monkeypatch):
     "Over epochs, runs, seeds, heads and settings"
     seen, ask = [], heads_classification.ClsModel.summaries

@@ -60,6 +60,7 @@ def test_an_epoch_is_drawn_once(home, monkeypatch):
 
 # ------------------------------------------------------------------ what is kept, and how long it warms up
 
+@pytest.mark.slow
 def test_a_model_knows_its_numbers(data):
     "What reads the model later shifts and scales as the training did"
     write_json(pictures(data/'scans', 4)/'INFO.json', {'mean': [.5, .4, .3], 'std': [.2, .2, .1]})

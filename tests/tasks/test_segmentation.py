@@ -283,6 +283,7 @@ def test_full_disk(small_disk, whole, home, monkeypatch):
 
 # ------------------------------------------------------------------ a finished run
 
+@pytest.mark.slow
 def test_finished_training_is_not_repeated(home, monkeypatch):
     tune(home/'run')
     before = {p: p.read_bytes() for p in Path(home/'run').rglob('*') if p.is_file()}
@@ -307,6 +308,7 @@ def loose(home, phantoms, monkeypatch):
     return home/'data'/'MySet'
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:MySet')
 def test_drawn_splits_are_part_of_the_identity(loose):
     mine = {'dataset': 'MySet', 'waive': 'absent_class'}  # of twelve patients, some parts lack a class

@@ -127,13 +127,15 @@ class _Scored(_Trained):
             f'{lost[0]} is missing; the command of that run writes it again')
         if self.stage == 'cls_tune': return cls_seed_scores([read_predictions(p) for p in files], n)
         tables = [t[t.convention == 'strict'] for t in map(_read_table, files)]
-        table = self.task.data.tables['test']
-        return seg_seed_scores(tables, dict(zip(table.volume, table.patient, strict=True)), n)
+        own = _read_table(self.first.folder/'test_volumes.csv')
+        return seg_seed_scores(tables, dict(zip(own.ID, own.patient, strict=True)), n)
 
-    def cases(self)->Any: # None: nothing was scored
+    def cases(self)->Any: # None: nothing was scored, or the images have changed since
         "Draw cases of the first seed: best and worst images by its scores."
         folder, task = self.first.folder, self.task
-        if not next(iter(self.means.values())): return None
+        tested = read_json(folder/'run.json')['sources']
+        changed = any(tested[k] != v for k, v in task.sources().items() if k.endswith('data'))
+        if changed or not next(iter(self.means.values())): return None
         if self.stage == 'seg_tune':
             picked, table = pick_cases(_read_table(folder/'test_slices.csv')), task.data.tables['test']
             return show_cases(picked, table, folder/'predictions', task.data.classes)

@@ -1,11 +1,16 @@
 "Several seeds: what is refused, what is said, and two seeds of a tiny training from start to report"
+import pandas as pd
 import pytest
 
 from mirage_nb import runs
+from mirage_nb.eval.seed_scores import join_seeds
 from mirage_nb.eval.seeds import each_seed
+from mirage_nb.phantoms.oct import make_phantom_oct
+from mirage_nb.records import open_run
 from mirage_nb.storage import read_json
 from mirage_nb.tasks.ensemble import Ensemble
 from mirage_nb.tasks.estimate import Estimate
+from mirage_nb.tasks.seeds import TrainedSeeds, find_seeds
 from mirage_nb.tasks.settings import choose_settings
 
 SMALL = {'dataset': 'Phantom_OCT', 'recipe': 'cls_small', 'epochs': 2, 'size': 64, 'probes': False, 'baselines': True}
@@ -63,3 +68,17 @@ def test_two_seeds_and_their_report(execute, home, monkeypatch):
     runs.remember_run(runs.run_key('seeds', report), joint)
     monkeypatch.setattr(runs, '_execute', lambda *a: 'a kernel was started')
     assert runs.run('cls_tune', **SMALL, seeds=2).metrics == result['means']  # nothing is started
+
+
+@pytest.mark.slow
+def test_seeds_of_images_that_have_changed_since(home, execute, phantoms, tmp_path, monkeypatch):
+    "The scores are of the tables that the runs wrote; images that they were not tested on are not drawn"
+    small = dict(recipe='seg_small', size=64, epochs=1, baselines=False, head='linear', dataset='Phantom_OCT')
+    run = execute('seg_tune', **small)['run'].folder
+    before = execute('seeds', run=str(run), resamples=100)
+    assert before['trained'].cases() is not None
+    make_phantom_oct(tmp_path/'other'/'Phantom_OCT', patients=12, volumes=1, slices=1, size=(96, 80), seed=7)
+    monkeypatch.setenv('MIRAGE_DATA', str(tmp_path/'other'))
+    after = TrainedSeeds(find_seeds(open_run(run)))
+    assert after.cases() is None
+    pd.testing.assert_frame_equal(join_seeds(after.scores(100)), before['joint'])

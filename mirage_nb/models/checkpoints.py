@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from .encoder import Encoder
 from .encoder_store import EncoderMissing, read_encoder
 from .positions import resize_positions, resize_row, split_positions
-from .tensors import infer_architecture, rename_tensors, strip_prefix
+from .tensors import infer_architecture, is_follower, rename_tensors, strip_prefix
 from ..sources.weights import check_content
 from ..storage import hash_file, write_atomic
 
@@ -119,7 +119,8 @@ def _pick_state(
         raise ValueError(f'{path} holds no model: looked for named tensors at the top and below every key, '
                          f'found {keys}')
     rank = {k: -i for i, k in enumerate(_FIRST)}
-    below, state = max(found, key=lambda f: (len(f[1]), max((rank.get(k, -9) for k in f[0]), default=1)))
+    below, state = max(found, key=lambda f: (len(f[1]), not any(map(is_follower, f[0])),
+                                             max((rank.get(k, -9) for k in f[0]), default=1)))
     for outer in ('module.', '_orig_mod.'):  # of a parallel wrapper, or compiled: torch's own
         if all(k.startswith(outer) for k in state): state, below = strip_prefix(state, outer), (*below, outer)
     return state, below

@@ -334,6 +334,50 @@ def test_convolutional_networks_below_other_names(begin, tmp_path):
     assert torch.equal(ready.model.state_dict()['layer4.2.conv3.weight'], source['layer4.2.conv3.weight'])
 
 
+OF_TWO = {'moco': ('module.encoder_q.', 'module.encoder_k.'), 'moco v3': ('base_encoder.', 'momentum_encoder.'),
+          'byol': ('online_network.encoder.', 'target_network.encoder.'), 'mmselfsup': ('online_net.0.', 'target_net.0.')}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('swapped', [False, True], ids=['', 'the follower first'])
+@pytest.mark.parametrize('form', OF_TWO)
+def test_of_two_networks_the_one_that_learns_is_taken(form, swapped, tmp_path):
+    "With what stands beside them: heads, a queue of keys, prototypes"
+    source, (learns, follows) = CnnEncoder('resnet50').state_dict(), OF_TWO[form]
+    parts = [below(learns, source), below(follows, {k: torch.zeros_like(v) for k, v in source.items()})]
+    beside = {'module.queue': torch.ones(8, 16), 'module.queue_ptr': torch.zeros(1, dtype=torch.long),
+              f'{learns}fc.0.weight': torch.ones(4, 2048), 'prototypes.weight': torch.ones(30, 8)}
+    state = {k: v for part in parts[::-1 if swapped else 1] for k, v in part.items()} | beside
+    enc = CnnEncoder('resnet50')
+    report = load_weights(enc, saved(tmp_path/'two.pth', {'epoch': 200, 'state_dict': state}), may_be_new=())
+    assert learns.removeprefix('module.') in report.stripped
+    assert all(torch.equal(enc.state_dict()[k], v) for k, v in source.items())
+
+
+@pytest.mark.parametrize('swapped', [False, True], ids=['', 'the follower first'])
+def test_networks_under_keys_of_their_own(swapped, tmp_path):
+    source = CnnEncoder('resnet50').state_dict()
+    both = [('online_network_state_dict', below('encoder.', source)),
+            ('target_network_state_dict', below('encoder.', {k: torch.zeros_like(v) for k, v in source.items()}))]
+    enc = CnnEncoder('resnet50')
+    load_weights(enc, saved(tmp_path/'byol.pth', dict(both[::-1] if swapped else both)), may_be_new=())
+    assert all(torch.equal(enc.state_dict()[k], v) for k, v in source.items())
+
+
+@pytest.mark.parametrize('begin', ['', 'module.densenet121.'])
+def test_densenet_under_the_names_of_its_first_files(begin, tmp_path):
+    "torchvision's file of ImageNet weights, and that of a tuned network with epoch, lossMIN and state_dict"
+    source = CnnEncoder('densenet121').state_dict()
+    old = {re.sub(r'(denselayer\d+\.(?:norm|conv))(\d)\.', r'\1.\2.', k): v for k, v in source.items()}
+    assert old.keys() != source.keys()
+    state = below(begin, old, **{f'{begin}classifier.0.weight': torch.ones(14, 1024)})
+    content = {'epoch': 3, 'lossMIN': .1, 'state_dict': state} if begin else state
+    enc = CnnEncoder('densenet121')
+    load_weights(enc, saved(tmp_path/'old.pth', content), may_be_new=())
+    assert all(torch.equal(enc.state_dict()[k], v) for k, v in source.items())
+    assert isinstance(load_model(tmp_path/'old.pth').model, CnnEncoder)
+
+
 def test_a_unet_below_another_name(tmp_path):
     "A masked autoencoder on a U-Net stays one, whatever its names stand below"
     unet = pretrain_model('mae_cnn_densenet121')

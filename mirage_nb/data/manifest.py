@@ -21,7 +21,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, WithJs
 
 from ..core import data_dir, resource_dir, unknown
 from .labels import LabelFacts, is_background, is_lesion, label_faults
-from .layouts import find_classes, find_masks, folders_in, image_folders, split_folders
+from .layouts import find_classes, find_masks, folders_in, image_folders, scans_left_out, split_folders
 from .scale import MaskScale
 from ..phantoms.catalog import PHANTOMS
 from ..recipes.classification import cls_recipe
@@ -332,8 +332,17 @@ def _missing_classes(folder:Path)->str:
         f'{head}, and its images lie in folders of folders, as {", ".join(deep[:3])}: the outer ones may be classes, '
         'patients or sites. CLASS/PATIENT/ID.png is read if each folder of a patient has a number in its name, and '
         'there are more patients than classes; else sort the images into CLASS/ID.png, or list them in a table')
+    scans = scans_left_out(folder, (p.name for p in folder.rglob('*.*')))
     return (f'{head}, nor two folders of images or more, CLASS or SPLIT/CLASS: nothing names its classes. Images and '
-            'their masks are in images/ and masks/, or bscan/ and semseg/')
+            f'their masks are in images/ and masks/, or bscan/ and semseg/{". " if scans else ""}{scans}')
+
+
+def _no_folder(path:Path)->str:
+    "Write the error message for a file that is given as a dataset."
+    head = f'{path} is a file; a dataset is a folder, a name, or a manifest (.toml)'
+    if path.suffix.lower() not in ('.npz', '.npy', '.h5', '.hdf5', '.zip', '.tar', '.gz'): return head
+    return (f'{head}. Save the images in this file as SPLIT/CLASS/ID.png or CLASS/ID.png, and give that folder. '
+            'MedMNIST: numpy.load(FILE) holds train_images and train_labels, and the same for val and test')
 
 
 def _composed(folder:Path)->Path:
@@ -351,6 +360,7 @@ def read_manifest(
     if path.suffix == '.toml':
         if not path.is_file(): raise FileNotFoundError(f'no manifest {path}')
         return _parse_manifest(path, absolute_path(path).parent.name if path.stem == 'manifest' else path.stem)
+    if path.is_file(): raise ValueError(_no_folder(path))
     shipped = resource_dir('data_manifests')/f'{name}.toml'
     folder = _composed(absolute_path(path) if len(path.parts) > 1 else data_dir()/name)
     own = len(path.parts) > 1 or (folder/'manifest.toml').is_file() or not shipped.is_file()

@@ -74,7 +74,8 @@ def _unreadable_names(
     found = []
     for path, fault in zip(unreadable.image, unreadable.fault, strict=True):
         name = Path(path).name
-        why = shorten(fault.removesuffix('. Copy it again'), 120, placeholder=' ...')
+        what, hint, where = fault.removesuffix('. Copy it again').partition('; patients.csv')
+        why = shorten(what, 120, placeholder=' ...') + hint + where
         found.append(why if why.startswith(name) else f'{name} ({why})')
     return found
 

@@ -7,6 +7,7 @@ __all__ = ['ImageSetData', 'load_image_set']
 
 # %% ../../nbs/tasks/83_image_sets.ipynb #83a00003
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +19,11 @@ from ..data.classification import load_labelled
 from ..data.faults import Fault, refuse
 from ..data.image_index import ImageIndex, index_images
 from ..data.image_sets import ImageDataset
-from ..data.layouts import find_masks
+from ..data.layouts import are_patients, find_masks, scans_left_out
 from ..data.manifest import SPLITS, Manifest, read_manifest
 from ..data.normalization import NORMS, Norm, choose_norm, find_norm
 from ..data.opened import ImageFacts, can_be_left_out, file_faults, name_faults, open_images
+from ..data.patients import patients_by_folder
 from ..data.splits import divide
 from ..recipes.data_options import parse_splits, waived
 from ..recipes.pretraining import MAERecipe
@@ -135,15 +137,37 @@ def _check_listed(
 
 
 # %% ../../nbs/tasks/83_image_sets.ipynb #7d30a0e3
+def _listed_patients(
+    names:Sequence[str] # paths of images below their folder
+)->list[str]:           # patient of each; '': not known
+    "Tell the patients of a folder by its folders, CLASS/PATIENT/ID.png."
+    outer = [k.split('/')[:2] if k.count('/') > 1 else ['', ''] for k in names]
+    inside = {c: sorted({p for b, p in outer if b == c}) for c, _ in outer}
+    if '' in inside or not are_patients(inside): return ['']*len(names)
+    whose = patients_by_folder(inside)
+    return [whose[c, p] for c, p in outer]
+
+
 def _draw_listed(
     index:ImageIndex,
     splits:str, # as the option
     name:str    # of the folder
 )->tuple[dict[str, ImageIndex], str]: # by split, without test; how they were drawn
-    "Divide the images of a folder, whose patients are not known."
+    "Divide the images of a folder by patient, where folders tell who that is."
     names = [index.name(i) for i in range(len(index))]
-    split, how = divide(pd.DataFrame({'id': names, 'patient': '', 'split': ''}), parse_splits(splits), name, 'image')
+    whose = _listed_patients(names)
+    unit = 'patient' if any(whose) else 'image'
+    split, how = divide(pd.DataFrame({'id': names, 'patient': whose, 'split': ''}), parse_splits(splits), name, unit)
     return {s: index.select((split == s).to_numpy()) for s in ('train', 'val') if (split == s).any()}, how
+
+
+def _warn_of_scans(
+    folder:Path,
+    found:Mapping[str, ImageIndex] # by split
+)->None:
+    "Warn of files of scanners among the images."
+    tops = {folder, *(f.root/k for f in found.values() for k in f.folders)}
+    if text := scans_left_out(folder, (k for t in tops for k in os.listdir(t))): warnings.warn(text, stacklevel=2)
 
 
 def _listed_splits(
@@ -161,6 +185,7 @@ def _listed_splits(
     renew = 'WORLD_SIZE' not in os.environ  # of several processes none looks for changes
     where = {s: folder/s for s in there if s != 'test'} or {'train': folder}
     found = {s: index_images(f, renew=renew) for s, f in where.items()}
+    if renew: _warn_of_scans(folder, found)
     return _draw_listed(found['train'], splits, folder.name) if splits else (found, '')
 
 

@@ -41,6 +41,20 @@ def test_missing_toml(tmp_path):
     with pytest.raises(FileNotFoundError, match='no manifest .*X.toml'): read_manifest(tmp_path/'X.toml')
 
 
+def test_a_file_is_no_dataset(tmp_path):
+    for name, more in (('breast.npz', r'\. Save the images in this file as SPLIT/CLASS/ID.png'), ('notes.doc', '$')):
+        (tmp_path/name).write_bytes(b'x')
+        with pytest.raises(ValueError, match=rf'{name} is a file; a dataset is a folder, a name, or .*\(.toml\){more}'):
+            read_manifest(tmp_path/name)
+
+
+def test_folder_of_scanner_files_alone(tmp_path):
+    (tmp_path/'Jane_Doe.vol').write_bytes(b'x')
+    with pytest.raises(FileNotFoundError, match=r'1 file of scanners left out \(1 .vol\). .*mirage-nb import') as e:
+        read_manifest(tmp_path)
+    assert 'Jane' not in str(e.value)
+
+
 def test_folder_without_classes(tiny):
     (tiny/'INFO.json').unlink()
     with pytest.raises(FileNotFoundError, match='holds neither manifest.toml nor INFO.json'): read_manifest('Tiny')

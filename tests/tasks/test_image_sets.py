@@ -136,3 +136,20 @@ def test_labelled_images_are_checked_and_divided_alike(data):
     Image.new('RGB', (40, 32)).save(first)
     with pytest.raises(DataFaults, match='constant image'): load('Phantom_UWF')
     with pytest.warns(UserWarning, match='1 fault accepted'): load('Phantom_UWF', waive='constant')
+
+
+def test_scanner_files_among_images_are_named_with_the_command(data):
+    pictures(data/'mixed'/'deep', 3)
+    for p in ('deep/Jane_Doe.VOL', 'b.e2e'): (data/'mixed'/p).write_bytes(b'x')
+    with pytest.warns(UserWarning, match=r'2 files of scanners left out \(1 .e2e, 1 .vol\).*mirage-nb import') as seen:
+        assert len(load('mixed').train) == 3
+    assert not any('Jane' in str(w.message) for w in seen)
+
+
+def test_a_folder_is_divided_by_its_folders_of_patients(data):
+    for c in 'AB':
+        for i in range(5): pictures(data/'eyes'/c/f'P{c}{i}', 2, seed=10*i + ord(c))
+    found = load('eyes', splits='0.5/0.5/0')
+    assert found.drawn.startswith('drawn by patient (10')
+    patients = [{k.split('/')[1] for k in names(part)} for part in (found.train, found.val)]
+    assert len(patients[0] | patients[1]) == 10 and not patients[0] & patients[1]

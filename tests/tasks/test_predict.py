@@ -349,6 +349,8 @@ def test_volumes_name_nobody(tuned, tmp_path, monkeypatch, capfd):
     summary = sum_up(job, rows)
     write_json(tmp_path/'runs'/'out'/'result.json', summary)
     assert len(rows) == 7*N and rows.id.str.contains(r'_b0[0-2]$').all() and summary['unreadable'] == 1
+    assert f'patients.csv beside your key of pseudonyms says which file {job.unreadable.id.iloc[0]} is' in (
+        summary['verdicts'][0]['text'])
     assert (tmp_path/'runs'/'out'/'overlays'/f'{rows.id[0]}.png').exists()
     written = [p for p in (tmp_path/'runs').rglob('*') if p.is_file()]
     said = ''.join(capfd.readouterr()) + repr(job.table)

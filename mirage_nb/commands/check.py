@@ -202,7 +202,8 @@ def _look_at_labels(
 )->None:
     "Look over a dataset of labelled images."
     root, data, faults = dataset_dir(manifest), None, list[Fault]()
-    files = _images_below(root)
+    masks = {str(p) for p in find_masks(root)}
+    files = [p for p in _images_below(root) if masks.isdisjoint(map(str, p.parents))]
     f.facts['images'] = f'{len(files)}'
     f.facts['sizes'] = _sizes(files[:: max(1, len(files)//_SOME)])
     with f.noting(): data = load_labelled(manifest, (), '', need_val=True, found=faults)

@@ -26,7 +26,7 @@ from .faults import LENIENT, Fault, refuse
 from .files import read_image
 from .folders import list_images, plain_stem, scan_folder
 from .input_spec import InputSpec, eval_image, resize_smooth, train_image
-from .layouts import are_patients
+from .layouts import are_patients, image_folders
 from .manifest import SPLITS, Manifest, dataset_dir, label_facts, patient_of
 from .near_duplicates import near_duplicate_faults
 from .opened import ImageFacts, can_be_left_out, file_faults, name_faults, open_images
@@ -74,6 +74,16 @@ def _deep_patients(
     return pd.Series([of[c, k] for c, k in zip(table.label, inner, strict=True)], table.index)
 
 
+def _refuse_masks(
+    root:Path # of class folders without splits
+)->None:
+    "Raise an error if the folders are one of images and one of their masks."
+    images, masks = image_folders(root)
+    if images.is_dir() and masks.is_dir(): raise ValueError(
+        f'{root}: {images.name} and {masks.name} hold images and masks, and are no classes. If the folders in '
+        f"{images.name} are classes, set [splits] train = '{images.name}'")
+
+
 def _folder_rows(
     manifest:Manifest,           # of class folders
     strange:list[str]|None=None  # what is wrong with names in another encoding is added; None: an error
@@ -81,6 +91,7 @@ def _folder_rows(
     "Make a table of the images in class folders, a row each."
     root, rows, shares = dataset_dir(manifest), [], label_facts(manifest).shares
     there = {s: root/name for s, name in manifest.splits.items() if (root/name).is_dir()}
+    if not there: _refuse_masks(root)
     if there and shares: raise ValueError(
         f'{manifest.path}: shares draws splits, and {root} has them already: {", ".join(there)}. Take one of them away')
     for split, folder in (there or {'': root}).items():

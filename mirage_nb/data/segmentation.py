@@ -24,7 +24,8 @@ from .faults import LENIENT, Fault, refuse
 from .files import IMAGE_SUFFIXES, MASK_SUFFIXES, read_image, unit_range
 from .folders import list_images, split_id
 from .input_spec import InputSpec, normalise_view
-from .manifest import SPLITS, ClassInfo, Manifest, classes_of, dataset_dir, image_folders, patient_of
+from .layouts import folders_in, image_folders
+from .manifest import SPLITS, ClassInfo, Manifest, classes_of, dataset_dir, patient_of
 from .masks import read_mask
 from .near_duplicates import near_duplicate_faults
 from mirage_nb.data.opened import (
@@ -99,6 +100,17 @@ def _volumes(
     return found or [(k, 0) for k in pairs]
 
 
+def _deeper(
+    folder:Path # of images, that holds none
+)->str:         # '' where it has no folders
+    "Say what to do with images in folders of a folder."
+    names = [p.name for p in folders_in(folder)]
+    if not names: return ''
+    return (f"; the images of its folders {', '.join(names[:5])}{', ...' if len(names) > 5 else ''} are not looked for. "
+            'Move images and masks up into one folder each. If the folders are classes: a manifest with '
+            f"task = 'classification' and [splits] train = '{folder.name}'")
+
+
 def seg_table(
     manifest:Manifest,
     split:str,                    # 'train', 'val' or 'test'
@@ -111,7 +123,8 @@ def seg_table(
     alone += name_faults(strange)
     if faults is None or not pairs: refuse(alone, str(folders[0].parent), len(images))
     else: faults += alone
-    if not pairs: raise ValueError(f"split '{split}' of {manifest.name} is empty: no image in {folders[0]}")
+    if not pairs: raise ValueError(f"split '{split}' of {manifest.name} is empty: no image in {folders[0]}"
+                                   f'{_deeper(folders[0])}')
     rows = []
     for (k, (image, mask)), (volume, number) in zip(pairs.items(), _volumes(pairs), strict=True):
         rows.append((k, volume, number, patient_of(manifest, volume), split, image, mask))

@@ -94,7 +94,7 @@ def _beaten(
         'good', f'The {first} finds planted artefacts better than the best score without reconstruction ({both}).')
     if c.outcome == 'loss': return Verdict(
         'warning', f'The {first} finds planted artefacts worse than {name}, which needs no reconstruction ({both}).')
-    why = c.few or f'p {c.p_holm:.2f}'
+    why = c.few.replace('the label', 'an artefact') or f'p {c.p_holm:.2f}'
     return Verdict('warning', f'The {first} is not shown to find planted artefacts better than {name}, which needs no '
                    f'reconstruction ({both}; {why}).')
 

@@ -75,7 +75,7 @@ def _gap_verdict(
     if low > 0: return Verdict('warning', 'Hidden patches are predicted worse than by interpolation of the visible '
                                f'ones, by {both}: this model does not know such images.')
     return Verdict('warning', 'Hidden patches are not shown to be predicted better than by interpolation of the '
-                   'visible ones.')
+                   f'visible ones{": too few patients" if np.isnan(low) else ""}.')
 
 
 _NO_PATIENTS = 'Patients are not known: intervals are by image, too narrow if a patient has several images.'

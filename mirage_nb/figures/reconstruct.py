@@ -53,7 +53,7 @@ def _add_scale(
 )->None:
     "Add a scale of colours."
     scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, most), _ERROR_MAP)
-    fig.colorbar(scale, ax=list(axes), shrink=.8, pad=.01, label=label)
+    fig.colorbar(scale, ax=list(axes), shrink=.8, pad=.03, label=label)
 
 
 def _greatest(

@@ -41,4 +41,4 @@ def error_table(
     if rows is None: return None
     clean = rows[rows.artefact == ''].nlargest(most, 'reconstruction error').set_index('id')
     shown = ['reconstruction error', 'error of interpolation', 'mean grey value']
-    return clean[shown].round(1).join(clean[[k for k in ('unlike',) if k in clean]].round(2))
+    return clean[shown].round(1).join(clean[[k for k in ('feature distance',) if k in clean]].round(2))

@@ -224,7 +224,8 @@ def load_image_set(
     norm = choose_norm(Norm(facts.mean, facts.std), NORMS['imagenet'])
     made = {s: ImageDataset(t, name=manifest.name, norm=norm, load_size=load_size, seed=cfg.seed)
             for s, t in data.splits.items() if s in ('train', 'val')}
-    if 'train' not in made: raise ValueError(f'{manifest.name} has no split train to learn from')
+    if 'train' not in made: raise ValueError(
+        f'{manifest.name} has {", ".join(data.splits)} and no split train to learn from; splits= divides its images')
     labels, repeated = _finding_labels(data.table), int(data.splits['train'].sha256.duplicated().sum())
     return ImageSetData(made['train'], made.get('val'), labels, manifest.licence, manifest.citation, data.sha256, norm,
                          repeated, data.drawn)

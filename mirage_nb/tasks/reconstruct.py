@@ -197,7 +197,7 @@ def _score_columns(
     out['brightness'], out['sharpness'] = apart('mean'), apart('sharp')
     if base is not None:
         known = torch.stack(list(base.features))
-        out['unlike'] = Neighbours(known, known).distance(torch.stack(list(found.features)))
+        out['feature distance'] = Neighbours(known, known).distance(torch.stack(list(found.features)))
     return out.assign(**{'error of interpolation': found.filled, 'mean grey value': found['mean'],
                          'log sharpness': found.sharp})
 
@@ -326,7 +326,7 @@ def auroc_of(
 )->pd.DataFrame|None:      # of `artefact_auroc`; None: no artefacts
     "Compute how well each score finds the artefacts."
     if rows is None or not (rows.artefact != '').any(): return None
-    return artefact_auroc(rows, [k for k in (*RECONSTRUCTION_SCORES, 'brightness', 'sharpness', 'unlike') if k in rows])
+    return artefact_auroc(rows, [k for k in (*RECONSTRUCTION_SCORES, 'brightness', 'sharpness', 'feature distance') if k in rows])
 
 
 def sum_reconstruction_up(
@@ -342,7 +342,7 @@ def sum_reconstruction_up(
              f'off on average, {errors["filled"]:.1f} when the visible ones are interpolated')
     judged = []
     if table is not None and rows is not None:
-        others = [k for k in ('brightness', 'sharpness', 'unlike') if k in rows]
+        others = [k for k in ('brightness', 'sharpness', 'feature distance') if k in rows]
         judged = outlier_verdicts(table, RECONSTRUCTION_SCORES[0], others,
                                   compare_scores(rows, RECONSTRUCTION_SCORES[0], others))
     crossed = job.crossed

@@ -168,6 +168,23 @@ def test_real_sets(tmp_path):
     assert [is_lesion(v['label']) for v in info.values()] == [False] + [True]*7
 
 
+def test_masks_are_no_images_of_a_classification(tmp_path):
+    "Images and masks that lie in folders of classes"
+    root = tmp_path/'Both'
+    for name in ('bscan', 'semseg'): kermany(root, f'{name}/')
+    text = ''.join(f"{k} = 'x'\n" for k in ('title', 'source', 'licence', 'citation', 'get'))
+    text += "name = 'Both'\ntask = 'classification'\nmodality = 'bscan'\n"
+    text += "layout = 'classes'\n"
+    (root/'manifest.toml').write_text(text)
+    found = check_dataset(str(root))
+    assert found.facts['images'] == '24' and 'bscan and semseg hold images and masks' in found.problems[0]
+    assert "set [splits] train = 'bscan'" in found.problems[0]
+    (root/'manifest.toml').write_text(text + "patient = '^[^-]+-(\\d+)-'\n[splits]\ntrain = 'bscan'\n")
+    found = check_dataset(str(root))
+    assert (found.facts['images'], found.facts['patients'], found.problems) == ('24', '12', [])
+    assert found.facts['train'].startswith(('CNV', 'DME'))
+
+
 # ------------------------------------------------------------------ splits that are not there yet
 
 def masks(root, volumes, split=''):

@@ -116,6 +116,11 @@ def test_empty_and_missing_split(tiny):
     for p in tiny.glob('val/*/*.png'): p.unlink()
     with pytest.raises(ValueError, match=r"split 'val' of Tiny is empty: no image in .*val/bscan"):
         seg_table(read_manifest('Tiny'), 'val')
+    (tiny/'val/bscan/CNV').mkdir()
+    with pytest.warns(UserWarning, match='CNV passed over'), pytest.raises(ValueError, match=(
+            "of its folders CNV are not looked for. Move .* up into one folder each. .*splits. train = 'bscan'")):
+        seg_table(read_manifest('Tiny'), 'val')
+    (tiny/'val/bscan/CNV').rmdir()
     manifest = read_manifest('Tiny')
     for d in ('bscan', 'semseg'): (tiny/'val'/d).rmdir()
     with pytest.raises(FileNotFoundError, match=r'no folder .*val/bscan'): seg_table(manifest, 'val')

@@ -1,4 +1,6 @@
 "Images of a pre-training: where they come from, and what stops it"
+import shutil
+
 import pytest
 from PIL import Image
 
@@ -136,6 +138,9 @@ def test_labelled_images_are_checked_and_divided_alike(data):
     Image.new('RGB', (40, 32)).save(first)
     with pytest.raises(DataFaults, match='constant image'): load('Phantom_UWF')
     with pytest.warns(UserWarning, match='1 fault accepted'): load('Phantom_UWF', waive='constant')
+    shutil.rmtree(data/'Phantom_UWF'/'train')
+    with pytest.raises(ValueError, match='Phantom_UWF has val, test and no split train to learn from; splits= divides'):
+        load('Phantom_UWF')
 
 
 def test_scanner_files_among_images_are_named_with_the_command(data):

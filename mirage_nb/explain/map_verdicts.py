@@ -147,10 +147,10 @@ def _on_lesions(
     for c, part in rows.dropna(subset=['value']).groupby('Class', sort=False):
         more = (part.chance - part.value).to_numpy(float)[:, None]  # in lesions, than by chance
         low, high = mean_with_interval(more, map_units(part), PLAIN)[1][:, 0]
-        inside = f'{100*(1 - part.value.mean()):.1f} % of the relevance of {c} lies in {inside} by {lead}'
+        share = f'{100*(1 - part.value.mean()):.1f} % of the relevance of {c} lies in {inside} by {lead}'
         against = f'by chance {100*(1 - part.chance.mean()):.1f} % ({counted(len(part), "image")})'
-        if high < 0: yield Verdict('warning', f'Hint of a confound: only {inside}; {against}')
-        else: yield Verdict('note', f'{inside}; {against}' + ('' if low > 0 else ', which is not told apart'))
+        if high < 0: yield Verdict('warning', f'Hint of a confound: only {share}; {against}')
+        else: yield Verdict('note', f'{share}; {against}' + ('' if low > 0 else ', which is not told apart'))
 
 # %% ../../nbs/explain/54_map_verdicts.ipynb #d702a416
 _LOST = 0.2 # share of the images without curves

@@ -67,6 +67,7 @@ def _parse_value(
     text:str # as typed
 )->Any:      # 3, 0.001, True, None, [512, 768] or text
     "Parse the value of name=value."
+    if text in ('true', 'false'): return text == 'true'  # as in TOML
     try: return ast.literal_eval(text)
     except (ValueError, SyntaxError): return text
 

@@ -335,7 +335,8 @@ def test_convolutional_networks_below_other_names(begin, tmp_path):
 
 
 OF_TWO = {'moco': ('module.encoder_q.', 'module.encoder_k.'), 'moco v3': ('base_encoder.', 'momentum_encoder.'),
-          'byol': ('online_network.encoder.', 'target_network.encoder.'), 'mmselfsup': ('online_net.0.', 'target_net.0.')}
+          'byol': ('online_network.encoder.', 'target_network.encoder.'),
+          'mmselfsup': ('online_net.0.', 'target_net.0.')}
 
 
 @pytest.mark.slow

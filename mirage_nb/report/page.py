@@ -368,7 +368,7 @@ _FILES = {  # pattern -> what it holds; in this order on the page
     'learning_curve.csv': 'the learning curve', 'subsets.csv': 'the subsets', 'levels.csv': 'by image, eye and patient',
     'over_seeds.csv': 'mean, spread and intervals over the seeds',
     'explained.csv': 'a row for each image that is explained', 'map_scores.csv': 'scores of each map',
-    'map_ranking.csv': 'methods by the scores of their maps', 'scores.csv': 'error of each image and artefact',
+    'map_ranking.csv': 'methods by the scores of their maps', 'scores.csv': 'the scores, one a row',
     'told.csv': 'what the features tell, and how well', 'differences.csv': 'features against facts of the files',
     'shares.csv': 'what the nearest images share', 'nearest.csv': 'the nearest images of each image',
     'projection.csv': 'the place of each image in the picture',

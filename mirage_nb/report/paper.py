@@ -184,7 +184,7 @@ def write_paper(
     return _list_files(home)
 
 
-_KINDS = {'.tex': 'LaTeX, booktabs', '.csv': 'CSV', '.docx': 'methods paragraph and tables, for Word',
+_KINDS = {'.tex': 'LaTeX, booktabs', '.csv': 'CSV', '.docx': 'text and tables, for Word',
           '.pdf': 'vector figure', '.svg': 'vector figure', '.png': 'figure, 600 dots an inch', '.bib': 'bibliography',
           '.md': 'methods paragraph'}
 

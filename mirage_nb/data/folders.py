@@ -148,8 +148,10 @@ def match_masks(
     folder, ids = Path(folder), list(ids)
     found = {k: p for k in ids if (p := folder/f'{k}.png').is_file()}
     if len(found) == len(ids) or not folder.is_dir(): return found
-    there: dict[str, list[Path]] = {}
-    for e in scan_folder(folder, MASK_SUFFIXES).files: there.setdefault(plain_stem(e.name), []).append(Path(e.path))
+    there, strange = dict[str, list[Path]](), list[str]()
+    content = scan_folder(folder, MASK_SUFFIXES, strange)
+    for text in strange: warnings.warn(f'{text}. They are left out', stacklevel=2)
+    for e in content.files: there.setdefault(plain_stem(e.name), []).append(Path(e.path))
     for k in ids:
         if k in found or not (same := there.get(plain_stem(f'{k}.png'))): continue
         if len(same) > 1: raise ValueError(f'{same[0]} and {same[1].name} have one id; keep one of them')

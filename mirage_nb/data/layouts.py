@@ -123,4 +123,4 @@ def scans_left_out(
     if not kinds: return ''
     every = ', '.join(f'{n} {s}' for s, n in sorted(kinds.items()))
     return (f'{folder}: {counted(kinds.total(), "file")} of scanners left out ({every}). They become images by: '
-            f'mirage-nb import {shlex.quote(str(folder))} OUT --for prediction')
+            f'mirage-nb import {shlex.quote(str(folder))} OUT --for prediction (or classification, pretraining)')

@@ -158,7 +158,8 @@ def _draw_listed(
     whose = _listed_patients(names)
     unit = 'patient' if any(whose) else 'image'
     split, how = divide(pd.DataFrame({'id': names, 'patient': whose, 'split': ''}), parse_splits(splits), name, unit)
-    return {s: index.select((split == s).to_numpy()) for s in ('train', 'val') if (split == s).any()}, how
+    found = {s: index.select((split == s).to_numpy()) for s in ('train', 'val') if (split == s).any()}
+    return found | {s: replace(f, faults={}, broken={}) for s, f in found.items() if s != 'train'}, how  # told once
 
 
 def _warn_of_scans(

@@ -14,6 +14,7 @@ from mirage_nb.commands.check import check_dataset
 from mirage_nb.data.chest.readers import read_chest
 from mirage_nb.data.classification import load_labelled
 from mirage_nb.data.faults import DataFaults
+from mirage_nb.data.folders import match_masks
 from mirage_nb.data.image_index import index_images
 from mirage_nb.data.manifest import classes_of, dataset_dir, read_manifest
 from mirage_nb.data.paired import folder_pairs, table_pairs
@@ -135,6 +136,15 @@ def test_a_name_in_an_old_encoding_is_refused_and_named(tiny, eyes, tmp_path):
     with pytest.warns(UserWarning, match='1 name in another encoding .* They are left out'):
         found = unlabelled_images(eyes/'train'/'AMD').id.tolist()
     assert found == ['AMD_train0', 'AMD_train1'], 'the others are predicted'
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='names are bytes on POSIX alone')
+def test_a_prediction_in_an_old_encoding_is_named_and_the_others_are_matched(tmp_path):
+    for k in ('a_1.png', 'b_1.tif'): picture(tmp_path/k)
+    try: os.rename(tmp_path/'a_1.png', os.fsencode(tmp_path) + b'/M\xfcller_1.png')
+    except OSError: pytest.skip('this file system takes UTF-8 alone')
+    with pytest.warns(UserWarning, match='1 name in another encoding .* They are left out'):
+        assert match_masks(tmp_path, ['Müller_1', 'b_1']) == {'b_1': tmp_path/'b_1.tif'}
 
 
 @pytest.mark.parametrize('of_images,of_masks', [('.PNG', '.png'), ('.tif', '.PNG'), ('.jpg', '.TIFF')])

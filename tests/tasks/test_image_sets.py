@@ -158,3 +158,6 @@ def test_a_folder_is_divided_by_its_folders_of_patients(data):
     assert found.drawn.startswith('drawn by patient (10')
     patients = [{k.split('/')[1] for k in names(part)} for part in (found.train, found.val)]
     assert len(patients[0] | patients[1]) == 10 and not patients[0] & patients[1]
+    broken = data/'eyes'/'A'/'PA0'/'00.png'
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(DataFaults, match='1 fault in 20 files'): load('eyes', splits='0.5/0.5/0')

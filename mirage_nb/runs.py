@@ -490,7 +490,8 @@ def _obey(
 )->int:              # exit code
     "Do what a command line says."
     if {'-h', '--help'} & set(words) and words[0] not in ('fetch', 'import', 'sweep'):
-        sys.stdout.write(describe_notebook(words[0]) if words[0][0] != '-' else describe_commands())
+        general = words[0][0] == '-' or words[0] in ('list', 'runs', 'check')
+        sys.stdout.write(describe_commands() if general else describe_notebook(words[0]))
     elif words[0] == 'list':
         from mirage_nb.commands.listing import describe_all
         sys.stdout.write(describe_all())

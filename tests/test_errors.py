@@ -136,7 +136,8 @@ def test_malicious_checkpoint(home, fails, form):
 
 
 def test_missing_checkpoint(fails):
-    fails(FileNotFoundError, 'no checkpoint', 'nowhere.pth', weights='nowhere.pth', **TINY)
+    fails(FileNotFoundError, 'no checkpoint', 'nowhere.pth', 'or random', weights='nowhere.pth', **TINY)
+    fails(FileNotFoundError, 'Did you mean weights=MIRAGE-Base', weights='at/mirage_base.pth', **TINY)
 
 
 def test_checkpoint_in_the_home_folder(checkpoint, fails, monkeypatch):

@@ -179,6 +179,9 @@ def found_table(
         'of these, below 0.8': int((rows[f'score:{c}'][held[c]] < .8).sum())} for c in classes]).set_index('class')
 
 
+_NEARER = 'validation images that are nearer to the training images'  # heads of `unlike_words`
+
+
 def uncertain_table(
     rows:pd.DataFrame, # of the predictions
     most:int=10        # images to list
@@ -186,7 +189,7 @@ def uncertain_table(
     "List the images that the model is least sure of."
     top = rows.sort_values('uncertainty', ascending=False, kind='stable').head(most).set_index('id')
     shown = [c for c in ('prediction', 'uncertainty', 'confidence', 'disagreement') if c in rows]
-    more = {'compared with the training images': top.apply(unlike_words, axis=1)} if 'unlike' in rows else {}
+    more = {_NEARER: top.apply(unlike_words, axis=1)} if 'unlike' in rows else {}
     return top[shown].round(3).assign(**more)
 
 
@@ -198,4 +201,4 @@ def unlike_table(
     if 'far' not in rows or not rows.far.any():
         return pd.DataFrame({'': ['none' if 'far' in rows else 'not compared']}, ['unlike the training images'])
     top = rows[rows.far].sort_values('distance', ascending=False, kind='stable').head(most).set_index('id')
-    return top[['uncertainty']].round(3).assign(**{'in words': top.apply(unlike_words, axis=1)})
+    return top[['uncertainty']].round(3).assign(**{_NEARER: top.apply(unlike_words, axis=1)})

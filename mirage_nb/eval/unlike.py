@@ -58,8 +58,8 @@ class Neighbours:
 def unlike_words(
     row:pd.Series # with unlike, distance and far
 )->str:
-    "Say in words how an image compares with the training images."
+    "Say how many of the validation images are nearer to the training images than an image."
     if pd.isna(row.unlike): return 'not compared'
-    share = 'than every validation image' if row.unlike >= 100 else f'than {row.unlike:.0f} % of the validation images'
+    share = 'all' if row.unlike >= 100 else f'{row.unlike:.0f} %'
     times = f'; {row.distance:.1f} times the usual distance' if row.far else ''
-    return f'further from the training images {share}{times}'
+    return f'{share}{times}'

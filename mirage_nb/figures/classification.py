@@ -77,6 +77,7 @@ def show_cls_curves(
     if 'score' in history: axes[1].axvline(history.epoch.iloc[best], color='.7', lw=1, zorder=0)
     axes[1].set(title=f'validation, kept: epoch {int(history.epoch.iloc[best])}', xlabel='epoch', ylim=(-.02, 1.02))
     if axes[1].lines: axes[1].legend(frameon=False, fontsize=8, loc='lower right')
+    fig.mark_epochs()
     sns.despine(fig)
     fig.description = f'Losses, validation scores and learning rate by epoch; {axes[1].get_title()} of {len(history)}'
     return fig

@@ -36,6 +36,13 @@ class DescribedFigure(Figure):
         self.savefig(found, format='png', bbox_inches='tight', dpi=self.dpi, facecolor=self.get_facecolor())
         return found.getvalue()
 
+    def mark_epochs(self)->None:
+        "Put ticks of axes by epoch at whole epochs, and draw a line of one epoch as a point."
+        for ax in [a for a in self.axes if a.get_xlabel() == 'epoch']:
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            for line in ax.lines:
+                if np.size(line.get_xdata()) == 1: line.set_marker('o')
+
     def draw(self, renderer:Any)->None:
         "Draw the figure, its names as they are written."
         write_as_given(self)
@@ -144,4 +151,3 @@ def draw_loss_and_rate(
     axes[-1].plot(history.epoch, history.lr, color=COLOURS[-1])
     axes[-1].set(title='learning rate, last of the epoch', xlabel='epoch')
     axes[-1].ticklabel_format(axis='y', style='sci', scilimits=(0, 0))
-    for ax in axes: ax.xaxis.set_major_locator(MaxNLocator(integer=True))

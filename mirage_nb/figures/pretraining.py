@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import LogFormatter
 from torch import Tensor
 
 from ..core import size_text
@@ -183,7 +183,7 @@ def show_pretraining(
     probe.set(title='linear probe, balanced accuracy', xlabel='epoch', ylim=(0, 1.02))
     pace.plot(history.epoch, history.samples_per_s, color=COLOURS[-1])
     pace.set(title='samples per second', xlabel='epoch', ylim=(0, None))
-    for ax in axes[:panels]: ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    fig.mark_epochs()
     sns.despine(fig)
     fig.description = f'Losses of {", ".join(k or "the images" for k in names)}, linear probe and throughput by epoch'
     return fig

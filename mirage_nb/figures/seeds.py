@@ -11,7 +11,6 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.ticker import MaxNLocator
 
 from ..eval.seed_scores import SeedScores
 from ..eval.seeds import seed_metrics
@@ -30,11 +29,11 @@ def show_seed_curves(
     fig, (axes,) = panel_grid(1, len(shown), 3.6, 2.8)
     for ax, (column, title) in zip(axes, shown.items(), strict=True):
         for i, (seed, rows) in enumerate(histories.groupby('seed')):
-            ax.plot(rows.epoch, rows[column], 'o-' if len(rows) == 1 else '-', color=COLOURS[i % len(COLOURS)], lw=1.3,
+            ax.plot(rows.epoch, rows[column], color=COLOURS[i % len(COLOURS)], lw=1.3,
                     label=f'seed {seed}')
         ax.set(xlabel='epoch')
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_title(title, fontsize=11)
+    fig.mark_epochs()
     fig.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc='outside lower center', ncols=6)
     sns.despine(fig)
     last = histories.groupby('seed').epoch.max()

@@ -86,6 +86,7 @@ def show_curves(
                      textcoords='offset points', ha='center', fontsize=9,
                      bbox={'fc': 'w', 'ec': 'none', 'alpha': .8, 'pad': 1})
     axes[1].set(title='mean IoU, validation', xlabel='epoch')
+    fig.mark_epochs()
     sns.despine(fig)
     fig.description = (f'Losses, mean IoU of the validation split and learning rate by epoch; the best mean IoU is '
                        f'{best.mIoU:.3f} at epoch {best.epoch:.0f} of {len(history)}')

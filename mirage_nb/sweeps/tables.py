@@ -220,7 +220,8 @@ class NotebookTable:
         "Show how far the cells are; without a kernel nothing is shown."
         if 'IPython' not in sys.modules: return
         shown = sys.modules['IPython'].display  # of the notebook's own kernel
-        page = f'<p>{html.escape(self.progress.line(states))}</p>{html_table(states)}'
+        cells = '' if all(s.over for s in states) else html_table(states)  # the notebook shows the last table itself
+        page = f'<p>{html.escape(self.progress.line(states))}</p>{cells}'
         if self.handle is None: self.handle = shown.display(shown.HTML(page), display_id=True)
         elif page != self.last and self.handle: self.handle.update(shown.HTML(page))
         self.last = page

@@ -40,7 +40,7 @@ from ..recipes.segmentation import SegEval, SegRecipe, seg_recipe
 from ..recipes.settings import override, rows_cols
 from ..recipes.sweep import SweepJob
 from ..records import dataset_name, finished_runs, open_run
-from ..sources.weights import known_weights
+from ..sources.weights import explain_no_weights, known_weights
 from ..train.losses import seg_loss
 from ..train.settings import pick_precision
 
@@ -83,7 +83,7 @@ def _check_weights(
     if weights == 'timm' and model.startswith('timm:'): return
     _check_encoder(weights, model)
     file = weights_file(weights, model)
-    if file and not file.is_file(): raise FileNotFoundError(f'no checkpoint {file}')
+    if file and not file.is_file(): raise FileNotFoundError(explain_no_weights(str(file)))
     if file: _check_size(file, model)
 
 
@@ -254,7 +254,7 @@ def _existing_weights(
 )->None:
     "Raise an error if there are no such weights."
     file = weights_file(weights)
-    if file and not file.is_file(): raise FileNotFoundError(f'weights: no checkpoint {file}')
+    if file and not file.is_file(): raise FileNotFoundError(explain_no_weights(str(file)))
 
 
 def _feature_settings(

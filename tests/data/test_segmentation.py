@@ -102,6 +102,8 @@ def test_stray_files(tiny):
         assert len(seg_table(read_manifest('Tiny'), 'train')) == 9
     (tiny/'train/bscan/P1a_1.npy').touch()
     with pytest.warns(UserWarning, match='P1a_1.npy passed over'): list_images(tiny/'train/bscan')
+    (tiny/'train/bscan/CNV').mkdir()
+    with pytest.warns(UserWarning, match='not from the folders in it: CNV. Move'): list_images(tiny/'train/bscan')
 
 
 def test_wrong_split(tiny):

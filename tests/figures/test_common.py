@@ -2,12 +2,14 @@
 import inspect
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mirage_nb.data.manifest import ClassInfo
 from mirage_nb.figures import classification, classification_scores, pretraining, segmentation
 from mirage_nb.figures.common import DescribedFigure
+from mirage_nb.figures.seeds import show_seed_curves
 from mirage_nb.figures.segmentation import show_batch
 
 CLASSES = [ClassInfo(0, 0, 'Background', 'background'), ClassInfo(1, 60, 'RNFL', 'layer'),
@@ -60,3 +62,16 @@ def test_every_figure_says_what_it_shows(f):
 
 def test_description_is_the_text_of_the_figure(drawn):
     assert isinstance(drawn[1], DescribedFigure) and repr(drawn[1]).endswith('its classes: s0, s1')
+
+
+def test_one_epoch_is_a_point_over_a_whole_number():
+    history = pd.DataFrame({'epoch': [1], 'loss': [.8], 'valid_loss': [.9], 'mIoU': [.2], 'bacc': [.4], 'lr': [1e-3],
+                            'samples_per_s': [99.]})
+    tried = pd.DataFrame({'epoch': [1], 'valid_loss': [.8], 'probe': [.5]})
+    for fig in (segmentation.show_curves(history), classification.show_cls_curves(history, 0),
+                pretraining.show_pretraining(history, tried), show_seed_curves(history.assign(seed=0))):
+        FigureCanvasAgg(fig).draw()
+        for ax in (a for a in fig.axes if a.get_xlabel() == 'epoch'):
+            low, high = ax.get_xlim()
+            assert [x for x in ax.get_xticks() if low <= x <= high] == [1]
+            assert all(line.get_marker() == 'o' for line in ax.lines if len(line.get_xdata()) == 1)

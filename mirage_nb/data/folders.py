@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from ..core import counted
 from .files import IMAGE_SUFFIXES, MASK_SUFFIXES
-from .layouts import is_hidden
+from .layouts import is_hidden, scans_left_out
 
 # %% ../../nbs/data/12_folders.ipynb #e6f43b50
 def split_id(
@@ -30,7 +30,6 @@ def split_id(
 
 # %% ../../nbs/data/12_folders.ipynb #5639250d
 _IGNORED = ('checkpoints', 'info.json', 'manifest.toml', 'readme.md', 'readme.txt', 'labels.csv')  # describe a dataset
-_SCANS = '.vol', '.e2e', '.fda', '.fds', '.dcm', '.dicom', '.mhd', '.nii', '.nii.gz'
 
 
 class FolderContent(NamedTuple):
@@ -127,7 +126,7 @@ def list_images(
 
 def _few(names:Sequence[str])->str:
     "Write the first of many names; those of scans are left out, for they may be names of patients."
-    kept = [k for k in names if not k.lower().endswith(_SCANS)]
+    kept = [k for k in names if not scans_left_out('', [k])]
     return f"{': ' if kept else ''}{', '.join(kept[:5])}{', ...' if len(kept) > 5 else ''}"
 
 
@@ -146,10 +145,8 @@ def _warn_of_others(
     suffixes:Sequence[str]
 )->None:
     "Warn of files that are not listed."
-    scans = [k for k in names if k.lower().endswith(_SCANS)]
-    if scans: warnings.warn(f'{folder}: {len(scans)} files of scanners passed over; they become a set by: '
-                            'mirage-nb import FOLDER OUT', stacklevel=3)
-    if len(names) > len(scans):
+    if scans := scans_left_out(folder, names): warnings.warn(scans, stacklevel=3)
+    if any(not scans_left_out(folder, [k]) for k in names):
         warnings.warn(f"{folder}{_few(names)} passed over; images end in {', '.join(suffixes)}", stacklevel=3)
 
 # %% ../../nbs/data/12_folders.ipynb #5c1d8002
@@ -161,8 +158,10 @@ def match_masks(
     folder, ids = Path(folder), list(ids)
     found = {k: p for k in ids if (p := folder/f'{k}.png').is_file()}
     if len(found) == len(ids) or not folder.is_dir(): return found
-    there: dict[str, list[Path]] = {}
-    for e in scan_folder(folder, MASK_SUFFIXES).files: there.setdefault(plain_stem(e.name), []).append(Path(e.path))
+    there, strange = dict[str, list[Path]](), list[str]()
+    content = scan_folder(folder, MASK_SUFFIXES, strange)
+    for text in strange: warnings.warn(f'{text}. They are left out', stacklevel=2)
+    for e in content.files: there.setdefault(plain_stem(e.name), []).append(Path(e.path))
     for k in ids:
         if k in found or not (same := there.get(plain_stem(f'{k}.png'))): continue
         if len(same) > 1: raise ValueError(f'{same[0]} and {same[1].name} have one id; keep one of them')

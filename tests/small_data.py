@@ -1,4 +1,4 @@
-"Write the phantoms in small into a folder: `python tests/small_data.py FOLDER`. The notebooks' own checks then take less"
+"Write small phantoms into a folder, on which the notebooks' own checks take less: python tests/small_data.py FOLDER"
 import sys
 from pathlib import Path
 

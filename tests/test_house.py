@@ -6,7 +6,7 @@ import re
 import shlex
 import tokenize
 from configparser import ConfigParser
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,11 +66,11 @@ def cells(path, kind='code'):
     return found
 
 
-@lru_cache(maxsize=None)  # several rules look at the same modules; none changes a tree
+@cache  # several rules look at the same modules; none changes a tree
 def parsed(source): return ast.parse(source)
 
 
-@lru_cache(maxsize=None)
+@cache
 def own_tree(): return Tree(ROOT)
 
 

@@ -106,7 +106,8 @@ def _deeper(
     "Say what to do with images in folders of a folder."
     names = [p.name for p in folders_in(folder)]
     if not names: return ''
-    return (f"; the images of its folders {', '.join(names[:5])}{', ...' if len(names) > 5 else ''} are not looked for. "
+    some = ', '.join(names[:5]) + ', ...'*(len(names) > 5)
+    return (f"; the images of its folders {some} are not looked for. "
             'Move images and masks up into one folder each. If the folders are classes: a manifest with '
             f"task = 'classification' and [splits] train = '{folder.name}'")
 

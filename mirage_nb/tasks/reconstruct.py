@@ -326,7 +326,8 @@ def auroc_of(
 )->pd.DataFrame|None:      # of `artefact_auroc`; None: no artefacts
     "Compute how well each score finds the artefacts."
     if rows is None or not (rows.artefact != '').any(): return None
-    return artefact_auroc(rows, [k for k in (*RECONSTRUCTION_SCORES, 'brightness', 'sharpness', 'feature distance') if k in rows])
+    scores = *RECONSTRUCTION_SCORES, 'brightness', 'sharpness', 'feature distance'
+    return artefact_auroc(rows, [k for k in scores if k in rows])
 
 
 def sum_reconstruction_up(

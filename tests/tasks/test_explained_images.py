@@ -21,8 +21,10 @@ from mirage_nb.tasks.features import plan_features
 from mirage_nb.tasks.hidden_regions import region_classes
 from mirage_nb.tasks.settings import choose_settings
 
-INFOS = ClassInfo(0, 0, 'Background', 'background'), ClassInfo(1, 1, 'RNFL', 'layer'), ClassInfo(2, 2, 'Fluid', 'lesion')
-TABLE = pd.DataFrame({'id': ['a', 'b'], 'image': ['a.png', 'b.png'], 'label': ['AMD', 'AMD'], 'patient': '', 'fault': '',
+INFOS = (ClassInfo(0, 0, 'Background', 'background'), ClassInfo(1, 1, 'RNFL', 'layer'),
+         ClassInfo(2, 2, 'Fluid', 'lesion'))
+TABLE = pd.DataFrame({'id': ['a', 'b'], 'image': ['a.png', 'b.png'], 'label': ['AMD', 'AMD'], 'patient': '',
+                      'fault': '',
                       'mask': None, 'sha256': ''})
 
 
@@ -42,11 +44,13 @@ RIGHT, WRONG = [[3., 0], [2., 0]], [[0, 3.], [2., 0]]
 EMPTY = [[1., 0, 0], [1., 0, 0]]
 EXPLAINED = [
     (lambda: rows(RIGHT, target='CNV'), "no class 'CNV'.*AMD, DME"),
-    (lambda: rows(RIGHT, target='true', table=TABLE.assign(label='x')), 'no label is a class of the model .AMD, DME.; leave'),
+    (lambda: rows(RIGHT, target='true', table=TABLE.assign(label='x')),
+     'no label is a class of the model .AMD, DME.; leave'),
     (lambda: rows(EMPTY, task='segmentation'), 'predicts nothing but background, .*name one by target='),
     (lambda: rows(EMPTY, task='segmentation', target='Fluid'), 'predicts Fluid in none of the 2 images; name another'),
     (lambda: rows(EMPTY, task='segmentation', target='SRF'), "no class 'SRF'.*Fluid"),
-    (lambda: choose_shown(rows(RIGHT), Explain(choose='wrong')), 'every prediction of these images is right; set choose=mi'),
+    (lambda: choose_shown(rows(RIGHT), Explain(choose='wrong')),
+     'every prediction of these images is right; set choose=mi'),
     (lambda: choose_shown(rows([[.9, 0, .1], [1., 0, 0]], task='segmentation'), Explain(ids=['b'])),
      'b has nothing of the class that is explained; leave it out of ids'),
     (lambda: explained_set(Explain(ids=['c']), SimpleNamespace(infos=()), TABLE, None), "no image 'c'.*a, b"),
@@ -97,7 +101,8 @@ CONFLICTS = [
     (Reconstruct, {'modality': 'slo', 'beside': ['slo']}, 'slo is hidden, so it cannot be shown beside itself'),
     (FeatureReport, {'run': 'a', 'weights': 'b'}, 'give run or weights, not both: a, b'),
     (FeatureReport, {'colour_by': ['klass']}, "no colour_by 'klass'.*class"),
-    (FeatureReport, {'images': 'a', 'splits': '0.7/0.15/0.15'}, 'splits divides a dataset; a folder of images has none')]
+    (FeatureReport, {'images': 'a', 'splits': '0.7/0.15/0.15'},
+     'splits divides a dataset; a folder of images has none')]
 
 
 @pytest.mark.parametrize('kind, options, said', CONFLICTS, ids=range(len(CONFLICTS)))
@@ -107,7 +112,8 @@ def test_options_that_contradict_each_other(kind, options, said):
 
 def test_what_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv('MIRAGE_RUNS', str(tmp_path))
-    for options, said in (({'methods': ['gradcam']}, "no method 'gradcam'.*grad_cam"), ({'images': 'lost'}, 'images: no file'),
+    for options, said in (({'methods': ['gradcam']}, "no method 'gradcam'.*grad_cam"),
+                          ({'images': 'lost'}, 'images: no file'),
                           ({'weights': 'lost', 'images': str(tmp_path)}, 'weights: no file or folder'),
                           ({'tuned_on': 'Nothing'}, 'tuned_on: no finished run on Nothing .*mirage-nb cls_tune')):
         with pytest.raises((ValueError, FileNotFoundError), match=said): choose_settings('explain', options)
@@ -124,12 +130,14 @@ def test_regions_that_no_mask_has(region, classes, kind, said):
 
 
 def test_what_cannot_be_reconstructed(phantoms_labelled):
-    with pytest.raises(ValueError, match='random weights reconstruct nothing'): load_autoencoder(Reconstruct(weights='random'))
+    with pytest.raises(ValueError, match='random weights reconstruct nothing'):
+        load_autoencoder(Reconstruct(weights='random'))
     with pytest.raises(ValueError, match="no split 'val'.*train, test"):
         find_images(Reconstruct(dataset=phantoms_labelled, split='val'))
 
 
-SITES = [({'site': '('}, "site='.' is no regular expression"), ({'site': 'zz'}, "site='zz' is found in no name, as '0'"),
+SITES = [({'site': '('}, "site='.' is no regular expression"),
+         ({'site': 'zz'}, "site='zz' is found in no name, as '0'"),
          ({'images': ' , '}, 'no dataset and no folder of images is named')]
 
 
@@ -137,4 +145,5 @@ SITES = [({'site': '('}, "site='.' is no regular expression"), ({'site': 'zz'}, 
 def test_features_of_nothing(options, said, tmp_path):
     rng = np.random.default_rng(0)
     for i in range(4): Image.fromarray(rng.integers(0, 255, (8, 8), np.uint8)).save(tmp_path/f'{i}.png')
-    with pytest.raises(ValueError, match=re.compile(said)): plan_features(FeatureReport(**{'images': str(tmp_path), **options}))
+    with pytest.raises(ValueError, match=re.compile(said)):
+        plan_features(FeatureReport(**{'images': str(tmp_path), **options}))

@@ -52,7 +52,7 @@ def certificate(tmp_path_factory):
     "A certificate for Google's hosts, and its key, in one file; good for a day"
     if not shutil.which('openssl'): pytest.skip('openssl is missing: it makes the certificate of the played Drive')
     folder = tmp_path_factory.mktemp('certificate')
-    names = 'subjectAltName=DNS:drive.google.com,DNS:drive.usercontent.google.com'
+    names = 'subjectAltName=DNS:drive.google.com,DNS:drive.usercontent.google.com,DNS:github.com'
     words = 'req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=test -addext'.split()
     subprocess.run(['openssl', *words, names, '-keyout', folder/'key.pem', '-out', folder/'cert.pem'], check=True,
                    capture_output=True)
@@ -70,6 +70,18 @@ def test_drive_killed_and_taken_up_again(tmp_path, certificate):
     assert (tmp_path/'weights'/'USPEC-ViT-L.pt').read_bytes() == CONTENT and 'terms: none stated' in out
     assert [r for _, p, r in site.asked if r], 'it began again instead of going on'
     assert not (tmp_path/'weights'/'.fetch'/'USPEC-ViT-L').exists()
+
+
+@pytest.mark.slow
+def test_a_plain_address_of_weights_killed_and_taken_up_again(tmp_path, certificate):
+    site = Site({'/j-morano/MIRAGE/releases/download/weights/MIRAGE-Base.pth': CONTENT}, step=2**16, pause=0.05)
+    with proxying(site, certificate) as proxy:
+        env = {'HTTPS_PROXY': proxy, 'REQUESTS_CA_BUNDLE': certificate.with_name('cert.pem')}
+        kill_after(command('MIRAGE-Base', tmp_path, **env), lambda: tmp_path.rglob('*.part'), site, 600_000)
+        finished(command('MIRAGE-Base', tmp_path, **env))
+    assert (tmp_path/'weights'/'MIRAGE-Base.pth').read_bytes() == CONTENT
+    assert [r for _, _, r in site.asked if r], 'it began again instead of going on'
+    assert not (tmp_path/'weights'/'.fetch'/'MIRAGE-Base').exists()
 
 
 @pytest.fixture

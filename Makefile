@@ -27,15 +27,16 @@ check: setup  ## the fast part of the tests, while modules, lint and types are c
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile; failed=$$?; \
 	wait $$checks || failed=1; cat "$$scratch/static.txt"; exit $$failed
 
-test: setup  ## everything: checks and the demo beside the tests, whose folder of runs the notebooks use; one scratch folder, removed at the end
+test: setup  ## everything: checks and a demo on fewer phantoms beside the tests, then the notebooks; one scratch folder, removed at the end
 	@scratch=$$(mktemp -d); export TMPDIR="$$scratch" MIRAGE_RUNS="$$scratch/runs" OMP_NUM_THREADS=1; set -e; \
 	trap 'kill $$demo $$checks 2> /dev/null || true; rm -rf "$$scratch"' EXIT; mkdir "$$MIRAGE_RUNS"; \
 	$(BIN)/python tests/check.py > "$$scratch/static.txt" 2>&1 & checks=$$!; \
-	$(BIN)/python -m mirage_nb.runs nbs/30_seg_tune.ipynb > "$$scratch/demo.txt" 2>&1 & demo=$$!; \
+	$(BIN)/python tests/small_data.py "$$scratch/data"; \
+	MIRAGE_DATA="$$scratch/data" $(BIN)/python -m mirage_nb.runs nbs/30_seg_tune.ipynb > "$$scratch/demo.txt" 2>&1 & demo=$$!; \
 	$(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile --no-loadscope-reorder; \
 	wait $$checks || { cat "$$scratch/static.txt"; exit 1; }; cat "$$scratch/static.txt"; \
 	wait $$demo || { cat "$$scratch/demo.txt"; exit 1; }; cat "$$scratch/demo.txt"; \
-	$(BIN)/python tests/small_data.py "$$scratch/data"; MIRAGE_DATA="$$scratch/data" $(BIN)/nbdev_test --n_workers 2
+	MIRAGE_DATA="$$scratch/data" $(BIN)/nbdev_test --n_workers 2
 
 lab: setup  ## JupyterLab on the project
 	$(BIN)/jupyter lab --notebook-dir=.

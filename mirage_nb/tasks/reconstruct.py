@@ -21,9 +21,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..core import counted, data_dir, unknown
+from ..core import counted, data_dir, resource_dir, unknown
 from ..data.audit import hash_content
 from ..data.files import image_size
+from ..data.layouts import split_folders
 from ..data.manifest import ClassInfo, read_manifest
 from ..data.paired import FilePairs
 from ..data.scale import MaskScale
@@ -290,11 +291,10 @@ def reconstruct_command(
 )->str:
     "Write the command that reconstructs the images of a pre-training."
     name = dataset.split(',')[0].strip()
-    known = {'dataset': name}
-    try: find_images(Reconstruct(dataset=name))
-    except (ValueError, KeyError, OSError):  # a folder of images without labels
-        known = {'images': str(p) if (p := data_dir()/name).exists() else name}
-    return run_command('reconstruct', {'run': str(run), **known})
+    folder = p if (p := data_dir()/name).is_dir() else Path(name).expanduser()
+    stated = (resource_dir('data_manifests')/f'{folder.name}.toml', folder/'manifest.toml')
+    known = folder.suffix == '.toml' or any(p.is_file() for p in stated) or folder.is_dir() and split_folders(folder)
+    return run_command('reconstruct', {'run': str(run), **({'dataset': name} if known else {'images': str(folder)})})
 
 
 def reconstruction_folder(

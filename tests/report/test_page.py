@@ -71,8 +71,8 @@ def test_page_of_a_run(run):
     assert re.findall(r'<h1.*?>(.*?)</h1>', page) == [result['summary'][0]] and page.index('<h1') < page.index('<h2>')
     titles = re.findall(r'<h2>(.*?)</h2>', page)
     firsts = list(dict.fromkeys(t.split(':')[0] for t in titles))
-    assert firsts == ['Main result', 'Scores', 'Examples', 'Data', 'Model', 'Training', 'Reliability',
-                      'Paper pack', 'Settings', 'Provenance', 'About this notebook', 'Files of this run']
+    assert firsts == ['Main result', 'Scores', 'Examples', 'Data', 'Model', 'Training', 'See why it decides',
+                      'Reliability', 'Paper pack', 'Settings', 'Provenance', 'About this notebook', 'Files of this run']
     assert len(text.alts) >= 4 and any(a.startswith('Dice of each class') for a in text.alts)
     assert all((run/k).exists() for k in text.links if not k.startswith(('#', 'http')))
     assert {'predictions/', 'test_volumes.csv', 'report.ipynb'} <= {*text.links}

@@ -26,7 +26,7 @@ def test_what_is_missing_is_named_with_how_to_get_it(empty):
 def test_only_what_is_there_is_run(empty):
     (empty/'MIRAGE_DATA'/'AROI').mkdir()
     (empty/'MIRAGE_DATA'/'Duke_iAMD_labeled').mkdir()
-    (empty/'MIRAGE_WEIGHTS'/'MIRAGE-Base.pth').write_bytes(b'PK')
+    (empty/'MIRAGE_WEIGHTS'/'MIRAGE-Base.pth').write_bytes(b'PK\x03\x04')
     plan = plan_benchmark(BenchmarkJob(benchmark='mirage', models=['MIRAGE-Base', 'MIRAGE-Large'], seeds=2,
                                        values={'epochs': 3}))
     cells = plan.cells()

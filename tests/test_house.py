@@ -733,6 +733,7 @@ def test_fault_is_found(toy, what):
 KEPT = 'core', 'randomness', 'data.files'
 
 
+@pytest.mark.slow
 def test_out_of_step_modules_are_found(tmp_path):
     copy_of(ROOT, tmp_path)
     for p in libraries(tmp_path):  # the less, the faster

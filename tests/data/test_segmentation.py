@@ -253,6 +253,7 @@ def test_kept_images_stay_in_their_budget(tiny):
 
 # ------------------------------------------------------------------ recorded and real sets
 
+@pytest.mark.slow
 def test_phantom_is_an_ordinary_set(tmp_path, monkeypatch):
     phantom = pytest.importorskip('mirage_nb.phantoms.oct')
     monkeypatch.setenv('MIRAGE_DATA', str(tmp_path))

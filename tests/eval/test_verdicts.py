@@ -51,6 +51,7 @@ def test_a_model_beside_a_grader(duke):
     assert f'Dice 1.000, grader 2 {grader.means["Dice, mean of layers"]:.3f} ' in found[0].text
 
 
+@pytest.mark.slow
 def test_diagonal_is_that_of_the_images(duke):
     table = duke.tables['test']
     scores = score_folder(table, find_graders(table)['grader2'], duke.classes)

@@ -26,6 +26,7 @@ def quarters(maps):
     return both/size.sum((1, 2))[:, None]
 
 
+@pytest.mark.slow
 def test_relevance_of_a_region_lies_at_the_region(segmenter):
     "Each image of the batch has a region of its own: the target must not be mixed up between versions of the images"
     model, x = segmenter

@@ -355,6 +355,7 @@ def test_of_two_networks_the_one_that_learns_is_taken(form, swapped, tmp_path):
     assert all(torch.equal(enc.state_dict()[k], v) for k, v in source.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('swapped', [False, True], ids=['', 'the follower first'])
 def test_networks_under_keys_of_their_own(swapped, tmp_path):
     source = CnnEncoder('resnet50').state_dict()
@@ -365,6 +366,7 @@ def test_networks_under_keys_of_their_own(swapped, tmp_path):
     assert all(torch.equal(enc.state_dict()[k], v) for k, v in source.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('begin', ['', 'module.densenet121.'])
 def test_densenet_under_the_names_of_its_first_files(begin, tmp_path):
     "torchvision's file of ImageNet weights, and that of a tuned network with epoch, lossMIN and state_dict"
@@ -386,6 +388,7 @@ def test_a_unet_below_another_name(tmp_path):
     assert type(ready.model) is type(unet) and 'model.decoder.blocks.0.conv1.0.weight' in ready.model.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('begin', ['', 'anything.model.'])
 def test_networks_of_timm_below_other_names(begin, tmp_path):
     "And with positions of a grid that is not square, which timm takes for a square one"

@@ -43,6 +43,7 @@ def test_same_in_another_process():
     assert not np.array_equal(_phantom_cxr(0, 1)['image'], _phantom_cxr(1, 1)['image'])
 
 
+@pytest.mark.slow
 def test_more_patients_leave_the_earlier_ones(tmp_path):
     few, more = (make_phantom_cxr(tmp_path/f'c{n}', patients=n, films=1, size=32) for n in (40, 45))
     assert all(hash_file(p) == hash_file(more/'images'/p.name) for p in (few/'images').iterdir())
@@ -86,6 +87,7 @@ def test_findings_change_the_film_where_they_are():
     assert seen >= 2
 
 
+@pytest.mark.slow
 def test_splits_keep_patients_apart_and_hold_every_finding(films):
     table = read_chest('Phantom_CXR', films)
     assert table.groupby('patient').split.nunique().max() == 1

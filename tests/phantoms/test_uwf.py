@@ -29,6 +29,7 @@ def test_a_bar_shows_how_far_the_drawing_is(tmp_path, capfd, monkeypatch):
     assert re.search(r'drawing phantoms: 100%.* 25/25 ', capfd.readouterr().err)
 
 
+@pytest.mark.slow
 def test_class_folders_of_the_widefield_set(retinas):
     table = rows(retinas/'labels.csv')
     assert {str(p.relative_to(retinas)) for p in retinas.rglob('*.png')} == {r['image'] for r in table}

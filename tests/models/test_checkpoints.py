@@ -28,6 +28,8 @@ from mirage_nb.models.tensors import infer_architecture
 from mirage_nb.models.vit import ViT
 from mirage_nb.models.zoo import ENCODERS, _vit_record, build_encoder, encoder_record
 
+pytestmark = pytest.mark.slow
+
 SMALL = {'d': 384, 'depth': 12, 'heads': 6}
 
 

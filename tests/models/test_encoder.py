@@ -10,6 +10,8 @@ from mirage_nb.models.tuning import choose_training, save_tuned_model
 from mirage_nb.models.zoo import ENCODERS, _cnn_record, _mirage_record, _vit_record, build_encoder, encoder_record
 from mirage_nb.train.optim import param_groups
 
+pytestmark = pytest.mark.slow
+
 HEAD_OPTIONS = {'convnext': {'embed_dim': 64, 'depth': 1}, 'segmenter': {'embed_dim': 24, 'num_heads': 2},
                 'dpt': {'layer_dims': (4, 6, 8, 12), 'feature_dim': 8}}
 SIZES = {  # rows and columns of the images, by encoder; not square where the encoder takes that

@@ -20,6 +20,8 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter1d
 
 from ..core import unknown
 from .drawing import bumps, draw_in_turn, random_path, random_surface
+from .styles import (
+    USUAL_DEVICES, WIDE_DEVICES, DeviceRanges, ScanPlace, draw_place, jump_rows, plant_borders, plant_shadows)
 from .writing import each_patient, write_once
 from ..randomness import sample_key
 from ..storage import write_json
@@ -168,11 +170,12 @@ def _draw_eye(
 
 def _place_retina(
     lines:np.ndarray, # (12, s, w) boundaries all over the plane
-    rng:Generator
+    rng:Generator,
+    depth:float=1.    # height of the retina, as a part of the usual
 )->tuple[float, float]: # factor and shift that bring them into an image of 256 rows
     "Draw the depth of the retina, anywhere that keeps it in the image."
     top, low = float(lines[0].min()), float(lines[10].max())
-    fit = min(1, 222/(low - top))
+    fit = min(depth, 222/(low - top))
     first = rng.uniform(8, max(9, 238 - fit*(low - top)))
     return fit, float(first - fit*top)
 
@@ -226,13 +229,14 @@ def _reflected_light(
     z:np.ndarray,               # (12, s, w) boundaries
     shade:np.ndarray,           # (s, w) vessels in [0, 1]
     person:Generator,           # what a patient's eyes share
-    rng:Generator
+    rng:Generator,
+    spread:float=0.7            # standard deviation of a tissue's reflectivity, dB
 )->np.ndarray:                  # (s, h, w) float32, dB
     "Compute the light reflected from each place, before speckle and noise."
     s, h, w = layermap.shape
     x, rows = np.linspace(0, 1, w), np.arange(h, dtype=np.float32)[:, None]
     ilm, membrane = z[0][:, None], z[10][:, None]
-    db = (_REFLECTIVITY + person.normal(0, 0.7, 13).astype(np.float32))[layermap]
+    db = (_REFLECTIVITY + person.normal(0, spread, 13).astype(np.float32))[layermap]
     for line, gain, width in ((0, 1.5, 1.6), (6, 4., 1.), (10, 3., 1.)):  # inner and outer limiting, Bruch's membrane
         db[np.abs(rows - z[line][:, None]) < width*h/256] += gain
     inside = {'Cyst': -24., 'SRF': -22., 'PED': person.choice([-19., -11.]), 'Drusen': person.uniform(-8, -5)}
@@ -284,13 +288,14 @@ def _add_foci(
 def _to_grey_scale(
     db:np.ndarray,    # (s, h, w) of `_reflected_light`
     person:Generator, # one device a patient
-    rng:Generator
+    rng:Generator,
+    d:DeviceRanges=USUAL_DEVICES
 )->np.ndarray:        # (s, h, w) uint8
     "Map the light to the device's grey scale."
     s, h, w = db.shape
     x = np.linspace(0, 1, w)
-    exposures, floor = person.uniform(0.9, 6), person.uniform(-18, -13.5)
-    black, white = floor + person.uniform(-3.5, 0.5), person.uniform(2, 7)
+    exposures, floor = person.uniform(*d.exposures), person.uniform(*d.floor)
+    black, white = floor + person.uniform(*d.black), person.uniform(*d.white)
     edge = rng.uniform(0, 5)*np.abs(2*x - rng.uniform(0.8, 1.2))**6
     gain = (1.1*bumps(x, 14) @ rng.standard_normal((14, s), np.float32)).T - edge
     power = np.exp(np.float32(np.log(10)/10)*(db + gain.astype(np.float32)[:, None]))
@@ -298,10 +303,10 @@ def _to_grey_scale(
     weight = min(1., exposures**-0.5)
     power *= 1 + (speckle - 1)*np.float32(weight)
     power += np.float32(10**(floor/10))*(1 + (noise - 1)*np.float32(weight))
-    for axis, low, high in ((1, 0.35, 0.75), (2, 0.35, 0.8)):
-        power = gaussian_filter1d(power, person.uniform(low, high)*db.shape[axis]/256, axis=axis, truncate=3)
+    for axis, blur in ((1, d.blur_y), (2, d.blur_x)):
+        power = gaussian_filter1d(power, person.uniform(*blur)*db.shape[axis]/256, axis=axis, truncate=3)
     shown = (np.float32(10)*np.log10(power) - black)/(white - black)
-    shown = np.clip(shown, 0, 1)**np.float32(person.uniform(0.95, 1.35))
+    shown = np.clip(shown, 0, 1)**np.float32(person.uniform(*d.gamma))
     return np.asarray(255*shown, np.uint8)
 
 # %% ../../nbs/phantoms/30_oct.ipynb #9db7b0a7
@@ -358,29 +363,48 @@ def _count_findings(
     return dict(lesions=found, labels=labels, label=label)
 
 # %% ../../nbs/phantoms/30_oct.ipynb #e5bd5ce0
+def _plant_style(
+    pictures:Mapping[str, np.ndarray], # of a volume, changed in place: bscan, layermap, semseg, each (s, h, w)
+    rng:Generator
+)->None:
+    "Cover and darken parts of each B-scan; what is covered is labelled as background."
+    for bscan, layers, classes in zip(*(pictures[k] for k in ('bscan', 'layermap', 'semseg')), strict=True):
+        plant_shadows(bscan, rng)
+        hidden = plant_borders(bscan, layers, rng)
+        layers[hidden & (layers > 0)] = _LAYERS.index('below choroid')
+        classes[hidden] = 0
+
+
 def _phantom_volume(
     seed:int=0,
     patient:int=0,                  # counted from 0; decides the disease
     volume:int=0,                   # 0 and 1 are the two eyes, 2 the first eye again
     slices:int=4,                   # B-scans, equally spaced over the middle half of the field
-    size:tuple[int, int]=(256, 256) # (h, w) of B-scan and en-face image
+    size:tuple[int, int]=(256, 256),# (h, w) of B-scan and en-face image
+    varied:bool=False               # in a style of its own: device, part of the eye, motion, borders, shadows
 )->dict[str, Any]:                  # images by name, and eye, rows, labels
     "Draw one volume, the same on every machine: B-scans, layer map, classes (s, h, w), en-face image, vessels (h, w)."
     key = ('phantom light', seed, patient)
     device, rng, place = (np.random.default_rng(sample_key(*key, *v)) for v in ((), (volume,), (volume, 'place')))
+    style, d = np.random.default_rng(sample_key('phantom style', seed, patient, volume)), USUAL_DEVICES
+    part = ScanPlace()
+    if varied: part, d = draw_place(style), WIDE_DEVICES
     (h, w), y = size, np.linspace(0.25, 0.75, slices) if slices > 1 else np.array([0.5])
-    x, plane = np.linspace(0, 1, w), _draw_eye(seed, patient, volume, np.linspace(0, 1, h), np.linspace(0, 1, w))
+    x = part.first + part.width*np.linspace(0, 1, w)
+    plane = _draw_eye(seed, patient, volume, np.linspace(0, 1, h), np.linspace(0, 1, w))
     eye, rows = _draw_eye(seed, patient, volume, y, x), np.minimum((y*h).astype(int), h - 1)
-    fit, shift = _place_retina(plane.lines[:, h//4:h*3//4 + 1], place)
-    z = (np.float32(shift) + np.float32(fit)*eye.lines)*np.float32(h/256)
+    fit, shift = _place_retina(plane.lines[:, h//4:h*3//4 + 1], place, part.depth)
+    z = (np.float32(shift) + np.float32(fit)*eye.lines + jump_rows(part, w))*np.float32(h/256)
     layermap = np.zeros((slices, h, w), np.uint8)
     for line in z: layermap += np.arange(h)[:, None] >= line[:, None]
     semseg = _lesion_masks(layermap, z, eye, fit*h/256)
     shade = _draw_vessel_map(place, eye.fovea, size)
     slo = _draw_en_face(shade, plane.lesions, eye.fovea, place)
-    bscan = _to_grey_scale(_reflected_light(layermap, semseg, z, shade[rows], device, rng), device, rng)
+    shadow = shade[rows][:, np.minimum((x*w).astype(int), w - 1)]
+    bscan = _to_grey_scale(_reflected_light(layermap, semseg, z, shadow, device, rng, d.spread), device, rng, d)
     right = bool((sample_key('phantom side', seed, patient) + volume) % 2)
     pictures = dict(bscan=bscan, layermap=layermap, semseg=semseg, slo=slo, vessels=shade)
+    if varied: _plant_style(pictures, style)
     if not right: pictures = {k: v[..., ::-1].copy() for k, v in pictures.items()}
     return pictures | dict(rows=rows, eye='OD' if right else 'OS') | _count_findings(semseg)
 
@@ -421,13 +445,14 @@ def make_phantom_oct(
     volumes:int=2,                   # most volumes per patient; the fewest is 1
     slices:int=4,                    # B-scans a volume
     size:tuple[int, int]=(256, 256), # (h, w)
+    varied:bool=False                # each volume in a style of its own, wider than Phantom_OCT's; for pre-training
 )->Path:                             # `folder`
     "Write Phantom_OCT unless it exists already; it appears completely or not at all."
     if patients < 12: raise ValueError(f'patients={patients} leaves a split without some disease; use 12 or more')
     if not 1 <= volumes <= 26 or slices < 1: raise ValueError(f'{volumes=}, {slices=}: 1 to 26 and 1 or more')
     folder = Path(folder).expanduser().resolve()
     settings = dict(seed=seed, patients=patients, volumes=volumes, slices=slices, size=list(size), version=_VERSION)
-    return write_once(folder, settings, _write_oct)
+    return write_once(folder, settings | ({'varied': True} if varied else {}), _write_oct)
 
 # %% ../../nbs/phantoms/30_oct.ipynb #f50e99a2
 def _write_oct(
@@ -439,7 +464,8 @@ def _write_oct(
     for p in each_patient(settings['patients']):
         n = 1 + int(np.random.default_rng(sample_key('phantom volumes', seed, p)).integers(settings['volumes']))
         for v in range(n):
-            rows += _save_volume(folder, p, v, _phantom_volume(seed, p, v, settings['slices'], tuple(settings['size'])))
+            volume = _phantom_volume(seed, p, v, settings['slices'], tuple(settings['size']), 'varied' in settings)
+            rows += _save_volume(folder, p, v, volume)
     with open(folder/'labels.csv', 'w', newline='', encoding='utf-8') as f:
         table = csv.DictWriter(f, list(rows[0]), lineterminator='\n')
         table.writeheader()

@@ -381,13 +381,16 @@ def _open_packed(
 def open_pairs(
     path:str|Path,              # a packed set, a folder of the published layout, or a CSV file
     modalities:Sequence[str]=(),# to read; none: all available of MODALITIES, or all of a packed set
-    faults:list[Fault]|None=None# samples that lack a modality are added, and left out; None: they are an error
+    faults:list[Fault]|None=None,# samples that lack a modality are added, and left out; None: they are an error
+    greys:Mapping[str, Sequence[int]]|None=None # further maps of a folder to read, as semseg: grey value of each class
 )->Pairs:
     "Open paired samples: packed, in folders, or named by a table."
     path = Path(path).expanduser()
+    if greys and (path.is_file() or is_packed(path) or is_partly_packed(path)): raise ValueError(
+        f'{path}: {", ".join(greys)} of a table or a packed set is not read; give the folder of the images')
     if path.is_file(): return table_pairs(path, modalities, faults=faults)
     if is_packed(path) or is_partly_packed(path): return _open_packed(path, modalities)
-    return folder_pairs(path, modalities, faults=faults)
+    return folder_pairs(path, modalities, faults=faults, greys=greys)
 
 
 def verify_packed(

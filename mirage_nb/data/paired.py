@@ -48,6 +48,22 @@ def _check_class_ids(
                          f'it takes 0 to {n_classes - 1}')
     return y
 
+
+def _ids_of_greys(
+    y:np.ndarray,        # (h, w) uint8 grey values
+    greys:Sequence[int], # of each class
+    path:str|Path        # named in an error
+)->np.ndarray:           # (h, w) uint8 class ids
+    "Turn grey values into class ids, and refuse values that stand for none."
+    ids = np.full(256, 255, np.uint8)
+    ids[list(greys)] = np.arange(len(greys))
+    out = ids[y]
+    if (wrong := out == 255).any():
+        (row, col), n = np.argwhere(wrong)[0], wrong.sum()
+        raise ValueError(f'{path} holds grey value {y[row, col]} ({n} pixels, first at row {row}, column {col}); '
+                         f'its classes have {", ".join(map(str, greys))}')
+    return out
+
 # %% ../../nbs/data/92_paired.ipynb #919f4695
 def _list_planes(
     folder:Path,         # of one modality; folders below it are not searched
@@ -109,13 +125,16 @@ def hash_pixels(
 # %% ../../nbs/data/92_paired.ipynb #4aa256a1
 @cache
 def _plane_opening(
-    classes:int # of a map; 0: an image
+    classes:int,               # of a map; 0: an image
+    greys:tuple[int, ...]=()   # grey value of each class; empty: the map holds their ids
 )->Opening:
     "Say how images of a modality are opened: 8 bits, one channel, and of a map known class ids alone."
     def read(path:Path)->np.ndarray:
         if not classes: return as_plane(read_image(path), path)
-        return _check_class_ids(as_plane(read_image(path, values=range(classes)), path), classes, path)
-    return Opening(f'plane {classes}' if classes else 'plane', read, classes, hash_pixels)
+        x = as_plane(read_image(path, values=greys or range(classes)), path)
+        return _ids_of_greys(x, greys, path) if greys else _check_class_ids(x, classes, path)
+    name = f'plane {" ".join(map(str, greys)) or classes}' if classes else 'plane'
+    return Opening(name, read, classes, hash_pixels)
 
 
 def _sizes_differ_message(
@@ -150,6 +169,7 @@ class FilePairs:
     ids:Sequence[str]
     files:Mapping[str, Sequence[Path]]                 # by modality, in the order of ids
     classes:Mapping[str, int] = field(default_factory=lambda: dict(CLASS_COUNTS))
+    greys:Mapping[str, tuple[int, ...]] = field(default_factory=dict) # of maps that hold grey values instead of ids
     _facts:dict[str, list[ImageFacts]] = field(default_factory=dict, init=False, repr=False, compare=False) # of images
 
     @property
@@ -157,14 +177,18 @@ class FilePairs:
 
     def name(self, modality:str, i:int)->str: return str(self.files[modality][i])
 
+    def _opening(self, modality:str)->Opening:
+        greys = self.greys.get(modality, ())
+        return _plane_opening(len(greys) or self.classes.get(modality, 0), greys)
+
     def plane(self, modality:str, i:int)->np.ndarray:
         "Read an image, and check class ids."
-        return _plane_opening(self.classes.get(modality, 0)).read(self.files[modality][i])
+        return self._opening(modality).read(self.files[modality][i])
 
     def opened(self, modality:str)->list[ImageFacts]:
         "Open every image once, or read what is known of it."
         if modality not in self._facts: self._facts[modality] = open_images(
-            self.files[modality], _plane_opening(self.classes.get(modality, 0)), thumbs=False)
+            self.files[modality], self._opening(modality), thumbs=False)
         return self._facts[modality]
 
     def faults(self)->list[Fault]:
@@ -186,7 +210,7 @@ class FilePairs:
     def select(self, kept:Sequence[bool])->'FilePairs':
         "Take some of the samples."
         def some(values:Sequence[Any])->list[Any]: return [v for v, k in zip(values, kept, strict=True) if k]
-        return FilePairs(some(self.ids), {k: some(v) for k, v in self.files.items()}, self.classes)
+        return FilePairs(some(self.ids), {k: some(v) for k, v in self.files.items()}, self.classes, self.greys)
 
 
 # %% ../../nbs/data/92_paired.ipynb #6a8c1251
@@ -194,13 +218,16 @@ def folder_pairs(
     folder:str|Path,                    # that holds bscan/, slo/, bscanlayermap/
     modalities:Sequence[str]=(),        # to read; none: those of MODALITIES that are there
     classes:Mapping[str, int]=CLASS_COUNTS,  # modalities that hold class ids: how many classes
-    faults:list[Fault]|None=None        # samples that lack a modality are added, and left out; None: they are an error
+    faults:list[Fault]|None=None,       # samples that lack a modality are added, and left out; None: they are an error
+    greys:Mapping[str, Sequence[int]]|None=None # further maps to read, as semseg: grey value of each class
 )->FilePairs:
     "Find the files of a folder in the published layout."
     folder = Path(folder)
     if not folder.is_dir(): raise FileNotFoundError(f'no folder {folder}')
     there = sorted((p.name for p in folder.iterdir() if p.is_dir()), key=lambda k: (*_MODALITIES, k).index(k))
-    names = list(modalities) or [k for k in there if k in _MODALITIES]
+    if not modalities: modalities = [k for k in there if k in _MODALITIES]
+    values, names = {k: tuple(v) for k, v in (greys or {}).items()}, [*modalities, *(greys or {})]
+    classes = {**classes, **{k: len(v) for k, v in values.items()}}
     for k in names:
         if k not in there: raise FileNotFoundError(f'{folder}: {unknown("modality", k, there)}')
     if not names: raise FileNotFoundError(f'{folder} holds none of the folders {", ".join(_MODALITIES)}. Files of '
@@ -209,7 +236,7 @@ def folder_pairs(
     found = {k: _list_planes(folder/k, k in classes, strange) for k in names}
     if faults is not None: faults += name_faults(strange or [])
     ids = _paired_ids(found, folder, faults)
-    return FilePairs(ids, {k: [v[i] for i in ids] for k, v in found.items()}, dict(classes))
+    return FilePairs(ids, {k: [v[i] for i in ids] for k, v in found.items()}, classes, values)
 
 
 def table_pairs(

@@ -142,9 +142,25 @@ def grids_of(
         f'{", ".join(f"{len(x[k])} of {k}" for k in names)}: a batch holds the same number of each modality')
     return {k: token_grid(x[k].shape[-2:], patches[k]) for k in names}
 
+# %% ../../nbs/models/50_mirage_mae.ipynb #5a720002
+class _MaskHead(nn.Module):
+    "Draw classes from the tokens of an image, by a linear layer: each token draws the places of its patch."
+    def __init__(self,
+        d:int,       # width of a token
+        classes:int,
+        side:int     # places along the side of a patch
+    ):
+        super().__init__()
+        self.side, self.classes = side, classes
+        self.linear = nn.Linear(d, classes*side**2)
+
+    def forward(self, maps:Tensor)->Tensor: # (b, d, rows, columns) -> (b, classes, rows*side, columns*side)
+        drawn = self.linear(maps.movedim(1, -1))
+        return rearrange(drawn, 'b r c (k i j) -> b k (r i) (c j)', k=self.classes, i=self.side, j=self.side)
+
 # %% ../../nbs/models/50_mirage_mae.ipynb #4579b932
-class MultiMAE(MultiViT):
-    "Masked autoencoder of several modalities (Bachmann et al. 2022; for OCT Morano et al. 2025, npj Digit Med 8:576)."
+class _MaskedParts(MultiViT):
+    "Parts of a masked autoencoder of several modalities: encoder, decoders, masks."
     norm_pix = False  # images are predicted as patches of mean 0 and variance 1
 
     def __init__(self,
@@ -154,6 +170,7 @@ class MultiMAE(MultiViT):
         alpha:float=1.,                          # of the Dirichlet distribution of shares
         uniform_modalities:bool=False,           # when masks are drawn, first draw which modalities are shown
         decoder:Mapping[str, Any]|None=None,     # keywords of `_SpatialDecoder`: d, depth, heads
+        mask_classes:int=0,                      # classes that a linear layer draws from whole B-scans; 0: none
         **encoder:Any                            # keywords of `MultiViT`: d, depth, heads, drop_path
     ):
         super().__init__(modalities, **encoder)
@@ -162,6 +179,7 @@ class MultiMAE(MultiViT):
         self.outputs = list(modalities if outputs is None else outputs)
         self.output_adapters = nn.ModuleDict({m.name: _SpatialDecoder(m, list(self.patches), self.d, **(decoder or {}))
                                               for m in self.outputs})
+        self.mask_head = _MaskHead(self.d, mask_classes, self.patches['bscan']//4) if mask_classes else None
 
     def hide(self,
         x:Mapping[str, Tensor], # images by modality
@@ -182,22 +200,36 @@ class MultiMAE(MultiViT):
         names = in_order(dict.fromkeys(self.output_adapters if wanted is None else wanted), self.output_adapters)
         return {k: self.output_adapters[k](t, visible, grids) for k in names}
 
+# %% ../../nbs/models/50_mirage_mae.ipynb #5a720007
+class MultiMAE(_MaskedParts):
+    "Masked autoencoder of several modalities (Bachmann et al. 2022; for OCT Morano et al. 2025, npj Digit Med 8:576)."
     def forward(self,
         x:Mapping[str, Tensor],                # images by modality: (b, c, h, w) in [0, 1], or (b, h, w) classes
         keys:Tensor|None=None,                 # (b,) sample keys for masks and drop path; None: torch's generator
         masks:Mapping[str, Tensor]|None=None,  # (b, n) by modality, 0 visible, 1 masked; None: drawn
-        wanted:Sequence[str]|None=None         # modalities to predict; None: all the model can
+        wanted:Sequence[str]|None=None,        # modalities to predict; None: all the model can
+        classes:bool=False                     # also predict the classes of `mask_head`, as semseg
     )->tuple[dict[str, Tensor], dict[str, Tensor]]: # predictions (b, channels or classes, h, w); masks (b, n)
-        "Predict every pixel from a few tokens."
+        "Predict every pixel from a few tokens, and classes from the whole B-scan."
         grids, some = grids_of(x, self.patches), next(iter(x.values()))
         tokens, b, device = {k: r*c for k, (r, c) in grids.items()}, len(some), some.device
         if masks is None: hidden = self.hide(x, torch.randint(2**62, (b,)) if keys is None else keys)
         else: hidden = _check_masks(masks, tokens, b)
         out = self.predict(x, visible_tokens(hidden).to(device), keys, wanted)
+        extra = {'semseg': self.draw_classes(x['bscan'], keys)} if classes else {}
         for k in out:
             n = math.prod(cast(_SpatialDecoder, self.output_adapters[k]).grid(grids))
             hidden.setdefault(k, torch.ones(b, n, dtype=torch.bool))
-        return out, {k: m.to(device) for k, m in hidden.items()}
+        return out | extra, {k: m.to(device) for k, m in hidden.items()}
+
+    def draw_classes(self,
+        bscan:Tensor,          # (b, 1, h, w) in [0, 1]
+        keys:Tensor|None=None  # (b,) sample keys for drop path
+    )->Tensor:                 # (b, classes, h/4, w/4), before the softmax
+        "Predict the class of each place from all tokens of a B-scan, by the linear layer alone."
+        if self.mask_head is None: raise ValueError(
+            'this model draws no classes: it was made without mask_classes (pre-trained without supervised)')
+        return cast(Tensor, self.mask_head(self.maps({'bscan': bscan}, keys)[0]))
 
     @torch.no_grad()
     def reconstruct(self,

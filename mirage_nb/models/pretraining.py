@@ -39,7 +39,8 @@ CNN_MAES = {'mae_cnn_densenet121': 'densenet121', 'mae_cnn_resnet50': 'resnet50'
 MIRAGES:dict[str, dict[str, int]] = {  # by name: keywords of the decoders; those of pre-training else
     'mirage_tiny': {'d': 128, 'depth': 1, 'heads': 4}, 'mirage_base': {}, 'mirage_large': {}}
 _PRETRAIN_OPTIONS = {
-    'mirage': (*encoder_record('mirage_base').options, 'outputs', 'keep', 'alpha', 'uniform_modalities', 'decoder'),
+    'mirage': (*encoder_record('mirage_base').options, 'outputs', 'keep', 'alpha', 'uniform_modalities', 'decoder',
+               'mask_classes'),
     'vit': ('size', 'channels', 'drop_path', 'checkpointing', 'mask_ratio', 'norm_pix', 'share'),
     'cnn': ('mask_ratio', 'patch', 'channels')}
 

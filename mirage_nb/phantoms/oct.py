@@ -20,8 +20,16 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter1d
 
 from ..core import unknown
 from .drawing import bumps, draw_in_turn, random_path, random_surface
-from .styles import (
-    USUAL_DEVICES, WIDE_DEVICES, DeviceRanges, ScanPlace, draw_place, jump_rows, plant_borders, plant_shadows)
+from mirage_nb.phantoms.styles import (
+    USUAL_DEVICES,
+    WIDE_DEVICES,
+    DeviceRanges,
+    ScanPlace,
+    draw_place,
+    jump_rows,
+    plant_borders,
+    plant_shadows,
+)
 from .writing import each_patient, write_once
 from ..randomness import sample_key
 from ..storage import write_json

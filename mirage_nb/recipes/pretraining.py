@@ -70,10 +70,13 @@ class MultiMAERecipe(PretrainRecipe):
     alpha: Positive = 1.              # of the Dirichlet distribution that shares visible tokens among modalities
     uniform_modalities: bool = False  # draw first which modalities are shown
     loss_on: Literal['hidden', 'all'] = 'hidden' # tokens that the loss counts, 'hidden' or 'all'
+    supervised: NotNegative = 0.      # weight of drawing the dataset's masks from whole B-scans; 0: no masks
     val_fraction: BelowOne = 0.05     # fraction held out where the dataset has no validation split; 0: none
 
     def _conflicts(self)->Iterator[str]:
         "Yield what is wrong with options that are right alone."
+        if self.supervised and 'bscan' not in (self.modalities or ['bscan']): yield (
+            f'supervised={self.supervised} draws masks from B-scans, and modalities has none: {self.modalities}')
         if bool(self.visible_tokens) == (self.mask_ratio is None): return
         yield (f'visible_tokens is {self.visible_tokens} and mask_ratio {self.mask_ratio}: give one of them; '
                'with a ratio visible_tokens is 0')

@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..core import log
 from ..data.faults import Fault, refuse
-from ..data.manifest import SPLITS, Manifest, dataset_dir, read_manifest
+from ..data.manifest import SPLITS, ClassInfo, Manifest, classes_of, dataset_dir, read_manifest
 from ..data.opened import can_be_left_out
 from ..data.packed import is_packed, is_partly_packed, open_pairs
 from ..data.paired import FilePairs, Pairs
@@ -88,6 +88,7 @@ class PairedData:
     sources: Callable[[], dict[str, str]] # hashes, for the run's identity; it reads all the data
     held: Sequence[str] = ()      # ids of `train` that are only evaluated, where there is no split val
     unused: Sequence[str] = ()    # ids of `train` that are neither learnt from nor evaluated
+    classes: Sequence[str] = ()   # labels of the masks of `semseg`; none: no masks are read
     drawn: str = ''               # how the splits were made; '': they are the dataset's own
 
 
@@ -174,7 +175,8 @@ def _together(
         f'{name} is packed in splits, which stay as they are; leave the option splits out')
     ids = [i for p in files for i in p.ids]
     if len(set(ids)) < len(ids): raise ValueError(f'{name}: an id is in two splits, so they cannot be divided anew')
-    return FilePairs(ids, {k: [f for p in files for f in p.files[k]] for k in files[0].modalities}, files[0].classes)
+    every_file = {k: [f for p in files for f in p.files[k]] for k in files[0].modalities}
+    return FilePairs(ids, every_file, files[0].classes, files[0].greys)
 
 
 def _pairs_of_splits(
@@ -205,6 +207,18 @@ def _identity(
     return facts if labels is None else facts | {'labels': hash_value(labels.to_csv(index=False))}
 
 
+def _mask_classes(
+    cfg:MultiMAERecipe,
+    manifest:Manifest|None,
+    root:Path               # folder of the dataset
+)->Sequence[ClassInfo]:     # none: no masks are read
+    "Find the classes of the masks that a supervised loss learns from."
+    if not cfg.supervised: return ()
+    if manifest: return classes_of(manifest, root)
+    raise FileNotFoundError(f'supervised={cfg.supervised} learns from masks, and {root} names no classes: it has no '
+                            'manifest.toml and no INFO.json. Write INFO.json there, or leave supervised out')
+
+
 def load_paired_data(
     cfg:MultiMAERecipe
 )->PairedData:
@@ -214,7 +228,9 @@ def load_paired_data(
     if 'train' not in there:
         raise FileNotFoundError(f'{name} has no split train to learn from; it has {", ".join(there) or "none to read"}')
     missing, waive, labels = list[Fault](), waived(cfg.waive), _probe_labels(root)
-    found: dict[str, Pairs] = {s: open_pairs(f, names, missing) for s, f in there.items()}
+    classes = _mask_classes(cfg, manifest, root)
+    greys = {'semseg': [c.value for c in classes]} if classes else None
+    found: dict[str, Pairs] = {s: open_pairs(f, names, missing, greys) for s, f in there.items()}
     used = {s: _without_unreadable(p) for s, p in found.items()} if 'unreadable' in waive else found
     if cfg.splits: used = {'train': _together(used, name)}
     train, held, unused, drawn = used['train'], list[str](), list[str](), ''
@@ -226,5 +242,6 @@ def load_paired_data(
         _check_splits(found, missing, str(root), waive)
         return facts | {f'data {s}': p.content() for s, p in used.items()}
     terms = (manifest.licence, manifest.citation) if manifest else ('not stated', '')
-    return PairedData(name, train, used.get('val'), labels, *terms, hashes, held, unused, drawn)
+    labelled = [c.label for c in classes]
+    return PairedData(name, train, used.get('val'), labels, *terms, hashes, held, unused, labelled, drawn)
 

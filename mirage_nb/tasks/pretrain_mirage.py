@@ -28,7 +28,7 @@ from ..recipes.pretraining import MultiMAERecipe
 from .paired_sets import PairedData, load_paired_data
 from .pretrain import PretrainTask
 from ..train.devices import Batch
-from ..train.losses import pretrain_losses
+from ..train.losses import SegLoss, pretrain_losses, seg_loss
 
 # %% ../../nbs/tasks/80_pretrain_mirage.ipynb #3ffffe88
 def _mirage_keywords(
@@ -98,7 +98,8 @@ class _MirageParts(PretrainTask):
 
     @cached_property
     def keywords(self)->dict[str, Any]:
-        return _mirage_keywords(self.settings, self.data.train.modalities, self.data.train.classes)
+        found = _mirage_keywords(self.settings, self.data.train.modalities, self.data.train.classes)
+        return found | ({'mask_classes': len(self.data.classes)} if self.data.classes else {})
 
     @property
     def encoder(self)->dict[str, Any]:
@@ -109,6 +110,11 @@ class _MirageParts(PretrainTask):
         "List the modalities that are read or predicted."
         return [k for k in MODALITIES if k in (*self.keywords['modalities'], *self.keywords['outputs'])]
 
+    @property
+    def read(self)->list[str]:
+        "List what is read of a sample: the modalities, and the masks that are learnt from."
+        return [*self.names, *(['semseg'] if self.data.classes else [])]
+
     @cached_property
     def modalities(self)->Sequence[Modality]:
         return mirage_modalities(self.settings.model, self.names, self.settings.size)
@@ -116,12 +122,12 @@ class _MirageParts(PretrainTask):
     @cached_property
     def train(self)->PairedDataset:
         held = {*self.data.held, *self.data.unused}
-        return PairedDataset(self.data.train, modalities=self.names, seed=self.settings.seed,
+        return PairedDataset(self.data.train, modalities=self.read, seed=self.settings.seed,
                              ids=[i for i in self.data.train.ids if i not in held])
 
     @cached_property
     def shown(self)->PairedDataset:
-        d, options = self.data, {'modalities': self.names, 'seed': self.settings.seed}
+        d, options = self.data, {'modalities': self.read, 'seed': self.settings.seed}
         if d.held: return PairedDataset(d.train, ids=d.held, **options)
         return PairedDataset(d.val, **options) if d.val else self.train
 
@@ -130,7 +136,8 @@ class MirageTask(_MirageParts):
     "Pre-training of MIRAGE: some tokens of all modalities predict the others (Morano et al. 2025)."
     def _view(self, batch:Batch, how:PairAugment|None)->Batch:
         "Augment a batch, and draw its masks."
-        x = augment_pairs(batch, how, {m.name: (m.size, m.size) for m in self.modalities})
+        sizes = {m.name: (m.size, m.size) for m in self.modalities}
+        x = augment_pairs(batch, how, sizes | {'semseg': (sizes['bscan'][0]//4,)*2} if self.data.classes else sizes)
         read = {k: x[k] for k in self.keywords['modalities']}
         return {**x, 'masks': cast(MultiMAE, self.model).hide(read, x['key'])}
 
@@ -149,15 +156,25 @@ class MirageTask(_MirageParts):
         hidden = self.settings.loss_on == 'hidden'
         def count(batch:Batch)->dict[str, float]:
             some, b = batch['masks'] if hidden else {}, len(batch['key'])
-            return {k: float(some[k].any(1).sum()) if k in some else b for k in self.keywords['outputs']}
+            parts = [*self.keywords['outputs'], *(['semseg'] if self.data.classes else [])]
+            return {k: float(some[k].any(1).sum()) if k in some else b for k in parts}
         return count
 
     def step(self, model:nn.Module, batch:Batch)->dict[str, Tensor]:
         "Compute the loss of each predicted modality."
-        predicted, masks = model({k: batch[k] for k in self.keywords['modalities']}, batch['key'], batch['masks'])
+        x = {k: batch[k] for k in self.keywords['modalities']}
+        predicted, masks = model(x, batch['key'], batch['masks'], classes=bool(self.data.classes))
+        drawn = {k: predicted.pop(k) for k in ['semseg'] if k in predicted}
         hidden, patches = self.settings.loss_on == 'hidden', {m.name: m.patch for m in self.modalities}
         truth = {k: batch[k] for k in self.names}
-        return pretrain_losses(predicted, truth, masks if hidden else None, patches, self.normalised)
+        losses = pretrain_losses(predicted, truth, masks if hidden else None, patches, self.normalised)
+        taught = {k: self.settings.supervised*self.mask_loss(v, batch[k]) for k, v in drawn.items()}
+        return losses | taught
+
+    @cached_property
+    def mask_loss(self)->SegLoss:
+        "Choose the loss of the masks that are learnt from: cross-entropy with generalised Dice."
+        return seg_loss('CEGDice', self.data.classes)
 
     def reconstruct(self, model:nn.Module, batch:Batch)->dict[str, Tensor]:
         "Predict hidden tokens, and all modalities from the B-scan alone."

@@ -450,6 +450,32 @@ def test_loss_on_all_pixels(home):
         assert MirageTask.from_settings(settings(outputs=['oct'])).keywords
 
 
+def test_masks_are_learnt_from_whole_bscans(home, phantoms):
+    cfg = settings(supervised=1., modalities=['bscan', 'slo'], epochs=12, eval_every=0)
+    history = train_pretrain(cfg, home/'run')
+    assert {k for k in history if k.startswith('loss_')} == {'loss_bscan', 'loss_slo', 'loss_semseg'}
+    assert history.loss_semseg.iloc[-1] < 0.8*history.loss_semseg[0] and 'valid_semseg' in history
+    model = load_model(home/'run'/'model.safetensors').model.eval()
+    task = MirageTask.from_settings(cfg)
+    batch = task.plain(task.collate([task.shown[0, i] for i in range(4)]))
+    right = (model.draw_classes(batch['bscan']).argmax(1) == batch['semseg']).float().mean()
+    assert right > 0.5 and 'mask_head.linear.weight' not in load_file(home/'run'/'encoder.safetensors')
+    assert task.train.pairs.classes['semseg'] == 13 and task.train.image('semseg', 0).max() < 13
+
+
+def test_masks_that_cannot_be_learnt_from(home, phantoms):
+    with pytest.raises(ValueError, match='draws masks from B-scans, and modalities has none'):
+        settings(supervised=1., modalities=['slo'])
+    shutil.copytree(phantoms/'Phantom_OCT'/'train', home/'pairs')
+    with pytest.raises(FileNotFoundError, match='learns from masks, and .*pairs names no classes'):
+        assert MirageTask.from_settings(settings(supervised=1., dataset=str(home/'pairs'))).data
+    shutil.copytree(phantoms/'Phantom_OCT', home/'data'/'Own', dirs_exist_ok=True)
+    shutil.rmtree(home/'data'/'Own'/'train')
+    pack(folder_pairs(phantoms/'Phantom_OCT'/'train'), home/'data'/'Own'/'train', quiet=True)
+    with pytest.raises(ValueError, match='semseg of a table or a packed set is not read'):
+        assert MirageTask.from_settings(settings(supervised=1., dataset=str(home/'data'/'Own'))).data
+
+
 def test_three_modalities_from_an_encoder_of_one(home):
     train_pretrain(settings(epochs=1, warmup_epochs=0., modalities=['bscan']), home/'one')
     task = MirageTask.from_settings(settings(weights=str(home/'one'/'encoder.safetensors')))

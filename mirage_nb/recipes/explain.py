@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .settings import Count, Names, Options, options
+from .settings import Count, Names, Options, Text, options
 
 # %% ../../nbs/recipes/31_explain.ipynb #f5270d2d
 @options
@@ -31,7 +31,7 @@ class Explain(Options):
     # names of explain.methods, with commas between; '': some that suit the model
     methods: Names = field(default_factory=list)
     # class that is explained; '': of each image the predicted one; 'true': the true one
-    target: str = ''
+    target: Text = ''
     # images shown: 'mixed' (each class, right and wrong), 'wrong', 'sure', 'unsure', 'random'
     choose: Literal['mixed', 'wrong', 'sure', 'unsure', 'random'] = 'mixed'
     shown: Annotated[int, Field(ge=1, le=24)] = 6 # images that the report shows

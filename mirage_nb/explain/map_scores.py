@@ -69,10 +69,12 @@ class ExplainedImages:
     lesions: Tensor|None = None # (n, h, w) bool of all lesions; None: as `masks`
     regions: Tensor|None = None # (n, h, w) bool, segmentation: what is explained; None: where the class is predicted
     multi: bool = False         # several labels may hold for one image
+    maps: Mapping[str, Tensor] = field(default_factory=dict) # method -> (n, h, w) of maps that are made already
 
     def __post_init__(self)->None:
         n, size = len(self.ids), map_size(self.x)
-        own:dict[str, Any] = {'index': self.index, 'patients': self.patients or self.ids, **self.x}
+        maps = {f'maps of {k}': v for k, v in self.maps.items()}
+        own:dict[str, Any] = {'index': self.index, 'patients': self.patients or self.ids, **self.x, **maps}
         for k, v in own.items():
             if len(v) != n: raise ValueError(f'{k} has {len(v)} entries for {counted(n, "image")}; one each is needed')
         for k in ('masks', 'lesions', 'regions'):
@@ -227,10 +229,13 @@ _Values = dict[str, tuple[Tensor, Tensor]] # score -> (k,) values and (k,) chanc
 def _checked_maps(
     name:str,
     f:MapFunction,
-    chunk:_Chunk
+    chunk:_Chunk,
+    images:ExplainedImages
 )->Tensor:      # (k, h, w) float32 on the CPU
-    "Make maps, of the size of the images."
-    m, wanted = f(chunk.x, chunk.target), (len(chunk.rows), *map_size(chunk.x))
+    "Take the maps of some images, or make them, of the size of the images."
+    ready = images.maps.get(name)
+    m = f(chunk.x, chunk.target) if ready is None else ready[chunk.rows]
+    wanted = len(chunk.rows), *map_size(chunk.x)
     if tuple(m.shape) != wanted: raise ValueError(
         f'{name} gives maps of shape {tuple(m.shape)}; of these images they are {wanted} (images, rows, columns)')
     m = m.detach().cpu().float()
@@ -306,7 +311,7 @@ def _chunk_scores(
     ends = curve_ends(model, chunk.x, chunk.target, options.scale, options.replace)
     def scored(m:Tensor)->tuple[_Values, Tensor]: return _map_values(model, ends, m, chunk, images, grid, options)
     def made(k:str, f:MapFunction)->tuple[Tensor, _Values, Tensor]:
-        m = _checked_maps(k, f, chunk)
+        m = _checked_maps(k, f, chunk, images)
         return m, *scored(m)
     for k, f in maps.items(): yield k, *part(f'{name}-{k}', made, k, f)
     drawn = [random_maps(chunk.x, options.cell, d) for d in range(options.random_draws)]

@@ -10,7 +10,7 @@ __all__ = ['explained_stage', 'explanation_folder', 'Explanation', 'save_explana
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,18 @@ class _ExplainedTensors(_ExplainedMasks):
         return ExplainedImages(
             list(rows.id), x, rows.target.tolist(), self.member.classes,
             list(rows.patient.astype(str)) if known else (), own, every,
-            multi=bool(self.member.about.get('multi')))
+            multi=self._multi)
+
+    @property
+    def _multi(self)->bool: return bool(self.member.about.get('multi'))
+
+    def predicts(self,
+        rows:pd.DataFrame # of `rows`
+    )->np.ndarray:        # (n,) bool
+        "Tell of which images the class that is explained is predicted."
+        if self.member.task == 'segmentation': return np.ones(len(rows), bool)
+        scores, target = self.found.scores[list(rows.row)], torch.tensor(list(rows.target))
+        return (scores.gather(1, target[:, None])[:, 0] > 0 if self._multi else scores.argmax(1) == target).numpy()
 
     def target(self,
         rows:pd.DataFrame # of `rows`
@@ -197,7 +208,22 @@ class Explanation(_ExplainedTensors):
     def scored(self)->pd.DataFrame: return choose_scored(self.rows, self.settings)
 
     @cached_property
-    def shown_maps(self)->dict[str, np.ndarray]: return self.maps(self.shown, 'shown')
+    def scored_maps(self)->dict[str, np.ndarray]: # method -> (n, h, w) float32
+        "Map the images that are scored; those whose class is predicted together, as the scores take them."
+        predicted = self.predicts(self.scored)
+        parts = [self.maps(self.scored[g], name) for g, name in ((predicted, 'scored'), (~predicted, 'other')) if g.any()]
+        back = np.argsort(np.r_[np.flatnonzero(predicted), np.flatnonzero(~predicted)])
+        return {k: np.concatenate([p[k] for p in parts])[back] for k in self.methods}
+
+    @cached_property
+    def shown_maps(self)->dict[str, np.ndarray]: # method -> (n, h, w) float32
+        "Map the images that are shown; those that are scored have their maps."
+        known = {r: i for i, r in enumerate(self.scored.row)} if self.settings.scores else {}
+        more = self.shown[~self.shown.row.isin(known)]
+        made = self.maps(more, 'shown') if len(more) else {}
+        place = {r: i for i, r in enumerate(more.row)}
+        return {k: np.stack([self.scored_maps[k][known[r]] if r in known else made[k][place[r]] for r in self.shown.row])
+                for k in self.methods}
 
     def panels(self)->list[ExplainedPanel]:
         "Put each image together with its maps."
@@ -223,7 +249,7 @@ class Explanation(_ExplainedTensors):
     def mean_maps(self)->dict[str, dict[str, np.ndarray]]: # class with its number of images -> title -> (h, w)
         "Average the maps of each class, over the images that are scored or, without scores, shown."
         rows = self.scored if self.settings.scores else self.shown
-        maps = self.maps(rows, 'all') if self.settings.scores else self.shown_maps
+        maps = self.scored_maps if self.settings.scores else self.shown_maps
         out = dict[str, dict[str, np.ndarray]]()
         for name, part in rows.groupby('explained', sort=True):
             mine = {METHODS[k].title: _mean(v[part.index.to_numpy()]) for k, v in maps.items()}
@@ -237,7 +263,8 @@ class Explanation(_ExplainedTensors):
         same = 'blurred' if cfg.baseline == 'blurred' else 'mean'  # a blurred image keeps a bright corner
         options = ScoreOptions(batch=cfg.batch_size, seed=cfg.seed, checked=min(_CHECKED, cfg.scored), replace=same)
         maps = {k: self.maps_by(k) for k in self.methods}
-        return score_maps(self.member.model, maps, self.images(self.scored), options, self.kept)
+        ready = {k: torch.from_numpy(v) for k, v in self.scored_maps.items()}
+        return score_maps(self.member.model, maps, replace(self.images(self.scored), maps=ready), options, self.kept)
 
 # %% ../../nbs/tasks/86_explain.ipynb #13a00011
 _CHECKED = 4 # images of the slow checks, which make ten maps of each

@@ -124,4 +124,4 @@ def ranking_table(
     won = {(c.names[0], c.metric): _OUTCOMES[c.outcome] for c in comparisons}
     for score in dict.fromkeys(k for _, k in won):
         table[f'better by {score}'] = [won.get((str(m), score), '') for m in table.index]
-    return table.reset_index().rename_axis(columns=None)
+    return table.rename(index=REFERENCES).reset_index().rename_axis(columns=None)

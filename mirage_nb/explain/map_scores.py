@@ -53,7 +53,7 @@ SCORES = {
     'pointing game': MapScore('most relevant pixel in or near the mask', True, _SHARE, True),
     'sensitivity': MapScore('largest relative change under weak noise', False, IntervalRule(0., np.inf, 'all')),
     'noise correlation': MapScore('rank correlation under weak noise', True, IntervalRule(-1., 1., 'all'))}
-REFERENCES = ('random', 'centre') # maps that know nothing of the model
+REFERENCES = {'random': 'random map', 'centre': 'centre-biased map'} # that know nothing of the model: names to show
 _OUTSIDE = 'outside lesions'      # share of the positive relevance outside every mask
 
 # %% ../../nbs/explain/50_map_scores.ipynb #b97baf69

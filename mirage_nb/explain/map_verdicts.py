@@ -23,7 +23,7 @@ from mirage_nb.explain.map_ranking import (
     randomisation_summary,
     rank_maps,
 )
-from .map_scores import SCORES, MapStudy
+from .map_scores import REFERENCES, SCORES, MapStudy
 
 # %% ../../nbs/explain/54_map_verdicts.ipynb #6d34e11c
 _MOST = 4          # methods that are told one by one
@@ -51,7 +51,7 @@ def _against_references(
     "Judge which methods beat a random and a centre-biased map."
     score, other = family[0].metric, family[0].names[1]
     known = [c for c in family if not np.isnan(c.difference)]
-    reference = {'random': 'a random map', 'centre': 'a centre-biased map'}[other]
+    reference = f'a {REFERENCES[other]}'
     better = sorted((c for c in known if c.outcome == 'win'), key=lambda c: -c.difference)
     few = [c for c in known if c.outcome == 'few']
     for c in better[:_MOST]: yield Verdict('good', (

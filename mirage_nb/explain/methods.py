@@ -47,12 +47,12 @@ def _attention(
 _CHEFER = 'Chefer, Gur, Wolf, CVPR 2021, arXiv 2012.09838'
 
 METHODS = {m.name: m for m in (
-    _attention('last_layer_attn', 'attention, last layer', 'Vaswani et al., NeurIPS 2017, arXiv 1706.03762'),
+    _attention('last_layer_attn', 'last-layer attention', 'Vaswani et al., NeurIPS 2017, arXiv 1706.03762'),
     _attention('attention_rollout', 'attention rollout', 'Abnar, Zuidema, ACL 2020, arXiv 2005.00928'),
     _attention('transformer_attribution', 'transformer attribution', _CHEFER),
     _attention('rollout', 'relevance rollout', _CHEFER),
-    _attention('last_layer', 'relevance, last layer', _CHEFER),
-    _attention('second_layer', 'relevance, second layer', _CHEFER),
+    _attention('last_layer', 'last-layer relevance', _CHEFER),
+    _attention('second_layer', 'second-layer relevance', _CHEFER),
     _attention('full', 'relevance of pixels', _CHEFER, signed=True),
     _attention('attnlrp', 'AttnLRP', 'Achtibat et al., ICML 2024, arXiv 2402.05602', signed=True),
     Method('grad_cam', 'Grad-CAM', grad_cam_maps, 'Selvaraju et al., ICCV 2017, arXiv 1610.02391'),

@@ -19,7 +19,7 @@ from .fonts import legend_label
 
 # %% ../../nbs/figures/73_explain_scores.ipynb #83a0db19
 _SHOWN = 6 # methods in a figure of curves or maps
-_STYLES = {'random': ('#7F7F7F', '--', 'random map'), 'centre': ('#000000', ':', 'centre-biased map')}
+_STYLES = {'random': ('#7F7F7F', '--'), 'centre': ('#000000', ':')}
 
 
 def _style(
@@ -27,7 +27,7 @@ def _style(
     k:int      # place among the methods
 )->tuple[str, str, str]: # colour, line, name
     "Choose how a method is drawn."
-    return _STYLES.get(method, (COLOURS[k % 6], '-', legend_label(method.replace('_', ' '))))
+    return *_STYLES.get(method, (COLOURS[k % 6], '-')), legend_label(REFERENCES.get(method, method))
 
 
 def _best(
@@ -117,7 +117,7 @@ def show_cascade(
     fig, axes = panel_grid(len(rows), len(stages) + 1, 1.5, 1.5*min(h/w, 1.2) + .22, images=True)
     for line, m in zip(axes, rows, strict=True):
         draw_image(line[0], study.image, 'image' if m == rows[0] else '')
-        line[0].set_ylabel(legend_label(m.replace('_', ' ')), fontsize=7)
+        line[0].set_ylabel(legend_label(m), fontsize=7)
         signed = any(bool(v.min() < 0) for v in study.cascade[m].values())
         for ax, stage in zip(line[1:], stages, strict=True):
             title = stage if stage == 'trained' else f'random: {stage}'

@@ -26,6 +26,7 @@ from ..data.audit import hash_content
 from ..data.files import read_image, unit_range
 from ..data.manifest import Manifest
 from ..data.scanners.reading import scanner_kind
+from ..eval.comparing.results import Comparison
 from ..eval.verdicts import Verdict, list_verdicts
 from ..explain.agreement import PLACES
 from ..explain.class_masks import class_masks, parse_class_masks
@@ -262,9 +263,19 @@ class Explanation(_ExplainedTensors):
         if not (cfg := self.settings).scores: return None
         same = 'blurred' if cfg.baseline == 'blurred' else 'mean'  # a blurred image keeps a bright corner
         options = ScoreOptions(batch=cfg.batch_size, seed=cfg.seed, checked=min(_CHECKED, cfg.scored), replace=same)
-        maps = {k: self.maps_by(k) for k in self.methods}
-        ready = {k: torch.from_numpy(v) for k, v in self.scored_maps.items()}
+        maps = {METHODS[k].title: self.maps_by(k) for k in self.methods}
+        ready = {METHODS[k].title: torch.from_numpy(v) for k, v in self.scored_maps.items()}
         return score_maps(self.member.model, maps, replace(self.images(self.scored), maps=ready), options, self.kept)
+
+    @cached_property
+    def ranks(self)->pd.DataFrame|None: # of `rank_maps`; None: not scored
+        "Rank the methods and the references."
+        return None if self.study is None else rank_maps(self.study)
+
+    @cached_property
+    def comparisons(self)->list[Comparison]: # [] where the maps are not scored
+        "Test the methods against the references."
+        return [] if self.study is None else compare_with_references(self.study)
 
 # %% ../../nbs/tasks/86_explain.ipynb #13a00011
 _CHECKED = 4 # images of the slow checks, which make ten maps of each
@@ -306,7 +317,7 @@ def save_explanation(
     if len(lost): save_table(lost[['id', 'image', 'fault']], folder/'unreadable.csv')
     if job.study is None: return _forget(job)
     save_table(job.study.table, folder/'map_scores.csv')
-    save_table(rank_maps(job.study), folder/'map_ranking.csv')
+    if job.ranks is not None: save_table(job.ranks, folder/'map_ranking.csv')
     _forget(job)
 
 
@@ -322,8 +333,8 @@ def ranking(
     scores:Sequence[str]=() # columns; (): all
 )->pd.DataFrame|None: # None: not scored
     "Rank the methods for a reader."
-    if job.study is None: return None
-    table = ranking_table(rank_maps(job.study), compare_with_references(job.study), randomisation_summary(job.study))
+    if job.study is None or job.ranks is None: return None
+    table = ranking_table(job.ranks, job.comparisons, randomisation_summary(job.study))
     return table.set_index('method')[[k for k in scores or table.columns[1:] if k in table]]
 
 # %% ../../nbs/tasks/86_explain.ipynb #86e00004
@@ -331,20 +342,16 @@ def _headline(
     job:Explanation
 )->str:
     "Say which method is best, or that none is shown to be better than maps that know nothing."
-    if job.study is None: return f'Maps by {counted(len(job.methods), "method")}, which are not scored'
-    ranks = rank_maps(job.study)
-    gain = ranks[ranks.score == 'gain'].set_index('method')
+    if job.ranks is None: return f'Maps by {counted(len(job.methods), "method")}, which are not scored'
+    gain = job.ranks[job.ranks.score == 'gain'].set_index('method')
     if not len(gain): return f'Maps by {counted(len(job.methods), "method")}: no image has a gain'
     own = gain.drop(index=[k for k in REFERENCES if k in gain.index])
-    rest = ', '.join(f'{_REFERENCE[k]} {gain["mean"][k]:.2f}' for k in REFERENCES if k in gain.index)
+    rest = ', '.join(f'{name} {gain["mean"][k]:.2f}' for k, name in REFERENCES.items() if k in gain.index)
     best, top = own.index[0], own.iloc[0]
     interval = f' [{top.low:.2f}, {top.high:.2f}]' if top.low == top.low else ''
-    won = any(c.outcome == 'win' for c in compare_with_references(job.study) if c.metric == 'gain')
+    won = any(c.outcome == 'win' for c in job.comparisons if c.metric == 'gain')
     how = 'The best maps' if won else 'No method is shown to be better than maps that know nothing of the model; first'
-    return f'{how}: {best.replace("_", " ")}, gain {top["mean"]:.2f}{interval} ({rest})'
-
-
-_REFERENCE = {'random': 'random map', 'centre': 'centre-biased map'}
+    return f'{how}: {best}, gain {top["mean"]:.2f}{interval} ({rest})'
 
 
 def _explained_words(

@@ -267,7 +267,7 @@ def _map_values(
     shares, area = place_shares(maps)
     return found | {k: (v, a.expand(len(v))) for k, v, a in zip(PLACES, shares, area, strict=True)}, normed
 
-
+# %% ../../nbs/explain/50_map_scores.ipynb #13b00004
 def _mean_values(
     parts:Sequence[tuple[_Values, Tensor]] # of several random maps
 )->tuple[_Values, Tensor]:

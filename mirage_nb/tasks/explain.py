@@ -170,14 +170,6 @@ class _ExplainedTensors(_ExplainedMasks):
     @property
     def _multi(self)->bool: return bool(self.member.about.get('multi'))
 
-    def predicts(self,
-        rows:pd.DataFrame # of `rows`
-    )->np.ndarray:        # (n,) bool
-        "Tell of which images the class that is explained is predicted."
-        if self.member.task == 'segmentation': return np.ones(len(rows), bool)
-        scores, target = self.found.scores[list(rows.row)], torch.tensor(list(rows.target))
-        return (scores.gather(1, target[:, None])[:, 0] > 0 if self._multi else scores.argmax(1) == target).numpy()
-
     def target(self,
         rows:pd.DataFrame # of `rows`
     )->Target:
@@ -200,13 +192,21 @@ class _ExplainedTensors(_ExplainedMasks):
         return {k: torch.cat(v).numpy() for k, v in out.items()}
 
 # %% ../../nbs/tasks/86_explain.ipynb #a0053821
-class Explanation(_ExplainedTensors):
-    "Explanation of a model: maps of the images that are shown, and scores of the methods."
+class _ExplainedMaps(_ExplainedTensors):
+    "Maps of an explanation: of the images that are shown, and of those that are scored."
     @cached_property
     def shown(self)->pd.DataFrame: return choose_shown(self.rows, self.settings)
 
     @cached_property
     def scored(self)->pd.DataFrame: return choose_scored(self.rows, self.settings)
+
+    def predicts(self,
+        rows:pd.DataFrame # of `rows`
+    )->np.ndarray:        # (n,) bool
+        "Tell of which images the class that is explained is predicted."
+        if self.member.task == 'segmentation': return np.ones(len(rows), bool)
+        scores, target = self.found.scores[list(rows.row)], torch.tensor(list(rows.target))
+        return (scores.gather(1, target[:, None])[:, 0] > 0 if self._multi else scores.argmax(1) == target).numpy()
 
     @cached_property
     def scored_maps(self)->dict[str, np.ndarray]: # method -> (n, h, w) float32
@@ -226,6 +226,9 @@ class Explanation(_ExplainedTensors):
         return {k: np.stack([self.scored_maps[k][known[r]] if r in known else made[k][place[r]] for r in self.shown.row])
                 for k in self.methods}
 
+# %% ../../nbs/tasks/86_explain.ipynb #13b00006
+class Explanation(_ExplainedMaps):
+    "Explanation of a model: maps of the images that are shown, and scores of the methods."
     def panels(self)->list[ExplainedPanel]:
         "Put each image together with its maps."
         titles = {k: METHODS[k].title for k in self.methods}

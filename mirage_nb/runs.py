@@ -522,7 +522,8 @@ def _hint(
     said:str             # by an error
 )->str: # a line, or nothing
     "Name the command that runs several values, if an error is about a value with commas."
-    several = [name for name, _, value in (w.partition('=') for w in words[1:]) if ',' in value and name in said]
+    pairs = [(name, value) for name, _, value in (w.partition('=') for w in words[1:]) if name in said]
+    several = [name for name, value in pairs if ',' in value and value[:1] != '[']
     return f"One run for each value: {shlex.join(['mirage-nb', 'sweep', *words])}\n" if several else ''
 
 

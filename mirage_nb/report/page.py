@@ -52,7 +52,7 @@ def _markdown(
     return _offline(page).replace('alt=""', 'alt="image of the text"')
 
 # %% ../../nbs/report/10_page.ipynb #9a6e0009
-_NUMBER = re.compile(r'[-+]?\d[\d,.]*(e[-+]?\d+)?( ?%)?( \[[^\]a-z]*\])?|nan|–|')
+_NUMBER = re.compile(r'[-+]?\d[\d,.]*(e[-+]?\d+)?( ?%)?( ± [\d,.]+)?( \[[^\]a-z]*\])?|nan|–|')
 _CELL = re.compile(r'<(t[hd])\b([^>]*)>(.*?)</\1>', re.S)
 
 
@@ -101,7 +101,9 @@ def _mark(
         most, words = next(columns), re.sub('<.*?>', ' ', m[3]).split()
         kind = 'long' if any(len(word) > _LONG for word in words) else 'words' if len(words) > 2 else ''
         if most is None: return f'<{m[1]}{m[2]} class="{kind}">{m[3]}</{m[1]}>' if kind else m[0]
-        return f'<{m[1]}{m[2]} class="number">{m[3] if m[1] == "th" else _shorten(m[3], most)}</{m[1]}>'
+        text = m[3] if m[1] == 'th' else _shorten(m[3], most)
+        if '±' in text: text = text.replace(' [', '<br>[')  # else a few of these fill a page
+        return f'<{m[1]}{m[2]} class="number">{text}</{m[1]}>'
     return _CELL.sub(cell, row)
 
 # %% ../../nbs/report/10_page.ipynb #9a6e0010

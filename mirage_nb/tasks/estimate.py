@@ -10,7 +10,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -21,10 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from ..core import counted
+from ..data.masks import read_mask
 from ..data.segmentation import collate
+from ..eval.segmentation.scores import score_slices
+from ..models.segmentation import SegModel
 from ..recipes.base import SEEDS_LEFT
+from ..recipes.segmentation import SegRecipe
 from ..records import Run
 from ..storage import read_json, write_json
+from .baselines import random_encoder_settings, random_probe_settings
 from .pretrain import PretrainTask, pretrain_settings
 from .protocol import Task
 from ..train.batches import as_batch
@@ -43,67 +48,109 @@ def _same_generators()->Iterator[None]:
             np.random.set_state(kept[1])
 
 
-@dataclass(frozen=True)
-class _Work:
-    "What a training does, in numbers."
-    settings: FitSettings
-    samples: int      # learnt from, in an epoch
-    validated: int    # in an epoch
-    encoded: int      # once, by a frozen encoder; 0: the encoder is run in every step
+# How often a run does something; or, with the same names, the seconds of one.
+#   read     an image, for the first time
+#   step     an image forwards and backwards through the model
+#   forward  an image through the model, without gradients
+#   encoded  an image through the encoder alone, without gradients
+#   head     the kept tokens of an image, forwards and backwards through the head
+#   update   a step of the optimizer
+#   loop     a step of the training loop, besides what it computes
+#   epoch    the numbers of a validation
+#   snapshot of a pre-training: a probe and some reconstructions
+#   saved    a megabyte that is written
+#   scored   a predicted mask, written, read, and compared with the truth
+#   report   figures, intervals, tables, paper pack and page of a fine-tuning
+_Work = Mapping[str, float]
+_CONSTANT = {'loop': 0.005, 'epoch': 0.015, 'snapshot': 0.3, 'saved': 0.002, 'report': 15.}  # seconds on one core
 
 
-def _work_of(
-    task:Any # of a fine-tuning or a pre-training
-)->_Work:
-    "Count the samples that a training reads."
-    cfg = task.settings
-    if isinstance(task, PretrainTask):
-        return _Work(pretrain_settings(cfg), len(cast(Any, task.train))*cfg.repeated_augmentation, 0, 0)
-    n, valid = len(task.sets['train']), len(task.sets.get('val', ()))
-    views = max(cfg.cached_views, 1) if cfg.tune == 'probe' and cfg.cached_views >= 0 else 0
-    if views and hasattr(cfg, 'head') and not cfg.cached_views: views = 0  # a segmentation without cached views
-    return _Work(task.fit_settings, n*getattr(cfg, 'repeated_augmentation', 1), valid, n*views + valid*bool(views))
+def _total(
+    work:Sequence[_Work],
+    costs:_Work # seconds of one
+)->float:       # seconds
+    "Multiply counts by what one costs."
+    return sum(n*costs[k] for w in work for k, n in w.items() if n)
 
 # %% ../../nbs/tasks/90_estimate.ipynb #90a0000b
-_REPORT = 25  # seconds for scores with intervals, figures and paper pack of some hundred images, on one core
+def _trained(
+    settings:FitSettings,
+    n:int,              # images that are learnt from, in an epoch
+    valid:int,          # validated, in an epoch
+    kept:int=0          # views of an image whose tokens are kept: the encoder is not run in a step
+)->_Work:
+    "Count what the loop does."
+    e, updates = settings.epochs, settings.epochs*max(n//settings.batch_size, 1)
+    per_image = {'head': n*e, 'encoded': n*kept} if kept else {'step': n*e, 'update': updates}
+    return {**per_image, 'read': n, 'loop': updates, 'epoch': e, 'forward': valid*e}
 
 
-def _count_after(
+def _count_segmentation(
+    task:Any # SegmentationTask
+)->tuple[_Work, list[_Work]]: # the training; what follows it
+    "Count what a segmentation does."
+    cfg, n, tables = task.settings, len(task.sets['train']), task.data.tables
+    valid, test = len(task.sets['val']), len(tables.get('test', ()))
+    scored = test if test and tables['test'].semseg.notna().all() else 0
+    during = _trained(task.fit_settings, n, valid, cfg.cached_views if cfg.tune == 'probe' else 0)
+    after: list[_Work] = [{'forward': test, 'scored': scored, 'report': 1}]
+    if not scored or not cfg.baselines: return during, after
+    random = _trained(task.fit_settings, n, valid, random_encoder_settings(cfg).cached_views)
+    return during, [*after, {'scored': scored}, random, {'forward': test, 'scored': scored}]  # one is the mean position
+
+
+def _count_probe(
+    task:Any,  # ClassificationTask, of a probe with kept features
+    more:int=0 # images that are not learnt from
+)->_Work:
+    "Count what a linear probe does, the encoding of its images among it."
+    s, n = task.fit_settings, len(task.sets['train'])
+    return {'encoded': n*max(task.settings.cached_views, 1) + more, 'read': n, 'epoch': s.epochs,
+            'loop': s.epochs*max(n//s.batch_size, 1)}
+
+
+def _count_classification(
+    task:Any # ClassificationTask
+)->tuple[_Work, list[_Work]]: # the training; what follows it
+    "Count what a classification does."
+    cfg, n, valid = task.settings, len(task.sets['train']), len(task.sets.get('val', ()))
+    test, kept = len(task.test_home[1].splits.get('test', ())), cfg.tune == 'probe' and cfg.cached_views >= 0
+    during = _trained(task.fit_settings, n*cfg.repeated_augmentation, valid)
+    if kept: during = _count_probe(task, valid)
+    after: list[_Work] = [{'encoded': test} if kept else {'forward': valid + test}, {'report': 1}]
+    if cfg.probes and test: after.append({'encoded': n*(cfg.cached_views > 0) if kept else n + valid + test})
+    if not cfg.baselines or not test: return during, after
+    return during, [*after, _count_probe(task.with_settings(random_probe_settings(cfg)), valid + test)]
+
+
+def _count_pretraining(
+    task:PretrainTask
+)->tuple[_Work, list[_Work]]: # the training; what follows it
+    "Count what a pre-training does; its snapshots are evaluated on the way."
+    cfg, n = task.settings, len(cast(Any, task.train))
+    snapshots = 2 + ((cfg.epochs - 1)//cfg.eval_every if cfg.eval_every else 0)
+    during = _trained(pretrain_settings(cfg), n*cfg.repeated_augmentation, 0)
+    evaluated = {'snapshot': snapshots, 'forward': snapshots*task.evaluated_images}
+    return {**during, 'read': n, **evaluated}, [{'report': 0.6}]  # fewer figures, no intervals
+
+
+def _count(
     task:Any # of a fine-tuning or a pre-training
-)->tuple[int, int]: # images that an encoder reads after the training; images that a new head learns from
-    "Count the images of the test and of the baselines."
-    cfg = task.settings
-    if isinstance(task, PretrainTask): return 0, 0
-    n, valid = len(task.sets['train']), len(task.sets.get('val', ()))
-    tested = task.data.tables if hasattr(cfg, 'head') else task.test_home[1].splits
-    test = len(tested.get('test', ()))
-    if hasattr(cfg, 'head'):  # a segmentation; its baseline keeps the tokens of some views
-        views = min(4, cfg.epochs)
-        return (test*2 + n*views + valid, n*cfg.epochs) if cfg.baselines else (test, 0)
-    every = n + valid + test
-    probes = every if cfg.probes and cfg.tune != 'probe' else test
-    return test + probes + every*cfg.baselines, 0
-
-
-def _time_after(
-    task:Any,  # of a fine-tuning or a pre-training
-    each:float # seconds of a forward and a backward pass of one image
-)->float:      # seconds
-    "Estimate what follows a training; the share of the head in the weights stands for its share in the time."
-    encoded, updates = _count_after(task)
-    head = sum(p.numel() for p in task.model.head.parameters()) if updates else 0
-    return _REPORT + encoded*each/3 + updates*each*head/max(sum(p.numel() for p in task.model.parameters()), 1)
+)->tuple[_Work, list[_Work]]: # the training; what follows it
+    "Count what a run does."
+    if isinstance(task, PretrainTask): return _count_pretraining(task)
+    return (_count_segmentation if isinstance(task.settings, SegRecipe) else _count_classification)(task)
 
 # %% ../../nbs/tasks/90_estimate.ipynb #90a00007
-def _first_batch(
-    task:Any,           # of a fine-tuning or a pre-training
-    n:int,              # samples, at most
+def _make_batch(
+    task:Any,            # of a fine-tuning or a pre-training
+    picks:Sequence[int], # samples
     device:torch.device
 )->dict[str, Any]:
-    "Make a batch of the first samples, as a step gets it."
+    "Make a batch of training samples, as a step gets it."
     pretraining = isinstance(task, PretrainTask)
     data: Any = task.train if pretraining else task.sets['train']
-    samples = [data[0, i] for i in range(min(n, len(data)))]
+    samples = [data[0, i % len(data)] for i in picks]
     if pretraining: return task.views(to_device(task.collate(samples), device))
     return to_device((collate if 'semseg' in samples[0] else as_batch)(samples), device)
 
@@ -123,42 +170,89 @@ def _counting_memory(
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t): yield kept
 
 
+def _time(
+    call:Callable[[], object],
+    most:int=3 # calls; fewer, if they take a second
+)->float:      # seconds
+    "Time a call: the lower median, since the first is often slower."
+    spent: list[float] = []
+    while len(spent) < most and sum(spent) < 1:
+        start = time.monotonic()
+        call()
+        if torch.cuda.is_available(): torch.cuda.synchronize()
+        spent.append(time.monotonic() - start)
+    return sorted(spent)[(len(spent) - 1)//2]
+
+
 def _time_update(
     model:nn.Module # with gradients
 )->float:           # seconds
-    "Time an update of the weights."
+    "Time an update of the weights; the first one, which makes the moments, does not count."
     weights = [p for p in model.parameters() if p.grad is not None]
     if not weights: return 0.
-    optimizer, spent = torch.optim.AdamW(weights), 0.
-    for _ in range(2):  # the first makes the moments
+    optimizer = torch.optim.AdamW(weights, fused=True)
+    optimizer.step()
+    return _time(optimizer.step)
+
+
+def _time_scoring(
+    task:Any # of a segmentation
+)->float:    # seconds
+    "Time the scores of one mask of the test split, beside itself moved by a tenth; 0 without masks."
+    table, classes = task.data.tables.get('test', {}), task.data.classes
+    if not len(table) or table.semseg.isna().any(): return 0.
+
+    def score()->object:
+        mask = read_mask(table.semseg.iloc[0], classes)
+        rows = [('volume', 0, mask, np.roll(mask, len(mask)//10, 0), table.id.iloc[0])]
+        return score_slices(rows, classes, ('strict', 'published'), lesions=[])
+
+    return _time(score)
+
+# %% ../../nbs/tasks/90_estimate.ipynb #90a0000d
+class _Trial:
+    "A copy of a model that takes some steps, to be timed."
+    def __init__(self,
+        task:Any,          # of a fine-tuning or a pre-training
+        settings:FitSettings
+    ):
+        self.task, self.accelerator = task, make_accelerator(settings.precision)
+        self.model: nn.Module = deepcopy(task.model).to(self.accelerator.device).train()
+        self.workers = max(settings.workers, 1)
         start = time.monotonic()
-        optimizer.step()
-        if weights[0].is_cuda: torch.cuda.synchronize()
-        spent = time.monotonic() - start
-    return spent
+        batch = _make_batch(task, range(2), self.accelerator.device)
+        with _counting_memory(self.model) as kept: self.step(batch)
+        spent, self.activations = time.monotonic() - start, sum(kept.values())/2
+        self.n = max(2, min(settings.batch_size//settings.accumulate, 16, int(2/spent)))  # images at a time
 
+    def loss(self, batch:Any)->Tensor:
+        with self.accelerator.autocast(): found = self.task.step(self.model, batch)
+        return found if isinstance(found, Tensor) else torch.stack([*found.values()]).sum()
 
-def _time_step(
-    task:Any,    # of a fine-tuning or a pre-training
-    precision:str
-)->tuple[float, float, float]: # seconds and bytes of memory of one sample, seconds of an update of the weights
-    "Time a forward and a backward pass on a copy of the model."
-    accelerator = make_accelerator(precision)
-    model: nn.Module = deepcopy(task.model).to(accelerator.device).train()
-    batch = _first_batch(task, 2, accelerator.device)
-    spent, n = [], len(batch['id'])
-    with _counting_memory(model) as kept:
-        for _ in range(2):
-            kept.clear()
-            start = time.monotonic()
-            with accelerator.autocast():
-                loss = task.step(model, batch)
-                total = loss if isinstance(loss, Tensor) else torch.stack([*loss.values()]).sum()
-            if total.requires_grad: total.backward()
-            if accelerator.device.type == 'cuda': torch.cuda.synchronize()
-            spent.append(time.monotonic() - start)
-            if spent[-1] > 0.7: break
-    return min(spent)/n, sum(kept.values())/n, _time_update(model)
+    def step(self, batch:Any)->None:
+        if (loss := self.loss(batch)).requires_grad: loss.backward()
+
+    def costs(self)->dict[str, float]: # seconds of an image
+        "Time everything but the scores and the report."
+        device, picks = self.accelerator.device, range(2, 2 + self.n)
+        first, again = (_time(lambda: _make_batch(self.task, picks, device), 1) for _ in range(2))
+        batch = _make_batch(self.task, picks, device)
+        found = {'step': _time(lambda: self.step(batch)) + again/self.workers, 'read': max(first - again, 0.)}
+        update = _time_update(self.model)
+        self.model.eval()
+        with torch.no_grad(): found['forward'] = _time(lambda: self.loss(batch)) + again
+        found |= {'encoded': found['forward'], 'head': 0.} | self.parts(batch)
+        return {**{k: v/self.n for k, v in found.items()}, 'update': update}
+
+    def parts(self, batch:Any)->dict[str, float]: # seconds of a batch
+        "Time the encoder alone, and the head on its tokens; nothing where the head is one layer."
+        if not isinstance(model := self.model, SegModel): return {}
+        def encode()->list[Tensor]:
+            with torch.no_grad(), self.accelerator.autocast(): return model.features({'bscan': batch['bscan']})
+        seconds, maps = _time(encode), encode()
+        tokens = {**batch, **{f'map{i}': m for i, m in enumerate(maps)}}
+        model.train()
+        return {'encoded': seconds, 'head': _time(lambda: self.step(tokens))}
 
 # %% ../../nbs/tasks/90_estimate.ipynb #90a00008
 def _in_words(
@@ -188,7 +282,7 @@ class Estimate:
         one = self.seconds + self.after
         every = f', the {self.seeds} seeds to come about {_in_words(one*self.seeds)}' if self.seeds > 1 else ''
         return (f'estimate: the training takes about {_in_words(self.seconds)} on this {self.device}{less}, '
-                f'with test, baselines and report about {_in_words(one)}{every}; '
+                f'with test, baselines and report about {_in_words(one)} from here{every}; '
                 f'about {self.memory/1e9:.1f} GB of memory; {self.disk/1e6:,.0f} MB of disk while it trains, '
                 f'{self.kept/1e6:,.0f} MB afterwards')
 
@@ -202,25 +296,33 @@ def _used_memory()->float: # bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1. if sys.platform == 'darwin' else 1024.)
 
 
+def _estimate(
+    task:Any,             # of a fine-tuning or a pre-training
+    settings:FitSettings
+)->Estimate:
+    "Count what a run does, time one of each, and multiply."
+    cfg, (during, after) = task.settings, _count(task)
+    before, trial = _used_memory(), _Trial(task, settings)
+    costs = {**_CONSTANT, **trial.costs(), 'scored': _time_scoring(task) if isinstance(cfg, SegRecipe) else 0.}
+    size = sum(p.numel()*4 for p in task.model.parameters())
+    trained = sum(p.numel()*4 for p in task.model.parameters() if p.requires_grad)
+    memory = before + size + 3*trained + trial.activations*settings.batch_size/settings.accumulate
+    disk, seconds = 2*size + 2*trained, _total([during], costs)
+    seconds += disk/1e6*costs['saved']*(1 + seconds//settings.save_every)
+    return Estimate(seconds, memory, disk, size,
+                    'GPU' if torch.cuda.is_available() else 'CPU', bool(getattr(cfg, 'patience', 0)),
+                    max(int(os.getenv(SEEDS_LEFT, 1)), getattr(cfg, 'seeds', 1)), _total(after, costs))
+
+
 def estimate_task(
     task:Task
 )->Estimate|str: # a text says why there is none
-    "Estimate time, memory and disk of a training on this machine, from one step of it."
+    "Estimate time, memory and disk of a training on this machine, from some steps of it."
     cfg = task.settings
     if not cfg.epochs or cfg.processes*getattr(cfg, 'nodes', 1) > 1 or getattr(cfg, 'slurm', ''):
         return 'estimate: none, for the training is not done by this process alone'
-    with _same_generators():
-        work = _work_of(task)
-        each, activations, update = _time_step(task, work.settings.precision)
-    forward, steps = each/3, work.samples/work.settings.batch_size  # the backward pass takes about twice as long
-    rounds = (0 if work.encoded else work.samples*each + work.validated*forward + steps*update)*work.settings.epochs
-    size = sum(p.numel()*4 for p in task.model.parameters())
-    trained = sum(p.numel()*4 for p in task.model.parameters() if p.requires_grad)
-    memory = _used_memory() + size + 3*trained + activations*work.settings.batch_size/work.settings.accumulate
-    device = 'GPU' if torch.cuda.is_available() else 'CPU'
-    return Estimate(rounds + work.encoded*forward, memory, 2*size + 2*trained, size, device,
-                    bool(getattr(cfg, 'patience', 0)), max(int(os.getenv(SEEDS_LEFT, 1)), getattr(cfg, 'seeds', 1)),
-                    _time_after(task, each))
+    settings = pretrain_settings(cfg) if isinstance(task, PretrainTask) else cast(Any, task).fit_settings
+    with _same_generators(): return _estimate(task, settings)
 
 
 def estimate_training(

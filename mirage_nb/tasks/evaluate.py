@@ -58,8 +58,9 @@ class _SegEvaluation:
     )->SegScores:
         "Predict what is missing, and score."
         if self.ready is None and self.model: predict_images(self.model, self.table, run/'predictions')
-        return score_folder(self.table, self.folder(run), self.data.classes, self.source, self.class_map, self.seed,
-                            scale=self.data.scale)
+        found = score_folder(self.table, self.folder(run), self.data.classes, self.source, self.class_map, self.seed,
+                             scale=self.data.scale)
+        return found if self.data.manifest.knows_patients else found.by_volume()
 
 # %% ../../nbs/tasks/70_evaluate.ipynb #9ef55d8d
 def _given_predictions(

@@ -121,6 +121,13 @@ class _PretrainEvaluated(_PretrainParts):
         "Tell whether the evaluated samples are not learnt from."
         return self.shown is not self.train
 
+    @property
+    def evaluated_images(self)->int:
+        "Count the images that a snapshot reads, those of the probe among them."
+        shown, train = len(cast(Any, self.shown)), len(cast(Any, self.train))
+        probed = min(shown, _PROBED) + min(train, _PROBED) if self.held_out and self.labels is not None else 0
+        return min(shown, _EVALUATED) + probed
+
     def batch_of(self, picks:Sequence[int], device:torch.device)->Batch:
         "Make a batch of evaluated samples."
         return self.plain(to_device(self.collate([cast(Any, self.shown)[0, i] for i in picks]), device))

@@ -156,6 +156,7 @@ def describe_training(
     names = {'fine-tuned': f'{cfg.model} fine-tuned{part}', 'linear probe': f'Linear probe of {cfg.model}'}
     what = names.get(cfg.result_name, f'Frozen {cfg.model}')
     how = f'{epochs} of {counted(cfg.epochs, "epoch")}' if cfg.epochs else 'tested as it is, not trained'
+    if epochs < cfg.epochs: how += ' (stopped early)'
     return f'{what} from {describe_weights(cfg)}{head and f", head {head}"}, {how} on {dataset_name(cfg.dataset)}'
 
 # %% ../../nbs/tasks/05_protocol.ipynb #2d0815cf

@@ -183,9 +183,14 @@ class SegmentationTask(_SegTrained):
         if not all(p.exists() for p in files):
             save_table(predict_images(folder/'best.safetensors', table, folder/'predictions'), folder/'predictions.csv')
         if table.semseg.isna().any(): return None
-        scores = score_folder(table, folder/'predictions', self.data.classes, scale=self.data.scale)
+        scores = self._score(folder/'predictions')
         save_seg_scores(scores, folder)
         return scores
+
+    def _score(self, folder:Path, grader:bool=False)->SegScores:
+        "Score a folder of masks of the test split."
+        found = score_folder(self.data.tables['test'], folder, self.data.classes, grader=grader, scale=self.data.scale)
+        return found if self.manifest.knows_patients else found.by_volume()
 
     def baselines(self, folder:Path)->dict[str, SegScores]:
         "Score the mean position, a frozen random encoder, and other graders; their volumes are kept."
@@ -197,7 +202,7 @@ class SegmentationTask(_SegTrained):
         "Score what there is to compare with."
         table = self.data.tables.get('test')
         if table is None or table.semseg.isna().any(): return {}
-        found = {k: score_folder(table, p, self.data.classes, grader=k.startswith('grader'), scale=self.data.scale)
+        found = {k: self._score(p, k.startswith('grader'))
                  for k, p in seg_baseline_masks(self.data, self.settings, folder).items()}
         if not self.settings.baselines: return found
         random = replace(self, settings=random_encoder_settings(self.settings), given=self.data)

@@ -173,11 +173,12 @@ document.title = `${document.documentElement.scrollWidth <= innerWidth} ${out.ma
 
 @pytest.mark.skipif(not shutil.which('chromium'), reason='no Chromium to measure a page with')
 def test_nothing_runs_out_of_the_page(tmp_path):
-    "A table of 25 columns, one of long texts, and one of long words, at 1280 pixels: nothing needs to scroll"
+    "A table of 25 columns, of long texts, of long words, and of means with SD and interval, at 1280 pixels"
     numbers = pd.DataFrame([[.123456]*25]*3, ['tuned', 'random', 'chance'], [f'mean of metric {i}' for i in range(25)])
     texts = pd.DataFrame({'value': ['118 tensors (input_adapters.bscanlayermap, output_adapters.slo)'*6, '/folder'*60]},
                          ['not used', 'file'])
-    with pd.option_context('display.max_colwidth', None): tables = [t.to_html() for t in (numbers, texts)]
+    spreads = pd.DataFrame([['123.45 ± 10.45 [110.12, 134.56]']*7]*2, ['RNFL', 'mean'], [f'HD {i}' for i in range(7)])
+    with pd.option_context('display.max_colwidth', None): tables = [t.to_html() for t in (numbers, texts, spreads)]
     cells = [new_code_cell(outputs=[new_output('execute_result', {'text/html': t})]) for t in tables]
     path = write_page(executed(new_markdown_cell('## Scores'), *cells), tmp_path/'report.html')
     path.write_text(page_of(path).replace('</body>', MEASURE + '</body>'))

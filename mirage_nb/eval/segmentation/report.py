@@ -9,8 +9,9 @@ __all__ = ['SegScores', 'score_folder', 'compare_segmentations', 'save_seg_score
 # %% ../../../nbs/eval/segmentation/60_report.ipynb #356eb338
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 import pandas as pd
 
@@ -51,6 +52,10 @@ class _ScoreTables:
 
     @property
     def outlines(self)->pd.DataFrame: return outline_table(self.summary, self.scale) # distances, as text
+
+    def by_volume(self)->Self:
+        "Say that the intervals are by volume: where no patient is known, each volume counts as one."
+        return replace(self, summary=self.summary.assign(unit=self.summary.unit.str.replace('by patient', 'by volume')))
 
     def _measured_table(self, table:Callable[..., pd.DataFrame])->pd.DataFrame:
         "Make a table in the unit that is known of all masks."

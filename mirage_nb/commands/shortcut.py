@@ -86,7 +86,8 @@ def _code_state()->list[_File]:
 _TUNINGS = ('seg_tune', 'cls_tune')
 _OF_FOLDERS = ('data_report', 'explain', 'features', 'reconstruct')  # images in place of a dataset
 _READERS = ('predict', 'seg_eval', 'cls_eval', 'explain', 'features', 'reconstruct')  # read trainings
-_STAGES = (*_TUNINGS, 'few_shot', 'data_report', 'pretrain_multimae', 'pretrain_mae', *_READERS)
+_STAGES = (*_TUNINGS, 'few_shot', 'data_report', 'pretrain_multimae', 'pretrain_mae',
+           'pretrain_views', *_READERS)
 
 
 def _read_runs(

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..recipes.classification import ClsRecipe
-from ..recipes.pretraining import MAERecipe, MultiMAERecipe
+from ..recipes.pretraining import MAERecipe, MultiMAERecipe, ViewsRecipe
 from ..recipes.segmentation import SegRecipe
 from ..signals import PARENT
 from ..storage import read_json
 from ..tasks.classification import ClassificationTask
 from ..tasks.pretrain_mae import MAETask
 from ..tasks.pretrain_mirage import MirageTask
+from ..tasks.pretrain_views import ViewsTask
 from ..tasks.protocol import Task, train
 from ..tasks.segmentation import SegmentationTask
 
@@ -35,7 +36,8 @@ class TrainingJob(Protocol):
 
 _TASKS:dict[str, tuple[type, Any]] = {  # stage -> its settings, and its task
     'seg_tune': (SegRecipe, SegmentationTask), 'cls_tune': (ClsRecipe, ClassificationTask),
-    'pretrain_multimae': (MultiMAERecipe, MirageTask), 'pretrain_mae': (MAERecipe, MAETask)}
+    'pretrain_multimae': (MultiMAERecipe, MirageTask), 'pretrain_mae': (MAERecipe, MAETask),
+    'pretrain_views': (ViewsRecipe, ViewsTask)}
 
 
 def stage_of(

@@ -50,15 +50,19 @@ def _create(
     name:str,                # as 'timm:convnext_tiny'
     size:tuple[int, int],    # rows and columns of the images, pixels
     channels:int=3,          # of an image
-    drop_path:float=0.       # rate of the last block
+    drop_path:float=0.,      # rate of the last block
+    any_size:bool=False      # positions follow the size of an image, where the network can do that
 )->Any:                      # the network, without its classifier and what stands behind its last map
     "Create a network with random weights."
     import timm
     options:dict[str, Any] = {'pretrained': False, 'num_classes': 0, 'in_chans': channels,
                               'drop_path_rate': drop_path or None}
     arch = name.removeprefix(PREFIX)
-    try: net:Any = timm.create_model(arch, img_size=size, **options)
-    except TypeError: net = timm.create_model(arch, **options)  # of any size: it does not ask
+    asked = ({'img_size': size, 'dynamic_img_size': True}, {'img_size': size}, {})  # of any size: it does not ask
+    for more in asked[not any_size:]:
+        try: net:Any = timm.create_model(arch, **more, **options)
+        except TypeError: continue
+        break
     net.prune_intermediate_layers(len(net.feature_info) - 1, prune_norm=False, prune_head=True)
     return net
 
@@ -197,15 +201,18 @@ class TimmEncoder(_TimmLayers):
         channels:int=3,                  # of an image
         drop_path:float=0.,              # rate of the last block, 0 to below 1
         checkpointing:bool=False,        # compute blocks again in the backward pass, to save memory
-        patch:int|None=None              # refused: the name says it
+        patch:int|None=None,             # refused: the name says it
+        any_size:bool=False              # images of other sizes are read too, where the network can do that
     ):
         if patch: raise ValueError(f'{name} has its patch by its name; leave patch out')
         native = _timm_config(name).input_size[1:]
         h, w = (size, size) if isinstance(size, int) else size or native
-        shapes, net = _check_size(name, (h, w), channels), _create(name, (h, w), channels, drop_path)
+        shapes, net = _check_size(name, (h, w), channels), _create(
+            name, (h, w), channels, drop_path, any_size)
         layers = _layers_of(net)
         super().__init__(shapes[-1][0], max(layers.values()), drop_path, checkpointing)
         self.name, self.channels, self.size, self.layers = name, channels, (h, w), layers
+        self.any_size = any_size
         self.widths = tuple(s[0] for s in shapes)
         self.pyramid = len({s[1:] for s in shapes}) > 1
         self.net, self.drops = net, _replace_drop_path(net)
@@ -226,7 +233,7 @@ class TimmEncoder(_TimmLayers):
     )->list[tuple[Tensor, Tensor|None]]: # for each tap its map (b, d, rows, cols), and the tokens without a place
         "Encode images as the maps of chosen layers."
         image, n = single_image(x, self.modality, self.channels), len(self.widths)
-        if tuple(image.shape[-2:]) != self.size: raise ValueError(
+        if tuple(image.shape[-2:]) != self.size and not self.any_size: raise ValueError(
             f'{self.name} was built for images of {size_text(self.size)}, and these are of '
             f'{size_text(image.shape[-2:])}; build it with size={list(image.shape[-2:])}')
         for drop in self.drops.values(): drop.keys = None if keys is None else keys.tolist()
@@ -294,7 +301,7 @@ def timm_weights(
             f'{hf_hub_url(repository, file)} , copy it here, and set weights=PATH of it') from e
 
 # %% ../../nbs/models/62_timm_encoder.ipynb #119a186e
-_OPTIONS = 'size', 'channels', 'drop_path', 'checkpointing', 'patch'
+_OPTIONS = 'size', 'channels', 'drop_path', 'checkpointing', 'patch', 'any_size'
 
 
 @lru_cache(maxsize=64)

@@ -97,7 +97,8 @@ def _training_sentence(
              f"stochastic depth {_number(s['drop_path'])}" if s.get('drop_path') else '',
              f"gradients clipped to norm {_number(s['clip'])}" if s.get('clip') else '']
     tail = ''.join(f', {k}' for k in extra if k)
-    return (f"Training took at most {s['epochs']} epochs{ran} by AdamW [@adamw] with {batch}, "
+    by = 'stochastic gradient descent with momentum 0.9' if s.get('optimizer') == 'sgd' else 'AdamW [@adamw]'
+    return (f"Training took at most {s['epochs']} epochs{ran} by {by} with {batch}, "
             f"{'base ' if 'base_lr' in s else ''}learning rate {_number(rate)} after "
             f"{_number(warm)} epoch{'s'*(warm != 1)} of linear warm-up, cosine decay to "
             f"{_number(s['final_lr'])}, weight decay {_number(s['weight_decay'])}{tail}.")
@@ -193,6 +194,20 @@ def _pretrain(s:_Settings, r:_Settings)->list[str]:
             _training_sentence(s)]
 
 
+_VIEWS = {'moco': 'by contrast with a queue of other images (MoCo v2 [@moco; @mocov2])',
+          'dino': 'by self-distillation (DINO [@dino])',
+          'ibot': 'by self-distillation of images and hidden patches (iBOT [@dino; @ibot])'}
+
+
+def _pretrain_views(s:_Settings, r:_Settings)->list[str]:
+    "Write the sentences of a pre-training that compares views."
+    works = ' '.join(f'[@{k}]' for k in s.get('works') or [])
+    start = '' if s.get('weights') in (None, '', 'random') else f" from the weights {s['weights']}"
+    small = f" and {s['local_views']} small views of {s['local_size']} pixels" if s.get('local_views') else ''
+    return [f"The encoder {s['model']} {works} was pre-trained{start} {_VIEWS[s['method']]}: two random views{small} of "
+            'each image were compared.', _training_sentence(s)]
+
+
 def _evaluation(s:_Settings, r:_Settings)->list[str]:
     "Write the sentences of an evaluation."
     what = 'the predictions of another program' if s.get('predictions') else 'the predictions of a fine-tuned model'
@@ -259,7 +274,7 @@ def _benchmark(s:_Settings, r:_Settings)->list[str]:
 _WRITERS: dict[str, Callable[[_Settings, _Settings], list[str]]] = {
     'seg_tune': _seg_tune, 'cls_tune': _cls_tune, 'seeds': _seeds, 'few_shot': _few_shot, 'predict': _prediction,
     'explain': _explain, 'data_report': _data_report, 'benchmark': _benchmark,
-    'pretrain_multimae': _pretrain, 'pretrain_mae': _pretrain, 'seg_eval': _evaluation, 'cls_eval': _evaluation,
+    'pretrain_multimae': _pretrain, 'pretrain_mae': _pretrain, 'pretrain_views': _pretrain_views, 'seg_eval': _evaluation, 'cls_eval': _evaluation,
     'compare': _comparison, 'features': _features, 'reconstruct': _reconstruct}
 
 # %% ../../nbs/report/30_methods.ipynb #b224a812

@@ -61,6 +61,22 @@ _WORKS |= {
 
 # %% ../../nbs/report/25_references.ipynb #e5a714f1
 _WORKS |= {
+    'moco': dict(kind='inproceedings', author='He, Kaiming and Fan, Haoqi and Wu, Yuxin and Xie, Saining and Girshick, '
+                 'Ross', title='Momentum contrast for unsupervised visual representation learning',
+                 booktitle='IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)', pages='9729--9738',
+                 year='2020', eprint='1911.05722', archiveprefix='arXiv'),
+    'mocov2': dict(kind='misc', author='Chen, Xinlei and Fan, Haoqi and Girshick, Ross and He, Kaiming',
+                   title='Improved baselines with momentum contrastive learning', year='2020', eprint='2003.04297',
+                   archiveprefix='arXiv'),
+    'dino': dict(kind='inproceedings', author='Caron, Mathilde and Touvron, Hugo and Misra, Ishan and Jégou, Hervé and '
+                 'Mairal, Julien and Bojanowski, Piotr and Joulin, Armand',
+                 title='Emerging properties in self-supervised vision transformers',
+                 booktitle='IEEE/CVF International Conference on Computer Vision (ICCV)', pages='9650--9660',
+                 year='2021', eprint='2104.14294', archiveprefix='arXiv'),
+    'ibot': dict(kind='inproceedings', author='Zhou, Jinghao and Wei, Chen and Wang, Huiyu and Shen, Wei and Xie, '
+                 'Cihang and Yuille, Alan and Kong, Tao', title='{iBOT}: image {BERT} pre-training with online tokenizer',
+                 booktitle='International Conference on Learning Representations (ICLR)', year='2022',
+                 eprint='2111.07832', archiveprefix='arXiv'),
     'convnext': dict(kind='inproceedings', author='Liu, Zhuang and Mao, Hanzi and Wu, Chao-Yuan and Feichtenhofer, '
                      'Christoph and Darrell, Trevor and Xie, Saining', title='A {ConvNet} for the 2020s',
                      booktitle='IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)', year='2022',
@@ -199,6 +215,9 @@ def model_works(
     return list(dict.fromkeys([*found, *(['medical_mae'] if medical else [])]))
 
 
+_METHODS = {'moco': ['moco', 'mocov2'], 'dino': ['dino'], 'ibot': ['dino', 'ibot']}  # of a pre-training by views
+
+
 def works_of(
     settings:Mapping[str, object] # of a run: model, head, tune, ...
 )->list[str]:                     # keys for `work_entry`
@@ -208,8 +227,10 @@ def works_of(
     if head in ('convnext', 'segmenter', 'dpt'): found.append(head)
     if settings.get('tune') == 'lora': found.append('lora')
     if settings.get('decode_ratio'): found.append('crossmae')
-    if settings.get('epochs'): found.append('adamw')
-    if settings.get('method') == 'tsne': found.append('tsne')
+    method = str(settings.get('method') or '')
+    found += _METHODS.get(method, [])
+    if settings.get('epochs') and settings.get('optimizer') != 'sgd': found.append('adamw')
+    if method == 'tsne': found.append('tsne')
     if {'reference', 'margin'} <= set(settings): found += _COMPARISON
     return list(dict.fromkeys([*found, 'mirage_nb']))
 

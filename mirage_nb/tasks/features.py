@@ -85,7 +85,7 @@ def _list_images(
     return table, kept, len(facts) - len(good)
 
 # %% ../../nbs/tasks/88_features.ipynb #88f00007
-_PRETRAININGS = ('pretrain_mae', 'pretrain_multimae')
+_PRETRAININGS = ('pretrain_mae', 'pretrain_multimae', 'pretrain_views')
 
 
 def _open_run_encoder(
@@ -96,8 +96,8 @@ def _open_run_encoder(
     stage = read_json(run.folder/'run.json')['stage']
     if stage in _PRETRAININGS: return open_encoder(run.folder/'encoder.safetensors')
     if stage not in ('seg_tune', 'cls_tune'): raise ValueError(
-        f'run={folder} is a {stage}; name a finished run of 30_seg_tune, 31_cls_tune, 40_pretrain_multimae or '
-        '41_pretrain_mae')
+        f'run={folder} is a {stage}; name a finished run of 30_seg_tune, 31_cls_tune, 40_pretrain_multimae, '
+        '41_pretrain_mae or 42_pretrain_views')
     member = Member.open(run)
     if isinstance(member.model, ClsModel): return member.model.eval(), member.spec, member.sha256
     encoder = member.model.encoder

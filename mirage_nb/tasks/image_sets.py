@@ -26,7 +26,7 @@ from ..data.opened import ImageFacts, can_be_left_out, file_faults, name_faults,
 from ..data.patients import patients_by_folder
 from ..data.splits import divide
 from ..recipes.data_options import parse_splits, waived
-from ..recipes.pretraining import MAERecipe
+from ..recipes.pretraining import PretrainRecipe
 from ..storage import absolute_path, hash_value, read_json
 
 
@@ -193,7 +193,7 @@ def _listed_splits(
 def _folder_data(
     folder:Path,       # of images, at any depth, or of splits of them
     load_size:int,     # pixels of the shorter side, at most
-    cfg:MAERecipe
+    cfg:PretrainRecipe
 )->ImageSetData:
     "Index the images of a folder; of train and val where it has splits."
     listed, drawn = _listed_splits(folder, cfg.splits)
@@ -214,7 +214,7 @@ _ACCEPTED = ('absent_class', 'near_duplicates')  # faults that matter to a class
 def load_image_set(
     dataset:str,       # name, manifest, or folder of images
     load_size:int,     # pixels of the shorter side, at most
-    cfg:MAERecipe
+    cfg:PretrainRecipe
 )->ImageSetData:
     "Load the images of a dataset's splits, or of a folder."
     manifest = _image_folder(dataset)

@@ -40,7 +40,8 @@ def pretrain_settings(
             'repeated_augmentation', 'strategy', 'compile', 'seed', 'workers', 'checkpoint_every', 'keep_last')
     return FitSettings(**{k: getattr(cfg, k) for k in same}, lr=cfg.base_lr*cfg.batch_size/256,
                        warmup_epochs=min(cfg.warmup_epochs, cfg.epochs/2),
-                       betas=(cfg.betas[0], cfg.betas[1]), precision=pick_precision(cfg.precision))
+                       betas=(cfg.betas[0], cfg.betas[1]), precision=pick_precision(cfg.precision),
+                       **{k: getattr(cfg, k) for k in ('optimizer', 'final_weight_decay') if hasattr(cfg, k)})
 
 # %% ../../nbs/tasks/78_pretrain.ipynb #7d30a009
 class _PretrainParts(ABC):
@@ -130,7 +131,15 @@ class _PretrainEvaluated(_PretrainParts):
 
     def batch_of(self, picks:Sequence[int], device:torch.device)->Batch:
         "Make a batch of evaluated samples."
-        return self.plain(to_device(self.collate([cast(Any, self.shown)[0, i] for i in picks]), device))
+        return self.fixed(to_device(self.collate([cast(Any, self.shown)[0, i] for i in picks]), device))
+
+    def fixed(self, batch:Batch)->Batch:
+        "Make what the losses are measured on, the same in each epoch."
+        return self.plain(batch)
+
+    def indicators(self, model:nn.Module, accelerator:Any)->dict[str, float]:
+        "Measure after each epoch what warns of a training that goes wrong; a kind may have such numbers."
+        return {}
 
     def pixel_probe(self)->float|None: # balanced accuracy
         "Probe a small copy of each image instead of features; None as for the probe."
@@ -199,8 +208,9 @@ class PretrainTask(_PretrainEvaluated):
     def metadata(self, epoch:int)->dict[str, Any]:
         "State what a file of the model says of it, besides how it is built."
         norm = {'mean': list(self.norm.mean), 'std': list(self.norm.std)} if self.norm else {}
-        return {'dataset': self.settings.dataset, 'recipe': self.settings.recipe, 'norm_pix': self.settings.norm_pix,
-                'epoch': epoch, 'licence': self.licence, **norm}
+        own = {k: getattr(self.settings, k) for k in ('norm_pix', 'method') if hasattr(self.settings, k)}
+        return {'dataset': self.settings.dataset, 'recipe': self.settings.recipe, **own, 'epoch': epoch,
+                'licence': self.licence, **norm}
 
     def summary(self,
         history:pd.DataFrame,  # of the training
@@ -243,7 +253,8 @@ class PretrainTask(_PretrainEvaluated):
             last = epoch == cfg.epochs
             if last: self._export(model, folder)
             due = last or cfg.eval_every and epoch % cfg.eval_every == 0
-            return self.save_snapshot(model, accelerator, folder, epoch) if due else {}
+            return (self.save_snapshot(model, accelerator, folder, epoch) if due
+                    else self.indicators(model, accelerator))
 
         hooks = {'views': self.views, 'counts': self.counts, 'watch': watch, 'keep': self.save}
         return Training(self.model, self.train, settings, self.collate, hooks=hooks, before=first)

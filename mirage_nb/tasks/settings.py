@@ -33,7 +33,13 @@ from ..recipes.explain import Explain
 from ..recipes.features import FeatureReport
 from ..recipes.pipelines import explain_no_run
 from ..recipes.prediction import Predict
-from ..recipes.pretraining import MAERecipe, MultiMAERecipe, PretrainRecipe, pretrain_recipe
+from mirage_nb.recipes.pretraining import (
+    MAERecipe,
+    MultiMAERecipe,
+    PretrainRecipe,
+    ViewsRecipe,
+    pretrain_recipe,
+)
 from ..recipes.reconstruct import Reconstruct
 from ..recipes.seeds import TUNED_STAGES, SeedReport
 from ..recipes.segmentation import SegEval, SegRecipe, seg_recipe
@@ -195,6 +201,14 @@ def _mae_settings(
     cfg = override(pretrain_recipe(params.get('recipe') or MAERecipe.recipe, MAERecipe), **params)
     return _with_precision(_check_pretraining(cfg, {**MAES, **CNN_MAES})), None
 
+
+def _views_settings(
+    params:Mapping[str, Any] # as typed
+)->_Chosen:
+    "Choose the settings of 42_pretrain_views."
+    cfg = override(pretrain_recipe(params.get('recipe') or ViewsRecipe.recipe, ViewsRecipe), **params)
+    return _with_precision(_check_pretraining(cfg, {encoder_record(cfg.model).name: 0})), None
+
 # %% ../../nbs/tasks/03_settings.ipynb #03a00015
 def _trial(
     look:Callable[[], object] # that raises an error if something is wrong
@@ -340,7 +354,7 @@ def _seeds_settings(
 # %% ../../nbs/tasks/03_settings.ipynb #62fe0007
 _STAGES:dict[str, Callable[[Mapping[str, Any]], tuple[Any, Manifest|None]]] = {
     'seg_tune': _seg_settings, 'cls_tune': _cls_settings, 'few_shot': _few_shot_settings,
-    'pretrain_multimae': _multimae_settings, 'pretrain_mae': _mae_settings,
+    'pretrain_multimae': _multimae_settings, 'pretrain_mae': _mae_settings, 'pretrain_views': _views_settings,
     'features': _feature_settings, 'data_report': _report_settings, 'seeds': _seeds_settings,
     'compare': _compare_settings, 'reconstruct': _reconstruct_settings,
     'predict': lambda p: _scoring_settings(Predict, p), 'explain': _explain_settings,

@@ -27,7 +27,7 @@ from ..core import log
 from ..randomness import keyed_generator
 from ..signals import heed_requests, undisturbed
 from .devices import Batch, distribute, is_sharded, make_accelerator, prefetch, to_device, unshard
-from .optim import param_groups, set_lr
+from .optim import param_groups, set_lr, set_weight_decay
 from .settings import SCHEDULES, FitSettings
 from .state import Progress, load_training_state, restore_state, save_training_state
 from .workers import choose_workers
@@ -212,6 +212,15 @@ def _stop_at_nan(
         'or take precision fp32')
 
 # %% ../../nbs/train/50_loop.ipynb #6edbe838
+def _make_optimizer(
+    groups:list[dict[str, Any]], # of `param_groups`
+    s:FitSettings
+)->torch.optim.Optimizer:
+    "Make the optimizer of a training."
+    if s.optimizer == 'sgd': return torch.optim.SGD(groups, lr=s.lr, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=s.lr, betas=s.betas, fused=True)
+
+
 def _begin_training(
     model:nn.Module,      # changed in place
     step:_Step,
@@ -225,7 +234,7 @@ def _begin_training(
     copy = deepcopy(model) if sharded else model
     wrapped = distribute(model, accelerator, settings.strategy, settings.compile)
     groups = param_groups(model, settings.weight_decay, settings.layer_decay)
-    opt = accelerator.prepare(torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True))
+    opt = accelerator.prepare(_make_optimizer(groups, settings))
     folder.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
         for left in (*folder.glob('.*.tmp'), *folder.glob('checkpoints/.*.tmp')): left.unlink(missing_ok=True)
@@ -252,7 +261,10 @@ def _train_epoch(
         start = time.monotonic()
         batches = next(stream)
         waited = time.monotonic() - start
-        values = t.train_step(batches, SCHEDULES[s.schedule](s, p.epoch*n + p.step, n))
+        at = p.epoch*n + p.step
+        if s.final_weight_decay is not None:
+            set_weight_decay(t.optimizer, s.weight_decay, s.final_weight_decay, at/max(1, s.epochs*n - 1))
+        values = t.train_step(batches, SCHEDULES[s.schedule](s, at, n))
         for k, v in values.items(): p.sums[k] = p.sums.get(k, 0.) + v
         p.step, p.waited, t.whole = p.step + 1, p.waited + waited, True
         spent = time.monotonic() - start

@@ -24,6 +24,8 @@ class FitSettings:
     warmup_epochs: float = 0.       # of linear warm-up from 0
     schedule: str = 'warmup_cosine' # a name in SCHEDULES
     weight_decay: float = 0.05
+    final_weight_decay: float|None = None # in the last step, a half cosine between; None: it stays
+    optimizer: str = 'adamw'        # 'adamw', or 'sgd' with momentum 0.9
     layer_decay: float = 1.        # factor of the learning rate from a layer to the one below
     betas: tuple[float, float] = (0.9, 0.999) # of AdamW
     clip: float|None = None        # largest norm of the gradient; None: no clipping
@@ -46,13 +48,14 @@ class FitSettings:
         if not self.lr > 0: raise ValueError(f'lr is above 0, not {self.lr}')
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ValueError(f'warmup_epochs is between 0 and epochs ({self.epochs}), not {self.warmup_epochs}')
-        for kind, name, known in (('schedule', self.schedule, SCHEDULES), ('strategy', self.strategy, _STRATEGIES)):
+        for kind, name, known in (('schedule', self.schedule, SCHEDULES), ('strategy', self.strategy, _STRATEGIES),
+                                  ('optimizer', self.optimizer, _OPTIMIZERS)):
             if name not in known: raise ValueError(unknown(kind, name, known))
         if self.strategy == 'fsdp' and self.precision == 'fp16':
             raise ValueError('strategy fsdp takes precision bf16 or fp32, not fp16: gradients in shards are not scaled')
 
 
-_STRATEGIES = ('ddp', 'fsdp')
+_STRATEGIES, _OPTIMIZERS = ('ddp', 'fsdp'), ('adamw', 'sgd')
 SCHEDULES = {  # the learning rate of a step (from 0), of how many, in epochs of how many
     'warmup_cosine': lambda s, step, n: warmup_cosine(step, s.epochs*n, round(s.warmup_epochs*n), s.lr, s.final_lr),
     'half_cycle': lambda s, step, n: half_cycle(step/n, s.epochs, s.warmup_epochs, s.lr, s.final_lr)}

@@ -48,12 +48,15 @@ def patch_loss(
 
 # %% ../../nbs/train/61_view_losses.ipynb #97b9b030
 def koleo_loss(
-    features:Tensor # (b, d) of different images in this process
+    features:Tensor,    # (b, d) of different images in this process
+    together:bool=False # with those of all processes, which call it at the same time
 )->Tensor:
-    "Compute minus the mean logarithm of the distance to the nearest neighbour, over all processes."
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        from torch.distributed.nn.functional import all_gather  # with a gradient
-        features = torch.cat(all_gather(features.contiguous()))
-    x = F.normalize(features.float(), dim=-1)
+    "Compute minus the mean logarithm of the distance to the nearest neighbour."
+    x, n = F.normalize(features.float(), dim=-1), 1
+    if together and dist.is_initialized() and (n := dist.get_world_size()) > 1:
+        parts = [torch.empty_like(x) for _ in range(n)]
+        dist.all_gather(parts, x.detach().contiguous())
+        x = torch.cat([x if k == dist.get_rank() else p for k, p in enumerate(parts)])
     with torch.no_grad(): near = (x @ x.T).fill_diagonal_(-2).argmax(1)
-    return -((x - x[near]).norm(dim=1) + 1e-8).log().mean()
+    loss = -((x - x[near]).norm(dim=1) + 1e-8).log().mean()
+    return n*loss - (n - 1)*loss.detach()  # processes average their gradients, and each has only those of its own

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .pretraining import probe_answers
+from .pretraining import linear_probe
 from .stats import percentile_interval, resample
 from .verdicts import Verdict
 
@@ -59,8 +59,8 @@ class ProbeGain(NamedTuple):
     n: int        # groups, as images or volumes
 
     def __str__(self)->str:
-        return (f'{self.trained:.3f}, random initialisation {self.random:.3f}, difference {self.trained - self.random:+.3f} '
-                f'[{self.low:+.3f}, {self.high:+.3f}]')
+        return (f'{self.trained:.3f}, random initialisation {self.random:.3f}, difference '
+                f'{self.trained - self.random:+.3f} [{self.low:+.3f}, {self.high:+.3f}]')
 
 
 _RESAMPLES = 1000
@@ -73,8 +73,7 @@ def probe_gain_over_random(
     labels:pd.DataFrame  # id, group, label
 )->ProbeGain:
     "Compare linear probes on the features of two encoders."
-    true, first = probe_answers(*random, labels)
-    last = probe_answers(*trained, labels)[1]
+    (_, true, first), (_, _, last) = (linear_probe(*f, labels) for f in (random, trained))
     kinds = np.unique(true)[:, None] == true  # (classes, groups)
     right = np.stack([first == true, last == true])
 
@@ -113,8 +112,8 @@ def _gain_verdicts(
     "Judge a probe against random initialisation, and against pixels."
     level, how = ('good', 'better than at') if gain.low > 0 else ('warning', 'not better than at')
     if gain.high < 0: how = 'worse than at'
-    yield Verdict(level, f'Frozen features {how} random initialisation: a linear probe reaches balanced accuracy {gain}, '
-                         f'n = {gain.n}')
+    yield Verdict(level, f'Frozen features {how} random initialisation: a linear probe reaches balanced accuracy '
+                         f'{gain}, n = {gain.n}')
     if pixels is not None and gain.trained <= pixels: yield Verdict('warning', (
         f'Features no better than pixels: a linear probe reaches {gain.trained:.3f}, on a small copy of each image '
         f'{pixels:.3f}'))
@@ -132,6 +131,6 @@ def views_verdicts(
     if gain is not None: yield from _gain_verdicts(gain, pixels)
     else: yield Verdict('note', 'No labels, no probe: whether the features are of use shows in a fine-tuning')
     if len(fall) > 1 and fall[-1] < (1 - _LOSS_GAIN)*fall[-2] and not why: yield Verdict('note', (
-        f'Still improving: the loss fell from {fall[-2]:.3f} to {fall[-1]:.3f} in the last epoch; more epochs may help'))
+        f'Still improving: the loss fell from {fall[-2]:.3f} to {fall[-1]:.3f} in the last epoch; more may help'))
     if 'valid_loss' not in snapshots: yield Verdict('note', (
         'Nothing was held out: the numbers are of training images'))

@@ -101,7 +101,6 @@ class MAERecipe(PretrainRecipe):
 # %% ../../nbs/recipes/40_pretraining.ipynb #4b1d7f02
 _Chance = Annotated[float, Field(ge=0, le=1)]
 _Three = Annotated[list[_Chance], tuples_too, Field(min_length=3, max_length=3)]
-_TEMPERATURES, _MOMENTA = {'moco': 0.2}, {'moco': [0.999, 0.999]}  # of other methods 0.1, and from 0.996 to 1
 
 
 @options
@@ -144,16 +143,6 @@ class ViewsRecipe(PretrainRecipe):
     final_weight_decay: NotNegative|None = 0.4 # in the last step; None: it stays as it is
     betas: _Pair = field(default_factory=lambda: [0.9, 0.999]) # betas of AdamW
 
-    @property
-    def student_temperature(self)->float:
-        "Give the temperature of the student."
-        return self.temperature or _TEMPERATURES.get(self.method, 0.1)
-
-    @property
-    def teacher_momentum(self)->list[float]:
-        "Give the first and the last momentum of the teacher."
-        return self.momentum or _MOMENTA.get(self.method, [0.996, 1.])
-
     def _conflicts(self)->Iterator[str]:
         "Yield what is wrong with options that are right alone."
         if self.strategy == 'fsdp': yield (
@@ -179,8 +168,8 @@ PRETRAIN_RECIPES: dict[str, PretrainRecipe] = name_recipes(
               warmup_epochs=1., eval_every=1, checkpoint_every=0),
     ViewsRecipe(recipe='dino_vit_small'),
     ViewsRecipe(recipe='medical_mae_moco_densenet121', method='moco', model='densenet121', crop_scale=[0.2, 1.],
-                local_views=0, colour=0.4, blur=[0.5, 0.5, 0.5], solarize=0., head_hidden=1024, head_dim=128, epochs=200,
-                batch_size=256, optimizer='sgd', base_lr=0.03, final_lr=0., warmup_epochs=0., weight_decay=1e-4,
+                local_views=0, colour=0.4, blur=[0.5, 0.5, 0.5], solarize=0., head_hidden=1024, head_dim=128,
+                epochs=200, batch_size=256, optimizer='sgd', base_lr=0.03, final_lr=0., warmup_epochs=0., weight_decay=1e-4,
                 final_weight_decay=None, drop_path=0.),  # Chen et al. 2020, arXiv 2003.04297
     ViewsRecipe(recipe='pre_views_small', method='moco', model='timm:resnet18', size=64, local_views=0, epochs=8,
                 crop_scale=[0.4, 1.], batch_size=32, base_lr=8e-3, warmup_epochs=1., eval_every=2, checkpoint_every=0,
@@ -197,6 +186,7 @@ def pretrain_recipe(
     "Find a recipe of a pre-training by its name."
     other = PRETRAIN_RECIPES.get(name)
     if other is None or isinstance(other, kind): return find_recipe(name, PRETRAIN_RECIPES, kind)
-    notebook = {MAERecipe: '41_pretrain_mae', ViewsRecipe: '42_pretrain_views'}.get(type(other), '40_pretrain_multimae')
+    known_by = {MAERecipe: '41_pretrain_mae', ViewsRecipe: '42_pretrain_views'}
+    notebook = known_by.get(type(other), '40_pretrain_multimae')
     known = [k for k, r in PRETRAIN_RECIPES.items() if isinstance(r, kind)]
     raise KeyError(f"{unknown('recipe', name, known)}; {name} is one of {notebook}")

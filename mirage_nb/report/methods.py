@@ -193,7 +193,7 @@ def _pretrain(s:_Settings, r:_Settings)->list[str]:
     return [f"A masked autoencoder, {s['model']} {works}, was pre-trained{start}: {ratio} and then reconstructed.",
             _training_sentence(s)]
 
-
+# %% ../../nbs/report/30_methods.ipynb #30f00a01
 _VIEWS = {'moco': 'by contrast with a queue of other images (MoCo v2 [@moco; @mocov2])',
           'dino': 'by self-distillation (DINO [@dino])',
           'ibot': 'by self-distillation of images and hidden patches (iBOT [@dino; @ibot])'}
@@ -204,8 +204,8 @@ def _pretrain_views(s:_Settings, r:_Settings)->list[str]:
     works = ' '.join(f'[@{k}]' for k in s.get('works') or [])
     start = '' if s.get('weights') in (None, '', 'random') else f" from the weights {s['weights']}"
     small = f" and {s['local_views']} small views of {s['local_size']} pixels" if s.get('local_views') else ''
-    return [f"The encoder {s['model']} {works} was pre-trained{start} {_VIEWS[s['method']]}: two random views{small} of "
-            'each image were compared.', _training_sentence(s)]
+    return [f"The encoder {s['model']} {works} was pre-trained{start} {_VIEWS[s['method']]}: two random views{small} "
+            'of each image were compared.', _training_sentence(s)]
 
 
 def _evaluation(s:_Settings, r:_Settings)->list[str]:
@@ -274,7 +274,8 @@ def _benchmark(s:_Settings, r:_Settings)->list[str]:
 _WRITERS: dict[str, Callable[[_Settings, _Settings], list[str]]] = {
     'seg_tune': _seg_tune, 'cls_tune': _cls_tune, 'seeds': _seeds, 'few_shot': _few_shot, 'predict': _prediction,
     'explain': _explain, 'data_report': _data_report, 'benchmark': _benchmark,
-    'pretrain_multimae': _pretrain, 'pretrain_mae': _pretrain, 'pretrain_views': _pretrain_views, 'seg_eval': _evaluation, 'cls_eval': _evaluation,
+    'pretrain_multimae': _pretrain, 'pretrain_mae': _pretrain, 'pretrain_views': _pretrain_views,
+    'seg_eval': _evaluation, 'cls_eval': _evaluation,
     'compare': _comparison, 'features': _features, 'reconstruct': _reconstruct}
 
 # %% ../../nbs/report/30_methods.ipynb #b224a812

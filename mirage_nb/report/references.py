@@ -74,7 +74,8 @@ _WORKS |= {
                  booktitle='IEEE/CVF International Conference on Computer Vision (ICCV)', pages='9650--9660',
                  year='2021', eprint='2104.14294', archiveprefix='arXiv'),
     'ibot': dict(kind='inproceedings', author='Zhou, Jinghao and Wei, Chen and Wang, Huiyu and Shen, Wei and Xie, '
-                 'Cihang and Yuille, Alan and Kong, Tao', title='{iBOT}: image {BERT} pre-training with online tokenizer',
+                 'Cihang and Yuille, Alan and Kong, Tao',
+                 title='{iBOT}: image {BERT} pre-training with online tokenizer',
                  booktitle='International Conference on Learning Representations (ICLR)', year='2022',
                  eprint='2111.07832', archiveprefix='arXiv'),
     'convnext': dict(kind='inproceedings', author='Liu, Zhuang and Mao, Hanzi and Wu, Chao-Yuan and Feichtenhofer, '

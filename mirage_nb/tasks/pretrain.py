@@ -118,9 +118,7 @@ _SHOWN, _PROBED, _EVALUATED = 3, 256, 64  # images of the reconstructions; at mo
 class _PretrainEvaluated(_PretrainParts):
     "Evaluation of a pre-training."
     @property
-    def held_out(self)->bool:
-        "Tell whether the evaluated samples are not learnt from."
-        return self.shown is not self.train
+    def held_out(self)->bool: return self.shown is not self.train  # the evaluated samples are not learnt from
 
     @property
     def evaluated_images(self)->int:
@@ -133,13 +131,9 @@ class _PretrainEvaluated(_PretrainParts):
         "Make a batch of evaluated samples."
         return self.fixed(to_device(self.collate([cast(Any, self.shown)[0, i] for i in picks]), device))
 
-    def fixed(self, batch:Batch)->Batch:
-        "Make what the losses are measured on, the same in each epoch."
-        return self.plain(batch)
+    def fixed(self, batch:Batch)->Batch: return self.plain(batch)  # what losses are measured on, in each epoch alike
 
-    def indicators(self, model:nn.Module, accelerator:Any)->dict[str, float]:
-        "Measure after each epoch what warns of a training that goes wrong; a kind may have such numbers."
-        return {}
+    def indicators(self, model:nn.Module, accelerator:Any)->dict[str, float]: return {}  # of each epoch
 
     def pixel_probe(self)->float|None: # balanced accuracy
         "Probe a small copy of each image instead of features; None as for the probe."
@@ -154,7 +148,7 @@ class _PretrainEvaluated(_PretrainParts):
         if self.labels is None or not self.held_out: return None
         train, valid = (extract_features(model, d, spread_evenly(len(cast(Any, d)), _PROBED), read, self.collate)
                         for d in (self.train, self.shown))
-        try: return linear_probe(train, valid, self.labels)
+        try: return linear_probe(train, valid, self.labels).score
         except ValueError as e:  # pre-training continues without a probe
             log.warning('no probe: %s', e)
             return None

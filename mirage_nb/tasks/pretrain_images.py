@@ -60,6 +60,7 @@ class ImagesTask(PretrainTask):
 
     @property
     def labels(self)->pd.DataFrame|None:
+        "List the labels of all datasets that have some."
         found = [p.labels.assign(id=f'{k}/' + p.labels.id, group=f'{k}/' + p.labels.group) for k, p in self.data.items()
                  if p.labels is not None]
         return pd.concat(found) if found else None
@@ -75,11 +76,13 @@ class ImagesTask(PretrainTask):
 
     @property
     def norm(self)->Norm|None:
+        "Give the normalisation of all images; None: that of each dataset."
         norms = {p.norm for p in self.data.values()}
         return norms.pop() if len(norms) == 1 else None
 
     @cached_property
     def train(self)->MixedDataset:
+        "Mix the training images of all datasets."
         cfg = self.settings
         weights = dict(zip(self.data, cfg.sampling_weights, strict=True)) if cfg.sampling_weights else None
         return cast(MixedDataset, _mix_sets(self.data, 'train', weights, cfg.seed, cfg.repeated_augmentation))

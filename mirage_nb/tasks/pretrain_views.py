@@ -109,9 +109,10 @@ class _ViewsParts(ImagesTask):
         cfg = self.settings
         views = len(cast(Any, self.train))*cfg.repeated_augmentation
         n = views//min(cfg.batch_size, views)  # steps of an epoch
-        m, t = cfg.teacher_momentum, cfg.teacher_temperature
+        usual = [0.999, 0.999] if cfg.method == 'moco' else [0.996, 1.]
+        m, t, warm = cfg.momentum or usual, cfg.teacher_temperature, min(cfg.teacher_warmup, cfg.epochs/2)
         return ViewOptions(cfg.method, cfg.head_hidden, cfg.head_dim, cfg.prototypes, cfg.queue, (m[0], m[1]),
-                           (t[0], t[1]), steps=n*max(cfg.epochs, 1), warm=round(n*min(cfg.teacher_warmup, cfg.epochs/2)),
+                           (t[0], t[1]), steps=n*max(cfg.epochs, 1), warm=round(n*warm),
                            fixed=round(n*min(cfg.fixed_prototypes, cfg.epochs/10)), accumulate=cfg.accumulate)
 
     def first_encoder(self)->Any:
@@ -183,12 +184,12 @@ class _ViewsStep(_ViewsParts):
 
     def step(self, model:nn.Module, batch:Batch)->dict[str, Tensor]:
         cfg, out = self.settings, self.compare(model, batch)
-        t, n = cfg.student_temperature, len(batch['id'])
+        t, n = cfg.temperature or (0.2 if cfg.method == 'moco' else 0.1), len(batch['id'])
         if out.negatives is not None: found = {'contrast': contrastive_loss(out.student, out.teacher, out.negatives, t)}
         else: found = {'views': distillation_loss(out.student, out.teacher, t)}
         if out.hidden is not None: found['patches'] = patch_loss(*out.hidden, batch['hidden'], t)
         if cfg.koleo:
-            each = [koleo_loss(f, model.training) for f in out.features.split(n)]  # an evaluation is of one process
+            each = [koleo_loss(f, model.training) for f in out.features.split(n)]  # one process evaluates
             found['koleo'] = cfg.koleo*torch.stack(each).mean()
         return found
 

@@ -55,6 +55,7 @@ CHEAP = {'seg_tune': {'epochs': 1, 'size': 64, 'batch_size': 4, 'baselines': Fal
          'few_shot': {'epochs': 1, 'size': 64, 'resamples': 100, 'seeds': 2, 'shots': [1, 2]},
          'pretrain_multimae': {'epochs': 1, 'size': 64, 'batch_size': 8, 'eval_every': 0},
          'pretrain_mae': {'epochs': 1, 'size': 32, 'batch_size': 16, 'eval_every': 0},
+         'pretrain_views': {'epochs': 1, 'size': 32, 'batch_size': 16, 'eval_every': 0, 'model': 'timm:test_resnet'},
          'cls_eval': {'resamples': 100}, 'compare': {'resamples': 100},
          'explain': {'methods': ['grad_cam'], 'shown': 2, 'scored': 4},
          'reconstruct': {'scored': 4, 'examples': 1, 'draws': 1, 'artefacts': ['noise']},
@@ -252,7 +253,7 @@ def test_commands_that_need_more(command, here, monkeypatch):
     notebook, parameters = words_of(command.text)
     provide(parameters, here)
     monkeypatch.setattr(tasks_settings, '_check_size', lambda file, model: None)  # the files have no content
-    if notebook.stem[3:] in ('seg_tune', 'cls_tune', 'pretrain_multimae', 'pretrain_mae'):
+    if notebook.stem[3:] in ('seg_tune', 'cls_tune', 'pretrain_multimae', 'pretrain_mae', 'pretrain_views'):
         execute(notebook, {k: placed(v, here) for k, v in parameters.items()}, monkeypatch, here, 'settings_table(')
     assert set(parameters) <= set(assigned(notebook))
 

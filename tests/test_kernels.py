@@ -29,7 +29,9 @@ SMALL = {'seg_tune': {'epochs': 1, 'size': 64, 'batch_size': 4, 'baselines': Fal
          'sweep': {'grid': {'head': ['linear', 'convnext']}},
          'pretrain_multimae': {'epochs': 1, 'size': 64, 'batch_size': 8, 'eval_every': 0},
          'pretrain_mae': {'dataset': 'Phantom_OCT/train/bscan', 'epochs': 1, 'size': 32, 'batch_size': 4,
-                          'eval_every': 0}}
+                          'eval_every': 0},
+         'pretrain_views': {'dataset': 'Phantom_OCT/train/bscan', 'epochs': 1, 'size': 32, 'batch_size': 4,
+                            'eval_every': 0, 'model': 'timm:test_resnet', 'queue': 16}}
 CHANGED = {'predict': {'overlay': 'none'}, 'seeds': {'resamples': 120}, 'benchmark': {'benchmark': 'retfound'},
            'sweep': {'grid': {'head': ['linear', 'dpt']}}}  # of the others the seed
 
@@ -105,7 +107,7 @@ def run_all(kernel, stage, until=None, **values):
 @pytest.mark.parametrize('stage', SMALL)
 def test_two_passes_in_one_kernel(kernel, stage, phantoms):
     small = dict(SMALL[stage])
-    if stage == 'pretrain_mae': small['dataset'] = str(phantoms/small['dataset'])
+    if stage in ('pretrain_mae', 'pretrain_views'): small['dataset'] = str(phantoms/small['dataset'])
     first, second = (run_all(kernel, stage, **small) for _ in range(2))
     states = [next(s for s in shown if s.startswith('run ')).splitlines() for shown in (first, second)]
     assert states[0][0].endswith(': new') and states[1][0].endswith(': finished') and states[0][1] == states[1][1]

@@ -151,6 +151,8 @@ class ViewOutputs(NamedTuple):
 
 class _Averaged(nn.Module):
     "A student, and the running average of it."
+    calls:Tensor  # in training so far
+
     def __init__(self,
         encoder:Encoder,    # the student's, changed by the training
         options:ViewOptions
@@ -190,13 +192,17 @@ class _Averaged(nn.Module):
         m = _cosine_between(o.momentum, n/o.steps)
         for a, b in zip(self.teacher.parameters(), self.student.parameters(), strict=True): a.lerp_(b, 1 - m)
         m = min(m, (1 + n)/(10 + n))  # statistics of batch norms: not those of an empty start for long
-        for a, b in zip(self.teacher.buffers(), self.student.buffers(), strict=True):
-            if a.is_floating_point(): a.lerp_(b, 1 - m)
-            else: a.copy_(b)
+        for kept, new in zip(self.teacher.buffers(), self.student.buffers(), strict=True):
+            if kept.is_floating_point(): kept.lerp_(new, 1 - m)
+            else: kept.copy_(new)
 
 # %% ../../nbs/models/67_views.ipynb #af6a1095
 class _Teaching(_Averaged):
     "A teacher that remembers: its answers in a queue, or their centre."
+    queue:Tensor  # (K, k) vectors of other images
+    place:Tensor  # of the oldest
+    centre:Tensor # (1 or 2, k) mean of the scores: of images, of patches
+
     def __init__(self,
         encoder:Encoder,     # the student's, changed by the training
         options:ViewOptions

@@ -202,9 +202,9 @@ class PretrainTask(_PretrainEvaluated):
     def metadata(self, epoch:int)->dict[str, Any]:
         "State what a file of the model says of it, besides how it is built."
         norm = {'mean': list(self.norm.mean), 'std': list(self.norm.std)} if self.norm else {}
-        own = {k: getattr(self.settings, k) for k in ('norm_pix', 'method') if hasattr(self.settings, k)}
-        return {'dataset': self.settings.dataset, 'recipe': self.settings.recipe, **own, 'epoch': epoch,
-                'licence': self.licence, **norm}
+        cfg, names = self.settings, ('dataset', 'recipe', 'norm_pix', 'method')
+        return {k: getattr(cfg, k) for k in names if hasattr(cfg, k)} | {
+            'epoch': epoch, 'licence': self.licence, **norm}
 
     def summary(self,
         history:pd.DataFrame,  # of the training

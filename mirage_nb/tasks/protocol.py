@@ -150,7 +150,7 @@ def describe_training(
     cfg:FineTuningRecipe,
     epochs:int,           # that were trained
     head:str=''           # of a segmentation
-)->str:                   # as 'mirage_base fine-tuned from MIRAGE-Base.pth, 40 of 200 epochs on Duke_DME'
+)->str:                   # as 'mirage_base fine-tuned from MIRAGE-Base.pth, 200 of 200 epochs on Duke_DME'
     "Say what was trained, from which weights, how long, and on which data."
     part = '' if cfg.tune == 'full' else f' ({cfg.tune})'
     names = {'fine-tuned': f'{cfg.model} fine-tuned{part}', 'linear probe': f'Linear probe of {cfg.model}'}

@@ -14,7 +14,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from mirage_nb.models.checkpoints import load_weights, read_checkpoint
+from mirage_nb.models.checkpoints import Checkpoint, _pick_state, load_weights, read_checkpoint
 from mirage_nb.models.classification import cls_model, start_classifier
 from mirage_nb.models.cnn import CnnEncoder
 from mirage_nb.models.loading import load_model
@@ -27,6 +27,7 @@ from mirage_nb.models.segmentation import seg_model, start_segmenter
 from mirage_nb.models.tensors import infer_architecture
 from mirage_nb.models.vit import ViT
 from mirage_nb.models.zoo import ENCODERS, _vit_record, build_encoder, encoder_record
+from mirage_nb.sources.weights import known_weights
 
 pytestmark = pytest.mark.slow
 
@@ -540,3 +541,102 @@ def test_positions_without_a_pattern(tmp_path):
     assert torch.equal(same.pos_embed, source.pos_embed)
     with pytest.raises(ValueError, match=r'pos_embed is \(1, 97, 48\) there and \(1, 65, 48\) here'):
         load_weights(ViT((64, 64), 8, **SIZE), path)
+
+
+OLDER = (r'(denselayer\d+\.(?:norm|conv))(\d)\.', r'\1.\2.')  # names that torchvision's own DenseNets have
+
+
+def fine_tuned(state, n, layer='head', width=8):
+    return {'model': {**state, f'{layer}.weight': torch.ones(n, width), f'{layer}.bias': torch.ones(n)}, 'epoch': 9}
+
+
+def two_networks(learns, follows, state, head):
+    layers = {f'{learns}{head}.{i}.weight': torch.ones(8, 8) for i in (0, 2)}
+    return {'epoch': 200, 'state_dict': below(learns, state) | below(follows, state) | layers}
+
+
+def moco(state, head): return two_networks('module.encoder_q.', 'module.encoder_k.', state, head)
+
+
+def byol(state): return two_networks('online_network.', 'target_network.', state, 'projection')
+
+
+def swav(state):
+    return below('module.', state, **{'module.projection_head.0.weight': torch.ones(8, 8),
+                                      'module.prototypes.weight': torch.ones(30, 8)})
+
+
+def lossmin(state):
+    old = below('module.densenet121.', {re.sub(*OLDER, k): v for k, v in state.items()})
+    return {'epoch': 9, 'lossMIN': .1, 'best_loss': .1,
+            'state_dict': old | {'module.densenet121.classifier.0.weight': torch.ones(14, 8)}}
+
+
+NIH = 'tuned classifier, 14 outputs'
+TABLE = {  # name of published weights -> model whose tensors they hold, form of the file, what the report says of it
+    'medical_mae_vit_s': ('mae_vit_small_patch16_dec512d2b', lambda s: {'model': s}, 'MAE with its decoder, ViT-S/16'),
+    'medical_mae_vit_b': ('mae_vit_base_patch16_dec512d8b', lambda s: {'model': s}, 'MAE with its decoder, ViT-B/16'),
+    'medical_mae_vit_s_imagenet': ('mae_vit_small_patch16_dec512d2b', lambda s: {'model': s},
+                                   'MAE with its decoder, ViT-S/16'),
+    **{f'medical_mae_vit_{k}_{data}': ('', lambda s, n=n: fine_tuned(s, n),
+                                       f'ViT-{k.upper()}/16, tuned classifier, {n} outputs (head dropped)')
+       for k in 'sb' for data, n in (('nih', 14), ('chexpert', 5), ('covidx', 4))},
+    'medical_mae_vit_s_imagenet_nih': ('', lambda s: fine_tuned(s, 14), f'ViT-S/16, {NIH} (head dropped)'),
+    'deit_small': ('', lambda s: fine_tuned(s, 1000), 'ViT-S/16, ImageNet classifier, 1000 outputs (head dropped)'),
+    'deit_small_nih': ('', lambda s: fine_tuned(s, 14), f'ViT-S/16, {NIH} (head dropped)'),
+    'medical_mae_densenet121': ('mae_cnn_densenet121', lambda s: {'model': s},
+                                'MAE on a U-Net, with its decoder, DenseNet-121'),
+    **{f'medical_mae_densenet121{k}_nih': ('', lambda s: fine_tuned(s, 14, 'classifier'),
+                                           f'torchvision DenseNet-121, {NIH} (head dropped)') for k in ('', '_mocov2')},
+    'medical_mae_densenet121_mocov2': ('', lambda s: moco(s, 'classifier'), 'MoCo v2 (query encoder), DenseNet-121'),
+    'densenet121_imagenet': ('', lambda s: {re.sub(*OLDER, k): v for k, v in s.items()} | {
+        'classifier.weight': torch.ones(1000, 8)},
+        'torchvision DenseNet-121, older names, ImageNet classifier, 1000 outputs (head dropped)'),
+    'medical_mae_densenet121_imagenet_nih': ('', lossmin, 'torchvision DenseNet-121, older names, training file with '
+                                             f'epoch, lossMIN and state_dict, {NIH} (head dropped)'),
+    'medical_mae_resnet50_mocov2': ('', lambda s: moco(s, 'fc'), 'MoCo v2 (query encoder), ResNet-50'),
+    'medical_mae_resnet50_byol': ('', byol, 'BYOL (online network), ResNet-50'),
+    'medical_mae_resnet50_swav': ('', swav, 'SwAV, ResNet-50'),
+    **{f'medical_mae_resnet50_{k}_nih': ('', lambda s: fine_tuned(s, 14, 'fc'),
+                                         f'torchvision ResNet-50, {NIH} (head dropped)')
+       for k in ('mocov2', 'byol', 'swav')}}
+
+
+def test_the_table_is_whole():
+    listed = {k for k, w in known_weights().items() if 'medical_mae' in w.page or k == 'densenet121_imagenet'}
+    assert listed == set(TABLE)
+
+
+@pytest.mark.parametrize('name', TABLE)
+def test_every_checkpoint_of_medical_mae_by_name_and_form(name):
+    "Each form, made without values, goes into the model that its name says, whole; the report names the form"
+    made, wrap, said = TABLE[name]
+    with torch.device('meta'):
+        enc = build_encoder(known_weights()[name].model)
+        state = dict((pretrain_model(made) if made else enc).state_dict())
+        content = wrap(state)
+    found, where = _pick_state(content, Path(name))
+    report = load_weights(enc, Checkpoint(found, {k: 0 for k in content if k not in where}, Path(name), '', where))
+    assert report.summary()['form'] == said
+    assert set(report.loaded) | {'fc_norm.weight', 'fc_norm.bias'} >= set(enc.state_dict())
+
+
+@pytest.mark.parametrize('name', ['medical_mae_resnet50_swav', 'medical_mae_densenet121_imagenet_nih',
+                                  'medical_mae_vit_s_covidx'])
+def test_files_of_medical_mae_by_name(name, tmp_path, monkeypatch):
+    "As they lie in the folder of weights"
+    monkeypatch.setenv('MIRAGE_WEIGHTS', str(tmp_path))
+    weights = known_weights()[name]
+    source = build_encoder(weights.model).state_dict()
+    saved(tmp_path/weights.kept_as, TABLE[name][1](tensors(source)))
+    ready = load_model(name).model.state_dict()
+    assert all(torch.equal(ready[k], v) for k, v in source.items())
+
+
+def test_a_kept_head_is_told(tmp_path):
+    encoder = build_encoder('vit_small_patch16', size=32, global_pool=True)
+    head = {'head.weight': torch.ones(4, 384), 'head.bias': torch.ones(4)}
+    path = saved(tmp_path/'covidx.pth', {'model': encoder.state_dict() | head})
+    for keep, said in (((), 'dropped'), (('a', 'b', 'c', 'd'), 'kept')):
+        report = start_classifier(cls_model('vit_small_patch16', 4, 'global', size=[32, 32], global_pool=True), path, keep)
+        assert report.summary()['form'] == f'ViT-S/16, tuned classifier, 4 outputs (head {said})'

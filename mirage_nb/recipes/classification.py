@@ -37,6 +37,7 @@ def _cls_conflicts(
         yield 'epochs is 1 or more, not 0; with keep_head=True, 0 tests the model of a file (weights=FILE) as it is'
     if not r.epochs and r.seeds > 1: yield (
         f'seeds={r.seeds} repeats a training, and with epochs=0 nothing is trained: leave seeds out')
+    if r.published_probes and not r.probes: yield 'published_probes are fitted with the other probes: leave probes out'
     if r.keep_head and r.weights in (None, 'random'):
         yield f'keep_head takes the last layer of a file: name one by weights, which is {r.weights}'
     if r.class_map and not r.test_dataset:
@@ -103,6 +104,7 @@ class ClsRecipe(FineTuningRecipe):
     # classes of other names there, as ['CNV > AMD', 'X >'], which leaves X out
     class_map: Annotated[list[str], tuples_too]|None = None
     probes: bool = True                 # logistic regression and nearest neighbours on the encoder before fine-tuning
+    published_probes: bool = False      # also as papers report them: linear evaluation of MAE, neighbours of DINO
     baselines: bool = False             # also the same on a frozen random encoder
     seed: int = 0                       # seed of weights, order, augmentation and shots
 

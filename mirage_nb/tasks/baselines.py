@@ -28,7 +28,7 @@ from ..recipes.classification import ClsRecipe, cls_recipe
 from ..recipes.segmentation import SegRecipe
 from ..recipes.settings import rows_cols
 from .cross_dataset import predict_constant
-from ..train.probes import knn_probe, logistic_probe
+from ..train.probes import knn_probe, linear_evaluation, logistic_probe, weighted_knn
 
 # %% ../../nbs/tasks/15_baselines.ipynb #5bf6595b
 def random_encoder_settings(
@@ -57,15 +57,18 @@ def probe_encoder(
     model:ClsModel,                   # before its training
     features:Mapping[str, Tensor],    # by split: (n, 3, d) of `EncoderFeatures.encode`
     sets:Mapping[str, ClsDataset],    # the images of these features
-    data:LabelledImages
-)->dict[str, tuple[float, dict[str, pd.DataFrame]]]: # name -> chosen setting, predictions by split
+    data:LabelledImages,
+    published:bool=False              # also as papers report them
+)->dict[str, dict[str, pd.DataFrame]]: # name with its setting, as 'logistic regression (C 0.1)' -> predictions by split
     "Fit logistic regression and nearest neighbours on the features of an encoder."
     x = {s: model.cpu().vector(v).detach().numpy() for s, v in features.items()}
     y = {s: sets[s].y.numpy() for s in ('train', 'val')}  # type: ignore[union-attr]
-    found = {'logistic regression': logistic_probe(x, y, len(data.classes)),
-             'nearest neighbours': knn_probe(x, y, len(data.classes))}
-    return {name: (p.setting, {s: predictions_table(sets[s].table, data.classes, data.multi, v)
-                               for s, v in p.scores.items() if s != 'train'}) for name, p in found.items()}
+    n = len(data.classes)
+    found = {'logistic regression (C {:g})': logistic_probe(x, y, n), 'nearest neighbours (k {:g})': knn_probe(x, y, n)}
+    if published: found |= {'linear evaluation of MAE': linear_evaluation(x, y, n),
+                            'weighted neighbours of DINO (k {:g})': weighted_knn(x, y, n)}
+    return {name.format(p.setting): {s: predictions_table(sets[s].table, data.classes, data.multi, v)
+                                     for s, v in p.scores.items() if s != 'train'} for name, p in found.items()}
 
 # %% ../../nbs/tasks/15_baselines.ipynb #f75109fa
 def predict_majority(

@@ -353,9 +353,8 @@ class _ClsCompared(_ClsTested):
         if other[1] is not home[1]: sets['test'] = ClsDataset(other[1].splits['test'], (), self.input_spec)
         before = self if cfg.tune == 'probe' else self.with_settings(replace(cfg, tune='probe', mixup=0., ema=0.))
         kept = {s: before.features.encode(d, [-1])[0] for s, d in sets.items()}
-        probes = probe_encoder(before.model, kept, sets, self.data)
-        found = {f'{name} ({"C" if "log" in name else "k"} {setting:g})': in_test_classes(tables, home, other)
-                 for name, (setting, tables) in probes.items()}
+        probes = probe_encoder(before.model, kept, sets, self.data, cfg.published_probes)
+        found = {name: in_test_classes(tables, home, other) for name, tables in probes.items()}
         return {k: evaluate_table(t.test, t.valid, allow_leaks='duplicates' in waived(cfg.waive), no_valid=t.why)
                 for k, t in found.items() if t.test is not None}
 

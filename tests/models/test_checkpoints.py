@@ -637,6 +637,7 @@ def test_a_kept_head_is_told(tmp_path):
     encoder = build_encoder('vit_small_patch16', size=32, global_pool=True)
     head = {'head.weight': torch.ones(4, 384), 'head.bias': torch.ones(4)}
     path = saved(tmp_path/'covidx.pth', {'model': encoder.state_dict() | head})
-    for keep, said in (((), 'dropped'), (('a', 'b', 'c', 'd'), 'kept')):
-        report = start_classifier(cls_model('vit_small_patch16', 4, 'global', size=[32, 32], global_pool=True), path, keep)
+    for keep, said in ((), 'dropped'), ('abcd', 'kept'):
+        model = cls_model('vit_small_patch16', 4, 'global', size=[32, 32], global_pool=True)
+        report = start_classifier(model, path, tuple(keep))
         assert report.summary()['form'] == f'ViT-S/16, tuned classifier, 4 outputs (head {said})'

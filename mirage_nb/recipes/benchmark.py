@@ -8,15 +8,15 @@ __all__ = ['BenchmarkJob']
 # %% ../../nbs/recipes/29_benchmark.ipynb #b29e0003
 from dataclasses import field
 
-from .settings import Count, Options, options
+from .settings import Count, Names, Options, options
 
 # %% ../../nbs/recipes/29_benchmark.ipynb #b29e0006
 @options
 class BenchmarkJob(Options):
     "Options of 71_benchmark."
     benchmark: str = 'trial' # 'mirage', 'retfound', 'medical_mae', 'trial' (on phantoms), or a .toml file
-    models: list[str] = field(default_factory=list) # names of its models; []: all whose weights are on disk
-    tasks: list[str] = field(default_factory=list)  # names of its tasks; []: all whose datasets are on disk
+    models: Names = field(default_factory=list) # names of its models; []: all whose weights are on disk
+    tasks: Names = field(default_factory=list)  # names of its tasks; []: all whose datasets are on disk
     seeds: Count = 1         # trainings of each model on each task
     values: dict[str, object] = field(default_factory=dict) # of parameters of all trainings, as {'epochs': 5}
     jobs: Count|None = None  # runs at once; None: as many as GPUs, one without

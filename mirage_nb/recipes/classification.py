@@ -18,14 +18,15 @@ from mirage_nb.recipes.settings import (
     BelowOne,
     Count,
     Fraction,
+    Names,
     NotNegative,
     Options,
     Positive,
     Precision,
     Size,
     Whole,
+    numbers_too,
     options,
-    tuples_too,
 )
 
 # %% ../../nbs/recipes/30_classification.ipynb #d9cc9042
@@ -102,7 +103,7 @@ class ClsRecipe(FineTuningRecipe):
     random_erasing: BelowOne = 0.       # augmentation 'photo': probability to erase a box
     test_dataset: str = ''              # dataset to test on instead; classes of the same name match
     # classes of other names there, as ['CNV > AMD', 'X >'], which leaves X out
-    class_map: Annotated[list[str], tuples_too]|None = None
+    class_map: Names|None = None
     probes: bool = True                 # logistic regression and nearest neighbours on the encoder before fine-tuning
     published_probes: bool = False      # also as papers report them: linear evaluation of MAE, neighbours of DINO
     baselines: bool = False             # also the same on a frozen random encoder
@@ -148,7 +149,7 @@ def cls_recipe(
     return find_recipe(_TUNED_BY.get(name, name), CLS_RECIPES, ClsRecipe)
 
 # %% ../../nbs/recipes/30_classification.ipynb #8c013a27
-_Shots = Annotated[list[Positive], tuples_too, Field(min_length=1)]
+_Shots = Annotated[list[Positive], numbers_too, Field(min_length=1)]
 
 
 @options
@@ -187,7 +188,7 @@ class ClsEval(Options):
     other: str = ''                  # second table of the same images, to compare with
     split: str = ''                  # rows of predictions to take, where the table holds several splits
     # scores in the classes of the labels, as ['CNV > AMD', 'X >'], which leaves X out
-    class_map: Annotated[list[str], tuples_too]|None = None
+    class_map: Names|None = None
     level: Literal['image', 'eye', 'patient'] = 'image' # unit that is scored: 'image', 'eye' or 'patient'
     # sensitivity at which the specificity is read off, and the reverse
     operating_point: Annotated[float, Field(gt=0, lt=1)] = 0.9

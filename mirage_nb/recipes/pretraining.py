@@ -15,11 +15,21 @@ from pydantic import Field
 from ..core import unknown
 from .base import TrainingRecipe, find_recipe, name_recipes
 from .data_options import SplitsOption, WaiveOption
-from .settings import BelowOne, Count, Fraction, NotNegative, Positive, Whole, options, tuples_too
+from mirage_nb.recipes.settings import (
+    BelowOne,
+    Count,
+    Fraction,
+    Names,
+    NotNegative,
+    Positive,
+    Whole,
+    numbers_too,
+    options,
+)
 
 # %% ../../nbs/recipes/40_pretraining.ipynb #4b1d7e02
 _Share = Annotated[float, Field(gt=0, lt=1)]
-_Pair = Annotated[list[float], tuples_too, Field(min_length=2, max_length=2)]
+_Pair = Annotated[list[float], numbers_too, Field(min_length=2, max_length=2)]
 
 
 @options
@@ -52,7 +62,7 @@ class PretrainRecipe(TrainingRecipe):
     strategy: Literal['ddp', 'fsdp'] = 'ddp' # several processes: 'ddp' copies the model to each, 'fsdp' shards it
 
 # %% ../../nbs/recipes/40_pretraining.ipynb #4b1d7e0b
-_Names = Annotated[list[str], tuples_too, Field(min_length=1)]
+_Names = Annotated[Names, Field(min_length=1)]
 
 
 @options
@@ -93,7 +103,7 @@ class MAERecipe(PretrainRecipe):
     decode_ratio: Fraction|None = None  # part of the hidden that a cross-attention decoder predicts; None: a third
     crop_scale: _Pair = field(default_factory=lambda: [0.2, 1.]) # smallest and largest part of the area that is cut out
     # how often each dataset is drawn, as [1, 2]; None: by its size
-    sampling_weights: Annotated[list[float], tuples_too]|None = None
+    sampling_weights: Annotated[list[float], numbers_too]|None = None
     epochs: Count = 800
     base_lr: Positive = 1.5e-4
     schedule: str = 'half_cycle'

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .settings import Count, Names, Options, Positive, Whole, options, tuples_too
+from .settings import Count, Names, Options, Positive, Whole, numbers_too, options
 
 # %% ../../nbs/recipes/32_reconstruct.ipynb #61f00004
 @options
@@ -32,9 +32,9 @@ class Reconstruct(Options):
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
     draws: Annotated[int, Field(ge=1, le=8)] = 3 # random masks of each example
     # by hand: pixels of the image, top, left, bottom, right
-    box: Annotated[list[int], Field(max_length=4), tuples_too] = field(default_factory=list)
+    box: Annotated[list[int], Field(max_length=4), numbers_too] = field(default_factory=list)
     # by hand: numbers of the patches, row by row from 0
-    patches: Annotated[list[Whole], tuples_too] = field(default_factory=list)
+    patches: Annotated[list[Whole], numbers_too] = field(default_factory=list)
     # by region: classes of the masks, 'lesions', a mask file or a folder of masks
     region: str = ''
     outside: bool = False        # hide what is outside of the region or the box instead

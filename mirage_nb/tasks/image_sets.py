@@ -7,7 +7,6 @@ __all__ = ['ImageSetData', 'load_image_set']
 
 # %% ../../nbs/tasks/83_image_sets.ipynb #83a00003
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,14 +16,15 @@ import pandas as pd
 from ..core import data_dir, resource_dir
 from ..data.classification import load_labelled
 from ..data.faults import Fault, refuse
-from ..data.image_index import ImageIndex, index_images
+from ..data.image_index import ImageIndex
 from ..data.image_sets import ImageDataset
-from ..data.layouts import are_patients, find_masks, scans_left_out
+from ..data.layouts import are_patients, find_masks
 from ..data.manifest import SPLITS, Manifest, read_manifest
 from ..data.normalization import NORMS, Norm, choose_norm, find_norm
 from ..data.opened import ImageFacts, can_be_left_out, file_faults, name_faults, open_images
 from ..data.patients import patients_by_folder
 from ..data.splits import divide
+from ..data.volume_slices import index_with_volumes, patient_of_slice
 from ..recipes.data_options import parse_splits, waived
 from ..recipes.pretraining import PretrainRecipe
 from ..storage import absolute_path, hash_value, read_json
@@ -108,12 +108,13 @@ def _listed_faults(
     facts:Sequence[ImageFacts] # of its files
 )->list[Fault]:
     "List the files of a folder that cannot be used, those that its listing left out among them."
-    broken = [index.root/k for k in index.faults]
-    odd = [why.removeprefix('ValueError: ') for why in index.faults.values() if 'in another encoding than' in why]
-    opened = zip(broken, index.faults.values(), open_images(broken, thumbs=False), strict=True)
-    return file_faults([index.path(i) for i in range(len(index))], facts) + [
-        Fault(f.kind or 'unreadable', str(p), f.fault or f'{p}: {why}', 'unreadable') for p, why, f in opened
-        if 'in another encoding than' not in why] + name_faults(odd)
+    odd = index.strange
+    broken = {index.root/k: why for k, why in index.faults.items() if k not in odd}
+    opened = zip(broken.items(), open_images(broken, thumbs=False), strict=True)
+    return [*file_faults([index.path(i) for i in range(len(index))], facts),
+            *(Fault(f.kind or 'unreadable', str(p), f.fault or f'{p}: {why}', 'unreadable') for (p, why), f in opened),
+            *name_faults(list(odd.values())),
+            *(Fault('unreadable', k, f'{k}: {why}', 'unreadable') for k, why in index.scans.items())]
 
 
 def _check_listed(
@@ -132,7 +133,7 @@ def _check_listed(
     learnt = set(digests['train'])
     faults += [Fault('image in two splits', str(index.path(i)), f'{index.path(i)} is also in train', 'duplicates')
                for s, index in found.items() if s != 'train' for i, h in enumerate(digests[s]) if h and h in learnt]
-    refuse(faults, str(folder), sum(len(f) + len(f.faults) for f in found.values()), waive)
+    refuse(faults, str(folder), sum(len(f) + len(f.faults) + len(f.scans) for f in found.values()), waive)
     return kept if 'unreadable' in waive else dict(found), len(digests['train']) - len(learnt)
 
 
@@ -155,20 +156,11 @@ def _draw_listed(
 )->tuple[dict[str, ImageIndex], str]: # by split, without test; how they were drawn
     "Divide the images of a folder by patient, where folders tell who that is."
     names = [index.name(i) for i in range(len(index))]
-    whose = _listed_patients(names)
+    whose = [patient_of_slice(k) if k in index.places else p for k, p in zip(names, _listed_patients(names), strict=True)]
     unit = 'patient' if any(whose) else 'image'
     split, how = divide(pd.DataFrame({'id': names, 'patient': whose, 'split': ''}), parse_splits(splits), name, unit)
     found = {s: index.select((split == s).to_numpy()) for s in ('train', 'val') if (split == s).any()}
-    return found | {s: replace(f, faults={}, broken={}) for s, f in found.items() if s != 'train'}, how  # told once
-
-
-def _warn_of_scans(
-    folder:Path,
-    found:Mapping[str, ImageIndex] # by split
-)->None:
-    "Warn of files of scanners among the images."
-    tops = {folder, *(f.root/k for f in found.values() for k in f.folders)}
-    if text := scans_left_out(folder, (k for t in tops for k in os.listdir(t))): warnings.warn(text, stacklevel=2)
+    return found | {s: replace(f, faults={}, broken={}, scans={}) for s, f in found.items() if s != 'train'}, how  # told once
 
 
 def _listed_splits(
@@ -185,8 +177,7 @@ def _listed_splits(
     if find_masks(folder) or any(p.is_dir() for p in maps): raise ValueError(_MASK_FOLDERS.format(folder))
     renew = 'WORLD_SIZE' not in os.environ  # of several processes none looks for changes
     where = {s: folder/s for s in there if s != 'test'} or {'train': folder}
-    found = {s: index_images(f, renew=renew) for s, f in where.items()}
-    if renew: _warn_of_scans(folder, found)
+    found = {s: index_with_volumes(f, renew) for s, f in where.items()}
     return _draw_listed(found['train'], splits, folder.name) if splits else (found, '')
 
 

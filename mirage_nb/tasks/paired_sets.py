@@ -7,6 +7,7 @@ __all__ = ['PairedData', 'load_paired_data']
 
 # %% ../../nbs/tasks/79_paired_sets.ipynb #79a00003
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..data.opened import can_be_left_out
 from ..data.packed import is_packed, is_partly_packed, open_pairs
 from ..data.paired import FilePairs, Pairs
 from ..data.splits import divide, draw_splits
+from ..data.vendor import Imported, ImportSettings, import_once
 from ..models.mirage import MODALITIES
 from ..recipes.data_options import parse_splits, waived
 from ..recipes.pretraining import MultiMAERecipe
@@ -146,6 +148,37 @@ def _without_unreadable(
     return pairs.select([not any(map(can_be_left_out, sample)) for sample in zip(*facts, strict=True)])
 
 
+# %% ../../nbs/tasks/79_paired_sets.ipynb #79f0a1c1
+def _check_imported(
+    made:Imported,
+    path:Path,           # of the folder of scanner files
+    missing:list[Fault]  # files that cannot be read are added
+)->Path:                 # table of the samples
+    "Note the scanner files that cannot be read, and say which B-scans lack a modality."
+    missing += [Fault('unreadable', str(r.code), f'{r.code}: {r.fault}; patients.csv beside your key of pseudonyms says '
+                      'which file it is', 'unreadable') for r in made.faults.itertuples()]
+    advice = (f'{made.lacking}. Ask for less by modalities=bscan,slo, or make the set by mirage-nb import FOLDER OUT '
+              '--layers with fewer boundaries')
+    if not len(made.samples):
+        if not made.lacking: refuse(missing, str(path), made.files)
+        raise ValueError(f'{path}: {advice}')
+    if made.lacking: warnings.warn(f'{path}: {advice}', stacklevel=4)
+    return made.out/'samples.csv'
+
+
+def _scan_pairs(
+    path:Path,            # of a folder
+    names:Sequence[str],  # of modalities; none: all
+    missing:list[Fault]   # files that cannot be read are added
+)->dict[str, Path]:       # tables by split; empty: it holds no file of a scanner, or is a dataset with a manifest
+    "Make pairs of the scanner files of a folder, once."
+    if not path.is_dir() or any((path/k).is_file() for k in ('manifest.toml', 'INFO.json')): return {}
+    cfg = ImportSettings(modalities=names) if names else ImportSettings()
+    parts = {s: path/s for s in ('train', 'val') if (path/s).is_dir()} or {'train': path}
+    made = {s: found for s, p in parts.items() if (found := import_once(p, cfg))}
+    return {s: _check_imported(found, path, missing) for s, found in made.items()}
+
+
 # %% ../../nbs/tasks/79_paired_sets.ipynb #7d30a0d4
 def _divided(
     pairs:Pairs,             # of the split train, or of all splits
@@ -180,13 +213,16 @@ def _together(
 
 
 def _pairs_of_splits(
-    dataset:str, # name, manifest, or folder of pairs: published layout, packed, or a CSV file
-    every:bool   # the split test too
+    dataset:str,           # name, manifest, or folder of pairs: published layout, packed, files of scanners, or a CSV
+    every:bool,            # the split test too
+    names:Sequence[str],   # of modalities; none: all
+    missing:list[Fault]    # files that cannot be read are added
 )->tuple[dict[str, Path], Path, str, Manifest|None]: # split -> its place, folder of the dataset, name, manifest
     "Find the pairs of a dataset's splits."
     path = Path(dataset).expanduser()
     if own := _own_splits(path):
         return own, path.parent if path.suffix == '.csv' else path, absolute_path(path).stem, None
+    if made := _scan_pairs(path, names, missing): return made, path, absolute_path(path).name, None
     manifest = read_manifest(dataset)
     root, wanted = dataset_dir(manifest), SPLITS if every else ('train', 'val')
     there = {s: root/f for s, f in manifest.splits.items()
@@ -224,10 +260,11 @@ def load_paired_data(
 )->PairedData:
     "Load the pairs of a dataset's splits."
     names = list(dict.fromkeys([*cfg.modalities, *(cfg.outputs or [])])) if cfg.modalities else []
-    there, root, name, manifest = _pairs_of_splits(cfg.dataset, bool(cfg.splits))
+    missing, waive = list[Fault](), waived(cfg.waive)
+    there, root, name, manifest = _pairs_of_splits(cfg.dataset, bool(cfg.splits), names, missing)
     if 'train' not in there:
         raise FileNotFoundError(f'{name} has no split train to learn from; it has {", ".join(there) or "none to read"}')
-    missing, waive, labels = list[Fault](), waived(cfg.waive), _probe_labels(root)
+    labels = _probe_labels(root)
     classes = _mask_classes(cfg, manifest, root)
     greys = {'semseg': [c.value for c in classes]} if classes else None
     found: dict[str, Pairs] = {s: open_pairs(f, names, missing, greys) for s, f in there.items()}

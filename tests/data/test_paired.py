@@ -1,6 +1,7 @@
 "Triplets of pre-training: found, paired and checked by id, packed, and changed at random on the device"
 from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
@@ -188,3 +189,25 @@ def test_unfinished_set_as_a_dataset(triplets, tmp_path):
     for name in ('out', 'out.part'):
         with pytest.raises(ValueError, match='out.part is incomplete: 5 of 6 samples are packed'):
             load_paired_data(MultiMAERecipe(dataset=str(tmp_path/name)))
+
+
+@pytest.mark.filterwarnings('ignore:a key for pseudonyms')
+def test_volumes_become_pairs_once(tmp_path, monkeypatch):
+    "A folder of scanner files is taken as it is; what lacks a modality is named with the option that asks for less"
+    monkeypatch.setenv('MIRAGE_RUNS', str(tmp_path/'runs'))
+    monkeypatch.setenv('MIRAGE_KEYS', str(tmp_path/'keys'))
+    def load(**options): return load_paired_data(MultiMAERecipe(dataset=str(tmp_path/'eyes'), **options))
+    (tmp_path/'eyes').mkdir()
+    for i, name in enumerate(('Doe', 'Roe')):
+        x = np.random.default_rng(i).integers(0, 255, (20, 30, 2), np.uint8)
+        nibabel.Nifti1Image(x, np.eye(4)).to_filename(tmp_path/'eyes'/f'{name}.nii')
+    with pytest.raises(ValueError, match='4 B-scans of 2 volumes left out.*less by modalities=bscan,slo, or .*import'):
+        load()
+    found = [load(modalities='bscan', val_fraction=0.5) for _ in range(2)]
+    assert found[0].name == 'eyes' and len(found[0].train.ids) == 4 and found[0].sources() == found[1].sources()
+    assert len({k[:13] for k in found[0].held}) == 1 and len(found[0].held) == 2  # one patient
+    (tmp_path/'eyes'/'Poe.vol').write_bytes(b'HSF-OCT-103')
+    with pytest.raises(ValueError, match='1 fault in .*waive=unreadable leaves out unreadable') as e:
+        load(modalities='bscan').sources()
+    assert 'unread_' in str(e.value) and 'Poe' not in str(e.value)
+    assert not any(k in str(p) for p in (tmp_path/'runs').rglob('*') for k in ('Doe', 'Roe', 'Poe'))

@@ -4,15 +4,20 @@ import pickle
 import subprocess
 import sys
 from dataclasses import asdict, fields, replace
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import get_args, get_origin, get_type_hints
 
 import pytest
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from mirage_nb import recipes
 from mirage_nb.recipes.base import TrainingRecipe
 from mirage_nb.recipes.classification import _TUNED_BY, CLS_RECIPES, ClsEval, ClsRecipe, FewShot, cls_recipe
 from mirage_nb.recipes.prediction import Predict
 from mirage_nb.recipes.pretraining import PRETRAIN_RECIPES, MAERecipe, MultiMAERecipe, pretrain_recipe
 from mirage_nb.recipes.segmentation import SEG_RECIPES, SegEval, SegRecipe
-from mirage_nb.recipes.settings import list_options, option_comments, override, settings_table
+from mirage_nb.recipes.settings import Options, list_options, option_comments, override, settings_table
 
 KINDS = [SegRecipe, ClsRecipe, MultiMAERecipe, MAERecipe, FewShot, SegEval, Predict, ClsEval]
 RECIPES = SEG_RECIPES | CLS_RECIPES | PRETRAIN_RECIPES
@@ -113,3 +118,27 @@ def test_recipe_by_name():
 def test_recipes_need_no_torch():
     code = 'import sys, mirage_nb.recipes.classification as c; sys.exit("torch" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+
+
+def lists_of(hint):
+    "The types list[...] in an annotation"
+    if get_origin(hint) is dict or 'dict' in str(get_args(hint)[:1]): return []
+    return [hint] if get_origin(hint) is list else [k for part in get_args(hint) for k in lists_of(part)]
+
+
+def test_every_list_takes_commas():
+    "On the command line as 1,2 or a,b, by papermill as a text"
+    for m in iter_modules(recipes.__path__): import_module(f'mirage_nb.recipes.{m.name}')
+    kinds, seen = [Options], set()
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        for name, hint in get_type_hints(kind, include_extras=True).items():
+            if name.startswith('_') or not (inner := lists_of(hint)): continue
+            seen.add(name)
+            of_text = 'str' in str(inner[0])
+            adapter = TypeAdapter(hint, config=ConfigDict(strict=True))
+            given, wanted = ('a, b', ['a', 'b']) if of_text else ('1,2', [1, 2])
+            assert adapter.validate_python(given) == wanted == adapter.validate_python(tuple(wanted)), name
+    assert {'modalities', 'outputs', 'class_map', 'size', 'crop_scale', 'seeds', 'shots', 'runs'} <= seen
+    with pytest.raises(ValidationError): TypeAdapter(get_type_hints(SegRecipe, include_extras=True)['size'],
+                                                     config=ConfigDict(strict=True)).validate_python('512')

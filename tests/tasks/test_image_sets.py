@@ -1,6 +1,8 @@
 "Images of a pre-training: where they come from, and what stops it"
 import shutil
 
+import nibabel
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -143,12 +145,30 @@ def test_labelled_images_are_checked_and_divided_alike(data):
         load('Phantom_UWF')
 
 
-def test_scanner_files_among_images_are_named_with_the_command(data):
-    pictures(data/'mixed'/'deep', 3)
-    for p in ('deep/Jane_Doe.VOL', 'b.e2e'): (data/'mixed'/p).write_bytes(b'x')
-    with pytest.warns(UserWarning, match=r'2 files of scanners left out \(1 .e2e, 1 .vol\).*mirage-nb import') as seen:
-        assert len(load('mixed').train) == 3
-    assert not any('Jane' in str(w.message) for w in seen)
+def nifti(path, n, size=(20, 30)):
+    "A volume of noise"
+    x = np.random.default_rng(len(path.name)).integers(0, 255, (*size, n), np.uint8)
+    nibabel.Nifti1Image(x, np.eye(4)).to_filename(path.with_suffix('.nii'))
+    path.with_suffix('.nii').rename(path)
+
+
+@pytest.mark.filterwarnings('ignore:a key for pseudonyms')
+def test_volumes_among_images_are_unpacked_once(data, monkeypatch):
+    "Their B-scans are images of their patient; damaged ones are a fault that names nobody"
+    monkeypatch.setenv('MIRAGE_KEYS', str(data/'keys'))
+    pictures(data/'mixed'/'deep', 2)
+    nifti(data/'mixed'/'Jane_Doe.NII', 3)
+    nifti(data/'mixed'/'deep'/'John_Roe.nii', 2)
+    (data/'mixed'/'deep'/'._John_Roe.nii').write_bytes(b'left behind by macOS')
+    found, again = load('mixed'), load('mixed')
+    assert found.sha256 == again.sha256
+    assert [k.startswith('deep/') for k in names(found.train)] == [False]*3 + [True]*4
+    parts = load('mixed', splits='0.5/0.5/0')
+    assert parts.drawn.startswith('drawn by patient (4')
+    (data/'mixed'/'deep'/'Jane_Poe.vol').write_bytes(b'HSF-OCT-103')
+    with pytest.raises(DataFaults, match=r'1 fault in 8 files.*waive=unreadable leaves') as e: load('mixed')
+    assert 'unread_' in str(e.value) and not any(k in str(e.value) for k in ('Jane', 'Poe'))
+    with pytest.warns(UserWarning, match='1 fault accepted'): assert len(load('mixed', waive='unreadable').train) == 7
 
 
 def test_a_folder_is_divided_by_its_folders_of_patients(data):

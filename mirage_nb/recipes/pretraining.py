@@ -110,7 +110,7 @@ class MAERecipe(PretrainRecipe):
 
 # %% ../../nbs/recipes/40_pretraining.ipynb #4b1d7f02
 _Chance = Annotated[float, Field(ge=0, le=1)]
-_Three = Annotated[list[_Chance], tuples_too, Field(min_length=3, max_length=3)]
+_Three = Annotated[list[_Chance], numbers_too, Field(min_length=3, max_length=3)]
 
 
 @options
@@ -142,7 +142,7 @@ class ViewsRecipe(PretrainRecipe):
     koleo: NotNegative = 0.           # weight of a loss that spreads the features of a batch; DINOv2 takes 0.1
     drop_path: BelowOne = 0.1         # rate of stochastic depth in the student's last block
     # how often each dataset is drawn, as [1, 2]; None: by its size
-    sampling_weights: Annotated[list[float], tuples_too]|None = None
+    sampling_weights: Annotated[list[float], numbers_too]|None = None
     epochs: Count = 800
     batch_size: Count = 1024          # images per step, of all processes together
     optimizer: Literal['adamw', 'sgd'] = 'adamw' # 'adamw', or 'sgd' with momentum 0.9

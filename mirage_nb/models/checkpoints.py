@@ -273,8 +273,8 @@ class LoadReport:
                 'positions resized': ', '.join(self.resized) or 'none'}
 
 # %% ../../nbs/models/70_checkpoints.ipynb #bef67480
-_HEADS_AND_DECODERS = ('output_adapters.', 'head.', 'norm.', 'fc_norm.', 'decoder_', 'mask_token', 'model.decoder.',
-                      'model.segmentation_head.', 'net.norm.', 'net.fc_norm.')
+_HEADS_AND_DECODERS = ('output_adapters.', 'mask_head.', 'head.', 'norm.', 'fc_norm.', 'decoder_', 'mask_token',
+                      'model.decoder.', 'model.segmentation_head.', 'net.norm.', 'net.fc_norm.')
 
 
 def _usually_new(

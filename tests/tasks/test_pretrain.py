@@ -460,6 +460,11 @@ def test_masks_are_learnt_from_whole_bscans(home, phantoms):
     batch = task.plain(task.collate([task.shown[0, i] for i in range(4)]))
     right = (model.draw_classes(batch['bscan']).argmax(1) == batch['semseg']).float().mean()
     assert right > 0.5 and 'mask_head.linear.weight' not in load_file(home/'run'/'encoder.safetensors')
+    onward = MirageTask.from_settings(replace(cfg, supervised=0., weights=str(home/'run'/'model.safetensors')))
+    assert sorted(onward.loaded.unused) == ['mask_head.linear.bias', 'mask_head.linear.weight']
+    train_pretrain(replace(onward.settings, epochs=1, warmup_epochs=0.), home/'masked')
+    back = MirageTask.from_settings(replace(cfg, weights=str(home/'masked'/'model.safetensors')))
+    assert sorted(back.loaded.new) == ['mask_head.linear.bias', 'mask_head.linear.weight'], 'decoders were not taken over'
     assert task.train.pairs.classes['semseg'] == 13 and task.train.image('semseg', 0).max() < 13
 
 

@@ -156,11 +156,13 @@ def _draw_listed(
 )->tuple[dict[str, ImageIndex], str]: # by split, without test; how they were drawn
     "Divide the images of a folder by patient, where folders tell who that is."
     names = [index.name(i) for i in range(len(index))]
-    whose = [patient_of_slice(k) if k in index.places else p for k, p in zip(names, _listed_patients(names), strict=True)]
+    known = zip(names, _listed_patients(names), strict=True)
+    whose = [patient_of_slice(k) if k in index.places else p for k, p in known]
     unit = 'patient' if any(whose) else 'image'
     split, how = divide(pd.DataFrame({'id': names, 'patient': whose, 'split': ''}), parse_splits(splits), name, unit)
     found = {s: index.select((split == s).to_numpy()) for s in ('train', 'val') if (split == s).any()}
-    return found | {s: replace(f, faults={}, broken={}, scans={}) for s, f in found.items() if s != 'train'}, how  # told once
+    rest = {s: replace(f, faults={}, broken={}, scans={}) for s, f in found.items() if s != 'train'}  # told once
+    return found | rest, how
 
 
 def _listed_splits(

@@ -155,8 +155,8 @@ def _check_imported(
     missing:list[Fault]  # files that cannot be read are added
 )->Path:                 # table of the samples
     "Note the scanner files that cannot be read, and say which B-scans lack a modality."
-    missing += [Fault('unreadable', str(r.code), f'{r.code}: {r.fault}; patients.csv beside your key of pseudonyms says '
-                      'which file it is', 'unreadable') for r in made.faults.itertuples()]
+    missing += [Fault('unreadable', code, f'{code}: {why}; patients.csv beside your key of pseudonyms says which file '
+                      'it is', 'unreadable') for code, why in made.faults.to_numpy()]
     advice = (f'{made.lacking}. Ask for less by modalities=bscan,slo, or make the set by mirage-nb import FOLDER OUT '
               '--layers with fewer boundaries')
     if not len(made.samples):

@@ -26,7 +26,7 @@ from .faults import LENIENT, Fault, refuse
 from .files import read_image
 from .folders import list_images, plain_stem, scan_folder
 from .input_spec import InputSpec, eval_image, resize_smooth, train_image
-from .layouts import are_patients, image_folders
+from .layouts import are_patients, image_folders, scans_left_out
 from .manifest import SPLITS, Manifest, dataset_dir, label_facts, patient_of
 from .near_duplicates import near_duplicate_faults
 from .opened import ImageFacts, can_be_left_out, file_faults, name_faults, open_images
@@ -47,9 +47,9 @@ def _class_folders(
     for e in content.folders:
         if images := list_images(e.path, below='path', strange=strange): found[plain_stem(e.name + '.')] = images
     others = sorted(e.name for part in content for e in part if plain_stem(e.name + '.') not in found)
-    if others:
-        names = ', '.join(others[:5])
-        warnings.warn(f'{folder}: {names} ignored: not a folder with images', stacklevel=2)
+    if scans := scans_left_out(folder, others): warnings.warn(scans, stacklevel=2)
+    if rest := [k for k in others if not scans_left_out('', [k])]:  # a scan may have the name of its patient
+        warnings.warn(f"{folder}: {', '.join(rest[:5])} ignored: not a folder with images", stacklevel=2)
     return found
 
 # %% ../../nbs/data/91_classification.ipynb #40b63cb8

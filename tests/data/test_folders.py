@@ -206,6 +206,14 @@ def test_images_in_folders_of_a_class_count_and_other_kinds_are_an_error(eyes):
         load_labelled(read_manifest('Eyes'))  # a scan may have the name of its patient
 
 
+
+def test_scans_beside_class_folders_are_told_without_their_names(eyes):
+    for name in ('Jane_Doe.vol', 'notes.docx'): (eyes/'train'/name).write_bytes(b'x')
+    with pytest.warns(UserWarning) as seen: assert len(load_labelled(read_manifest('Eyes')).table) == 12
+    said = ' '.join(str(w.message) for w in seen)
+    assert '1 file of scanners left out (1 .vol)' in said and 'notes.docx ignored' in said and 'Jane' not in said
+
+
 def test_what_a_nas_leaves_behind_is_not_learnt_from(tiny, eyes, tmp_path):
     counts = {k: len(t) for k, t in load_seg_data(read_manifest('Tiny')).tables.items()}
     for k in ('bscan', 'slo'): picture(tmp_path/'pairs'/k/'a.png')

@@ -9,7 +9,10 @@ import torch
 from PIL import Image
 
 from mirage_nb.data.manifest import ClassInfo
+from mirage_nb.explain.targets import ClassTarget
 from mirage_nb.models.classification import cls_model
+from mirage_nb.models.heads.classification import ClsModel
+from mirage_nb.models.vit import ViT
 from mirage_nb.recipes.explain import Explain
 from mirage_nb.recipes.features import FeatureReport
 from mirage_nb.recipes.reconstruct import Reconstruct
@@ -86,6 +89,37 @@ def test_methods_that_a_cnn_cannot_have():
     job.__dict__['found'] = SimpleNamespace(batch=lambda rows: {'image': torch.rand(1, 3, 32, 32)})
     with pytest.raises(ValueError, match='rollout needs the attention of a transformer, .*methods for it: grad_cam'):
         job.methods  # noqa: B018
+
+
+def test_each_image_is_mapped_once():
+    "Shown and scored images share their maps, in whatever order they stand; the scores take the same"
+    torch.manual_seed(0)
+    x = torch.rand(5, 3, 32, 32)
+    model = ClsModel(ViT((32, 32), 8, d=24, depth=2, heads=2), 2, 'cls', 'pooled').eval()
+    member = SimpleNamespace(model=model, task='classification', classes=('A', 'B'), about={})
+    with torch.no_grad(): scores = model({'image': x})
+    target = [1 - int(scores[0].argmax()), *scores[1:].argmax(1).tolist()]  # of the first the other class is explained
+    table = pd.DataFrame({'id': list('abcde'), 'row': range(5), 'target': target, 'patient': list('ppqqr'),
+                          'explained': ['AB'[i] for i in target], 'mask': None})
+    made = []
+
+    class Counted(Explanation):
+        def maps(self, rows, name):
+            made.extend(rows.id)
+            return super().maps(rows, name)
+
+    job = Counted(Explain(methods=['attention_rollout', 'gradient'], batch_size=2, scored=4), member, TABLE, None)
+    job.__dict__ |= {'shown': table.iloc[[2, 4, 0]].reset_index(drop=True), 'class_masks': {}, 'rows': table,
+                     'scored': table.iloc[[1, 0, 3, 2]].reset_index(drop=True),
+                     'found': SimpleNamespace(batch=lambda rows: {'image': x[rows]}, scores=scores)}
+    member.spec = SimpleNamespace(eval_crop=1)
+    for k, f in ((k, job.maps_by(k)) for k in job.methods):
+        alone = torch.cat([f({'image': x[i:i + 1]}, ClassTarget([target[i]])) for i in range(5)]).numpy()
+        np.testing.assert_allclose(job.scored_maps[k], alone[[1, 0, 3, 2]], rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(job.shown_maps[k], alone[[2, 4, 0]], rtol=1e-3, atol=1e-6)
+    assert job.predicts(job.scored).tolist() == [True, False, True, True] and sorted(made) == list('abcde')
+    assert set(job.study.methods) == {'attention rollout', 'gradient'} and job.study.table.id.nunique() == 3
+    assert sorted(made) == list('abcde')
 
 
 CONFLICTS = [

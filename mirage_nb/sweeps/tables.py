@@ -221,7 +221,9 @@ class NotebookTable:
         if 'IPython' not in sys.modules: return
         shown = sys.modules['IPython'].display  # of the notebook's own kernel
         cells = '' if all(s.over for s in states) else html_table(states)  # the notebook shows the last table itself
-        page = f'<p>{html.escape(self.progress.line(states))}</p>{cells}'
-        if self.handle is None: self.handle = shown.display(shown.HTML(page), display_id=True)
-        elif page != self.last and self.handle: self.handle.update(shown.HTML(page))
+        line = self.progress.line(states)
+        page = f'<p>{html.escape(line)}</p>{cells}'
+        both = {'text/html': page, 'text/plain': line}  # a terminal shows the line
+        if self.handle is None: self.handle = shown.display(both, raw=True, display_id=True)
+        elif page != self.last and self.handle: self.handle.update(both, raw=True)
         self.last = page

@@ -53,7 +53,8 @@ _PAGE = '''<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Run
 table { border-collapse: collapse; width: 100%% } th, td { text-align: left; padding: .35em .7em; vertical-align: top }
 th { cursor: pointer; border-bottom: 2px solid } td { border-bottom: 1px solid #8884 }
 td.number { text-align: right; font-variant-numeric: tabular-nums } .wide { overflow-x: auto }
-td:first-child { white-space: nowrap } td:last-child { min-width: 20rem } pre { white-space: pre-wrap; overflow-wrap: anywhere }
+td:first-child { white-space: nowrap } td:last-child { min-width: 20rem }
+pre { white-space: pre-wrap; overflow-wrap: anywhere }
 </style></head><body><h1>Runs</h1><p>%(count)s. A click on the head of a column sorts by it.</p>
 <div class="wide"><table><thead><tr>%(head)s</tr></thead><tbody>%(rows)s</tbody></table></div>%(folds)s<script>
 document.querySelectorAll('th').forEach((th, i) => { th.onclick = () => {

@@ -123,9 +123,8 @@ class _PretrainEvaluated(_PretrainParts):
     @property
     def evaluated_images(self)->int:
         "Count the images that a snapshot reads, those of the probe among them."
-        shown, train = len(cast(Any, self.shown)), len(cast(Any, self.train))
-        probed = min(shown, _PROBED) + min(train, _PROBED) if self.held_out and self.labels is not None else 0
-        return min(shown, _EVALUATED) + probed
+        n, probed = len(cast(Any, self.shown)), self.held_out and self.labels is not None
+        return min(n, _EVALUATED) + probed*(min(n, _PROBED) + min(len(cast(Any, self.train)), _PROBED))
 
     def batch_of(self, picks:Sequence[int], device:torch.device)->Batch:
         "Make a batch of evaluated samples."

@@ -27,7 +27,8 @@ STAGES = {  # in an order in which each finds what it needs
     'seg_eval': 'Score a segmentation',
     'cls_eval': 'Score a classification', 'compare': 'Compare methods', 'data_report': 'Look a dataset over',
     'pretrain_multimae': 'Pre-train MIRAGE',
-    'pretrain_mae': 'Pre-train a masked autoencoder', 'pretrain_views': 'Pre-train by comparing views', 'sweep': 'Run a notebook with many values',
+    'pretrain_mae': 'Pre-train a masked autoencoder', 'pretrain_views': 'Pre-train by comparing views',
+    'sweep': 'Run a notebook with many values',
     'benchmark': 'Run the tasks of a paper'}
 
 SWEEP = 'mirage-nb sweep seg_tune head=linear,convnext seed=0,1 epochs=2 size=64 baselines=False'

@@ -265,7 +265,7 @@ def _card_rows(
     weights = sum(v.numel() for v in task.model.parameters())
     inputs, size = ', '.join(map(str, task.keywords.get('modalities') or ['image'])), cfg.size or "the model's own"
     return {
-        'model': f'{cfg.model}, {weights:,} parameters with its decoders',
+        'model': f'{cfg.model}, {weights:,} parameters, those that only serve the training included',
         'input': f'{inputs}, {size} pixels',
         'data': f'{cfg.dataset}: {len(cast(Any, task.train)):,} samples, licence: {task.licence}',
         'recipe': f'{cfg.recipe}, {cfg.epochs} epochs, batch {cfg.batch_size}, base lr {cfg.base_lr}, seed {cfg.seed}',

@@ -49,6 +49,11 @@ class ImagesTask(PretrainTask):
     @abstractmethod
     def size(self)->int: ... # side of the model's input, pixels
 
+    @property
+    def load_size(self)->int:
+        "Give the shorter side at which images are kept in memory, so that the smallest crop loses nothing."
+        return round(self.size/self.settings.crop_scale[0]**0.5)
+
     @cached_property
     def data(self)->dict[str, ImageSetData]:
         "Load the images of each dataset, in the order of the recipe."
@@ -56,7 +61,7 @@ class ImagesTask(PretrainTask):
         if cfg.sampling_weights and len(cfg.sampling_weights) != len(names): raise ValueError(
             f'{len(cfg.sampling_weights)} sampling_weights for {len(names)} datasets, {", ".join(names)}; '
             'give one each')
-        return {k: load_image_set(k, round(self.size/cfg.crop_scale[0]**0.5), cfg) for k in names}
+        return {k: load_image_set(k, self.load_size, cfg) for k in names}
 
     @property
     def labels(self)->pd.DataFrame|None:

@@ -11,14 +11,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core import counted, log
 from ..data.augment.crops import CropAugment, crop_views
 from ..data.augment.views import ViewAugment, hide_blocks, make_view
 from ..data.normalization import normalise_images
-from ..eval.pretraining import as_bytes, extract_features, save_snapshot
+from ..eval.pretraining import as_bytes, extract_features, probe_gain, save_snapshot
 from mirage_nb.eval.views import (
     ProbeGain,
     answer_numbers,
@@ -31,6 +33,7 @@ from ..models.encoder import EncoderRecord
 from ..models.views import ViewModel, ViewOptions, encode_image
 from ..models.zoo import build_encoder, encoder_record, weights_file
 from ..randomness import sample_key
+from ..recipes.base import describe_weights
 from ..recipes.pretraining import ViewsRecipe
 from .pretrain_images import ImagesTask, denormalise_images
 from .protocol import spread_evenly
@@ -98,6 +101,12 @@ class _ViewsParts(ImagesTask):
         return self.settings.size or self.record.size
 
     @property
+    def load_size(self)->int:
+        cfg = self.settings
+        small = round(cfg.local_size/cfg.local_scale[0]**0.5) if cfg.local_views else 0
+        return max(super().load_size, small)
+
+    @property
     def encoder(self)->dict[str, Any]: return {'name': self.settings.model, 'size': self.size}
 
     @property
@@ -109,6 +118,9 @@ class _ViewsParts(ImagesTask):
         cfg = self.settings
         views = len(cast(Any, self.train))*cfg.repeated_augmentation
         n = views//min(cfg.batch_size, views)  # steps of an epoch
+        if cfg.method == 'moco' and 2*cfg.queue > views: log.warning(
+            'the queue of %d holds most of the %d images, and an image is contrasted with itself: queue=%d is better',
+            cfg.queue, views, max(cfg.batch_size, views//3))
         usual = [0.999, 0.999] if cfg.method == 'moco' else [0.996, 1.]
         m, t, warm = cfg.momentum or usual, cfg.teacher_temperature, min(cfg.teacher_warmup, cfg.epochs/2)
         return ViewOptions(cfg.method, cfg.head_hidden, cfg.head_dim, cfg.prototypes, cfg.queue, (m[0], m[1]),
@@ -244,6 +256,17 @@ class ViewsTask(_ViewsStep):
         near = (x[some] @ x.T).topk(min(_NEAR + 1, len(x))).indices  # the first is the image itself
         save_snapshot(folder, epoch, {'neighbours': images[near.cpu()], 'which': near.cpu()}, numbers)
         return numbers
+
+    def summary(self, history:pd.DataFrame, snapshots:pd.DataFrame)->list[str]:
+        "Say what was trained, from which weights, on which data, and how far it came."
+        cfg, last, loss = self.settings, snapshots.iloc[-1], history.loss
+        names = {'moco': 'MoCo v2', 'dino': 'DINO', 'ibot': 'iBOT'}
+        what = f'{cfg.model} pre-trained by {names[cfg.method]} from {describe_weights(cfg)}'
+        how = f'{len(history)} of {counted(cfg.epochs, "epoch")} on {cfg.dataset}'
+        found = [f'loss {loss.iloc[0]:.3f} in the first epoch, {loss.iloc[-1]:.3f} in the last',
+                 f'effective rank of the features {snapshots["rank"].iloc[0]:.1f} before training, {last["rank"]:.1f} after',
+                 probe_gain(snapshots) or 'no labels, no probe']
+        return [f'{what}, {how} ({counted(len(cast(Any, self.train)), "image")}): {"; ".join(found[1:])}', *found]
 
     def save(self, model:nn.Module, path:Path)->Path:
         "Write the encoder of a model."

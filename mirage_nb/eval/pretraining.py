@@ -126,7 +126,7 @@ def probe_gain(
     "Describe what pre-training did to the probe."
     if 'probe' not in snapshots: return ''
     first, last = snapshots.probe.iloc[0], snapshots.probe.iloc[-1]
-    return f'linear probe {first:.3f} at random initialisation, {last:.3f} after training'
+    return f'linear probe {first:.3f} before training, {last:.3f} after'
 
 
 def snapshot_losses(

@@ -126,7 +126,8 @@ def views_verdicts(
     pixels:float|None=None    # balanced accuracy of a probe of the pixels
 )->Iterator[Verdict]:
     "Judge a pre-training that compares views."
-    last, fall = snapshots.iloc[-1].to_dict(), history.loss.tolist()[-3:]
+    last = {str(k): float(v) for k, v in snapshots.iloc[-1].items()}
+    fall = history.loss.tolist()[-2:]
     if why := _collapse(last): yield Verdict('warning', f'Collapsed: {why}')
     if gain is not None: yield from _gain_verdicts(gain, pixels)
     else: yield Verdict('note', 'No labels, no probe: whether the features are of use shows in a fine-tuning')

@@ -58,10 +58,10 @@ def _create(
     options:dict[str, Any] = {'pretrained': False, 'num_classes': 0, 'in_chans': channels,
                               'drop_path_rate': drop_path or None}
     arch = name.removeprefix(PREFIX)
-    asked = ({'img_size': size, 'dynamic_img_size': True}, {'img_size': size}, {})  # of any size: it does not ask
+    asked:list[dict[str, Any]] = [{'img_size': size, 'dynamic_img_size': True}, {'img_size': size}, {}]
     for more in asked[not any_size:]:
         try: net:Any = timm.create_model(arch, **more, **options)
-        except TypeError: continue
+        except TypeError: continue  # of any size: it does not ask
         break
     net.prune_intermediate_layers(len(net.feature_info) - 1, prune_norm=False, prune_head=True)
     return net

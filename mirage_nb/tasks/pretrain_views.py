@@ -199,7 +199,7 @@ class _ViewsStep(_ViewsParts):
         t, n = cfg.temperature or (0.2 if cfg.method == 'moco' else 0.1), len(batch['id'])
         if out.negatives is not None: found = {'contrast': contrastive_loss(out.student, out.teacher, out.negatives, t)}
         else: found = {'views': distillation_loss(out.student, out.teacher, t)}
-        if out.hidden is not None: found['patches'] = patch_loss(*out.hidden, batch['hidden'], t)
+        if out.hidden is not None: found['patches'] = patch_loss(out.hidden[0], out.hidden[1], batch['hidden'], t)
         if cfg.koleo:
             each = [koleo_loss(f, model.training) for f in out.features.split(n)]  # one process evaluates
             found['koleo'] = cfg.koleo*torch.stack(each).mean()
@@ -264,7 +264,7 @@ class ViewsTask(_ViewsStep):
         what = f'{cfg.model} pre-trained by {names[cfg.method]} from {describe_weights(cfg)}'
         how = f'{len(history)} of {counted(cfg.epochs, "epoch")} on {cfg.dataset}'
         found = [f'loss {loss.iloc[0]:.3f} in the first epoch, {loss.iloc[-1]:.3f} in the last',
-                 f'effective rank of the features {snapshots["rank"].iloc[0]:.1f} before training, {last["rank"]:.1f} after',
+                 f'effective rank of features {snapshots["rank"].iloc[0]:.1f} before training, {last["rank"]:.1f} after',
                  probe_gain(snapshots) or 'no labels, no probe']
         return [f'{what}, {how} ({counted(len(cast(Any, self.train)), "image")}): {"; ".join(found[1:])}', *found]
 

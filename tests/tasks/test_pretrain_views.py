@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from mirage_nb.models.checkpoints import export_encoder
+from mirage_nb.models.views import ViewModel, ViewOptions
+from mirage_nb.models.vit import ViT
 from mirage_nb.models.zoo import build_encoder
 from mirage_nb.recipes.pretraining import PRETRAIN_RECIPES, MAERecipe, ViewsRecipe, pretrain_recipe
 from mirage_nb.recipes.settings import override
@@ -17,6 +19,7 @@ from mirage_nb.tasks.pretrain_views import ViewsTask
 from mirage_nb.tasks.protocol import train
 from mirage_nb.train import loop as train_loop
 from mirage_nb.train.loop import _make_optimizer
+from mirage_nb.train.view_losses import contrastive_loss
 from tests.tasks.samples import pictures, train_each, two_processes
 
 SMALL = {'model': 'timm:test_vit', 'size': 32, 'epochs': 2, 'batch_size': 4, 'precision': 'fp32', 'prototypes': 24,
@@ -80,6 +83,23 @@ def test_two_processes_are_one(home):
 
 # ------------------------------------------------------------------ what is learnt from, and what is kept
 
+@pytest.mark.slow
+def test_images_are_told_apart():
+    "Of views that are alike, a student soon knows its image among others: 16 at a time, of 400 smooth patterns"
+    torch.manual_seed(0)
+    images = torch.nn.functional.interpolate(torch.rand(400, 1, 5, 5), size=(32, 32), mode='bicubic')*4 - 2
+    model = ViewModel(ViT(size=32, patch=8, channels=1, d=48, depth=3, heads=3),
+                      ViewOptions('moco', hidden=64, dim=32, queue=32, momentum=(.9, .9))).train()
+    fit = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    for _ in range(60):
+        out = model({'image': images[torch.randperm(400)[:16]].repeat(2, 1, 1, 1)})
+        contrastive_loss(out.student, out.teacher, out.negatives, .2).backward()
+        fit.step()
+        fit.zero_grad()
+    other = (out.student[0] @ out.negatives.T).mean()
+    assert (out.student*out.teacher).sum(-1).mean() > .8 and other < .2, 'it says the same of all images'
+
+
 def test_continues_any_encoder(home):
     "One option: the weights of an encoder, whatever trained it"
     torch.manual_seed(5)
@@ -129,3 +149,11 @@ def test_options_that_cannot_be(changed, words):
 def test_recipes_of_another_notebook_name_it():
     with pytest.raises(KeyError, match='dino_vit_small is one of 42_pretrain_views'):
         pretrain_recipe('dino_vit_small', MAERecipe)
+
+
+def test_a_queue_that_holds_all_images_is_told(home, caplog):
+    films = pictures(home/'films')  # 8 of them
+    for queue, told in ((3, False), (6, True)):
+        caplog.clear()
+        assert ViewsTask.from_settings(settings(films, 'moco', queue=queue)).options.queue == queue
+        assert ('queue=4 is better' in caplog.text) == told

@@ -158,8 +158,7 @@ class _PretrainEvaluated(_PretrainParts):
         found, kind = dict[str, list[tuple[float, float]]](), 'valid' if self.held_out else 'seen'
         picks = spread_evenly(len(cast(Any, self.shown)), _EVALUATED)
         for start in range(0, len(picks), 16):
-            some = picks[start:start + 16]
-            batch = self.batch_of(some, accelerator.device)
+            batch = self.batch_of(some := picks[start:start + 16], accelerator.device)
             counts = self.counts(batch) if self.counts else {}
             for k, v in self.step(model, batch).items():
                 n = counts.get(k, len(some))

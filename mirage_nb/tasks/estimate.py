@@ -172,11 +172,11 @@ def _counting_memory(
 
 def _time(
     call:Callable[[], object],
-    most:int=3 # calls; fewer, if they take a second
+    most:int=4 # calls; fewer, if they take two seconds
 )->float:      # seconds
-    "Time a call: the lower median, since the first is often slower."
+    "Time a call: the lower median, since the first is often slower, and so is one while others use the machine."
     spent: list[float] = []
-    while len(spent) < most and sum(spent) < 1:
+    while len(spent) < most and sum(spent) < 2:
         start = time.monotonic()
         call()
         if torch.cuda.is_available(): torch.cuda.synchronize()

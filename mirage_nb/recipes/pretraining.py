@@ -181,10 +181,10 @@ PRETRAIN_RECIPES: dict[str, PretrainRecipe] = name_recipes(
                 local_views=0, colour=0.4, blur=[0.5, 0.5, 0.5], solarize=0., head_hidden=1024, head_dim=128,
                 epochs=200, batch_size=256, optimizer='sgd', base_lr=0.03, final_lr=0., warmup_epochs=0.,
                 weight_decay=1e-4, final_weight_decay=None, drop_path=0.),  # Chen et al. 2020, arXiv 2003.04297
-    ViewsRecipe(recipe='pre_views_small', method='moco', model='timm:resnet18', size=64, local_views=0, epochs=8,
-                crop_scale=[0.4, 1.], batch_size=32, base_lr=8e-3, warmup_epochs=1., eval_every=2, checkpoint_every=0,
-                colour=0., grey=0., blur=[0.5, 0.5, 0.5], solarize=0., head_hidden=256, head_dim=64, queue=512,
-                momentum=[0.99, 0.99], weight_decay=0.05, final_weight_decay=None, drop_path=0.))
+    ViewsRecipe(recipe='pre_views_small', method='moco', model='timm:test_resnet', size=64, local_views=0, epochs=8,
+                crop_scale=[0.7, 1.], batch_size=32, base_lr=1.6e-2, warmup_epochs=1., eval_every=2, checkpoint_every=0,
+                jitter=0.2, colour=0., grey=0., blur=[0.2, 0.2, 0.2], solarize=0., head_hidden=256, head_dim=64,
+                queue=64, momentum=[0.98, 0.98], weight_decay=0.05, final_weight_decay=None, drop_path=0.))
 
 _P = TypeVar('_P', bound=PretrainRecipe)
 

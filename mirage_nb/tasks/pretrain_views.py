@@ -264,7 +264,7 @@ class ViewsTask(_ViewsStep):
         what = f'{cfg.model} pre-trained by {names[cfg.method]} from {describe_weights(cfg)}'
         how = f'{len(history)} of {counted(cfg.epochs, "epoch")} on {cfg.dataset}'
         found = [f'loss {loss.iloc[0]:.3f} in the first epoch, {loss.iloc[-1]:.3f} in the last',
-                 f'effective rank of features {snapshots["rank"].iloc[0]:.1f} before training, {last["rank"]:.1f} after',
+                 f'effective rank of features {snapshots["rank"].iloc[0]:.1f} before training, then {last["rank"]:.1f}',
                  probe_gain(snapshots) or 'no labels, no probe']
         return [f'{what}, {how} ({counted(len(cast(Any, self.train)), "image")}): {"; ".join(found[1:])}', *found]
 

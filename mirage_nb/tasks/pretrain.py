@@ -200,9 +200,8 @@ class PretrainTask(_PretrainEvaluated):
     def metadata(self, epoch:int)->dict[str, Any]:
         "State what a file of the model says of it, besides how it is built."
         norm = {'mean': list(self.norm.mean), 'std': list(self.norm.std)} if self.norm else {}
-        cfg, names = self.settings, ('dataset', 'recipe', 'norm_pix', 'method')
-        return {k: getattr(cfg, k) for k in names if hasattr(cfg, k)} | {
-            'epoch': epoch, 'licence': self.licence, **norm}
+        own = {k: v for k, v in vars(self.settings).items() if k in ('dataset', 'recipe', 'norm_pix', 'method')}
+        return {**own, 'epoch': epoch, 'licence': self.licence, **norm}
 
     def summary(self,
         history:pd.DataFrame,  # of the training

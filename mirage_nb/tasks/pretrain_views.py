@@ -127,6 +127,9 @@ class _ViewsParts(ImagesTask):
                            (t[0], t[1]), steps=n*max(cfg.epochs, 1), warm=round(n*warm),
                            fixed=round(n*min(cfg.fixed_prototypes, cfg.epochs/10)), accumulate=cfg.accumulate)
 
+# %% ../../nbs/tasks/85_pretrain_views.ipynb #85f00a01
+class _ViewsStart(_ViewsParts):
+    "Weights to start from."
     def first_encoder(self)->Any:
         "Build the encoder with the random weights of the seed."
         cfg = self.settings
@@ -158,7 +161,7 @@ class _ViewsParts(ImagesTask):
             'leave them out by local_views=0') from error
 
 # %% ../../nbs/tasks/85_pretrain_views.ipynb #4991f74c
-class _ViewsStep(_ViewsParts):
+class _ViewsStep(_ViewsStart):
     "Views of a batch, and losses of them."
     def views(self, batch:Batch)->Batch:
         "Make large and small views of a batch at random, on its device; hide patches of the large ones for iBOT."
@@ -213,8 +216,8 @@ class _ViewsStep(_ViewsParts):
 _LOOKED_AT, _ASKED, _NEAR = 64, 3, 5  # images of the indicators; that neighbours are shown of, and how many
 
 
-class ViewsTask(_ViewsStep):
-    "A contrastive or self-distilled pre-training (arXiv 2003.04297, 2104.14294, 2111.07832)."
+class _ViewsEvaluated(_ViewsStep):
+    "Numbers and neighbours of a snapshot."
     @torch.no_grad()
     def _read_some(self, model:nn.Module, accelerator:Any)->tuple[Tensor, list[Any], list[Batch]]:
         "Encode some evaluated images, and compare fixed views of them."
@@ -257,6 +260,9 @@ class ViewsTask(_ViewsStep):
         save_snapshot(folder, epoch, {'neighbours': images[near.cpu()], 'which': near.cpu()}, numbers)
         return numbers
 
+# %% ../../nbs/tasks/85_pretrain_views.ipynb #85f00a02
+class ViewsTask(_ViewsEvaluated):
+    "A contrastive or self-distilled pre-training (arXiv 2003.04297, 2104.14294, 2111.07832)."
     def summary(self, history:pd.DataFrame, snapshots:pd.DataFrame)->list[str]:
         "Say what was trained, from which weights, on which data, and how far it came."
         cfg, last, loss = self.settings, snapshots.iloc[-1], history.loss

@@ -28,6 +28,11 @@ class SeedScores:
     scores: Mapping[str, Sequence[ResampledScore]] # metric -> of each seed
     units: ResamplingUnits
 
+    def by_volume(self)->'SeedScores':
+        "Say that the intervals are by volume: where no patient is known, each volume counts as one."
+        label = self.units.label.replace('by patient', 'by volume')
+        return replace(self, units=replace(self.units, kind='volume', label=label))
+
     @cached_property
     def points(self)->dict[str, np.ndarray]: # metric -> (seeds,), NaN where undefined
         return {k: np.array([s.value for s in v]) for k, v in self.scores.items()}

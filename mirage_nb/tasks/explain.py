@@ -212,7 +212,8 @@ class _ExplainedMaps(_ExplainedTensors):
     def scored_maps(self)->dict[str, np.ndarray]: # method -> (n, h, w) float32
         "Map the images that are scored; those whose class is predicted together, as the scores take them."
         predicted = self.predicts(self.scored)
-        parts = [self.maps(self.scored[g], name) for g, name in ((predicted, 'scored'), (~predicted, 'other')) if g.any()]
+        groups = (predicted, 'scored'), (~predicted, 'other')
+        parts = [self.maps(self.scored[g], name) for g, name in groups if g.any()]
         back = np.argsort(np.r_[np.flatnonzero(predicted), np.flatnonzero(~predicted)])
         return {k: np.concatenate([p[k] for p in parts])[back] for k in self.methods}
 
@@ -223,7 +224,8 @@ class _ExplainedMaps(_ExplainedTensors):
         more = self.shown[~self.shown.row.isin(known)]
         made = self.maps(more, 'shown') if len(more) else {}
         place = {r: i for i, r in enumerate(more.row)}
-        return {k: np.stack([self.scored_maps[k][known[r]] if r in known else made[k][place[r]] for r in self.shown.row])
+        rows = self.shown.row
+        return {k: np.stack([self.scored_maps[k][known[r]] if r in known else made[k][place[r]] for r in rows])
                 for k in self.methods}
 
 # %% ../../nbs/tasks/86_explain.ipynb #13b00006

@@ -128,7 +128,8 @@ class _Scored(_Trained):
         if self.stage == 'cls_tune': return cls_seed_scores([read_predictions(p) for p in files], n)
         tables = [t[t.convention == 'strict'] for t in map(_read_table, files)]
         own = _read_table(self.first.folder/'test_volumes.csv')
-        return seg_seed_scores(tables, dict(zip(own.ID, own.patient, strict=True)), n)
+        found = seg_seed_scores(tables, dict(zip(own.ID, own.patient, strict=True)), n)
+        return found if self.task.manifest.knows_patients else found.by_volume()
 
     def cases(self)->Any: # None: nothing was scored, or the images have changed since
         "Draw cases of the first seed: best and worst images by its scores."

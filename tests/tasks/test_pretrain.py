@@ -464,7 +464,7 @@ def test_masks_are_learnt_from_whole_bscans(home, phantoms):
     assert sorted(onward.loaded.unused) == ['mask_head.linear.bias', 'mask_head.linear.weight']
     train_pretrain(replace(onward.settings, epochs=1, warmup_epochs=0.), home/'masked')
     back = MirageTask.from_settings(replace(cfg, weights=str(home/'masked'/'model.safetensors')))
-    assert sorted(back.loaded.new) == ['mask_head.linear.bias', 'mask_head.linear.weight'], 'decoders were not taken over'
+    assert sorted(back.loaded.new) == ['mask_head.linear.bias', 'mask_head.linear.weight'], 'decoders are new'
     assert task.train.pairs.classes['semseg'] == 13 and task.train.image('semseg', 0).max() < 13
 
 

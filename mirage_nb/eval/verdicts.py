@@ -400,13 +400,13 @@ def _probe_verdicts(
     first, last = probe[0], probe[-1]
     text = f'balanced accuracy {last:.3f}'
     if last - first < _PROBE_GAIN: yield Verdict('warning', (
-        f'Features no better than at random initialisation: a linear probe reaches {text}, before {first:.3f}'))
+        f'Features no better than before training: a linear probe reaches {text}, before {first:.3f}'))
     if pixels is not None and last - pixels < _PROBE_GAIN: yield Verdict('warning', (
         f'Features no better than pixels: a linear probe reaches {text}, on a small copy of each image {pixels:.3f}'))
     if last - max(first, pixels or 0) >= _PROBE_GAIN:
         beside = '' if pixels is None else f', on pixels {pixels:.3f}'
         yield Verdict('good', (
-            f'Features better than at random initialisation: a linear probe reaches {text}, before {first:.3f}'
+            f'Features better than before training: a linear probe reaches {text}, before {first:.3f}'
             + beside))
 
 

@@ -216,6 +216,17 @@ class _ViewsStep(_ViewsStart):
 _LOOKED_AT, _ASKED, _NEAR = 64, 3, 5  # images of the indicators; that neighbours are shown of, and how many
 
 
+def _nearest(
+    features:Tensor,    # (n, d)
+    picks:Sequence[int] # some of them
+)->Tensor:              # (picks, 1 + _NEAR) numbers of images
+    "Find the images that are most alike to some; the first is the image itself, also where all are alike."
+    x = F.normalize(features, dim=1)
+    alike = x[picks] @ x.T
+    alike[range(len(picks)), picks] = 2  # above every cosine
+    return alike.topk(min(_NEAR + 1, len(x))).indices
+
+
 class _ViewsEvaluated(_ViewsStep):
     "Numbers and neighbours of a snapshot."
     @torch.no_grad()
@@ -254,10 +265,8 @@ class _ViewsEvaluated(_ViewsStep):
         features, outs, batches = self._read_some(model, accelerator)
         numbers = self.validate(model, accelerator) | self._numbers(features, outs)
         images = torch.cat([self._colours(b['image'], b) for b in batches])
-        x = F.normalize(features, dim=1)
-        some = spread_evenly(len(x), _ASKED)
-        near = (x[some] @ x.T).topk(min(_NEAR + 1, len(x))).indices  # the first is the image itself
-        save_snapshot(folder, epoch, {'neighbours': images[near.cpu()], 'which': near.cpu()}, numbers)
+        near = _nearest(features, spread_evenly(len(features), _ASKED)).cpu()
+        save_snapshot(folder, epoch, {'neighbours': images[near], 'which': near}, numbers)
         return numbers
 
 # %% ../../nbs/tasks/85_pretrain_views.ipynb #85f00a02

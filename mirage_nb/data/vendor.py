@@ -283,8 +283,8 @@ def import_once(
     "Make a set of the scanner files of a folder among the runs, unless it is there."
     folder = folder.expanduser().resolve()
     if not folder.is_dir() or not _list_scans(folder)[0]: return None
-    name = hash_value([str(folder), cfg.purpose, list(cfg.modalities), cfg.size, list(cfg.layers)])[:8]
-    return import_scans(folder, runs_dir()/'.imported'/f'{folder.name}-{name}', cfg)
+    name = hash_value([str(folder), cfg.purpose, list(cfg.modalities), cfg.size, list(cfg.layers)])[:16]
+    return import_scans(folder, runs_dir()/'.imported'/name, cfg)  # its own name may be that of a patient
 
 
 # %% ../../nbs/data/98_vendor.ipynb #e48b3326

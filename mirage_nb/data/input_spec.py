@@ -18,6 +18,7 @@ from torch import Tensor
 from ..core import size_text, unknown
 from .augment.affine import PairAugment, draw_pairs, sampling_lines, source_matrix
 from .augment.photo import PhotoEval, PhotoTrain
+from .labels import norm_faults
 from .normalization import Norm
 from .preprocessing import Size
 from ..randomness import keyed_rand
@@ -48,6 +49,7 @@ class InputSpec:
         if len(self.mean) != len(self.std) or len(self.mean) not in (0, 1, self.channels): raise ValueError(
             f'mean and std take one number, or one for each of {self.channels} channels, '
                 f'not {self.mean} and {self.std}')
+        if faults := list(norm_faults(self.mean, self.std)): raise ValueError(faults[0])
         if not 0 < self.eval_crop <= 1 or not 0 < self.crop_scale_min <= 1:
             raise ValueError('eval_crop and crop_scale_min are parts above 0 up to 1, '
                              f'not {self.eval_crop} and {self.crop_scale_min}')

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..core import IMAGENET_NORM, unknown
+from .labels import norm_faults
 
 # %% ../../nbs/data/60_normalization.ipynb #3091be7d
 class Norm(NamedTuple):
@@ -32,8 +33,9 @@ def find_norm(
         if name not in NORMS: raise ValueError(unknown('normalisation', name, NORMS))
         return NORMS[name]
     mean, std = (tuple(float(v) for v in part) for part in name)
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(f'mean {mean} and std {std}: a normalisation has three of each, std above 0')
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError(f'mean {mean} and std {std}: a normalisation has three of each')
+    if faults := list(norm_faults(mean, std)): raise ValueError(faults[0])
     return Norm(mean, std)
 
 # %% ../../nbs/data/60_normalization.ipynb #0b739a5b

@@ -8,7 +8,9 @@ __all__ = ['SEEDS_LEFT', 'TrainingRecipe', 'FineTuningRecipe', 'weights_label', 
 # %% ../../nbs/recipes/15_base.ipynb #00f289fd
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Annotated, ClassVar, TypeVar
+
+from pydantic import Field
 
 from ..core import unknown
 from .data_options import SplitsOption, WaiveOption
@@ -43,7 +45,7 @@ class TrainingRecipe(Options):
     clip: Positive|None = None     # largest norm of the gradient; None: not limited
     accumulate: Count = 1          # micro-batches a step, to save memory
     precision: Precision = 'auto'  # 'fp32', 'bf16', 'fp16', or 'auto': what the device computes fast
-    seed: int = 0                  # seed of weights, order and augmentation
+    seed: Whole = 0                # seed of weights, order and augmentation
     workers: Whole = 0             # processes that read data, for each training process
     processes: Count = 1           # training processes on one machine, as many as GPUs
 
@@ -64,7 +66,7 @@ class FineTuningRecipe(TrainingRecipe):
     last_blocks: Count = 1         # with tune 'last', how many blocks train
     lora_rank: Count = 8           # with tune 'lora', rank of the added matrices
     lr: Positive = 1e-4            # highest learning rate
-    layer_decay: NotNegative = 1.  # factor of the learning rate from a layer to the one below
+    layer_decay: Annotated[float, Field(ge=0, le=1)] = 1. # factor of the learning rate from a layer to the one below
     drop_path: BelowOne = 0.       # rate of stochastic depth in the encoder's last block
     baselines: bool = False        # train baselines as well
     seeds: Seeds = 1               # trainings, one after another with seed, seed + 1, ..., and one report of all

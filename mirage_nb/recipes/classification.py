@@ -107,7 +107,7 @@ class ClsRecipe(FineTuningRecipe):
     probes: bool = True                 # logistic regression and nearest neighbours on the encoder before fine-tuning
     published_probes: bool = False      # also as papers report them: linear evaluation of MAE, neighbours of DINO
     baselines: bool = False             # also the same on a frozen random encoder
-    seed: int = 0                       # seed of weights, order, augmentation and shots
+    seed: Whole = 0                     # seed of weights, order, augmentation and shots
 
     def _conflicts(self)->Iterator[str]:
         "Yield what is wrong with options that are right alone."
@@ -174,7 +174,7 @@ class FewShot(Options):
     splits: SplitsOption = ''
     waive: WaiveOption = ''         # faults of the data that are accepted, as 'patients,constant'
     resamples: Count = 10_000       # bootstrap resamples of the intervals
-    seed: int = 0                   # seed of the first subset
+    seed: Whole = 0                 # seed of the first subset
 
 # %% ../../nbs/recipes/30_classification.ipynb #5c1e0a51
 @options
@@ -194,7 +194,7 @@ class ClsEval(Options):
     operating_point: Annotated[float, Field(gt=0, lt=1)] = 0.9
     allow_leaks: bool = False        # leave out validation images that are in the test split, instead of an error
     resamples: Annotated[int, Field(ge=100)] = 10_000 # bootstrap resamples of every interval
-    seed: int = 0                    # seed of the bootstrap
+    seed: Whole = 0                  # seed of the bootstrap
 
     def _conflicts(self)->Iterator[str]:
         "Yield what is wrong with options that are right alone."

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from .settings import Names, NotNegative, Options, options
+from .settings import Names, NotNegative, Options, Whole, options
 
 # %% ../../nbs/recipes/28_comparison.ipynb #ff6430d5
 @options
@@ -30,7 +30,7 @@ class Compare(Options):
     margin: NotNegative = 0.      # largest difference of the main metric that does not matter; 0: no equivalence test
     level: Annotated[float, Field(gt=.5, lt=1)] = 0.95 # of the intervals; 1 - level is the error of a family of tests
     resamples: Annotated[int, Field(ge=100)] = 10_000  # bootstrap resamples of patients
-    seed: int = 0                 # seed of the resamples
+    seed: Whole = 0               # seed of the resamples
 
     def _conflicts(self)->Iterator[str]:
         "Yield what is wrong with options that are right alone."

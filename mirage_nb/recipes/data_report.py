@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from .data_options import SplitsOption
-from .settings import Options, options
+from .settings import Options, Whole, options
 
 # %% ../../nbs/recipes/27_data_report.ipynb #9ab9ae37
 @options
@@ -27,7 +27,7 @@ class DataReport(Options):
     weights: str|None = None      # its checkpoint file, or 'random'; None: those that come with the kit
     examples: Annotated[int, Field(ge=0, le=48)] = 12 # images that are shown
     resamples: Annotated[int, Field(ge=100)] = 500    # bootstrap resamples of the intervals
-    seed: int = 0                 # seed of folds, intervals and examples
+    seed: Whole = 0               # seed of folds, intervals and examples
 
     def _conflicts(self)->Iterator[str]:
         "Yield what is wrong with options that are right alone."

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .settings import Count, Names, Options, Text, options
+from .settings import Count, Names, Options, Text, Whole, options
 
 # %% ../../nbs/recipes/31_explain.ipynb #f5270d2d
 @options
@@ -46,7 +46,7 @@ class Explain(Options):
     # also write each panel for print: 'pdf', 'svg', 'png' (300 dots an inch) or 'none'
     panels: Literal['none', 'pdf', 'svg', 'png'] = 'none'
     batch_size: Count = 8         # images at a time
-    seed: int = 0                 # seed of the choice of images, of random maps and of intervals
+    seed: Whole = 0               # seed of the choice of images, of random maps and of intervals
 
     def _conflicts(self)->Iterator[str]:
         "Yield what is wrong with options that are right alone."

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from ..core import unknown
 from .data_options import SplitsOption
-from .settings import Count, Names, Options, options
+from .settings import Count, Names, Options, Whole, options
 
 # %% ../../nbs/recipes/33_features.ipynb #33f00005
 _COLOURS = ('class', 'patient', 'site', 'dataset', 'split', 'brightness')
@@ -43,7 +43,7 @@ class FeatureReport(Options):
     foreground: bool = False      # colour bright patches alone, if the first component tells them from dark ones
     resamples: Annotated[int, Field(ge=100)] = 500     # bootstrap resamples of the intervals
     batch_size: Count = 16        # images at a time
-    seed: int = 0                 # of the picture, folds, intervals, and the choice of images
+    seed: Whole = 0               # of the picture, folds, intervals, and the choice of images
 
     def _conflicts(self)->Iterator[str]:
         "Yield what is wrong with options that are right alone."

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import field, replace
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ..core import unknown
 from .base import TrainingRecipe, find_recipe, name_recipes
@@ -30,6 +30,17 @@ from mirage_nb.recipes.settings import (
 # %% ../../nbs/recipes/40_pretraining.ipynb #4b1d7e02
 _Share = Annotated[float, Field(gt=0, lt=1)]
 _Pair = Annotated[list[float], numbers_too, Field(min_length=2, max_length=2)]
+_Betas = Annotated[list[BelowOne], numbers_too, Field(min_length=2, max_length=2)]
+
+
+def _check_rising(parts:list[float])->list[float]:
+    "Return the smallest and the largest part as they are; an error if they are the wrong way round."
+    if parts[0] <= parts[1]: return parts
+    raise ValueError(f'the smallest part comes first, as {parts[::-1]}, not {parts}')
+
+
+_Parts = Annotated[list[Fraction], numbers_too, Field(min_length=2, max_length=2), AfterValidator(_check_rising)]
+_Weights = Annotated[list[NotNegative], numbers_too]
 
 
 @options
@@ -49,13 +60,13 @@ class PretrainRecipe(TrainingRecipe):
     base_lr: Positive = 1e-4        # highest learning rate, for a batch of 256
     warmup_epochs: NotNegative = 40. # epochs of linear warm-up from 0; with fewer epochs, at most half of them
     schedule: str = 'warmup_cosine' # of the learning rate: 'warmup_cosine' (MIRAGE) or 'half_cycle' (MAE)
-    betas: _Pair = field(default_factory=lambda: [0.9, 0.95]) # betas of AdamW
+    betas: _Betas = field(default_factory=lambda: [0.9, 0.95]) # betas of AdamW
     checkpointing: bool = False     # compute blocks again in the backward pass, to save memory
     compile: bool = False           # compile the blocks by torch.compile
     eval_every: Whole = 0           # epochs between validations, with images and probe; 0: only before and after
     checkpoint_every: Whole = 20    # epochs between kept checkpoints; 0: none
     keep_last: Count = 3            # how many of these checkpoints stay, the newest
-    seed: int = 0                   # seed of weights, order, augmentation and masks
+    seed: Whole = 0                 # seed of weights, order, augmentation and masks
     processes: Count = 1            # training processes on each machine, as many as GPUs
     nodes: Count = 1                # machines
     slurm: str = ''                 # partition of Slurm to train in; 'local': submitit on this machine; '': here
@@ -101,9 +112,9 @@ class MAERecipe(PretrainRecipe):
     mask_ratio: _Share = 0.75           # share of the patches that is hidden
     norm_pix: bool = False              # predict patches of images with mean 0 and variance 1
     decode_ratio: Fraction|None = None  # part of the hidden that a cross-attention decoder predicts; None: a third
-    crop_scale: _Pair = field(default_factory=lambda: [0.2, 1.]) # smallest and largest part of the area that is cut out
+    crop_scale: _Parts = field(default_factory=lambda: [0.2, 1.]) # smallest and largest part of the area cut out
     # how often each dataset is drawn, as [1, 2]; None: by its size
-    sampling_weights: Annotated[list[float], numbers_too]|None = None
+    sampling_weights: _Weights|None = None
     epochs: Count = 800
     base_lr: Positive = 1.5e-4
     schedule: str = 'half_cycle'
@@ -121,10 +132,10 @@ class ViewsRecipe(PretrainRecipe):
     dataset: str = ''                 # a dataset, or the path of a folder of images; several with commas between
     method: Literal['moco', 'dino', 'ibot'] = 'dino' # 'moco' (contrastive), 'dino' or 'ibot' (self-distilled)
     mask_ratio: _Share = 0.3          # with ibot: share of the patches that is hidden, in half of the views
-    crop_scale: _Pair = field(default_factory=lambda: [0.25, 1.]) # smallest and largest part of a large view
+    crop_scale: _Parts = field(default_factory=lambda: [0.25, 1.]) # smallest and largest part of a large view
     local_views: Whole = 10           # small views of each image
     local_size: Count = 96            # side of a small view, pixels
-    local_scale: _Pair = field(default_factory=lambda: [0.05, 0.25]) # smallest and largest part of a small view
+    local_scale: _Parts = field(default_factory=lambda: [0.05, 0.25]) # smallest and largest part of a small view
     jitter: _Chance = 0.4           # largest relative change of brightness and contrast
     colour: _Chance = 0.2           # the same of saturation; half of it for the hue; grey images stay grey
     grey: _Chance = 0.2             # probability that colours are dropped
@@ -142,7 +153,7 @@ class ViewsRecipe(PretrainRecipe):
     koleo: NotNegative = 0.           # weight of a loss that spreads the features of a batch; DINOv2 takes 0.1
     drop_path: BelowOne = 0.1         # rate of stochastic depth in the student's last block
     # how often each dataset is drawn, as [1, 2]; None: by its size
-    sampling_weights: Annotated[list[float], numbers_too]|None = None
+    sampling_weights: _Weights|None = None
     epochs: Count = 800
     batch_size: Count = 1024          # images per step, of all processes together
     optimizer: Literal['adamw', 'sgd'] = 'adamw' # 'adamw', or 'sgd' with momentum 0.9
@@ -151,7 +162,7 @@ class ViewsRecipe(PretrainRecipe):
     warmup_epochs: NotNegative = 10.
     weight_decay: NotNegative = 0.04
     final_weight_decay: NotNegative|None = 0.4 # in the last step; None: it stays as it is
-    betas: _Pair = field(default_factory=lambda: [0.9, 0.999]) # betas of AdamW
+    betas: _Betas = field(default_factory=lambda: [0.9, 0.999]) # betas of AdamW
 
     def _conflicts(self)->Iterator[str]:
         "Yield what is wrong with options that are right alone."

@@ -47,7 +47,7 @@ class Reconstruct(Options):
     # folder of images that are as they should be
     reference: str = ''
     batch_size: Count = 8        # images at a time
-    seed: int = 0                # seed of masks, artefacts and examples
+    seed: Whole = 0              # seed of masks, artefacts and examples
 
     def _conflicts(self)->Iterator[str]:
         "Yield what is wrong with options that are right alone."

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import field
 from typing import Annotated, Literal
 
-from .settings import Count, Options, numbers_too, options
+from .settings import Count, Options, Whole, numbers_too, options
 
 # %% ../../nbs/recipes/29_seeds.ipynb #5eed0045
 @options
@@ -20,7 +20,7 @@ class SeedReport(Options):
     task: Literal['segmentation', 'classification'] = 'segmentation' # 'segmentation' or 'classification', without run
     run: str = ''                 # folder of a finished 30_seg_tune or 31_cls_tune, with any of the seeds
     # seeds to report, as [0, 1, 2]; []: all that are finished
-    seeds: Annotated[list[int], numbers_too] = field(default_factory=list)
+    seeds: Annotated[list[Whole], numbers_too] = field(default_factory=list)
     resamples: Count = 10_000     # bootstrap resamples of the intervals
 
     def _conflicts(self)->Iterator[str]:

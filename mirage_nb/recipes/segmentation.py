@@ -7,11 +7,13 @@ __all__ = ['SEG_RECIPES', 'SegRecipe', 'seg_recipe', 'SegEval']
 
 # %% ../../nbs/recipes/20_segmentation.ipynb #98d62cf7
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from .base import FineTuningRecipe, find_recipe, name_recipes
 from .data_options import SplitsOption
-from .settings import BelowOne, Count, NotNegative, Options, Positive, Size, Whole, options
+from .settings import BelowOne, Count, Options, Positive, Size, Whole, options
 
 # %% ../../nbs/recipes/20_segmentation.ipynb #f6eb8b42
 @options
@@ -30,7 +32,7 @@ class SegRecipe(FineTuningRecipe):
     batch_size: Count = 4           # images per step, of all processes together
     size: Size = 1024
     lr: Positive = 1e-4             # highest learning rate, at the head
-    layer_decay: NotNegative = 0.75
+    layer_decay: Annotated[float, Field(ge=0, le=1)] = 0.75
     drop_path: BelowOne = 0.1
     baselines: bool = False         # also measure the mean mask, and the same head on a frozen random encoder
 
@@ -59,7 +61,7 @@ class SegEval(Options):
     # how their images are divided, as splits.csv in the folder of a run; '': as the dataset is
     splits: SplitsOption = ''
     min_lesion: Whole = 0         # pixels of the smallest lesion that is counted; 0: as the manifest says
-    seed: int = 0                 # seed of the bootstrap
+    seed: Whole = 0               # seed of the bootstrap
 
     def _conflicts(self)->Iterator[str]:
         "Yield what is wrong with options that are right alone."

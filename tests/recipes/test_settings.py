@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict, fields, replace
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -138,8 +138,30 @@ def test_every_list_takes_commas():
             of_text = 'str' in str(inner[0])
             adapter = TypeAdapter(hint, config=ConfigDict(strict=True))
             n = 3 if 'min_length=3' in str(hint) else 2
-            given, wanted = ('a, b', ['a', 'b']) if of_text else (','.join('1'*n), [1]*n)
+            one = .5 if 'float' in str(inner[0]) else 1
+            given, wanted = ('a, b', ['a', 'b']) if of_text else (','.join([str(one)]*n), [one]*n)
             assert adapter.validate_python(given) == wanted == adapter.validate_python(tuple(wanted)), name
     assert {'modalities', 'outputs', 'class_map', 'size', 'crop_scale', 'seeds', 'shots', 'runs'} <= seen
     with pytest.raises(ValidationError): TypeAdapter(get_type_hints(SegRecipe, include_extras=True)['size'],
                                                      config=ConfigDict(strict=True)).validate_python('512')
+
+
+def _kinds():
+    "All classes of options of the package"
+    for m in iter_modules(recipes.__path__):
+        found = vars(import_module(f'mirage_nb.recipes.{m.name}')).values()
+        yield from (k for k in found if isinstance(k, type) and issubclass(k, Options) and k is not Options
+                    and k.__module__.endswith(f'.{m.name}'))
+
+
+def _holds_number(note):
+    return note in (int, float) or any(_holds_number(k) for k in get_args(note) if get_origin(note) is not Literal)
+
+
+@pytest.mark.parametrize('kind', list(_kinds()), ids=lambda k: k.__name__)
+def test_every_number_has_a_range(kind):
+    "lr=1e999 is infinite; layer_decay=-3 would raise the learning rate of lower layers with a changing sign"
+    for name, note in get_type_hints(kind, include_extras=True).items():
+        if not _holds_number(note): continue
+        for value in (v for n in (float('inf'), float('nan'), -3., -3) for v in (n, [n, n])):
+            with pytest.raises(ValueError, match=name): kind(**{name: value})

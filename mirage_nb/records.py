@@ -9,6 +9,7 @@ __all__ = ['HANDOFF', 'dataset_name', 'Run', 'run_identity', 'start_run', 'finis
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from . import __version__
 from .core import counted, project_dir, runs_dir
 from .recipes.pipelines import run_command
 from .storage import absolute_path, hash_value, read_json, write_json
+from .untrusted import control_fault
 
 # %% ../nbs/10_records.ipynb #bd13a63c
 _PACKAGES = ('torch', 'torchvision', 'timm', 'numpy', 'scipy', 'pandas', 'scikit-learn', 'monai', 'accelerate',
@@ -51,7 +53,8 @@ def dataset_name(
     dataset:str # name, folder or manifest, as a user types it
 )->str:         # name of the folder that holds its runs
     "Name a dataset, whichever way it was given."
-    path = Path(dataset)
+    path = absolute_path(dataset) if '..' in Path(dataset).parts else Path(dataset)
+    if fault := control_fault(dataset): raise ValueError(f'dataset {fault}')
     if path.suffix != '.toml': return path.name or 'all'  # the dot of 'Clinic.v2' is part of its name
     return absolute_path(path).parent.name if path.stem == 'manifest' else path.stem
 
@@ -95,7 +98,7 @@ def start_run(
     identity = hash_value({'stage': stage, 'settings': run_identity(settings, stage), 'sources': sources,
                         'version': __version__})
     name = dataset_name(home or str(settings.get('dataset') or 'all'))
-    label = label.replace(':', '_')  # of timm:NAME, which some file systems do not take
+    label = re.sub(r'[:/\\\\\x00-\x1f]', '_', label)  # of timm:NAME, which some file systems do not take
     folder = runs_dir()/stage/name/f"{label + '-' if label else ''}{identity[:8]}"
     record = folder/'run.json'
     done, known = (folder/'result.json').exists(), read_json(record) if record.exists() else None

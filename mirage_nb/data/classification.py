@@ -6,7 +6,6 @@
 __all__ = ['LabelledImages', 'labelled_rows', 'load_labelled', 'targets', 'ClsDataset', 'match_classes']
 
 # %% ../../nbs/data/91_classification.ipynb #f982d5b8
-import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from .tables import table_rows
 from ..randomness import sample_key
 from ..recipes.data_options import SplitPlan, parse_splits
 from ..storage import hash_value
+from ..untrusted import search_name
 
 # %% ../../nbs/data/91_classification.ipynb #87855981
 def _class_folders(
@@ -59,7 +59,7 @@ def _deep_patients(
 )->pd.Series:          # '' where they are not known
     "Find the patients of images in class folders: by the manifest, or by folders in the classes."
     if manifest.patient: return table.id.map(
-        lambda k: patient_of(manifest, s if re.search(manifest.patient, s := k.rpartition('/')[2]) else k))
+        lambda k: patient_of(manifest, s if search_name(manifest.patient, s := k.rpartition('/')[2]) else k))
     inner = table.id.where(table.id.str.contains('/'), '').str.partition('/')[0]
     if (inner == '').all(): return inner
     root, whose = dataset_dir(manifest), {str(c): sorted(set(v)) for c, v in inner.groupby(table.label)}

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from ..core import counted, runs_dir
-from ..storage import hash_value, save_table
+from ..spreadsheets import save_table
+from ..storage import hash_value
 
 # %% ../../nbs/data/07_faults.ipynb #899dfb66
 class Fault(NamedTuple):

@@ -7,13 +7,15 @@ __all__ = ['CHOICES', 'norm_faults', 'LabelFacts', 'label_faults', 'is_lesion', 
 
 # %% ../../nbs/data/04_labels.ipynb #f08310a2
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import field
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, WithJsonSchema
 
 from ..recipes.settings import Options, options
+from ..untrusted import OUTSIDE, fill_form, leaves_folder
 
 # %% ../../nbs/data/04_labels.ipynb #7900b3f4
 _Reader = Literal['NIH_ChestXray14', 'CheXpert', 'MIMIC_CXR', 'COVIDx', 'NODE21']
@@ -45,6 +47,8 @@ def norm_faults(
 @options
 class LabelFacts(Options):
     "Where the labels of a dataset's images are, and what they mean."
+    _prose: ClassVar[tuple[str, ...]] = ('joined',)
+
     recipe: str = 'cls_probe_mirage' # recipe that fine-tuning for classification starts from
     classes: tuple[str, ...] = ()    # names in the order of the model's outputs; left out: names in the data, sorted
     multi: bool = False              # true where several labels may hold for one image
@@ -72,6 +76,10 @@ class LabelFacts(Options):
 
     def _conflicts(self)->Iterator[str]:
         "Yield what is wrong with values that are right alone."
+        yield from (f'labels.{k} {OUTSIDE.format(v)}' for k, v in (('table', self.table), ('image', self.image))
+                    if leaves_folder(v))
+        try: fill_form(self.image, defaultdict(str))
+        except ValueError as e: yield f'labels.image: {e}'
         if self.classes and (len(set(self.classes)) != len(self.classes) or len(self.classes) < 2):
             yield f'labels.classes takes two or more different names, got {list(self.classes)}'
         yield from (f'labels.{fault}' for fault in norm_faults(self.mean, self.std))

@@ -10,12 +10,11 @@ __all__ = ['SPLITS', 'ClassInfo', 'Manifest', 'read_manifest', 'dataset_dir', 'c
 import json
 import re
 import sys
-import tomllib
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, WithJsonSchema
 
@@ -29,7 +28,8 @@ from ..recipes.faults import list_faults
 from ..recipes.segmentation import seg_recipe
 from ..recipes.settings import Count, Options, option_comments, options
 from ..sources.files import FetchPlan, SourceFile
-from ..storage import absolute_path, hash_file, hash_value, read_json, read_text
+from ..storage import absolute_path, hash_file, hash_value, read_json, read_toml
+from ..untrusted import OUTSIDE, leaves_folder, search_name
 
 # %% ../../nbs/data/05_manifest.ipynb #f57dbe66
 SPLITS = ('train', 'val', 'test')
@@ -71,6 +71,8 @@ _Pair = Annotated[tuple[Count, Count], WithJsonSchema(
 @options
 class _Facts(Options):
     "Facts of a dataset that its file states as they are used."
+    _prose: ClassVar[tuple[str, ...]] = ('title', 'source', 'licence', 'citation', 'get', 'quirks')
+
     title: _Filled                  # the dataset in one line
     task: _Task                     # what the dataset is for
     modality: _Filled               # kind of image, as bscan, slo, cxr or uwf
@@ -113,7 +115,7 @@ class Manifest(_Facts):
     def site_of(self, name:str)->str: # '' where the manifest states no site
         "Return the site that a file is from, by its name."
         if not self.site: return ''
-        if found := re.search(self.site, name): return found.group(1)
+        if found := search_name(self.site, name, f"{self.path}: 'site'"): return found.group(1)
         raise ValueError(f"{self.path}: 'site' {self.site!r} does not fit the file {name!r}")
 
     @property
@@ -176,6 +178,10 @@ class _Splits(Options):
     val: _Filled = 'val'     # folder of the validation split
     test: _Filled = 'test'   # folder of the test split
 
+    def _conflicts(self)->Iterator[str]:
+        "Yield which folders are not below the dataset's."
+        yield from (f'splits.{k} {OUTSIDE.format(v)}' for k, v in asdict(self).items() if leaves_folder(v))
+
 
 def _check_grey(text:str)->str:
     "Return the key of a class map as it is; an error if it is not a grey value."
@@ -230,8 +236,7 @@ def _read_file(
     name:str   # of the dataset
 )->_ManifestFile:
     "Read and check a manifest; one error lists all faults."
-    try: raw = tomllib.loads(read_text(path))
-    except ValueError as e: raise ValueError(f'{path} is not TOML: {e}') from e
+    raw = read_toml(path)
     faults = [f"'name' is {raw['name']!r}; its file is named {name!r}"] if raw.get('name', name) != name else []
     try: file = TypeAdapter(_ManifestFile).validate_json(json.dumps(raw, default=str))
     except ValidationError as e: faults += list_faults(e, _ManifestFile, 'field', _TOML)
@@ -412,7 +417,7 @@ def patient_of(
 )->str:
     "Return the patient that a volume belongs to."
     if not manifest.patient: return volume
-    found = re.search(manifest.patient, volume)
+    found = search_name(manifest.patient, volume, f"{manifest.path}: 'patient'")
     if not found:
         raise ValueError(f"{manifest.path}: 'patient' {manifest.patient!r} does not fit the volume {volume!r}")
     return found.group(1)

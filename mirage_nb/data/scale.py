@@ -17,6 +17,7 @@ from pydantic import Field
 
 from ..recipes.settings import Count, Options, Positive, options
 from ..spreadsheets import open_table
+from ..untrusted import OUTSIDE, leaves_folder
 
 # %% ../../nbs/data/02_scale.ipynb #85184ad2
 _Micrometres = Annotated[float, Field(gt=0.1, lt=900)]  # between pixels of an eye; millimetres would be smaller
@@ -40,6 +41,7 @@ class MaskScale(Options):
 
     def _conflicts(self)->Iterator[str]:
         "Yield what is wrong with values that are right alone."
+        if leaves_folder(self.sizes): yield f'sizes {OUTSIDE.format(self.sizes)}'
         given = [k for k in ('depth_um', 'across_um', 'rows', *_OF_AREAS) if getattr(self, k) is not None]
         if self.sizes:
             if of_all := [k for k in given if k not in ('tolerance_um', 'min_lesion_mm2')]: yield (

@@ -20,6 +20,7 @@ from .labels import LabelFacts
 from .manifest import Manifest, dataset_dir, label_facts
 from ..spreadsheets import as_binary, find_table, open_table
 from ..storage import read_text
+from ..untrusted import fill_form, path_inside
 
 # %% ../../nbs/data/30_tables.ipynb #a04108ae
 def read_text_table(
@@ -142,10 +143,11 @@ def _image_paths(
     manifest_name:str   # likewise
 )->list[Path]:
     "Find the file of each row; where none exists the manifest is wrong, single ones are left to the first check."
-    try: files = [root/facts.image.format_map(row) for row in table.to_dict('records')]
-    except (KeyError, IndexError, ValueError) as e: raise ValueError(
+    try: names = [fill_form(facts.image, row) for row in table.to_dict('records')]
+    except KeyError as e: raise ValueError(
         f"{path}: labels.image {facts.image!r} names a column {e} that is not there; "
         f"there are {', '.join(map(str, table))}") from e
+    files = [path_inside(root, k, f'{path}, row {i},') for i, k in enumerate(names, 2)]
     found = find_files(files)
     if not any(found): raise FileNotFoundError(
         f'none of the {len(files)} images of {path} is there, the first is {files[0]}; labels.image in {manifest_name} '

@@ -32,7 +32,8 @@ from mirage_nb.data.scanners.reading import (
 )
 from .scanners.volume import DamagedFile, Volume
 from .volume_slices import note_fault, write_plane
-from ..storage import hash_file, hash_value, read_json, save_table, write_atomic, write_json
+from ..spreadsheets import save_table
+from ..storage import hash_file, hash_value, read_json, write_atomic, write_json
 
 # %% ../../nbs/data/98_vendor.ipynb #9ff44662
 _PAIRED = 'bscan', 'slo', 'bscanlayermap'

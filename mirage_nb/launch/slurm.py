@@ -21,6 +21,7 @@ from .watch import first_error, follow_progress
 from .worker import train_here
 from ..recipes.pretraining import PretrainRecipe
 from ..storage import read_json, write_json
+from ..untrusted import control_fault
 
 # %% ../../nbs/launch/30_slurm.ipynb #5c1e7a22
 @dataclass(frozen=True)
@@ -55,12 +56,13 @@ def slurm_options(
     text:str # 'PARTITION', or 'PARTITION,NAME=VALUE,...'
 )->tuple[str, dict[str, Any]]: # partition; options by name, True where a word has no value
     "Parse the option `slurm`."
+    if fault := control_fault(text): raise ValueError(f'slurm {fault}')
     words = [w.strip() for w in text.split(',')]
     n = next((i for i, w in enumerate(words) if '=' in w), len(words))  # partitions before that
     options: dict[str, Any] = {}
     for word in words[n:]:
         name, equals, value = (w.strip() for w in word.partition('='))
-        if not name or equals and not value:
+        if not re.fullmatch(r'[A-Za-z][\w-]*', name) or equals and not value:
             raise ValueError(f"slurm is '{text}': '{word}' is not NAME=VALUE, as in PARTITION,gpus=4,time=48:00:00")
         options[name.replace('-', '_')] = value or True
     return ','.join(words[:n]), options

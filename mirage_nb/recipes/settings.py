@@ -20,6 +20,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 from pydantic.dataclasses import dataclass
 
 from .faults import list_faults
+from ..untrusted import control_fault
 
 # %% ../../nbs/recipes/10_settings.ipynb #d3ed4bc3
 Count = Annotated[int, Field(ge=1)]
@@ -117,12 +118,22 @@ def options(
     return made
 
 
+def _texts_in(
+    value:object # of an option
+)->Iterator[str]:
+    "Yield the texts of a value, those of lists and tables too."
+    if isinstance(value, str): yield value
+    elif isinstance(value, Mapping): yield from (t for pair in value.items() for k in pair for t in _texts_in(k))
+    elif isinstance(value, (list, tuple)): yield from (t for k in value for t in _texts_in(k))
+
+
 @options
 class Options:
     "Options of a job."
     _first: ClassVar[tuple[str, ...]] = ()  # shown before the others in a report
     _last: ClassVar[tuple[str, ...]] = ()   # and after them
     _either: ClassVar[Mapping[str, tuple[str, Any]]] = {}  # option -> the one it replaces, and the value of that then
+    _prose: ClassVar[tuple[str, ...]] = ()  # texts that may have several lines
 
     def _conflicts(self)->Iterator[str]:
         "Yield what is wrong with options that are right alone."
@@ -131,7 +142,9 @@ class Options:
     @model_validator(mode='after')
     def _check_together(self)->Self:
         "Return the options; an error that holds all conflicts if there are any."
-        if found := list(self._conflicts()): raise ValueError(*found)
+        texts = ((f.name, t) for f in fields(self) for t in _texts_in(getattr(self, f.name)))
+        broken = [f'{k} {fault}' for k, t in texts if (fault := control_fault(t, k in self._prose))]
+        if found := broken or list(self._conflicts()): raise ValueError(*found)
         return self
 
 # %% ../../nbs/recipes/10_settings.ipynb #9c3db14f

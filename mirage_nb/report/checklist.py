@@ -22,7 +22,7 @@ from ..recipes.base import TrainingRecipe, describe_weights
 from ..recipes.faults import list_faults
 from ..recipes.settings import Options, options
 from ..records import dataset_name
-from ..sources.files import read_toml
+from ..storage import read_toml
 
 # %% ../../nbs/report/35_checklist.ipynb #c35e0006
 @options

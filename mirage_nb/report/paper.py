@@ -24,6 +24,7 @@ from .checklist import count_answers, fill_checklists
 from .marked_tables import MarkedTable, plain_table, write_word_table
 from .methods import methods_paragraph
 from .references import model_works, works_of, write_bibtex
+from ..spreadsheets import table_text
 from ..storage import read_json, write_atomic
 
 # %% ../../nbs/report/40_paper.ipynb #a87d77d7
@@ -145,7 +146,7 @@ def _write_checklists(
 )->None:
     "Write the filled checklists as one table and one document of Word."
     rows = pd.concat([t.assign(checklist=k.partition(' (')[0]) for k, t in filled.items()])
-    _write_text(home/'checklists.csv', rows[['checklist', *next(iter(filled.values())).columns]].to_csv(index=False))
+    _write_text(home/'checklists.csv', table_text(rows[['checklist', *next(iter(filled.values())).columns]]))
     note = (f'{count_answers(filled)}. "In part" and "missing" say what to do; "yours" is what no program can know. '
             'The items are shortened: the papers hold their full wording.')
     tables = {k: (k, plain_table(t)) for k, t in filled.items()}
@@ -171,7 +172,7 @@ def write_paper(
     for sub in ('tables', 'figures'): (home/sub).mkdir(parents=True, exist_ok=True)
     for name, (caption, rows) in shown.items():
         _write_text(home/'tables'/f'{name}.tex', rows.latex(caption, f'tab:{name}'))
-        _write_text(home/'tables'/f'{name}.csv', rows.rows.to_csv(index=False))
+        _write_text(home/'tables'/f'{name}.csv', table_text(rows.rows))
     for name, figure in figures.items():
         if figure is not None: _save_figure(figure, home/'figures'/name)
     _word_file(home/'paper.docx', 'Methods', re.sub(r'\s*\[@[^]]+\]', '', text), shown)

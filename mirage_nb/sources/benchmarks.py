@@ -17,7 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from ..core import resource_dir, unknown
 from ..recipes.faults import list_faults
 from ..recipes.settings import Options, options
-from .files import read_toml
+from ..storage import read_toml
 
 # %% ../../nbs/sources/40_benchmarks.ipynb #b40e0006
 _Text = Annotated[str, Field(pattern=r'\S')]

@@ -17,9 +17,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from ..core import resource_dir
 from ..recipes.faults import list_faults
 from ..recipes.settings import Options, options
-from .files import read_toml
 from .weights import Weights, recognise_weights
-from ..storage import absolute_path, read_json
+from ..storage import absolute_path, read_json, read_toml
 
 # %% ../../nbs/sources/30_overlaps.ipynb #1c6a8660
 @options

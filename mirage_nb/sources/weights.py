@@ -22,7 +22,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from ..core import project_dir, resource_dir, unknown
 from ..recipes.faults import list_faults
 from ..recipes.settings import Options, option_comments, options
-from .files import FetchPlan, SourceFile, other_content, read_toml
+from .files import FetchPlan, SourceFile, other_content
+from ..storage import read_toml
 
 # %% ../../nbs/sources/20_weights.ipynb #0edb9087
 _Triple = Annotated[tuple[float, ...], Field(max_length=3)]

@@ -7,7 +7,6 @@ __all__ = ['SweepPlan', 'varying', 'plan_cells', 'read_plan', 'parse_plan']
 
 # %% ../../nbs/sweeps/15_plan.ipynb #5e150003
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field, fields
 from itertools import product
@@ -17,7 +16,7 @@ from typing import Any
 from ..core import unknown
 from ..recipes.pipelines import find_notebook, parameter_values, parse_parameters
 from ..recipes.settings import Count, Options, options
-from ..storage import read_text
+from ..storage import read_toml
 from .cells import Cell
 
 # %% ../../nbs/sweeps/15_plan.ipynb #5e150006
@@ -137,9 +136,7 @@ def read_plan(
     "Read the plan of a sweep from a TOML file."
     path = Path(file).expanduser()
     if not path.is_file(): raise FileNotFoundError(f'no plan {path.resolve()}')
-    try: values = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as e: raise ValueError(f'{path} is not TOML: {e}') from None
-    return _make_plan({'name': path.stem, **values, **changed}, path.name)
+    return _make_plan({'name': path.stem, **read_toml(path), **changed}, path.name)
 
 # %% ../../nbs/sweeps/15_plan.ipynb #5e150015
 _WITH_COMMAS = ('waive', 'splits', 'runs')  # parameters whose text holds commas

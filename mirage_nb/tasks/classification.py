@@ -39,7 +39,7 @@ from ..recipes.data_options import waived
 from ..recipes.settings import rows_cols
 from ..records import dataset_name
 from ..sources.weights import recognise_weights
-from ..storage import save_table
+from ..spreadsheets import save_table
 from .baselines import baseline_file, predict_majority, probe_encoder, random_probe_settings
 from mirage_nb.tasks.cross_dataset import (
     check_scorable,

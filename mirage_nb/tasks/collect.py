@@ -19,8 +19,8 @@ from ..core import runs_dir, unknown
 from ..eval.classification.predictions import read_predictions
 from ..eval.method_scores import MethodResult, SegResult, cls_result
 from ..records import dataset_name
-from ..spreadsheets import open_table
-from ..storage import absolute_path, read_json, save_table
+from ..spreadsheets import open_table, save_table
+from ..storage import absolute_path, read_json
 
 # %% ../../nbs/tasks/02_collect.ipynb #b0cac96f
 def _sweeps_of(

@@ -31,7 +31,8 @@ from ..figures.comparison import show_differences, show_method_scores, show_over
 from ..recipes.comparison import Compare
 from ..report.comparison_tables import difference_table, main_table, metric_table, seed_table
 from ..report.marked_tables import MarkedTable
-from ..storage import hash_file, save_table
+from ..spreadsheets import save_table
+from ..storage import hash_file
 from .collect import example_tables, find_runs, read_runs, read_tables, scored_file
 
 # %% ../../nbs/tasks/77_compare.ipynb #884e8211

@@ -24,7 +24,7 @@ from ..data.faults import LENIENT
 from ..data.manifest import Manifest, label_facts
 from ..eval.classification.predict import TunedClassifier, predictions_table
 from ..eval.classification.predictions import check_predictions, map_classes, parse_map
-from ..storage import save_table
+from ..spreadsheets import save_table
 
 # %% ../../nbs/tasks/12_cross_dataset.ipynb #7a951abe
 def _match_labels(

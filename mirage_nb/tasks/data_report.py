@@ -34,7 +34,7 @@ from ..models.classification import cls_model, start_classifier
 from ..models.timm_encoder import PREFIX
 from ..models.zoo import encoder_record, weights_file
 from ..recipes.data_report import DataReport
-from ..storage import save_table
+from ..spreadsheets import save_table
 
 # %% ../../nbs/tasks/76_data_report.ipynb #51690408
 _COLUMNS = ('id', 'image', 'split', 'patient', 'site', 'label')

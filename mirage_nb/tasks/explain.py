@@ -39,7 +39,8 @@ from ..explain.targets import ClassTarget, RegionTarget, Target
 from ..figures.explain import ExplainedPanel
 from ..recipes.explain import Explain
 from ..records import Run, dataset_name, finished_runs
-from ..storage import absolute_path, save_table, write_atomic
+from ..spreadsheets import save_table
+from ..storage import absolute_path, write_atomic
 from .ensemble import Member
 from mirage_nb.tasks.explained_images import (
     ExplainedSet,

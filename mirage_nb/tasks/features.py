@@ -36,9 +36,11 @@ from ..models.heads.classification import ClsModel
 from ..recipes.data_report import DataReport
 from ..recipes.features import FeatureReport
 from ..records import dataset_name, open_run
-from ..storage import read_json, save_table
+from ..spreadsheets import save_table
+from ..storage import read_json
 from .data_report import plan_report
 from .ensemble import Member
+from ..untrusted import search_name
 
 # %% ../../nbs/tasks/88_features.ipynb #88f00005
 def _sites(
@@ -47,9 +49,9 @@ def _sites(
 )->list[str]:
     "Name the site of each image."
     if not pattern: return list(table.site)
-    try: rule = re.compile(pattern)
+    try: re.compile(pattern)
     except re.error as e: raise ValueError(f'site={pattern!r} is no regular expression: {e}') from e
-    found = [rule.search(str(k)) for k in table.id]
+    found = [search_name(pattern, str(k), 'site') for k in table.id]
     if not any(found): raise ValueError(
         f'site={pattern!r} is found in no name, as {table.id.iloc[0]!r}; its first group is the site')
     return ['' if m is None else (m[1] if m.groups() else m[0]) or '' for m in found]

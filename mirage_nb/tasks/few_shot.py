@@ -20,7 +20,7 @@ from ..eval.classification.metrics import ALL, MACRO
 from ..eval.classification.predictions import Predictions, read_predictions
 from ..eval.resampled import ResampledScore, join_scores, seeds_interval
 from ..recipes.classification import FewShot
-from ..storage import save_table
+from ..spreadsheets import save_table
 from .classification import ClassificationTask
 from .protocol import train
 

@@ -40,7 +40,8 @@ from ..eval.unlike import Neighbours
 from ..figures.prediction import write_overlay
 from ..recipes.prediction import Predict
 from ..records import Run, dataset_name, finished_runs
-from ..storage import absolute_path, hash_value, read_json, save_table, write_atomic
+from ..spreadsheets import save_table
+from ..storage import absolute_path, hash_value, read_json, write_atomic
 from .ensemble import Ensemble, ImagePrediction
 from .likeness import find_neighbours
 

@@ -28,7 +28,7 @@ from ..models.checkpoints import LoadReport
 from ..recipes.base import FineTuningRecipe, describe_weights, weights_label
 from ..records import dataset_name
 from ..sources.weights import recognise_weights
-from ..storage import save_table
+from ..spreadsheets import save_table
 from ..train.devices import Batch, make_accelerator
 from ..train.loop import fit
 from ..train.settings import FitSettings

@@ -51,7 +51,8 @@ from ..models.zoo import weights_file
 from ..phantoms.artefacts import ARTEFACTS, plant_artefact
 from ..recipes.pipelines import run_command
 from ..recipes.reconstruct import Reconstruct
-from ..storage import absolute_path, hash_file, save_table, write_atomic
+from ..spreadsheets import save_table
+from ..storage import absolute_path, hash_file, write_atomic
 from mirage_nb.tasks.autoencoder_images import (
     choose_rows,
     find_autoencoder,

@@ -31,7 +31,7 @@ from ..models.zoo import encoder_record
 from ..recipes.data_options import waived
 from ..recipes.segmentation import SegRecipe
 from ..recipes.settings import rows_cols
-from ..storage import save_table
+from ..spreadsheets import save_table
 from .baselines import baseline_file, random_encoder_settings, seg_baseline_masks
 from .cached_views import cache_views
 from .fine_tuning import FineTuning

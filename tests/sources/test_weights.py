@@ -14,9 +14,9 @@ from mirage_nb.models.loading import load_model
 from mirage_nb.models.zoo import build_encoder, encoder_record, weights_file
 from mirage_nb.recipes.classification import cls_recipe
 from mirage_nb.recipes.settings import override
-from mirage_nb.sources.files import read_toml
 from mirage_nb.sources.overlaps import _known_relations, find_overlaps
 from mirage_nb.sources.weights import _weights_schema, known_weights
+from mirage_nb.storage import read_toml
 from mirage_nb.tasks.classification import _input_spec
 from mirage_nb.tasks.settings import choose_settings
 

@@ -12,7 +12,8 @@ from mirage_nb.eval.classification.predictions import check_predictions
 from mirage_nb.eval.classification.report import evaluate_table
 from mirage_nb.eval.segmentation.summary import summarise
 from mirage_nb.recipes.comparison import Compare
-from mirage_nb.storage import save_table, write_json
+from mirage_nb.spreadsheets import save_table
+from mirage_nb.storage import write_json
 from mirage_nb.tasks.collect import _draw_predictions, find_runs, read_runs
 from mirage_nb.tasks.compare import comparison_result, paper_tables, plan_comparison
 

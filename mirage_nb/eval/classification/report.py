@@ -23,7 +23,7 @@ from .predictions import Predictions, check_predictions
 from .support import count_support
 from .thresholds import RULES, ThresholdMetrics, choose_thresholds, rule_name
 from ..intervals import IntervalRule
-from ...storage import write_atomic
+from ...spreadsheets import save_table
 
 # %% ../../../nbs/eval/classification/70_report.ipynb #2fa5b5da
 def _number_text(
@@ -298,5 +298,6 @@ def save_cls_scores(
     "Write metrics, calibration, thresholds, confusion and curves as CSV."
     tables = {'metrics': scores.summary, 'calibration': scores.calibration, 'thresholds': scores.thresholds,
               'confusion': confusion_table(scores.pred).reset_index(names='truth'), 'curves': curves}
-    def write(t:pd.DataFrame, path:Path)->Path: return write_atomic(path, lambda p: t.to_csv(p, index=False))
-    return [write(t, folder/f'{name}_{k}.csv') for k, t in tables.items() if t is not None and len(t)]
+    files = {folder/f'{name}_{k}.csv': t for k, t in tables.items() if t is not None and len(t)}
+    for path, t in files.items(): save_table(t, path)
+    return list(files)

@@ -33,7 +33,7 @@ from mirage_nb.eval.segmentation.tables import (
     outline_table,
     volume_table,
 )
-from ...storage import write_atomic
+from ...spreadsheets import save_table
 
 # %% ../../../nbs/eval/segmentation/60_report.ipynb #7d1c53a2
 @dataclass(frozen=True)
@@ -224,8 +224,9 @@ def save_seg_scores(
     "Write slices, volumes, summary and lesions as CSV."
     volumes = scores.volumes.assign(patient=scores.volumes.ID.map(scores.patients or {}).fillna(''))
     tables = {'slices': scores.slices, 'volumes': volumes, 'summary': scores.summary, 'lesions': scores.lesions}
-    def write(t:pd.DataFrame, path:Path)->Path: return write_atomic(path, lambda p: t.to_csv(p, index=False))
-    return [write(t, folder/f'{name}_{k}.csv') for k, t in tables.items()]
+    files = {folder/f'{name}_{k}.csv': t for k, t in tables.items()}
+    for path, t in files.items(): save_table(t, path)
+    return list(files)
 
 # %% ../../../nbs/eval/segmentation/60_report.ipynb #5c72261b
 def score_tables(

@@ -56,12 +56,16 @@ def _separator(
     return max(whole or heads, key=lambda s: len(heads[s]))
 
 
-def _column_names(fields:Sequence[str])->list[str]:
-    "Name the columns of a table; a name that comes again gets a number."
-    names: list[str] = []
-    for i, k in enumerate(fields):
-        name = k.strip() or f'Unnamed: {i}'
-        names.append(name if name not in names else f'{name}.{names.count(name)}')
+def _column_names(
+    fields:Sequence[str], # of the head
+    path:str|Path         # named in an error
+)->list[str]:
+    "Name the columns of a table; which of two columns of one name is meant, nobody can tell."
+    names = [k.strip() or f'Unnamed: {i}' for i, k in enumerate(fields)]
+    for k in names:
+        if names.count(k) > 1: raise ValueError(
+            f"{path}: {names.count(k)} columns are called '{k}', the columns "
+            f'{" and ".join(str(i + 1) for i, n in enumerate(names) if n == k)}. Delete or rename all but one')
     return names
 
 
@@ -77,7 +81,7 @@ def open_table(
     first = next((i for i, k in enumerate(lines) if k.strip() and not re.fullmatch(r'sep=.\s*', k)), len(lines))
     if first == len(lines): raise ValueError(f'{path} ({path.stat().st_size} bytes) is not a CSV table: it is empty')
     sep = _separator(lines[first], columns)
-    names = _column_names(next(csv.reader([lines[first]], delimiter=sep)))
+    names = _column_names(next(csv.reader([lines[first]], delimiter=sep)), path)
     kinds = str if text is None else dict.fromkeys((k for k in names if k in set(text)), str)
     try: table = pd.read_csv(io.StringIO(''.join(lines[first:])), sep=sep, names=names, header=0, dtype=kinds,
                              keep_default_na=False, na_values=None if text is None else [''], skip_blank_lines=False)
@@ -87,6 +91,8 @@ def open_table(
     table.index = pd.RangeIndex(first + 2, first + 2 + len(table))
     table = _change_texts(table, _plain)
     if text is None: table = table.fillna('')
+    texts = table.select_dtypes(exclude='number').columns
+    table[texts] = table[texts].replace('\r\n?', '\n', regex=True)  # programs do not quote a carriage return
     filled = table.notna() & (table != '')
     empty = [c for c in table if c.startswith('Unnamed: ') and not filled[c].any()]
     for c in columns:

@@ -24,6 +24,7 @@ from .chest.readers import read_chest, reader_options
 from .faults import LENIENT, Fault, refuse
 from .files import read_image
 from .folders import list_images, plain_stem, scan_folder
+from .formats import file_hashes, read_content
 from .input_spec import InputSpec, eval_image, resize_smooth, train_image
 from .layouts import are_patients, image_folders, scans_left_out
 from .manifest import SPLITS, Manifest, dataset_dir, label_facts, patient_of
@@ -304,7 +305,7 @@ class ClsDataset(Dataset[dict[str, Any]]):
     "Serve labelled images as inputs of an encoder."
     def __init__(
         self,
-        table:pd.DataFrame,       # id, image, and labels; sha256 for views
+        table:pd.DataFrame,       # id, image, and labels; sha256, which the files must have, for views
         classes:Sequence[str],    # () where there are no labels
         spec:InputSpec,
         *,
@@ -313,7 +314,7 @@ class ClsDataset(Dataset[dict[str, Any]]):
         keep_mb:float=512         # memory for decoded images, in each loading process
     ):
         self.table, self.spec, self.augment, self.seed = table, spec, augment, seed
-        self.ids, self.images = list(table.id), list(table.image)
+        self.ids, self.images, self.hashes = list(table.id), list(table.image), file_hashes(table)
         self.y = targets(table, classes) if classes else None
         self.cache = ImageCache[np.ndarray](keep_mb)
 
@@ -325,7 +326,7 @@ class ClsDataset(Dataset[dict[str, Any]]):
 
     def _decode(self, i:int)->np.ndarray:
         "Read an image, and resize it where every view begins with that."
-        x = read_image(self.images[i], self.spec.channels)
+        x = read_image(self.images[i], self.spec.channels, content=read_content(self.images[i], self.hashes[i]))
         whole = self.spec.eval_crop == 1 and (self.spec.augmentation != 'photo' or not self.augment)
         return resize_smooth(x, self.spec.size) if whole else x
 

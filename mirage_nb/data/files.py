@@ -128,17 +128,18 @@ def read_image(
     path:str|Path,          # a file that ends in one of IMAGE_SUFFIXES or ARRAY_SUFFIXES
     channels:int|None=None, # 1 or 3: convert to bytes of so many channels; None: grey values as stored, no colour
     at_most:int=0,          # with channels: shrink until the shorter side has at most so many pixels; 0: keep the size
-    values:Collection[int]=() # of a mask: those that it may hold; a palette that shows others stands for its indices
+    values:Collection[int]=(),# of a mask: those that it may hold; a palette that shows others stands for its indices
+    content:bytes|None=None # of the file, if it is read already
 )->np.ndarray:              # (h, w) uint8 or uint16; with channels (h, w, channels) uint8
     "Read an image file, as grey values or as bytes of one or three channels."
     if channels not in (None, 1, 3): raise ValueError(f'channels is {channels}; an image has 1 or 3, or None as stored')
     path = Path(path)
     read = _ARRAYS.get(path.suffix.lower())
     if channels is None:
-        if read: return as_plane(read(path), path, ('uint8', 'uint16'))
-        return _grey_values(*decode_image(path, bool(values)), path, values)
-    if read: image: Image.Image = Image.fromarray(_to_bytes(as_plane(read(path), path, ()), path))
-    else: image = decode_image(path, draft=('RGB' if channels == 3 else 'L', 2*at_most))[0]
+        if read: return as_plane(read(path, content), path, ('uint8', 'uint16'))
+        return _grey_values(*decode_image(path, bool(values), content=content), path, values)
+    if read: image: Image.Image = Image.fromarray(_to_bytes(as_plane(read(path, content), path, ()), path))
+    else: image = decode_image(path, draft=('RGB' if channels == 3 else 'L', 2*at_most), content=content)[0]
     image = _to_channels(image, channels, path)
     small = shorter_side_size(image.size, at_most) if at_most else image.size
     if small != image.size: image = image.resize(small, Image.Resampling.BICUBIC, reducing_gap=3.)

@@ -48,22 +48,41 @@ def scan_folder(
     if not os.path.isdir(folder): raise FileNotFoundError(f'no folder {folder}')
     found = FolderContent([], [], [])
     with os.scandir(folder) as entries: every = sorted(entries, key=lambda e: e.name)
-    odd = _undecodable(e.name for e in every if not (e.name.isascii() or e.name.isprintable()))
-    if odd and strange is None: raise ValueError(_names_message(odd, folder))
-    if odd and strange is not None: strange.append(_names_message(odd, folder))
-    every = [e for e in every if os.fsencode(e.name) not in odd]
+    bad, texts = _unusable((e.name for e in every if not e.name.isprintable()), folder)
+    if texts and strange is None: raise ValueError(texts[0])
+    if strange is not None: strange += texts
+    every = [e for e in every if e.name not in bad]
     for e in every:
         if is_hidden(e.name) or e.name.lower() in _IGNORED: continue
         if e.is_dir(): found.folders.append(e)
+        elif not e.is_file() and os.path.exists(e.path):
+            warnings.warn(f'{e.path} is a pipe or a device, and passed over', stacklevel=2)
         else: (found.files if e.name.lower().endswith(tuple(suffixes)) else found.others).append(e)
     return found
 
 
-def _undecodable(
-    names:Iterable[str]
-)->list[bytes]:
-    "List the names of files that are not in UTF-8."
-    return [raw for k in names if (raw := os.fsencode(k)).decode('utf-8', 'replace') != k]
+def _unusable(
+    names:Iterable[str], # of files
+    folder:str|Path
+)->tuple[set[str], list[str]]: # those that cannot be used, and why
+    "Find names that are not in UTF-8, or would break the lines of a table."
+    unusual = list(names)
+    odd = {k: raw for k in unusual if (raw := os.fsencode(k)).decode('utf-8', 'replace') != k}
+    broken = [k for k in unusual if k not in odd and _CONTROL.search(k)]
+    return {*odd, *broken}, [*([_names_message([*odd.values()], folder)] if odd else []),
+                             *([_breaks_message(broken, folder)] if broken else [])]
+
+
+_CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029]')  # ends a line for some program, or cannot be seen
+
+
+def _breaks_message(
+    broken:Sequence[str], # names
+    folder:str|Path
+)->str:
+    "Say which names of files would break the lines of a table."
+    return (f'{folder} holds {counted(len(broken), "name")} with a line break or another control character, the first '
+            f'is {broken[0]!r}: tables of results could not be read back. Rename them')
 
 
 def _names_message(

@@ -205,6 +205,13 @@ class ImageIndex:
         "Return the file of an image."
         return self.places.get(name := self.name(i), self.root/name)
 
+    def check_unchanged(self, i:int)->None:
+        "Raise an error if a file has another size or time of change than when it was listed."
+        s = os.stat(path := self.path(i))
+        if (s.st_size, s.st_mtime_ns) != (self.size[i], self.mtime[i]): raise ValueError(
+            f'{path} has changed since its folder was listed ({s.st_size} bytes now, {self.size[i]} then). Let nothing '
+            'write to the dataset, and run the same command again: the listing is renewed')
+
     @property
     def strange(self)->dict[str, str]:
         "List the names in another encoding than UTF-8, which are among the faults: path that stands for them -> why."
@@ -278,18 +285,24 @@ def _open_index(
                    folders=json.loads(words.get('folders', '{}')))  # an older listing has none, and is renewed
 
 
-def _find_changed_folder(
+def _find_change(
     listing:ImageIndex,
     threads:int=16   # that ask at once
 )->str|None:         # path of the first; None: all are as they were
-    "Find a folder in which files came or went since the index was made."
+    "Find a folder in which files came or went since the index was made, or a file that was written again."
     def time_of(folder:str)->int:
         try: return os.stat(listing.root/folder).st_mtime_ns
         except OSError: return -1
+    def same_file(i:int)->bool:
+        try: listing.check_unchanged(i)
+        except (OSError, ValueError): return False
+        return True
     if not listing.folders: return str(listing.root)
     with ThreadPoolExecutor(threads) as pool:
         for folder, time in zip(listing.folders, pool.map(time_of, listing.folders, chunksize=64), strict=True):
             if time != listing.folders[folder]: return str(listing.root/folder)
+        for i, same in enumerate(pool.map(same_file, range(len(listing)), chunksize=256)):
+            if not same: return str(listing.path(i))
     return None
 
 
@@ -319,7 +332,7 @@ def index_images(
     if threads < 1: raise ValueError(f'threads is {threads}; it takes 1 or more')
     index = Path(index) if index else runs_dir()/'listings'/f'{root.name}-{hash_value(str(root))[:8]}.safetensors'
     old = _open_index(index, root) if index.exists() else None
-    changed = _find_changed_folder(old, threads) if old and renew and not refresh else None
+    changed = _find_change(old, threads) if old and renew and not refresh else None
     if old and not refresh and not changed: return old
     if changed: log.info('%s has changed: its listing is renewed', changed)
     before = _known_facts(old) if old else {}

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from ..core import unknown
 from .cache import ImageCache
 from .files import read_image
+from .formats import file_hashes, read_content
 from .image_index import ImageIndex
 from .normalization import Norm, find_norm
 from .segmentation import collate
@@ -46,6 +47,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.source, self.name, self.load_size, self.channels = source, name, load_size, channels
         self.ids = None if isinstance(source, ImageIndex) else list(source.id)
         self.files = None if isinstance(source, ImageIndex) else list(source.image)
+        self.hashes = None if isinstance(source, ImageIndex) else file_hashes(source)
         self.mean, self.std = (torch.tensor(part) for part in find_norm(norm))
         self.targets = None if targets is None else torch.as_tensor(targets)
         self.view, self.seed = view, seed
@@ -64,7 +66,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def _decode(self, i:int)->np.ndarray:
         "Read an image, and name its file where it is gone."
         file = self.source.path(i) if isinstance(self.source, ImageIndex) else self.files[i]  # type: ignore[index]
-        try: return read_image(file, self.channels, self.load_size)
+        try:
+            if isinstance(self.source, ImageIndex): self.source.check_unchanged(i)
+            content = read_content(file, self.hashes[i] if self.hashes else '')
+            return read_image(file, self.channels, self.load_size, content=content)
         except FileNotFoundError as e: raise FileNotFoundError(
             f'{file} of {self.name} was deleted after its images were listed. Restore it, or start again: a folder '
             'that has changed is listed again') from e

@@ -47,12 +47,13 @@ def _to_classes(
 # %% ../../nbs/data/20_masks.ipynb #05911150
 def read_mask(
     path:str|Path,               # a file that ends in one of MASK_SUFFIXES
-    classes:Sequence[ClassInfo]  # as `classes_of` gives
+    classes:Sequence[ClassInfo], # as `classes_of` gives
+    content:bytes|None=None      # of the file, if it is read already
 )->np.ndarray:                   # (h, w) uint8 class indices
     "Read the class indices of a mask file."
     if Path(path).suffix.lower() not in MASK_SUFFIXES:
         raise ValueError(f"{path} cannot be a mask: it takes a format without loss, {', '.join(MASK_SUFFIXES)}")
-    values = read_image(path, values=[c.value for c in classes])
+    values = read_image(path, values=[c.value for c in classes], content=content)
     if values.dtype != np.uint8:
         if values.max() > 255: raise ValueError(f'{path} holds grey value {values.max()}; a mask takes 0 to 255')
         values = values.astype(np.uint8)

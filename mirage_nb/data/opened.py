@@ -9,6 +9,7 @@ __all__ = ['AS_BYTES', 'AS_STORED', 'ImageFacts', 'Opening', 'mask_opening', 'th
 # %% ../../nbs/data/46_opened.ipynb #6502891b
 import base64
 import inspect
+import io
 import json
 import os
 import time
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +28,10 @@ from tqdm import tqdm
 from ..core import log, runs_dir
 from .faults import Fault
 from .files import ARRAY_SUFFIXES, read_image
-from .formats import read_mha
+from .formats import read_content, read_mha
 from .manifest import ClassInfo
 from .masks import read_mask
-from .pixels import decode_image
+from .pixels import check_whole, decode_image
 from ..storage import hash_file, hash_value
 
 # %% ../../nbs/data/46_opened.ipynb #b58978cf
@@ -57,20 +58,21 @@ class ImageFacts(NamedTuple):
 class Opening:
     "Say how files are opened."
     name: str                           # of the reader, and of what its result depends on
-    read: Callable[[Path], np.ndarray]  # raises ValueError or OSError where a file cannot be used
+    read: Callable[[Path, bytes], np.ndarray] # of a file and its content; ValueError or OSError: it cannot be used
     classes: int = 0                    # of a mask; 0: an image
     digest: Callable[[np.ndarray], int]|None = None # hashes pixels; None: the hash of the file will do
 
 
-AS_BYTES = Opening('bytes', lambda p: read_image(p, 1))  # as classification and pre-training read images
-AS_STORED = Opening('stored', read_image)                # as segmentation reads B-scans: grey values, no colour
+AS_BYTES = Opening('bytes', lambda p, raw: read_image(p, 1, content=raw)) # as classification and pre-training read
+AS_STORED = Opening('stored', lambda p, raw: read_image(p, content=raw)) # as segmentation: grey values, no colour
 
 
 def mask_opening(
     classes:Sequence[ClassInfo]
 )->Opening:
     "Say how masks of some classes are opened."
-    return Opening('mask ' + ','.join(str(c.value) for c in classes), lambda p: read_mask(p, classes), len(classes))
+    name = 'mask ' + ','.join(str(c.value) for c in classes)
+    return Opening(name, lambda p, raw: read_mask(p, classes, raw), len(classes))
 
 # %% ../../nbs/data/46_opened.ipynb #0be618a8
 _THUMB = 16
@@ -130,11 +132,11 @@ def _fault_kind(
     return next(found, 'unreadable')
 
 
-def _pixel_kind(path:Path)->str:
+def _pixel_kind(path:Path, content:bytes)->str:
     "Name the kind of a file and of its pixels, as 'png RGB'."
     suffix = path.suffix.lower().lstrip('.')
     if path.suffix.lower() in (*ARRAY_SUFFIXES, '.mha'): return suffix
-    with Image.open(path) as image: return f'{suffix} {image.mode}'
+    with Image.open(io.BytesIO(content)) as image: return f'{suffix} {image.mode}'
 
 
 def _look(
@@ -147,9 +149,11 @@ def _look(
     file = Path(path)
     try:
         if size < 0: raise FileNotFoundError(f'{path} is not there, or several files have its name')
-        if not size: raise ValueError(f'{path} (0 bytes) cannot be read: the file is empty')
-        x = opening.read(file)
-        known: dict[str, Any] = {'sha256': hash_file(path), 'pixels': _pixel_kind(file)}
+        content = read_content(file)
+        if not content: raise ValueError(f'{path} (0 bytes) cannot be read: the file is empty')
+        check_whole(content, file)
+        x = opening.read(file, content)
+        known: dict[str, Any] = {'sha256': sha256(content).hexdigest(), 'pixels': _pixel_kind(file, content)}
     except (OSError, ValueError) as e:
         text = str(e) if path in str(e) else f'{path}: {e}'
         return ImageFacts(size, mtime, text, _fault_kind(e))
@@ -291,8 +295,10 @@ def can_be_left_out(
 def name_faults(
     strange:Sequence[str] # messages of `scan_folder`
 )->list[Fault]:
-    "List the folders with names in another encoding than UTF-8; their files are left out if that is waived."
-    return [Fault('name in another encoding', text.split(' holds ')[0], text, 'unreadable') for text in strange]
+    "List the folders with names that cannot be used; their files are left out if that is waived."
+    def kind(text:str)->str:
+        return 'control character in a name' if 'control character' in text else 'name in another encoding'
+    return [Fault(kind(text), text.split(' holds ')[0], text, 'unreadable') for text in strange]
 
 
 def file_faults(

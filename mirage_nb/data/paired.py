@@ -25,6 +25,7 @@ from .audit import hash_content
 from .faults import Fault, refuse
 from .files import ARRAY_SUFFIXES, IMAGE_SUFFIXES, MASK_SUFFIXES, as_plane, read_image
 from .folders import find_files, list_images
+from .formats import read_content
 from .opened import ImageFacts, Opening, file_faults, name_faults, open_images
 from ..randomness import sample_key
 from ..spreadsheets import open_table
@@ -129,9 +130,9 @@ def _plane_opening(
     greys:tuple[int, ...]=()   # grey value of each class; empty: the map holds their ids
 )->Opening:
     "Say how images of a modality are opened: 8 bits, one channel, and of a map known class ids alone."
-    def read(path:Path)->np.ndarray:
-        if not classes: return as_plane(read_image(path), path)
-        x = as_plane(read_image(path, values=greys or range(classes)), path)
+    def read(path:Path, content:bytes)->np.ndarray:
+        if not classes: return as_plane(read_image(path, content=content), path)
+        x = as_plane(read_image(path, values=greys or range(classes), content=content), path)
         return _ids_of_greys(x, greys, path) if greys else _check_class_ids(x, classes, path)
     name = f'plane {" ".join(map(str, greys)) or classes}' if classes else 'plane'
     return Opening(name, read, classes, hash_pixels)
@@ -183,7 +184,8 @@ class FilePairs:
 
     def plane(self, modality:str, i:int)->np.ndarray:
         "Read an image, and check class ids."
-        return self._opening(modality).read(self.files[modality][i])
+        file, known = self.files[modality][i], self._facts.get(modality)
+        return self._opening(modality).read(file, read_content(file, known[i].sha256 if known else ''))
 
     def opened(self, modality:str)->list[ImageFacts]:
         "Open every image once, or read what is known of it."

@@ -23,6 +23,7 @@ from .cache import ImageCache
 from .faults import LENIENT, Fault, refuse
 from .files import IMAGE_SUFFIXES, MASK_SUFFIXES, read_image, unit_range
 from .folders import list_images, split_id
+from .formats import file_hashes, read_content
 from .input_spec import InputSpec, normalise_view
 from .layouts import folders_in, image_folders
 from .manifest import SPLITS, ClassInfo, Manifest, classes_of, dataset_dir, patient_of
@@ -176,6 +177,7 @@ class SegDataset(Dataset[dict[str, Any]]):
         if len(size) != 2 or min(size) < 1: raise ValueError(f'size is {size}; it takes (rows, columns)')
         self.ids, self.images = list(table.id), list(table.bscan)
         self.masks = [None if pd.isna(m) else m for m in table.semseg]
+        self.hashes = list(zip(file_hashes(table), file_hashes(table, 'mask_sha256'), strict=True))
         self.classes, self.size, self.augment, self.seed = tuple(classes), (int(size[0]), int(size[1])), augment, seed
         self.spec = spec or InputSpec(size=self.size)
         self.cache = ImageCache[tuple[np.ndarray, np.ndarray|None]](keep_mb)
@@ -190,8 +192,9 @@ class SegDataset(Dataset[dict[str, Any]]):
 
     def _decode(self, i:int)->tuple[np.ndarray, np.ndarray|None]:
         "Read an image and its mask, which have one size."
-        x, mask = read_image(self.images[i]), self.masks[i]
-        y = None if mask is None else read_mask(mask, self.classes)
+        (image, mask), (known, mask_known) = (self.images[i], self.masks[i]), self.hashes[i]
+        x = read_image(image, content=read_content(image, known))
+        y = None if mask is None else read_mask(mask, self.classes, read_content(mask, mask_known))
         if y is not None and y.shape != x.shape:
             sizes = f'is of {size_text(y.shape)}, its image of {size_text(x.shape)}'
             raise ValueError(f'{mask} {sizes}; they take one size')
@@ -262,7 +265,8 @@ class SegData:
     "Hold a dataset for segmentation."
     manifest: Manifest
     classes: tuple[ClassInfo, ...]
-    tables: dict[str, pd.DataFrame]  # by split: id, volume, slice, patient, split, bscan, semseg
+    # by split: id, volume, slice, patient, split, bscan, semseg, and sha256 and mask_sha256 of these files
+    tables: dict[str, pd.DataFrame]
     leaks: pd.DataFrame              # patients in more than one split
     sha256: str                      # over splits, ids and contents of all files
     drawn: str = ''                  # how the splits were made, in words; '': they are the dataset's own
@@ -306,6 +310,16 @@ def _readable(
     return table[kept].reset_index(drop=True)
 
 
+def _with_hashes(
+    table:pd.DataFrame, # bscan, semseg (path or None)
+    opened:Mapping[Path, ImageFacts]
+)->pd.DataFrame:
+    "Note what each file held when it was checked: who reads it later compares."
+    both = {k: ['' if pd.isna(p) else opened[p].sha256 for p in table[c]]
+            for k, c in (('sha256', 'bscan'), ('mask_sha256', 'semseg'))}
+    return table.assign(**both)
+
+
 def _refuse(
     faults:Sequence[Fault],
     where:str,              # folder of the dataset
@@ -345,7 +359,8 @@ def load_seg_data(
     else: _refuse(faults, str(root), len(opened), waive)
     scales = image_scales(manifest.scale, root, every)
     if scales: content = hash_value([content, {k: v.pixel_um for k, v in scales.items()}])
-    return SegData(manifest, classes, tables, leaks, content, drawn, scales)
+    return SegData(manifest, classes, {s: _with_hashes(t, opened) for s, t in tables.items()}, leaks, content, drawn,
+                   scales)
 
 
 # %% ../../nbs/data/90_segmentation.ipynb #ffc73634

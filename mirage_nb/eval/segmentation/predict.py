@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ...data.folders import match_masks
+from ...data.formats import file_hashes, read_content
 from ...data.input_spec import InputSpec
 from ...data.manifest import ClassInfo
 from ...data.masks import read_mask, write_mask
@@ -97,9 +98,11 @@ def mask_rows(
     lost = [k for k in table.id if k not in files]
     if lost: raise FileNotFoundError(
         f'{len(lost)} of {len(table)} images have no prediction in {folder}: {", ".join(lost[:5])}')
-    for k, volume, number, mask in zip(table.id, table.volume, table.slice, table.semseg, strict=True):
+    known = file_hashes(table, 'mask_sha256')
+    for k, volume, number, mask, sha in zip(table.id, table.volume, table.slice, table.semseg, known, strict=True):
         if mask is None: raise ValueError(f'{k} has no mask; nothing can be scored')
-        yield volume, int(number), read_mask(mask, classes), read_mask(files[k], source or classes), k
+        y = read_mask(mask, classes, read_content(mask, sha))
+        yield volume, int(number), y, read_mask(files[k], source or classes), k
 
 # %% ../../../nbs/eval/segmentation/50_predict.ipynb #f8c9a308
 def mean_position(

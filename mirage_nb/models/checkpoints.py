@@ -26,8 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .encoder import Encoder
-from .encoder_store import EncoderMissing, read_encoder
+from .encoder_store import read_encoder
 from .forms import name_form
+from .limits import check_archive, check_claims, check_description
 from .positions import resize_positions, resize_row, split_positions
 from .tensors import infer_architecture, is_follower, rename_tensors, strip_prefix
 from ..sources.weights import check_content
@@ -80,8 +81,11 @@ class Checkpoint:
             if _is_safetensors(path):
                 with safe_open(path, 'pt') as f:
                     return {k: torch.empty(f.get_slice(k).get_shape(), device='meta') for k in f.keys()}
+            check_archive(path)
             with torch.serialization.safe_globals(_HARMLESS):
-                return _pick_state(torch.load(path, map_location='cpu', weights_only=True, mmap=True), path)[0]
+                state = _pick_state(torch.load(path, map_location='cpu', weights_only=True, mmap=True), path)[0]
+            check_claims(state, path)
+            return state
         except Exception: return read_checkpoint(path).state  # of an older form; or a fault, which this explains
 
 
@@ -127,12 +131,25 @@ def _pick_state(
     return state, below
 
 # %% ../../nbs/models/70_checkpoints.ipynb #118f0f18
+def _about(
+    meta:Mapping[str, Any], # of a file
+    path:Path               # of the file, for the error
+)->dict[str, Any]:          # empty where it states nothing
+    "Read what a file of ours states of its model."
+    try: about = json.loads(meta.get('about', '{}'))
+    except (TypeError, ValueError, RecursionError) as e: raise ValueError(
+        f"{path}: its description 'about' is not JSON: {str(e)[:200]}. Get the file again") from e
+    if not isinstance(about, dict): raise ValueError(
+        f"{path}: its description 'about' is no table of JSON but {type(about).__name__}. Get the file again")
+    return about
+
+
 def _kept_encoder(
     meta:Mapping[str, Any], # of a file
     path:Path               # of the file
 )->dict[str, Tensor]:       # named as inside the model; empty: the file is whole
     "Read the encoder of a model that was written without it."
-    sha256 = json.loads(meta.get('about', '{}')).get('encoder_sha256')
+    sha256 = _about(meta, path).get('encoder_sha256')
     return {f'encoder.{k}': v for k, v in read_encoder(sha256, path).items()} if sha256 else {}
 
 # %% ../../nbs/models/70_checkpoints.ipynb #118f0f19
@@ -158,21 +175,25 @@ def read_checkpoint(
     "Read a checkpoint; no code in the file can run."
     path = Path(path).expanduser()
     if not check_content(path).is_file(): raise FileNotFoundError(f'no checkpoint {path}')
+    check_archive(path)
+    tensors, content = {}, None
     try:
         if _is_safetensors(path):
             with safe_open(path, 'pt') as f:
-                state, meta = {k: f.get_tensor(k) for k in f.keys()}, dict(f.metadata() or {})
-            return Checkpoint(state | _kept_encoder(meta, path), meta, path, hash_file(path))
-        with torch.serialization.safe_globals(_HARMLESS):
-            with path.open('rb') as f: content = torch.load(f, map_location='cpu', weights_only=True)
-    except EncoderMissing: raise
+                tensors, content = {k: f.get_tensor(k) for k in f.keys()}, dict(f.metadata() or {})
+        else:
+            with torch.serialization.safe_globals(_HARMLESS), path.open('rb') as f:
+                content = torch.load(f, map_location='cpu', weights_only=True)
     except Exception as e:  # what a broken file raises depends on where it broke
         name = re.search(r'GLOBAL (\S+)', str(e)) if isinstance(e, pickle.UnpicklingError) else None
         if name: raise ValueError(f"{path} is refused: it would call '{name[1]}', which could run code. "
                                   'Ask for the weights as .safetensors') from e
         raise ValueError(f'{path} cannot be read ({path.stat().st_size:,} bytes): truncated or not a checkpoint. '
                          f'Get it again ({type(e).__name__}: {_fault(e)})') from e
+    if _is_safetensors(path):
+        return Checkpoint(tensors | _kept_encoder(content, path), content, path, hash_file(path))
     state, below = _pick_state(content, path)
+    check_claims(state, path)
     meta = {k: v for k, v in content.items() if k not in below[:1] and not isinstance(v, Tensor)}
     return Checkpoint(state, meta, path, hash_file(path), below)
 
@@ -225,7 +246,7 @@ def read_metadata(
     "Read the metadata of a file of ours."
     if 'about' not in ckpt.meta: raise ValueError(
         f'{ckpt.path} does not state which model it holds: no run of this kit wrote it. Give the model by name')
-    return json.loads(ckpt.meta['about'])
+    return _about(ckpt.meta, ckpt.path)
 
 
 def model_kind(
@@ -420,6 +441,7 @@ def rebuild_model(
         found, reader = _KINDS.get(kind, (', '.join(about) or 'nothing named', ''))
         raise ValueError(f'{ckpt.path} holds {found}, not {" or ".join(_KINDS[k][0] for k in builders)}'
                          + (f'; {reader} reads it' if reader else ''))
+    check_description(builders[kind], about[kind], ckpt.state, ckpt.path)
     model = builders[kind](**about[kind])
     load_weights(model, ckpt, may_be_new=())
     return model.eval(), about

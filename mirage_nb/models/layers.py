@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ..randomness import keyed_rand
 
 # %% ../../nbs/models/10_layers.ipynb #9d3a71c4
-_SHORT_SEQUENCE = 256**2  # pairs of a query and a key, up to which the products are written out in bfloat16 on a CPU
+_SHORT_SEQUENCE = 400**2  # pairs of a query and a key, up to which the products are written out in bfloat16 on a CPU
 
 
 def _attention(

@@ -25,10 +25,13 @@ from mirage_nb.phantoms.styles import (
     WIDE_DEVICES,
     DeviceRanges,
     ScanPlace,
+    TissueLook,
+    draw_look,
     draw_place,
     jump_rows,
     plant_borders,
     plant_shadows,
+    wall_columns,
 )
 from .writing import each_patient, write_once
 from ..randomness import sample_key
@@ -51,6 +54,9 @@ _VERSION = 1                                                         # of the im
 _SHAPES = {'drusen': ((0.025, 0.055), (6, 15), 0.24), 'ped': ((0.09, 0.19), (15, 38), 0.12),
           'srf': ((0.12, 0.26), (12, 34), 0.08), 'inl': ((0.018, 0.05), (4, 11), 0.16),
           'onl': ((0.02, 0.07), (6, 17), 0.11), 'edema': ((0.22, 0.4), (5, 18), 0.08)}
+_WIDE_SHAPES = {'drusen': ((0.012, 0.06), (4, 18), 0.26), 'ped': ((0.05, 0.2), (10, 42), 0.16),
+                'srf': ((0.06, 0.28), (6, 38), 0.12), 'inl': ((0.008, 0.05), (3, 20), 0.18),
+                'onl': ((0.01, 0.07), (4, 40), 0.13), 'edema': ((0.12, 0.45), (4, 45), 0.1)}  # in a varied style
 # fewest and most of each kind, below 0 for none
 _COUNTS = {'normal': {}, 'AMD': {'drusen': (12, 24), 'ped': (1, 2), 'srf': (0, 1)}, 'CSC': {'srf': (1, 2)},
           'DME': {'inl': (10, 22), 'onl': (7, 15), 'edema': (1, 2), 'srf': (-1, 1)}}
@@ -72,13 +78,14 @@ def _lesion_heights(
     disease:str,              # one of DISEASES
     y:np.ndarray,             # (s,) rows of the en-face plane
     x:np.ndarray,             # (w,) columns
-    fovea:tuple[float, float] # (y, x)
+    fovea:tuple[float, float],# (y, x)
+    shapes:Mapping[str, Any]=_SHAPES # of each kind, as `_SHAPES`
 )->dict[str, np.ndarray]:     # kind -> (s, w) height in rows of 256, zero where there is none
     "Draw domes of random place, size and outline; of overlapping ones of a kind the higher counts."
     rough = 1 + 0.16*random_surface(rng, y, x, 14)
-    out = {kind: np.zeros((len(y), len(x)), np.float32) for kind in _SHAPES}
+    out = {kind: np.zeros((len(y), len(x)), np.float32) for kind in shapes}
     for kind, (fewest, most) in _COUNTS[disease].items():
-        radii, tall, spread = _SHAPES[kind]
+        radii, tall, spread = shapes[kind]
         power = {'inl': 0.5, 'onl': 0.5, 'edema': 2, 'srf': 1}.get(kind, 0.8)  # cysts are round, edema has no edge
         for _ in range(int(rng.integers(fewest, most + 1))):
             (cy, cx), u = rng.normal(fovea, spread), rng.random(3)
@@ -157,7 +164,8 @@ def _draw_eye(
     patient:int,  # counted from 0
     volume:int,
     y:np.ndarray, # (s,) rows of the en-face plane
-    x:np.ndarray  # (w,) columns
+    x:np.ndarray, # (w,) columns
+    shapes:Mapping[str, Any]=_SHAPES # of the lesions
 )->_Eye:
     "Draw the eye of a patient for one volume."
     person, rng = (np.random.default_rng(sample_key('phantom', seed, patient, *v)) for v in ((), (volume,)))
@@ -169,7 +177,7 @@ def _draw_eye(
     lift = random_surface(rng, y, x, 12)
     layers = _healthy_layers(person, rng, y, x, fovea)
     tissue = layers[8:10].copy()
-    lesions = _lesion_heights(rng, _draw_disease(seed, patient), y, x, fovea)
+    lesions = _lesion_heights(rng, _draw_disease(seed, patient), y, x, fovea, shapes)
     _swell_layers(layers, lesions)
     above = np.cumsum(layers[9::-1], axis=0)[::-1]
     lines = np.concatenate([membrane - above, membrane[None], (membrane + layers[10])[None]])
@@ -238,7 +246,8 @@ def _reflected_light(
     shade:np.ndarray,           # (s, w) vessels in [0, 1]
     person:Generator,           # what a patient's eyes share
     rng:Generator,
-    spread:float=0.7            # standard deviation of a tissue's reflectivity, dB
+    spread:float=0.7,           # standard deviation of a tissue's reflectivity, dB
+    look:TissueLook=TissueLook()
 )->np.ndarray:                  # (s, h, w) float32, dB
     "Compute the light reflected from each place, before speckle and noise."
     s, h, w = layermap.shape
@@ -247,18 +256,34 @@ def _reflected_light(
     db = (_REFLECTIVITY + person.normal(0, spread, 13).astype(np.float32))[layermap]
     for line, gain, width in ((0, 1.5, 1.6), (6, 4., 1.), (10, 3., 1.)):  # inner and outer limiting, Bruch's membrane
         db[np.abs(rows - z[line][:, None]) < width*h/256] += gain
-    inside = {'Cyst': -24., 'SRF': -22., 'PED': person.choice([-19., -11.]), 'Drusen': person.uniform(-8, -5)}
-    for name, value in inside.items(): db[semseg == _CLASSES.index(name)] = value
+    inside = {'Cyst': -24. + look.fluid, 'SRF': -22. + look.fluid, 'PED': person.choice([-19., -11.]),
+              'Drusen': person.uniform(-8, -5)}
+    for name, value in inside.items(): _fill(db, semseg == _CLASSES.index(name), value, look.soft*h/256)
     db = _add_foci(_add_texture(db, layermap, person, rng), semseg, rng)
     if person.random() < 0.4:  # the back of the vitreous, come off the retina
         far = (9 + 9*bumps(x, 5) @ rng.standard_normal((5, s), np.float32)).T[:, None]*h/256
         far = gaussian_filter1d(ilm, 0.13*w, axis=-1) - far
         db[(np.abs(rows - far) < 0.7*h/256) & (rows < ilm)] = person.uniform(-19, -11)
     db -= person.uniform(0.01, 0.03)*256/h*np.clip(rows - ilm, 0, None)
-    db -= person.uniform(0.05, 0.13)*256/h*np.clip(rows - membrane, 0, None)
+    db -= look.fade*person.uniform(0.05, 0.13)*256/h*np.clip(rows - membrane, 0, None)
     shade = gaussian_filter1d(shade, 1.1*w/256, axis=-1)
     db += np.where(rows > z[1][:, None], -person.uniform(6, 10)*shade[:, None], 3*shade[:, None])
     return db
+
+
+def _fill(
+    db:np.ndarray,   # (s, h, w), changed in place
+    mask:np.ndarray, # (s, h, w) bool
+    value:float,     # dB
+    soft:float       # standard deviation of the edge, pixels
+)->None:
+    "Give a lesion its reflectivity, with an edge as soft as told."
+    if not soft:
+        db[mask] = value
+        return
+    part = mask.astype(np.float32)
+    for axis in (1, 2): part = gaussian_filter1d(part, soft, axis=axis)
+    db += part*(np.float32(value) - db)
 
 
 def _add_texture(
@@ -343,16 +368,22 @@ def _lesion_masks(
     layermap:np.ndarray, # (s, h, w) layer ids
     z:np.ndarray,        # (12, s, w) boundaries in the image
     eye:_Eye,
-    scale:float          # rows of the image to one of the eye's
+    scale:float,         # rows of the image to one of the eye's
+    walls:np.ndarray|None=None, # (w,) bool, columns without cysts
+    joined:bool=False    # cysts of the two nuclear layers grow together
 )->np.ndarray:           # (s, h, w) uint8 class indices
     "Group layers to the classes of the benchmark, with lesions on top."
     kinds, rows = eye.lesions, np.arange(layermap.shape[1], dtype=np.float32)[:, None]
     semseg = _CLASS_OF_LAYER[layermap]
+    spans = []
     for kind, k in (('inl', 3), ('onl', 5)):
         room = (z[k + 1] - z[k])/2 - scale
         half = np.minimum(scale*kinds[kind], room)
+        if walls is not None: half = np.where(walls, 0, half)
         middle = (z[k + 1] + z[k])/2 + np.clip(eye.lift, -1, 1)*(room - half)
         semseg[(np.abs(rows - middle[:, None]) < half[:, None]) & (half > 1.5*scale)[:, None]] = _CLASSES.index('Cyst')
+        spans.append((middle[:, None], (half > 4*scale)[:, None]))
+    if joined: semseg[(rows > spans[0][0]) & (rows < spans[1][0]) & spans[0][1] & spans[1][1]] = _CLASSES.index('Cyst')
     drusen = kinds['drusen'] > kinds['ped']
     for name, k, there in (('SRF', 9, kinds['srf'] > 2), ('PED', 10, (kinds['ped'] > 2) & ~drusen),
                            ('Drusen', 10, (kinds['drusen'] > 2) & drusen)):
@@ -394,22 +425,23 @@ def _phantom_volume(
     "Draw one volume, the same on every machine: B-scans, layer map, classes (s, h, w), en-face image, vessels (h, w)."
     key = ('phantom light', seed, patient)
     device, rng, place = (np.random.default_rng(sample_key(*key, *v)) for v in ((), (volume,), (volume, 'place')))
-    style, d = np.random.default_rng(sample_key('phantom style', seed, patient, volume)), USUAL_DEVICES
-    part = ScanPlace()
-    if varied: part, d = draw_place(style), WIDE_DEVICES
+    style = np.random.default_rng(sample_key('phantom style', seed, patient, volume))
+    part, d, look, shapes = ScanPlace(), USUAL_DEVICES, TissueLook(), _SHAPES
+    if varied: part, d, look, shapes = draw_place(style), WIDE_DEVICES, draw_look(style), _WIDE_SHAPES
     (h, w), y = size, np.linspace(0.25, 0.75, slices) if slices > 1 else np.array([0.5])
     x = part.first + part.width*np.linspace(0, 1, w)
-    plane = _draw_eye(seed, patient, volume, np.linspace(0, 1, h), np.linspace(0, 1, w))
-    eye, rows = _draw_eye(seed, patient, volume, y, x), np.minimum((y*h).astype(int), h - 1)
+    plane = _draw_eye(seed, patient, volume, np.linspace(0, 1, h), np.linspace(0, 1, w), shapes)
+    eye, rows = _draw_eye(seed, patient, volume, y, x, shapes), np.minimum((y*h).astype(int), h - 1)
     fit, shift = _place_retina(plane.lines[:, h//4:h*3//4 + 1], place, part.depth)
     z = (np.float32(shift) + np.float32(fit)*eye.lines + jump_rows(part, w))*np.float32(h/256)
     layermap = np.zeros((slices, h, w), np.uint8)
     for line in z: layermap += np.arange(h)[:, None] >= line[:, None]
-    semseg = _lesion_masks(layermap, z, eye, fit*h/256)
+    walls = wall_columns(style, w) if look.walls else None
+    semseg = _lesion_masks(layermap, z, eye, fit*h/256, walls, look.joined)
     shade = _draw_vessel_map(place, eye.fovea, size)
     slo = _draw_en_face(shade, plane.lesions, eye.fovea, place)
     shadow = shade[rows][:, np.minimum((x*w).astype(int), w - 1)]
-    bscan = _to_grey_scale(_reflected_light(layermap, semseg, z, shadow, device, rng, d.spread), device, rng, d)
+    bscan = _to_grey_scale(_reflected_light(layermap, semseg, z, shadow, device, rng, d.spread, look), device, rng, d)
     right = bool((sample_key('phantom side', seed, patient) + volume) % 2)
     pictures = dict(bscan=bscan, layermap=layermap, semseg=semseg, slo=slo, vessels=shade)
     if varied: _plant_style(pictures, style)

@@ -167,7 +167,7 @@ def test_damaged_state(home, execute, fails):
     ({'recipe': 'seg_200e_convnet'}, ("no recipe 'seg_200e_convnet'. Did you mean 'seg_200e_convnext'?",)),
     ({'model': 'mirage_bas'}, ("no model 'mirage_bas'. Did you mean 'mirage_base'?",)),
     ({'head': 'convnet'}, ("no head 'convnet'. Did you mean 'convnext'?",)),
-    ({'loss': 'CEDice'}, ("'CEDice'", 'CEGDice')),
+    ({'loss': 'CEDise'}, ("'CEDise'", 'CEGDice')),
     ({'tune': 'prob'}, ("no tune 'prob'. Did you mean 'probe'?",)),
     ({'tune': 'last', 'last_blocks': 9}, ('last_blocks is 1 to 6 for this encoder, not 9',)),
     ({'precision': 'fp8'}, ("'fp8'", 'bf16')),

@@ -179,7 +179,7 @@ class _MaskedParts(MultiViT):
         self.outputs = list(modalities if outputs is None else outputs)
         self.output_adapters = nn.ModuleDict({m.name: _SpatialDecoder(m, list(self.patches), self.d, **(decoder or {}))
                                               for m in self.outputs})
-        self.mask_head = _MaskHead(self.d, mask_classes, self.patches['bscan']//4) if mask_classes else None
+        self.mask_head = _MaskHead(self.d, mask_classes, self.patches['bscan']//2) if mask_classes else None
 
     def hide(self,
         x:Mapping[str, Tensor], # images by modality
@@ -225,7 +225,7 @@ class MultiMAE(_MaskedParts):
     def draw_classes(self,
         bscan:Tensor,          # (b, 1, h, w) in [0, 1]
         keys:Tensor|None=None  # (b,) sample keys for drop path
-    )->Tensor:                 # (b, classes, h/4, w/4), before the softmax
+    )->Tensor:                 # (b, classes, h/2, w/2), before the softmax
         "Predict the class of each place from all tokens of a B-scan, by the linear layer alone."
         if self.mask_head is None: raise ValueError(
             'this model draws no classes: it was made without mask_classes (pre-trained without supervised)')

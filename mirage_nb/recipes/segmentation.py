@@ -24,7 +24,7 @@ class SegRecipe(FineTuningRecipe):
     recipe: str = 'seg_200e_convnext'
     model: str = 'mirage_base'
     head: str = 'convnext'          # network that turns tokens into a mask: 'linear', 'convnext', 'segmenter' or 'dpt'
-    loss: str = 'CEGDice'           # 'CE', 'CE-ignore-bg' or 'CEGDice', cross-entropy with generalised Dice
+    loss: str = 'CEGDice'           # 'CE', 'CE-ignore-bg', 'CEGDice' (with generalised Dice) or 'CEDice'
     # 'full', 'embeddings' (no blocks), 'probe' (the head), 'last' (some blocks) or 'lora'
     tune: Literal['full', 'embeddings', 'probe', 'last', 'lora'] = 'full'
     cached_views: Whole = 0         # with tune 'probe', augmented views of an image, kept as tokens; 0: none

@@ -116,7 +116,8 @@ _FURTHER_SEG = (
     'and invented, matched one to one where they overlap by an intersection over union of at least 0.1.')
 _NET_BENEFIT = 'Decision curves show the net benefit of decisions by the model beside treating all and treating none.'
 _LOSSES = {'CE': 'cross-entropy', 'CE-ignore-bg': 'cross-entropy without the background',
-           'CEGDice': 'the sum of cross-entropy and generalised Dice loss'}
+           'CEGDice': 'the sum of cross-entropy and generalised Dice loss',
+           'CEDice': 'the sum of cross-entropy and the Dice loss of the classes of an image'}
 
 
 def _seg_tune(s:_Settings, r:_Settings)->list[str]:

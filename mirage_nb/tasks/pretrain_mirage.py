@@ -137,7 +137,7 @@ class MirageTask(_MirageParts):
     def _view(self, batch:Batch, how:PairAugment|None)->Batch:
         "Augment a batch, and draw its masks."
         sizes = {m.name: (m.size, m.size) for m in self.modalities}
-        x = augment_pairs(batch, how, sizes | {'semseg': (sizes['bscan'][0]//4,)*2} if self.data.classes else sizes)
+        x = augment_pairs(batch, how, sizes | {'semseg': (sizes['bscan'][0]//2,)*2} if self.data.classes else sizes)
         read = {k: x[k] for k in self.keywords['modalities']}
         return {**x, 'masks': cast(MultiMAE, self.model).hide(read, x['key'])}
 
@@ -173,8 +173,8 @@ class MirageTask(_MirageParts):
 
     @cached_property
     def mask_loss(self)->SegLoss:
-        "Choose the loss of the masks that are learnt from: cross-entropy with generalised Dice."
-        return seg_loss('CEGDice', self.data.classes)
+        "Choose the loss of the masks that are learnt from: cross-entropy with the Dice of the classes of a sample."
+        return seg_loss('CEDice', self.data.classes)
 
     def reconstruct(self, model:nn.Module, batch:Batch)->dict[str, Tensor]:
         "Predict hidden tokens, and all modalities from the B-scan alone."

@@ -49,6 +49,21 @@ def _gen_dice(
     "Compute the generalised Dice loss of each sample (Sudre et al. 2017, arXiv 1707.03237, section 2.1)."
     return _dice_of(*_log_probability(scores, target), eps)
 
+# %% ../../nbs/train/60_losses.ipynb #0582492e
+def _dice_of_present(
+    every:Tensor,   # (b, c, pixels) logarithm of each class's probability
+    true:Tensor,    # (b, pixels) that of the true class
+    y:Tensor,       # (b, pixels) class indices
+    eps:float=1e-5  # keeps an empty sum finite
+)->Tensor:          # (b,) in [0, 1], 0 is perfect
+    "Compute the soft Dice loss (Milletari et al. 2016, arXiv 1606.04797), a mean over the classes that a sample has."
+    none = every.new_zeros(every.shape[:2])
+    volume, both = none.scatter_add(1, y, torch.ones_like(true)), none.scatter_add(1, y, true.exp())
+    there = volume > 0
+    dice = (2*both + eps)/(every.exp().sum(2) + volume + eps)
+    return 1 - (dice*there).sum(1)/there.sum(1)
+
+
 # %% ../../nbs/train/60_losses.ipynb #1e838cb1
 SegLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -61,7 +76,7 @@ def ignored_classes(
 
 
 def seg_loss(
-    name:str,            # 'CE', 'CE-ignore-bg' or 'CEGDice'
+    name:str,            # 'CE', 'CE-ignore-bg', 'CEGDice' or 'CEDice'
     labels:Sequence[str] # of the classes, in the order of their indices
 )->SegLoss:              # (b, c, h, w) scores, (b, h, w) class indices -> scalar
     "Look a segmentation loss up by its name."
@@ -79,7 +94,11 @@ def seg_loss(
         every, true, y = _log_probability(scores, y)
         return 0.5*_dice_of(every, true, y).mean() - 0.5*true.mean()
 
-    losses = {'CE': ce, 'CE-ignore-bg': ce_ignore_bg, 'CEGDice': ce_gdice}
+    def ce_dice(scores:Tensor, y:Tensor)->Tensor:
+        every, true, y = _log_probability(scores, y)
+        return 0.5*_dice_of_present(every, true, y).mean() - 0.5*true.mean()
+
+    losses = {'CE': ce, 'CE-ignore-bg': ce_ignore_bg, 'CEGDice': ce_gdice, 'CEDice': ce_dice}
     if name not in losses: raise ValueError(unknown('loss', name, losses))
     if name == 'CE-ignore-bg' and not ignored.any(): raise ValueError(
         "loss CE-ignore-bg leaves out classes with the word 'background' or 'bg' in their label; "

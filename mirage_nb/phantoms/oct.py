@@ -22,6 +22,7 @@ from ..core import unknown
 from .drawing import bumps, draw_in_turn, random_path, random_surface
 from mirage_nb.phantoms.styles import (
     USUAL_DEVICES,
+    USUAL_LOOK,
     WIDE_DEVICES,
     DeviceRanges,
     ScanPlace,
@@ -247,7 +248,7 @@ def _reflected_light(
     person:Generator,           # what a patient's eyes share
     rng:Generator,
     spread:float=0.7,           # standard deviation of a tissue's reflectivity, dB
-    look:TissueLook=TissueLook()
+    look:TissueLook=USUAL_LOOK
 )->np.ndarray:                  # (s, h, w) float32, dB
     "Compute the light reflected from each place, before speckle and noise."
     s, h, w = layermap.shape
@@ -426,7 +427,7 @@ def _phantom_volume(
     key = ('phantom light', seed, patient)
     device, rng, place = (np.random.default_rng(sample_key(*key, *v)) for v in ((), (volume,), (volume, 'place')))
     style = np.random.default_rng(sample_key('phantom style', seed, patient, volume))
-    part, d, look, shapes = ScanPlace(), USUAL_DEVICES, TissueLook(), _SHAPES
+    part, d, look, shapes = ScanPlace(), USUAL_DEVICES, USUAL_LOOK, _SHAPES
     if varied: part, d, look, shapes = draw_place(style), WIDE_DEVICES, draw_look(style), _WIDE_SHAPES
     (h, w), y = size, np.linspace(0.25, 0.75, slices) if slices > 1 else np.array([0.5])
     x = part.first + part.width*np.linspace(0, 1, w)

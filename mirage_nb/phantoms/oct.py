@@ -22,18 +22,15 @@ from ..core import unknown
 from .drawing import bumps, draw_in_turn, random_path, random_surface
 from mirage_nb.phantoms.styles import (
     USUAL_DEVICES,
-    USUAL_LOOK,
     WIDE_DEVICES,
     DeviceRanges,
     ScanPlace,
-    TissueLook,
-    draw_look,
     draw_place,
     jump_rows,
     plant_borders,
     plant_shadows,
-    wall_columns,
 )
+from .tissue import USUAL_LOOK, TissueLook, draw_look, wall_columns
 from .writing import each_patient, write_once
 from ..randomness import sample_key
 from ..storage import write_json
@@ -272,6 +269,7 @@ def _reflected_light(
     return db
 
 
+# %% ../../nbs/phantoms/30_oct.ipynb #38a8fa54
 def _fill(
     db:np.ndarray,   # (s, h, w), changed in place
     mask:np.ndarray, # (s, h, w) bool

@@ -16,7 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -228,6 +228,31 @@ def _resume_packing(
     write_atomic(part/'states.bin', states.tofile)
     return plan, done
 
+# %% ../../nbs/data/93_packed.ipynb #8d812801
+def _sound_rows(
+    part:Path,                # that is being filled
+    plan:Mapping[str, Any],   # of `_make_plan`
+    done:int                  # samples that are noted as safe
+)->int:                       # of these, those before the first that is damaged
+    "Compare what an interrupted conversion has written with its hashes."
+    if not done: return 0
+    kinds = plan['modalities']
+    def rows(name:str, tail:Sequence[int], kind:str)->np.ndarray:
+        file, size = part/f'{name}.npy', int(np.prod(tail))*np.dtype(kind).itemsize
+        if not file.is_file(): return np.zeros((0, *tail), kind)
+        with open(file, 'rb') as f:
+            np.lib.format.read_magic(f), np.lib.format.read_array_header_1_0(f)
+            whole = min(done, (file.stat().st_size - f.tell())//size)
+            return np.memmap(file, kind, 'r', f.tell(), (whole, *tail)) if whole else np.zeros((0, *tail), kind)
+    try: arrays, digests = [rows(k, v['size'], '|u1') for k, v in kinds.items()], rows('digests', [len(kinds)], '<u8')
+    except (ValueError, EOFError, OSError): return 0  # a head is damaged
+    there = min(len(digests), *map(len, arrays))
+    good = (all(hash_pixels(x[i]) == int(d) for x, d in zip(arrays, digests[i], strict=True)) for i in range(there))
+    found = next((i for i, right in enumerate(good) if not right), there)
+    if found < done: log.warning('%s: of %d samples that are packed, those from number %d on are damaged; they are '
+                                 'packed again', part, done, found + 1)
+    return found
+
 
 def _begin_packing(
     pairs:FilePairs,
@@ -238,7 +263,9 @@ def _begin_packing(
 )->tuple[Path, dict[str, Any], int]: # the folder to fill, the plan, samples that are there
     "Begin a conversion, or resume one that was interrupted."
     part = out.with_name(out.name + '.part')
-    if part.exists(): return part, *_resume_packing(pairs, part, size, states, quiet)
+    if part.exists():
+        plan, done = _resume_packing(pairs, part, size, states, quiet)
+        return part, plan, _sound_rows(part, plan, done)
     if strange := [k for k in pairs.ids if '\n' in k]: raise ValueError(f'the id {strange[0]!r} holds a line break')
     plan = _make_plan(pairs, size, quiet) | {'asked': _conversion_hash(pairs, size)}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -293,11 +320,20 @@ class _PackedPairs:
     classes:Mapping[str, int]
     arrays:Mapping[str, np.ndarray]  # (samples, h, w) uint8, on disk until read
     digests:np.ndarray               # (samples, modalities) uint64
+    seen:set[tuple[str, int]] = field(default_factory=set, repr=False, compare=False) # images that were compared
 
     @property
     def modalities(self)->tuple[str, ...]: return tuple(self.arrays)
 
-    def plane(self, modality:str, i:int)->np.ndarray: return self.arrays[modality][i]
+    def plane(self, modality:str, i:int)->np.ndarray:
+        "Return an image, which is compared with its hash when it is read first."
+        x = self.arrays[modality][i]
+        if (modality, i) not in self.seen:
+            if hash_pixels(x) != int(self.digests[i, self.modalities.index(modality)]): raise ValueError(
+                f'{self.name(modality, i)}: the image is not what was packed: the file is damaged, or was written to. '
+                'Copy the set again, or pack it again')
+            self.seen.add((modality, i))
+        return x
 
     def name(self, modality:str, i:int)->str: return f"{self.folder/modality}.npy, sample {self.ids[i]}"
 
@@ -401,7 +437,7 @@ def verify_packed(
     changed: list[str] = []
     for i in tqdm(range(len(pairs.ids)), desc='verifying', unit='sample', delay=3, disable=quiet):
         for j, k in enumerate(pairs.modalities):
-            if hash_pixels(pairs.plane(k, i)) != int(pairs.digests[i, j]): changed.append(f'{k} of {pairs.ids[i]}')
+            if hash_pixels(pairs.arrays[k][i]) != int(pairs.digests[i, j]): changed.append(f'{k} of {pairs.ids[i]}')
     if changed: raise ValueError(f'{pairs.folder}: {len(changed)} images are not what was packed: '
                                  f'{", ".join(changed[:5])}. Copy the set again, or pack it again')
     return len(pairs.ids)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..models.checkpoints import check_parts
 from ..storage import write_atomic
 from .devices import shard
 
@@ -49,7 +50,9 @@ def load_training_state(
     path:Path # of `save_training_state`
 )->dict[str, Any]:
     "Read the state of a training; tensors are on the CPU."
-    try: return torch.load(path, map_location='cpu', weights_only=True)
+    try:
+        check_parts(path)
+        return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: raise ValueError(
         f'{path} cannot be read ({e}). It was written whole, so the disk is at fault: '
         'delete it to start this run again') from e

@@ -181,3 +181,25 @@ def test_command(triplets, tmp_path, capsys):
     done = subprocess.run([sys.executable, '-m', 'mirage_nb.data.packed', '--help'], capture_output=True, text=True)
     text = ' '.join(done.stdout.split())
     assert done.returncode == 0 and 'FOLDER' in text and 'same command continues' in text
+
+
+def test_a_part_that_was_damaged_between_two_starts(tmp_path, monkeypatch, caplog):
+    "What is damaged is packed again, and the set is that of one run"
+    pairs = folder_pairs(write_triplets(tmp_path/'set'))
+    whole, calls, real = pack(pairs, tmp_path/'whole', quiet=True), [], packed._resize_plane
+
+    def stop(*args):
+        calls.append(1)
+        if len(calls) == 3*len(pairs.modalities) + 1: raise KeyboardInterrupt
+        return real(*args)
+    monkeypatch.setattr(packed, '_resize_plane', stop)
+    with pytest.raises(KeyboardInterrupt): pack(pairs, tmp_path/'out', quiet=True)
+    monkeypatch.setattr(packed, '_resize_plane', real)
+    file = tmp_path/'out.part'/f'{pairs.modalities[0]}.npy'
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1  # of the third sample
+    file.write_bytes(raw)
+    again = pack(pairs, tmp_path/'out', quiet=True)
+    assert '3 samples that are packed, those from number 3 on are damaged' in caplog.text
+    assert {p.name: p.read_bytes() for p in again.iterdir()} == {p.name: p.read_bytes() for p in whole.iterdir()}
+    assert verify_packed(open_pairs(again), quiet=True) == len(pairs.ids)

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
-from ..core import size_text, unknown
+from ..core import counted, size_text, unknown
 from .audit import find_leaks, hash_content, leak_faults
 from .cache import ImageCache
 from .faults import LENIENT, Fault, refuse
@@ -40,7 +40,7 @@ from mirage_nb.data.opened import (
 )
 from .preprocessing import Size, eval_view, train_view
 from .scale import MaskScale, image_scales
-from .splits import divide
+from .splits import divide, few_patients
 from ..randomness import keyed_generator, sample_key
 from ..recipes.data_options import SplitPlan, parse_splits
 from ..storage import hash_value
@@ -271,11 +271,26 @@ class SegData:
     sha256: str                      # over splits, ids and contents of all files
     drawn: str = ''                  # how the splits were made, in words; '': they are the dataset's own
     scales: Mapping[str, MaskScale] = field(default_factory=dict) # by image, where their pixels differ in size
+    left_out: pd.DataFrame|None = None # images of train that are not learnt from, where few labels are asked for
 
     @property
     def scale(self)->MaskScale|Mapping[str, MaskScale]: # of each image, where they differ
         "Return what distances in the masks are measured by."
         return self.scales or self.manifest.scale
+
+    @property
+    def divided(self)->dict[str, pd.DataFrame]: # tables by split, also of what is not learnt from
+        "Return how the images are divided."
+        if self.left_out is None: return self.tables
+        return self.tables | {'train': pd.concat([self.tables['train'], self.left_out], ignore_index=True)}
+
+    @property
+    def few_words(self)->str: # as ' (24 images of 4 of 16 patients, drawn)'; '' where all of train is learnt from
+        "Say how few patients are learnt from."
+        if self.left_out is None: return ''
+        n, rest = (t.patient.nunique() for t in (self.tables['train'], self.left_out))
+        unit = 'patient' if self.manifest.knows_patients else 'volume'
+        return f' ({counted(len(self.tables["train"]), "image")} of {n} of {counted(n + rest, unit)}, drawn)'
 
 
 def _divided(
@@ -331,11 +346,25 @@ def _refuse(
     refuse([f for f in faults if f.waiver not in warned], where, checked, waive)
 
 
+def _few_labels(
+    table:pd.DataFrame,              # of train
+    opened:Mapping[Path, ImageFacts],
+    n:int,                           # patients to learn from
+    seed:int
+)->tuple[pd.DataFrame, pd.DataFrame]: # images of these, and the others
+    "Draw few patients to learn from."
+    masks = zip(table.id, table.semseg, strict=True)
+    held = {k: np.flatnonzero(opened[m].counts).tolist() for k, m in masks if not pd.isna(m)}
+    few = few_patients(table, held, n, seed)
+    return few, table[~table.id.isin(few.id)]
+
+
 def load_seg_data(
     manifest:Manifest,
     splits:str|None=None,             # how images are divided, as the option of a recipe; None: by their folders alone
     waive:Collection[str]=(*LENIENT, 'duplicates'), # faults that are accepted
-    found:list[Fault]|None=None       # faults are added to it; None: they are one error
+    found:list[Fault]|None=None,      # faults are added to it; None: they are one error
+    patients:tuple[int, int]=(0, 0)   # to learn from, drawn of train, and the seed of the draw; 0: all
 )->SegData:
     "Load the tables of a dataset's splits; all files are opened, and all faults are one error."
     root, drawn, faults = dataset_dir(manifest), '', list[Fault]()
@@ -357,10 +386,11 @@ def load_seg_data(
         faults += near_duplicate_faults(list(every.bscan), [opened[p] for p in every.bscan], list(every.split))
     if found is not None: found += faults
     else: _refuse(faults, str(root), len(opened), waive)
-    scales = image_scales(manifest.scale, root, every)
+    scales, left = image_scales(manifest.scale, root, every), None
     if scales: content = hash_value([content, {k: v.pixel_um for k, v in scales.items()}])
-    return SegData(manifest, classes, {s: _with_hashes(t, opened) for s, t in tables.items()}, leaks, content, drawn,
-                   scales)
+    tables = {s: _with_hashes(t, opened) for s, t in tables.items()}
+    if patients[0] and 'train' in tables: tables['train'], left = _few_labels(tables['train'], opened, *patients)
+    return SegData(manifest, classes, tables, leaks, content, drawn, scales, left)
 
 
 # %% ../../nbs/data/90_segmentation.ipynb #ffc73634

@@ -8,7 +8,6 @@ __all__ = ['Verdict', 'list_verdicts', 'training_verdicts', 'overlap_verdicts', 
 
 # %% ../../nbs/eval/50_verdicts.ipynb #fe000003
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from .classification.paired import compare_predictions
 from .classification.predictions import Predictions
 from .classification.report import ClsScores
 from .segmentation.report import SegScores, compare_segmentations
-from ..recipes.base import FineTuningRecipe, weights_label
+from ..recipes.base import RANDOM_START, FineTuningRecipe, weights_label
 from ..recipes.classification import ClsRecipe, FewShot
 from ..sources.overlaps import compare_datasets, find_overlaps
 
@@ -84,13 +83,13 @@ def overlap_verdicts(
     names = [k.strip() for k in dataset.split(',')] + [tested]*bool(tested)
     shared = [o for a, b in combinations(names, 2) for o in compare_datasets(a, b)]
     for o in (*find_overlaps(weights, *names), *shared):
-        yield Verdict('note' if o.shared in ('hospital', 'train') else 'warning', o.text)
+        yield Verdict('note' if o.shared in ('hospital', 'train', 'nothing') else 'warning', o.text)
 
 
-def recipe_verdicts(
+def _weights_verdicts(
     cfg:FineTuningRecipe
 )->Iterator[Verdict]:
-    "Judge what the settings of a fine-tuning allow to conclude."
+    "Judge the weights that a fine-tuning starts from."
     tested = cfg.test_dataset if isinstance(cfg, ClsRecipe) else ''
     yield from overlap_verdicts(cfg.weights, cfg.dataset, tested or '')
     random = weights_label(cfg) == 'random'
@@ -98,10 +97,20 @@ def recipe_verdicts(
         f'The encoder is random and frozen (weights=random, tune={cfg.tune}): its features have learnt nothing'))
     elif random: yield Verdict('note', (
         f'Random initialisation: {cfg.model} learnt from {cfg.dataset} alone, and nothing comes from pre-training'))
-    cls, helped = isinstance(cfg, ClsRecipe), 'training the encoder' if random else 'pre-training'
-    if not cfg.baselines: yield Verdict('note', (
-        f'{"The probe of a random encoder" if cls else "The same head on a frozen random encoder"} was not run, '
-        f'so it is not known whether {helped} helped: baselines=True adds it'))
+
+
+def recipe_verdicts(
+    cfg:FineTuningRecipe
+)->Iterator[Verdict]:
+    "Judge what the settings of a fine-tuning allow to conclude."
+    yield from _weights_verdicts(cfg)
+    cls, random = isinstance(cfg, ClsRecipe), weights_label(cfg) == 'random'
+    helped = 'training the encoder' if random else 'pre-training'
+    what, option = 'The probe of a random encoder' if cls else 'The same head on a frozen random encoder', 'baselines'
+    if cfg.epochs and not random and cfg.tune != 'probe':
+        what, option = 'The same training from random initialisation', 'random_start'
+    if not getattr(cfg, option): yield Verdict('note', (
+        f'{what} was not run, so it is not known whether {helped} helped: {option}=True adds it'))
 
 # %% ../../nbs/eval/50_verdicts.ipynb #fe000014
 _FEW = 10 # patients, or volumes: with fewer, the bootstrap's interval is clearly too narrow
@@ -196,7 +205,8 @@ def _seed_verdicts(
         'seeds=5 trains five, and reports them together'))
 
 # %% ../../nbs/eval/50_verdicts.ipynb #fe000022
-_IN_WORDS = {'frozen random encoder': 'the same head on a frozen random encoder',
+_IN_WORDS = {RANDOM_START: 'the same training from random initialisation',
+             'frozen random encoder': 'the same head on a frozen random encoder',
              'mean position': 'the most frequent class at each position, which ignores the image',
              'probe of a random encoder': 'a linear probe of a random encoder',
              'majority class': 'the majority class, which ignores the image'}
@@ -376,7 +386,7 @@ def few_shot_verdicts(
     first, last = rows[0], rows[-1]
     text = f'AUROC {last.mean:.3f} [{last.low:.3f}, {last.high:.3f}] with {last.shots:g} images of each class'
     if last.low <= 0.5: yield Verdict('warning', f'No better than chance: {text}')
-    yield from recipe_verdicts(replace(each, baselines=True))
+    yield from _weights_verdicts(each)
     for (shots, _), pred in list(results.items())[-1:]:
         if shots == last.shots: yield from (*_unseen_labels(pred), *_cls_units(pred))
     if len(rows) > 1 and last.low <= first.high: yield Verdict('note', (

@@ -13,8 +13,9 @@ import pandas as pd
 import seaborn as sns
 from torch import Tensor
 
+from ..eval.views import collapse_limits
 from .common import COLOURS, DescribedFigure, draw_image, image_grid, panel_grid
-from .pretraining import modality_rgb
+from .pretraining import draw_probes, modality_rgb
 
 # %% ../../nbs/figures/45_views.ipynb #2fd63f2c
 def show_image_views(
@@ -49,15 +50,29 @@ def show_nearest_images(
 
 # %% ../../nbs/figures/45_views.ipynb #1c06910f
 _PANELS = {'rank': 'effective rank of the features', 'spread': 'mean distance of features',
-           'information': "teacher's answer, nats", 'entropy': "teacher's entropy, share",
-           'positive': 'cosine, two views', 'negative': 'cosine, queue'}
+           'matched': 'share of images, views matched', 'information': "teacher's answer, nats",
+           'positive': 'cosine: two views (o), queue (x)'}
+
+
+def _draw_sign(
+    ax:Any,             # of Matplotlib
+    numbers:pd.DataFrame,
+    name:str,           # one of _PANELS
+    limits:Mapping[str, float]
+)->None:
+    "Draw a sign of a collapse by epoch, with its limit."
+    ax.plot(numbers.epoch, numbers[name], 'o-', ms=3, color=COLOURS[2])
+    if name == 'positive': ax.plot(numbers.epoch, numbers.negative, 'x--', ms=4, color=COLOURS[3])
+    if name in ('rank', 'matched'): ax.set_ylim(0, None if name == 'rank' else 1.02)
+    if name in limits: ax.axhline(limits[name], ls=':', color='.5')
+    ax.set(title=_PANELS[name], xlabel='epoch')
 
 
 def show_view_training(
     history:pd.DataFrame,  # a row an epoch: epoch, loss, samples_per_s and the indicators
     snapshots:pd.DataFrame # a row a snapshot: epoch, the indicators, and perhaps probe
 )->DescribedFigure:
-    "Draw loss, signs of a collapse, and the probe by epoch."
+    "Draw loss, signs of a collapse with their limits, and the probes by epoch."
     names = [k for k in _PANELS if k in history]
     fig, grid = panel_grid(2, 3, 3.2, 2.6)
     axes: list[Any] = [*grid.ravel()]
@@ -69,12 +84,10 @@ def show_view_training(
     axes[0].set(title='loss', xlabel='epoch')
     axes[0].legend(frameon=False, fontsize=8)
     both = pd.concat([snapshots[snapshots.epoch == 0], history])
-    for ax, k in zip(axes[1:], names, strict=False):
-        ax.plot(both.epoch, both[k], 'o-', ms=3, color=COLOURS[2])
-        ax.set(title=_PANELS[k], xlabel='epoch')
-    if 'probe' in snapshots: axes[-1].plot(snapshots.epoch, snapshots.probe, 'o-', color=COLOURS[1])
-    axes[-1].set(title='linear probe, balanced accuracy', xlabel='epoch', ylim=(0, 1.02))
+    limits = collapse_limits(snapshots)
+    for ax, k in zip(axes[1:], names, strict=False): _draw_sign(ax, both, k, limits)
+    draw_probes(axes[-1], snapshots)
     fig.mark_epochs()
     sns.despine(fig)
-    fig.description = f'Loss, {", ".join(_PANELS[k] for k in names)} and linear probe by epoch'
+    fig.description = f'Loss, {", ".join(_PANELS[k] for k in names)} and probes by epoch'
     return fig

@@ -111,7 +111,7 @@ class ClsRecipe(FineTuningRecipe):
 
     def _conflicts(self)->Iterator[str]:
         "Yield what is wrong with options that are right alone."
-        if not self.keep_head: yield from FineTuningRecipe._conflicts(self)
+        if not self.keep_head or self.weights: yield from FineTuningRecipe._conflicts(self)
         yield from _cls_conflicts(self)
 
 # %% ../../nbs/recipes/30_classification.ipynb #49ab6c64

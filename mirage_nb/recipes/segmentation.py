@@ -25,6 +25,7 @@ class SegRecipe(FineTuningRecipe):
     model: str = 'mirage_base'
     head: str = 'convnext'          # network that turns tokens into a mask: 'linear', 'convnext', 'segmenter' or 'dpt'
     loss: str = 'CEGDice'           # 'CE', 'CE-ignore-bg', 'CEGDice' (with generalised Dice) or 'CEDice'
+    train_patients: Whole = 0       # patients whose images are learnt from, drawn by the seed; 0: all
     # 'full', 'embeddings' (no blocks), 'probe' (the head), 'last' (some blocks) or 'lora'
     tune: Literal['full', 'embeddings', 'probe', 'last', 'lora'] = 'full'
     cached_views: Whole = 0         # with tune 'probe', augmented views of an image, kept as tokens; 0: none
@@ -35,6 +36,7 @@ class SegRecipe(FineTuningRecipe):
     layer_decay: Annotated[float, Field(ge=0, le=1)] = 0.75
     drop_path: BelowOne = 0.1
     baselines: bool = False         # also measure the mean mask, and the same head on a frozen random encoder
+    seed: int = 0                   # seed of weights, order, augmentation and train_patients
 
 # %% ../../nbs/recipes/20_segmentation.ipynb #e2fee56a
 SEG_RECIPES = name_recipes(

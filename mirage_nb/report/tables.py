@@ -35,6 +35,9 @@ def means_table(
 
 # %% ../../nbs/report/15_tables.ipynb #9a700009
 _LOSSES = {'valid_': 'validation loss', 'seen_': 'loss on training images'}
+_WORDS = {'probe': 'linear probe', 'knn': 'weighted neighbours', 'rank': 'effective rank', 'spread': 'distance',
+          'pixel_rank': 'effective rank of pixels', 'matched': 'views matched', 'positive': 'cosine, two views',
+          'negative': 'cosine, queue', 'compared': 'images compared'}
 
 
 def snapshot_table(
@@ -44,7 +47,7 @@ def snapshot_table(
     def name(column:str)->str:
         start = next((k for k in _LOSSES if column.startswith(k)), '')
         of = column.removeprefix(start)
-        return 'linear probe' if column == 'probe' else column if not start else (
+        return _WORDS.get(column, column) if not start else (
             _LOSSES[start] + (f', {of}' if of != 'loss' else ''))
     parts = [k for k in map(str, snapshots) if k.startswith(tuple(_LOSSES)) and not k.endswith('_loss')]
     shown = snapshots.drop(columns=parts if len(parts) == 1 else []).set_index('epoch').round(3)

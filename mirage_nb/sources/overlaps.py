@@ -7,6 +7,7 @@ __all__ = ['Overlap', 'find_overlaps', 'compare_datasets']
 
 # %% ../../nbs/sources/30_overlaps.ipynb #606457d1
 import json
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ..core import resource_dir
+from ..core import data_dir, package_dir, resource_dir
 from ..recipes.faults import list_faults
 from ..recipes.settings import Options, options
 from .weights import Weights, recognise_weights
@@ -51,7 +52,7 @@ def _known_relations()->tuple[_Relation, ...]:
 # %% ../../nbs/sources/30_overlaps.ipynb #df49da43
 class Overlap(NamedTuple):
     "What weights have seen of a dataset."
-    shared: str # images, patients, hospital, or train: training images alone
+    shared: str # images, patients, hospital, train: training images alone, or nothing
     text: str   # a sentence
 
 
@@ -83,6 +84,30 @@ def _seen_by(
             f'{w.name} learnt from {other}, which shares {_shared_words(r)} with '
             f'{dataset}: {r.how}'))
 
+
+# %% ../../nbs/sources/30_overlaps.ipynb #e7dc1a7a
+def _shipped_seeds(
+    weights:str # as the option
+)->list[int]:   # [] for weights that do not come with the kit
+    "Read from the card of shipped weights the seeds of the drawings that they learnt from."
+    card = package_dir/'weights'/f'{weights}.md'
+    if Path(weights).name != weights or not card.is_file(): return []
+    return [int(k) for k in re.findall(r'make_phantom_\w+\(.*?\bseed=(\d+)', card.read_text(encoding='utf-8'))]
+
+
+def _seen_by_shipped(
+    weights:str, # as the option
+    dataset:str  # name of a dataset
+)->Iterator[Overlap]:
+    "Yield whether shipped weights have seen the drawings of a phantom dataset."
+    seeds, record = _shipped_seeds(weights), data_dir()/dataset/'phantom.json'
+    if not seeds or not record.is_file(): return
+    own, seen = int(read_json(record)['seed']), ', '.join(map(str, dict.fromkeys(seeds)))
+    if own in seeds: yield Overlap('images', (
+        f'{weights} learnt from phantoms of seed {own}, and so are these of {dataset}: draw them with another seed'))
+    else: yield Overlap('nothing', (
+        f'{weights} learnt from drawn eyes of seed {seen} alone. {dataset} is drawn with seed {own}: none of its eyes '
+        'is among them'))
 
 # %% ../../nbs/sources/30_overlaps.ipynb #df49da52
 def _own_run(
@@ -127,6 +152,7 @@ def _overlaps_of(
 )->Iterator[Overlap]:
     "Yield what weights have seen, published ones or those of a run, which started from others."
     if w := recognise_weights(weights): yield from _seen_by(w, dataset)
+    yield from _seen_by_shipped(str(weights), dataset)
     run, name = ({}, '') if w else _own_run(weights)
     if not run or not most: return
     yield from _seen_by_run(run, name, dataset)

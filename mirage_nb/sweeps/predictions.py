@@ -86,7 +86,8 @@ class Prediction:
     basis: str = 'not known'   # where that is from, in words
 
 
-_LIKE = ('dataset', 'model', 'head', 'tune', 'size', 'splits', 'baselines', 'probes', 'processes')
+_LIKE = ('dataset', 'model', 'head', 'tune', 'size', 'splits', 'train_patients', 'shots', 'baselines', 'random_start',
+         'probes', 'processes')
 
 
 def _scaled(

@@ -34,13 +34,20 @@ from ..models.classification import cls_model, start_classifier
 from ..models.heads.classification import ClsHead, ClsModel
 from ..models.tuning import save_tuned_model
 from ..models.zoo import encoder_record
+from ..recipes.base import RANDOM_START
 from ..recipes.classification import ClsRecipe
 from ..recipes.data_options import waived
 from ..recipes.settings import rows_cols
 from ..records import dataset_name
 from ..sources.weights import recognise_weights
 from ..spreadsheets import save_table
-from .baselines import baseline_file, predict_majority, probe_encoder, random_probe_settings
+from mirage_nb.tasks.baselines import (
+    baseline_file,
+    predict_majority,
+    probe_encoder,
+    random_probe_settings,
+    random_start_settings,
+)
 from mirage_nb.tasks.cross_dataset import (
     check_scorable,
     in_test_classes,
@@ -327,7 +334,7 @@ class _ClsCompared(_ClsTested):
         return other
 
     def baselines(self, folder:Path)->dict[str, ClsScores]:
-        "Score probes of the encoder before its training, majority class, random encoder; their predictions are kept."
+        "Score random initialisation, probes of the encoder before its training, majority class; predictions are kept."
         found = self._baselines(folder)
         for k, scores in found.items(): save_table(scores.pred.table, baseline_file(folder, k))
         return found
@@ -338,12 +345,21 @@ class _ClsCompared(_ClsTested):
         if 'train' not in self.data.splits or 'test' not in tested[1].splits: return {}
         if cfg.probes: found |= self._probes()
         found['majority class'] = evaluate_table(predict_majority(self.data, tested))
-        if not cfg.baselines: return found
-        random, at = self.with_settings(random_probe_settings(cfg)), folder/'random_encoder'
-        random.test_home = tested  # read once
-        train(random, at)
-        scores = random.test(at)
-        return found | ({'probe of a random encoder': scores} if scores else {})
+        start = dict[str, ClsScores]()
+        if cfg.random_start: start[RANDOM_START] = self._trained_as(random_start_settings(cfg), folder/'random_start')
+        if cfg.baselines:
+            found['probe of a random encoder'] = self._trained_as(random_probe_settings(cfg), folder/'random_encoder')
+        return start | found
+
+    def _trained_as(self,
+        cfg:ClsRecipe,
+        folder:Path    # of the training
+    )->ClsScores:
+        "Train by other settings on the same images, or continue that, and score the test split."
+        other = self.with_settings(cfg)
+        other.test_home = self.test_home  # read once
+        train(other, folder)
+        return cast(ClsScores, other.test(folder))
 
     def _probes(self)->dict[str, ClsScores]:
         "Score logistic regression and nearest neighbours on the encoder before its training."

@@ -97,8 +97,8 @@ def scored_file(
 
 # %% ../../nbs/tasks/02_collect.ipynb #b70e589a
 _NO_METHOD = ('seed', 'dataset', 'test_dataset', 'class_map', 'splits', 'waive', 'workers', 'processes', 'nodes',
-              'slurm', 'precision', 'baselines', 'probes', 'published_probes', 'run', 'tuned_on', 'split',
-              'predictions')
+              'slurm', 'precision', 'baselines', 'random_start', 'probes', 'published_probes', 'run', 'tuned_on',
+              'split', 'predictions')
 _FIRST = 'model', 'weights', 'head', 'tune', 'loss', 'lr'  # others follow; 'recipe' comes last
 _BARE = 'model', 'weights', 'head'  # whose value says enough
 

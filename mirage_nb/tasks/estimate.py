@@ -94,9 +94,11 @@ def _count_segmentation(
     scored = test if test and tables['test'].semseg.notna().all() else 0
     during = _trained(task.fit_settings, n, valid, cfg.cached_views if cfg.tune == 'probe' else 0)
     after: list[_Work] = [{'forward': test, 'scored': scored, 'report': 1}]
+    tested = {'forward': test, 'scored': scored}
+    if scored and cfg.random_start: after += [during, tested]
     if not scored or not cfg.baselines: return during, after
     random = _trained(task.fit_settings, n, valid, random_encoder_settings(cfg).cached_views)
-    return during, [*after, {'scored': scored}, random, {'forward': test, 'scored': scored}]  # one is the mean position
+    return during, [*after, {'scored': scored}, random, tested]  # one is the mean position
 
 
 def _count_probe(
@@ -119,6 +121,7 @@ def _count_classification(
     if kept: during = _count_probe(task, valid)
     after: list[_Work] = [{'encoded': test} if kept else {'forward': valid + test}, {'report': 1}]
     if cfg.probes and test: after.append({'encoded': n*(cfg.cached_views > 0) if kept else n + valid + test})
+    if cfg.random_start and test: after += [during, {'forward': valid + test}]
     if not cfg.baselines or not test: return during, after
     return during, [*after, _count_probe(task.with_settings(random_probe_settings(cfg)), valid + test)]
 

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from ..core import counted, log, unknown
 from ..data.normalization import Norm
-from ..eval.pretraining import extract_features, linear_probe, probe_gain, save_snapshot, snapshot_losses
+from ..eval.pretraining import extract_features, frozen_probes, probe_gain, save_snapshot, snapshot_losses
 from ..models.checkpoints import LoadReport, encoder_part, export_encoder, load_weights, read_checkpoint
 from ..models.pretraining import pretrain_model, save_pretrain_model
 from ..models.zoo import build_encoder, weights_file
@@ -134,27 +134,27 @@ class _PretrainEvaluated(_PretrainParts):
 
     def indicators(self, model:nn.Module, accelerator:Any)->dict[str, float]: return {}  # of each epoch
 
-    def pixel_probe(self)->float|None: # balanced accuracy
+    def pixel_probe(self)->float|None: # balanced accuracy of a linear probe
         "Probe a small copy of each image instead of features; None as for the probe."
         first = (self.keywords.get('modalities') or ['image'])[0]
         def read(m:nn.Module, batch:Batch)->Tensor:
             x = self.plain(batch)[first].float()
             return F.adaptive_avg_pool2d(x if x.ndim == 4 else x[:, None], 16).flatten(1)
-        return self._probe(nn.Identity(), read)
+        return self._probe(nn.Identity(), read).get('probe')
 
-    def _probe(self, model:nn.Module, read:Callable[[nn.Module, Batch], Tensor])->float|None:
-        "Probe what is read of images; None where labels are missing or do not suffice, or nothing is held out."
-        if self.labels is None or not self.held_out: return None
+    def _probe(self, model:nn.Module, read:Callable[[nn.Module, Batch], Tensor])->dict[str, float]:
+        "Probe what is read of images; {} where labels are missing or do not suffice, or nothing is held out."
+        if self.labels is None or not self.held_out: return {}
         train, valid = (extract_features(model, d, spread_evenly(len(cast(Any, d)), _PROBED), read, self.collate)
                         for d in (self.train, self.shown))
-        try: return linear_probe(train, valid, self.labels).score
+        try: return {k: p.score for k, p in frozen_probes(train, valid, self.labels).items()}
         except ValueError as e:  # pre-training continues without a probe
             log.warning('no probe: %s', e)
-            return None
+            return {}
 
     @torch.no_grad()
     def validate(self, model:nn.Module, accelerator:Any)->dict[str, float]:
-        "Measure losses and probe: valid_loss, valid_NAME, probe; seen_loss, seen_NAME where nothing is held out."
+        "Measure losses and probes: valid_loss, valid_NAME, probe, knn; seen_loss, seen_NAME if nothing is held out."
         found, kind = dict[str, list[tuple[float, float]]](), 'valid' if self.held_out else 'seen'
         picks = spread_evenly(len(cast(Any, self.shown)), _EVALUATED)
         for start in range(0, len(picks), 16):
@@ -165,8 +165,7 @@ class _PretrainEvaluated(_PretrainParts):
                 found.setdefault(k, []).append((float(v)*n, n))
         losses = {f'{kind}_{k}': sum(v for v, _ in p)/max(1, sum(n for _, n in p)) for k, p in found.items()}
         def read(m:nn.Module, b:Batch)->Tensor: return self.features(m, self.plain(to_device(b, accelerator.device)))
-        score = self._probe(model, read)
-        return {f'{kind}_loss': sum(losses.values()), **losses} | ({} if score is None else {'probe': score})
+        return {f'{kind}_loss': sum(losses.values()), **losses, **self._probe(model, read)}
 
     @torch.no_grad()
     def save_snapshot(self, model:nn.Module, accelerator:Any, folder:Path, epoch:int)->dict[str, float]:

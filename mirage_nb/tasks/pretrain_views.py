@@ -26,6 +26,7 @@ from mirage_nb.eval.views import (
     answer_numbers,
     effective_rank,
     feature_spread,
+    matched_views,
     probe_gain_over_random,
 )
 from ..models.checkpoints import LoadReport, encoder_part, export_encoder, load_weights, read_checkpoint
@@ -240,15 +241,22 @@ class _ViewsEvaluated(_ViewsStep):
             batches.append(batch)
         return torch.cat(rows), outs, batches
 
-    @staticmethod
-    def _numbers(features:Tensor, outs:Sequence[Any])->dict[str, float]:
+    def _numbers(self, features:Tensor, outs:Sequence[Any])->dict[str, float]:
         "Measure what warns of a collapse."
         found = {'rank': effective_rank(features), 'spread': feature_spread(features)}
-        teacher = torch.cat([o.teacher[0] for o in outs]).float()
-        if outs[0].negatives is None: return found | answer_numbers(teacher)
-        student = torch.cat([o.student[0] for o in outs]).float()
-        return found | {'positive': float((student*teacher).sum(-1).mean()),
-                        'negative': float((student @ outs[0].negatives.float().T).mean())}
+        teacher, queue = torch.cat([o.teacher[0] for o in outs]).float(), outs[0].negatives
+        student = torch.cat([o.student[int(queue is None)] for o in outs]).float()  # of the other view
+        if queue is None:
+            fit = (student/(self.settings.temperature or 0.1)).log_softmax(-1)
+            return {**found, 'matched': matched_views(teacher @ fit.T), **answer_numbers(teacher)}
+        found |= {'matched': matched_views(teacher @ student.T), 'positive': float((student*teacher).sum(-1).mean())}
+        return found | {'negative': float((student @ queue.float().T).mean())}
+
+    @staticmethod
+    def _of_images(batches:Sequence[Batch])->dict[str, float]:
+        "Measure in how many directions a small copy of the images differs."
+        small = [F.adaptive_avg_pool2d(b['image'].float(), 16).flatten(1) for b in batches]
+        return {'pixel_rank': effective_rank(torch.cat(small)), 'compared': sum(map(len, small))}
 
     def indicators(self, model:nn.Module, accelerator:Any)->dict[str, float]:
         return self._numbers(*self._read_some(model, accelerator)[:2])
@@ -263,7 +271,7 @@ class _ViewsEvaluated(_ViewsStep):
     def save_snapshot(self, model:nn.Module, accelerator:Any, folder:Path, epoch:int)->dict[str, float]:
         "Evaluate a model, and keep numbers and the nearest neighbours of some images."
         features, outs, batches = self._read_some(model, accelerator)
-        numbers = self.validate(model, accelerator) | self._numbers(features, outs)
+        numbers = self.validate(model, accelerator) | self._numbers(features, outs) | self._of_images(batches)
         images = torch.cat([self._colours(b['image'], b) for b in batches])
         near = _nearest(features, spread_evenly(len(features), _ASKED)).cpu()
         save_snapshot(folder, epoch, {'neighbours': images[near], 'which': near}, numbers)
@@ -290,9 +298,9 @@ class ViewsTask(_ViewsEvaluated):
 
     def _export(self, model:nn.Module, folder:Path)->None: self.save(model, folder/'encoder.safetensors')
 
-    def probe_against_random(self, folder:Path)->ProbeGain|None: # None: no labels, or nothing is held out
-        "Compare a linear probe on the encoder of a finished run with one on random initialisation."
-        if self.labels is None or not self.held_out: return None
+    def probe_against_random(self, folder:Path)->dict[str, ProbeGain]: # {}: no labels, or nothing is held out
+        "Compare probes of the encoder of a finished run with those of random initialisation."
+        if self.labels is None or not self.held_out: return {}
         random, trained = self.first_encoder().eval(), self.first_encoder().eval()
         load_weights(trained, folder/'encoder.safetensors')
         def read(m:nn.Module, b:Batch)->Tensor: return encode_image(cast(Any, m), {
@@ -300,4 +308,4 @@ class ViewsTask(_ViewsEvaluated):
         parts = [[extract_features(m, d, spread_evenly(len(cast(Any, d)), 256), read, self.collate)
                   for d in (self.train, self.shown)] for m in (random, trained)]
         try: return probe_gain_over_random((parts[0][0], parts[0][1]), (parts[1][0], parts[1][1]), self.labels)
-        except ValueError: return None  # of one class; `validate` has told
+        except ValueError: return {}  # of one class; `validate` has told

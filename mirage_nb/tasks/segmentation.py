@@ -28,11 +28,17 @@ from ..models.checkpoints import LoadReport
 from ..models.segmentation import SegModel, seg_model, start_segmenter
 from ..models.tuning import save_tuned_model
 from ..models.zoo import encoder_record
+from ..recipes.base import RANDOM_START
 from ..recipes.data_options import waived
 from ..recipes.segmentation import SegRecipe
 from ..recipes.settings import rows_cols
 from ..spreadsheets import save_table
-from .baselines import baseline_file, random_encoder_settings, seg_baseline_masks
+from mirage_nb.tasks.baselines import (
+    baseline_file,
+    random_encoder_settings,
+    random_start_settings,
+    seg_baseline_masks,
+)
 from .cached_views import cache_views
 from .fine_tuning import FineTuning
 from .protocol import Training, check_trained, describe_training, example_samples, train
@@ -75,7 +81,9 @@ class _SegParts(FineTuning[SegModel]):
     @cached_property
     def data(self)->SegData:
         "Load the tables of the splits, checked."
-        return self.given or load_seg_data(self.manifest, self.settings.splits, waived(self.settings.waive))
+        cfg = self.settings
+        return self.given or load_seg_data(self.manifest, cfg.splits, waived(cfg.waive),
+                                           patients=(cfg.train_patients, cfg.seed))
 
     @cached_property
     def sets(self)->dict[str, SegDataset]:
@@ -162,7 +170,7 @@ class SegmentationTask(_SegTrained):
         test:SegScores|None
     )->str:
         "Say in one line what was trained, from which weights, tested on what, and the score."
-        what = describe_training(self.settings, len(history), self.settings.head)
+        what = describe_training(self.settings, len(history), self.settings.head) + self.data.few_words
         if not test: return f'{what}; not tested, as there are no masks'
         table, unit = self.data.tables['test'], 'patient' if self.manifest.knows_patients else 'volume'
         tested = f'{counted(len(table), "image")} of {counted(table[unit].nunique(), unit)}'
@@ -171,7 +179,7 @@ class SegmentationTask(_SegTrained):
     def sources(self)->dict[str, str]:
         "Hash what the run is made from."
         found = {'manifest': self.manifest.sha256, 'data': self.data.sha256}
-        if self.data.drawn: found['splits'] = hash_splits(self.data.tables)
+        if self.data.drawn: found['splits'] = hash_splits(self.data.divided)
         return found | ({'weights': self.weights_sha256} if self.weights_sha256 else {})
 
     def test(self, folder:Path)->SegScores|None:
@@ -193,7 +201,7 @@ class SegmentationTask(_SegTrained):
         return found if self.manifest.knows_patients else found.by_volume()
 
     def baselines(self, folder:Path)->dict[str, SegScores]:
-        "Score the mean position, a frozen random encoder, and other graders; their volumes are kept."
+        "Score the same from random initialisation, mean position, frozen random encoder, graders; volumes are kept."
         found = self._baselines(folder)
         for k, scores in found.items(): save_table(scores.volumes, baseline_file(folder, k))
         return found
@@ -204,9 +212,18 @@ class SegmentationTask(_SegTrained):
         if table is None or table.semseg.isna().any(): return {}
         found = {k: self._score(p, k.startswith('grader'))
                  for k, p in seg_baseline_masks(self.data, self.settings, folder).items()}
-        if not self.settings.baselines: return found
-        random = replace(self, settings=random_encoder_settings(self.settings), given=self.data)
-        train(random, folder/'random_encoder')
-        scores = random.test(folder/'random_encoder')
+        cfg, start = self.settings, dict[str, SegScores]()
         graders = {k: found.pop(k) for k in list(found) if k.startswith('grader')}
-        return found | ({'frozen random encoder': scores} if scores else {}) | graders
+        if cfg.random_start: start[RANDOM_START] = self._trained_as(random_start_settings(cfg), folder/'random_start')
+        if cfg.baselines:
+            found['frozen random encoder'] = self._trained_as(random_encoder_settings(cfg), folder/'random_encoder')
+        return start | found | graders
+
+    def _trained_as(self,
+        cfg:SegRecipe,
+        folder:Path    # of the training
+    )->SegScores:
+        "Train by other settings on the same images, or continue that, and score the test split."
+        other = replace(self, settings=cfg, given=self.data)
+        train(other, folder)
+        return cast(SegScores, other.test(folder))

@@ -158,7 +158,7 @@ def few_shot_recipe(
     own = ('dataset', 'model', 'weights', 'pool', 'tune', 'size', 'epochs', 'lr', 'splits', 'waive')
     changed = {k: getattr(cfg, k) for k in own}
     base = override(cls_recipe(cfg.recipe), **changed, precision=pick_precision(cfg.precision))
-    plain = replace(base, probes=False, baselines=False, shots=0.)
+    plain = replace(base, probes=False, baselines=False, random_start=False, shots=0.)
     return plain if cfg.protocol == 'splits' else replace(plain, monitor='last', patience=0)
 
 

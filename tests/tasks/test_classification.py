@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mirage_nb.data import classification as data_classification
+from mirage_nb.eval.beside import start_line
 from mirage_nb.eval.classification import predict as classification_predict
 from mirage_nb.eval.classification.predictions import read_predictions
 from mirage_nb.launch import local as launch_local
@@ -20,7 +21,7 @@ from mirage_nb.models.tuning import choose_training, save_tuned_model
 from mirage_nb.recipes.classification import cls_recipe
 from mirage_nb.tasks import classification as tasks_classification
 from mirage_nb.tasks.classification import ClassificationTask
-from mirage_nb.tasks.protocol import starting_weights
+from mirage_nb.tasks.protocol import starting_weights, train
 from mirage_nb.train import selection as train_selection
 from mirage_nb.train.loop import _TIMES
 from mirage_nb.train.state import load_training_state
@@ -307,3 +308,21 @@ def test_same_seed_same_numbers_another_seed_others(home):
     a, b, c = (train_cls(settings(epochs=2, seed=s), home/f'{k}') for k, s in enumerate((1, 1, 2)))
     close(a, b)
     assert a.loss.tolist() != c.loss.tolist()
+
+
+# ------------------------------------------------------------------ another start
+
+def test_random_start_is_the_same_training_of_random_weights(home):
+    "Few images of each class, the same for both; the line beneath the headline says what the weights brought"
+    cfg = settings(weights='mirage_tiny', epochs=1, shots=2, random_start=True)
+    task = ClassificationTask.from_settings(cfg)
+    train(task, home/'run')
+    results = {'fine-tuned': task.test(home/'run'), **task.baselines(home/'run')}
+    assert list(results) == ['fine-tuned', 'from random initialisation', 'majority class']
+    alone = replace(cfg, weights='random', random_start=False)
+    train_cls(alone, home/'alone')
+    assert score(alone, home/'alone').means == results['from random initialisation'].means
+    line, = start_line(results, cfg)
+    assert line.startswith('Starting from the weights that come with the kit: mean AUROC 0.')
+    a, b = (results[k].means['AUROC, mean (macro)'] for k in ('fine-tuned', 'from random initialisation'))
+    assert f'{a:.3f}, from random initialisation {b:.3f} ({a - b:+.3f} [' in line

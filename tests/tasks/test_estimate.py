@@ -10,7 +10,7 @@ import torch
 from mirage_nb.records import finish_run, provenance, start_run
 from mirage_nb.storage import read_json, write_json
 from mirage_nb.tasks.classification import ClassificationTask
-from mirage_nb.tasks.estimate import Estimate, estimate_training
+from mirage_nb.tasks.estimate import Estimate, _count, estimate_training
 from mirage_nb.tasks.protocol import train
 from mirage_nb.tasks.segmentation import SegmentationTask
 from mirage_nb.tasks.settings import choose_settings
@@ -67,6 +67,13 @@ def test_what_follows_the_training_is_counted(home, stage):
     alone = estimate_training(*started(stage))
     assert with_baselines.after > alone.after > 15, 'the report, and the test'
     assert with_baselines.seconds < 20*alone.seconds, 'the training is the same'
+
+
+@pytest.mark.parametrize('stage', KINDS)
+def test_the_same_training_from_random_weights_is_counted(home, stage):
+    during, after = _count(started(stage, random_start=True)[0])
+    plain, rest = _count(started(stage)[0])
+    assert during == plain and during in after and during not in rest and len(after) == len(rest) + 2
 
 
 @pytest.mark.slow

@@ -2,12 +2,16 @@
 import json
 from dataclasses import asdict, replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
 
+from mirage_nb.eval.pretraining import read_snapshots
+from mirage_nb.eval.views import views_verdicts
 from mirage_nb.models.checkpoints import export_encoder
 from mirage_nb.models.views import ViewModel, ViewOptions, encode_image
 from mirage_nb.models.vit import ViT
@@ -19,6 +23,7 @@ from mirage_nb.tasks import pretrain as tasks_pretrain
 from mirage_nb.tasks.pretrain_views import ViewsTask
 from mirage_nb.tasks.protocol import train
 from mirage_nb.train import loop as train_loop
+from mirage_nb.train.devices import make_accelerator
 from mirage_nb.train.loop import _make_optimizer
 from mirage_nb.train.view_losses import contrastive_loss, distillation_loss, koleo_loss, patch_loss
 from tests.tasks.samples import pictures, train_each, two_processes
@@ -36,6 +41,47 @@ def settings(folder, method, **changed):
 
 
 def numbers(folder): return pd.read_csv(folder/'history.csv').drop(columns=list(train_loop._TIMES))
+
+
+# ------------------------------------------------------------------ a collapse
+
+def shades(folder, n=24):
+    "n pictures that differ in their colours, as views without jitter still show"
+    folder.mkdir()
+    for i in range(n):
+        a, b = np.random.default_rng(i).uniform(0, 255, (2, 3))
+        x = a + (b - a)*np.linspace(0, 1, 40)[None, :, None]*np.ones((40, 1, 1))
+        Image.fromarray(x.astype(np.uint8)).save(folder/f'{i:02d}.png')
+    return folder
+
+
+@torch.no_grad()
+def collapse(model, part):
+    "Let the encoder, or the heads alone, say the same of every image"
+    for branch in (model.student, model.teacher):
+        if part == 'encoder':
+            for name, p in branch.encoder.named_parameters(): p.fill_(float(name.endswith('norm.bias')))
+        last = [m for m in branch.head.mlp if isinstance(m, torch.nn.Linear)][-1]
+        if part == 'heads': last.weight.zero_(), last.bias.fill_(1.)
+
+
+@pytest.mark.parametrize('method', ['moco', 'dino'])
+def test_a_collapse_is_told_and_nothing_else(home, method):
+    cfg = settings(shades(home/'shades'), method, jitter=0., colour=0., grey=0., solarize=0.,
+                   blur=[0., 0., 0.], crop_scale=[.6, 1.])
+    accelerator, found = make_accelerator('fp32'), {}
+    for part in ('none', 'heads', 'encoder'):
+        task = ViewsTask.from_settings(cfg)
+        model = task.model.to(accelerator.device).eval()
+        task.save_snapshot(model, accelerator, home/part, 0)
+        collapse(model, part)
+        task.save_snapshot(model, accelerator, home/part, 1)
+        snapshots = read_snapshots(home/part)
+        found[part] = next(views_verdicts(snapshots, pd.DataFrame({'loss': [2.]}), {})).text, snapshots.iloc[-1]
+    assert not found['none'][0].startswith('Collapsed') and found['none'][1].matched > .25
+    assert found['heads'][0].startswith('Collapsed: the heads tell no image from another'), 'features are as they were'
+    assert found['heads'][1]['rank'] == found['none'][1]['rank'] and found['heads'][1].matched == pytest.approx(1/24)
+    assert found['encoder'][0].startswith('Collapsed: the features') and found['encoder'][1]['rank'] == 1
 
 
 # ------------------------------------------------------------------ the same numbers

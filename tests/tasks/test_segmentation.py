@@ -295,6 +295,46 @@ def test_finished_training_is_not_repeated(home, monkeypatch):
     assert {p: p.read_bytes() for p in Path(home/'run').rglob('*') if p.is_file()} == before
 
 
+# ------------------------------------------------------------------ few labels, and another start
+
+@pytest.mark.slow
+def test_random_start_differs_in_nothing_but_the_weights(home, monkeypatch):
+    "The same few patients, order and head; it is part of the run, goes on after a break, and is not done twice"
+    cfg = settings(weights='mirage_tiny', train_patients=2, random_start=True, epochs=2)
+    task, steps = SegmentationTask.from_settings(cfg), []
+    train(task, home/'run')
+    task.test(home/'run')
+    real = train_loop._Trainer.train_step
+
+    def broken(*a):
+        steps.append(1)
+        if len(steps) == 2: raise RuntimeError('broken off')
+        return real(*a)
+    monkeypatch.setattr(train_loop._Trainer, 'train_step', broken)
+    with pytest.raises(RuntimeError, match='broken off'): task.baselines(home/'run')
+    found = task.baselines(home/'run')
+    n = len(steps)
+    assert list(found) == ['from random initialisation'] and task.baselines(home/'run').keys() == found.keys()
+    assert len(steps) == n, 'a finished one is read'
+    monkeypatch.setattr(train_loop._Trainer, 'train_step', real)
+    alone = SegmentationTask.from_settings(replace(cfg, weights='random', random_start=False))
+    train(alone, home/'alone')
+    assert alone.test(home/'alone').means == found['from random initialisation'].means
+    (first, *_), (other, *_) = task.samples(), alone.samples()
+    assert first['id'] == other['id'] and torch.equal(first['bscan'], other['bscan'])
+    assert {p.parent.name for p in (home/'run'/'baselines').glob('*.csv')} == {'baselines'}
+
+
+def test_few_patients_are_drawn_by_the_seed(home):
+    def learnt(**more): return set(SegmentationTask.from_settings(settings(**more)).data.tables['train'].patient)
+    assert learnt(train_patients=2) == learnt(train_patients=2, lr=.5) < learnt(train_patients=3) < learnt()
+    few, every = (SegmentationTask.from_settings(settings(train_patients=k)) for k in (2, 0))
+    assert few.sources() == every.sources() and ' of 2 of 4 patients, drawn)' in few.data.few_words
+    assert every.data.few_words == ''
+    with pytest.raises(ValueError, match='train_patients asks for 9, and there are 4 to learn from: ask for 4 at most'):
+        _ = SegmentationTask.from_settings(settings(train_patients=9)).data
+
+
 # ------------------------------------------------------------------ folders without splits
 
 @pytest.fixture

@@ -96,7 +96,8 @@ class _Brought(NamedTuple):
     def __str__(self)->str:
         gap = f'{self.own - self.random:+.3f}'
         even = ', which may be 0' if self.low <= 0 <= self.high else ''
-        end = f'{gap}, without an interval' if self.low != self.low else f'{gap} [{self.low:+.3f}, {self.high:+.3f}]{even}'
+        how = ', without an interval' if self.low != self.low else f' [{self.low:+.3f}, {self.high:+.3f}]{even}'
+        end = gap + how
         return f'{self.what} {self.own:.3f}, {RANDOM_START} {self.random:.3f} ({end})'
 
 

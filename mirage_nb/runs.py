@@ -29,7 +29,7 @@ import pandas as pd
 from .commands.help import describe_commands, describe_notebook
 from .commands.notices import notices, show_in_words
 from .commands.shortcut import describe_result, remember_run, remembered_run, run_key
-from .core import counted, runs_dir
+from .core import HOST, counted, remove_leftovers, runs_dir
 from .locks import hold_folder
 from .recipes.base import SEEDS_LEFT, FineTuningRecipe, describe_weights
 from mirage_nb.recipes.pipelines import (
@@ -168,7 +168,7 @@ def _file_report(
     error:str      # of the cell that failed; '' if none did
 )->Path:           # the run's folder
     "Move a report to its run's folder; raise RunFailed if the run has no result."
-    folder = Path(read_json(handoff)['folder']) if handoff.exists() else runs_dir()/'failed'/out.stem
+    folder = Path(read_json(handoff)['folder']) if handoff.exists() else runs_dir()/'failed'/out.name.partition('.')[0]
     folder.mkdir(parents=True, exist_ok=True)
     handoff.unlink(missing_ok=True)
     name = 'report' if not error else 'failed_report'
@@ -225,7 +225,8 @@ def run_notebook(
     with redirect_stderr(io.StringIO()) if quiet else nullcontext(): check_parameters(stage, values)  # draws phantoms
     desk = desk or runs_dir()/'.running'
     desk.mkdir(parents=True, exist_ok=True)
-    out = desk/f'{path.stem}-{uuid.uuid4().hex[:8]}.ipynb'
+    remove_leftovers(desk, '*.*-*.*')
+    out = desk/f'{path.stem}-{uuid.uuid4().hex[:8]}.{HOST}-{os.getpid()}.ipynb'
     console.say('Starting a kernel')
     try: error = _execute(path, out, parameters or {}, console)
     except KeyboardInterrupt:

@@ -20,16 +20,23 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from .core import HOST, remove_leftovers
+
 # %% ../nbs/03_storage.ipynb #73e41858
+_cleared = set[Path]()  # folders without temporary files of processes that are over
+
+
 def write_atomic(
     path:str|Path,                # file to make or replace
     write:Callable[[Path], object] # gets the temporary path and writes it
 )->Path:                          # `path`
     "Write a file completely or not at all."
     path = Path(path)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    tmp = path.with_name(f'.{path.name}.{HOST}-{os.getpid()}.tmp')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent not in _cleared: remove_leftovers(path.parent)
+        _cleared.add(path.parent)
         tmp.unlink(missing_ok=True)
         tmp.touch()
         mode = tmp.stat().st_mode & 0o777  # what umask and folder give a new file; some writers set another

@@ -151,6 +151,10 @@ class _ClassRow(Options):
     group: Literal['', _Group] = '' # what it counts as; left out: follows from the label
 
 
+_TAKEN = ('id', 'file', 'image', 'rows', 'cols', 'confidence', 'uncertainty', 'disagreement', 'key', 'fault', 'far',
+          'patient', 'volume', 'slice', 'split', 'mean')  # columns and rows of tables of results
+
+
 def _class_faults(
     rows:Sequence[_ClassRow] # in the order of class indices
 )->Iterator[str]:
@@ -160,6 +164,8 @@ def _class_faults(
         if r.value in seen: yield f'classes: grey value {r.value} is both {seen[r.value].label!r} and {r.label!r}'
         if r.label in seen: yield f'classes: {r.label!r} is both grey value {seen[r.label].value} and {r.value}'
         seen |= {r.value: r, r.label: r}
+        if r.label.casefold().strip() in _TAKEN or r.label.casefold().startswith('mean of '):
+            yield f'classes: no class can be called {r.label!r}: tables of results have such a column or row. Rename it'
     if not 2 <= len(rows) <= 255: yield f'classes has {len(rows)} entries; a segmentation has 2 to 255 classes'
 
 

@@ -7,6 +7,7 @@ __all__ = ['write_once', 'each_patient', 'write_csv']
 
 # %% ../../nbs/phantoms/20_writing.ipynb #6b58b1fb
 import csv
+import glob
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..core import HOST, remove_leftovers
 from ..storage import read_json
 
 # %% ../../nbs/phantoms/20_writing.ipynb #1cf095fc
@@ -40,7 +42,9 @@ def write_once(
     if _is_written(folder, settings): return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}.') as tmp:
+        remove_leftovers(folder.parent, f'.{glob.escape(folder.name)}.*')
+        own = f'.{folder.name}.{HOST}-{os.getpid()}.'
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=own) as tmp:
             build = Path(tmp)/folder.name
             write(build, settings)
             try: os.rename(build, folder)

@@ -1,0 +1,78 @@
+"""Kills at moments that a seed draws: what is written is whole, and nothing is left.
+
+MIRAGE_KILLS says how many rounds; the default takes seconds."""
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mirage_nb.core import HOST, remove_leftovers
+from mirage_nb.phantoms.writing import write_once
+from mirage_nb.storage import read_json, write_json
+
+ROUNDS = int(os.environ.get('MIRAGE_KILLS', 3))
+WRITER = '''
+import sys
+from pathlib import Path
+from mirage_nb.storage import write_atomic
+print(flush=True)
+for i in range(10**9):
+    text = f'{i}\\n'*20_000
+    write_atomic(sys.argv[1], lambda p: p.write_text(text))
+'''
+
+
+def killed(words, low, high, rng):
+    "Start a process that writes a line when it begins, and kill it so many seconds later"
+    job = subprocess.Popen([sys.executable, '-c', *map(str, words)], stdout=subprocess.PIPE)
+    job.stdout.readline()
+    time.sleep(rng.uniform(low, high))
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    job.stdout.close()
+
+
+@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='no kills here')
+def test_a_file_is_whole_after_any_kill_and_nothing_is_left(tmp_path):
+    rng, file, left = random.Random(0), tmp_path/'a.txt', 0
+    for _ in range(ROUNDS):
+        killed([WRITER, file], 0, .05, rng)
+        lines = set(file.read_text().splitlines()) if file.exists() else {''}
+        assert len(lines) == 1, 'two versions in one file'
+        left += len(list(tmp_path.glob('.*.tmp')))
+        remove_leftovers(tmp_path)
+        assert [p.name for p in tmp_path.iterdir() if p != file] == []
+    write_json(tmp_path/'b.json', left)
+    assert read_json(tmp_path/'b.json') == left
+
+
+def over():
+    "The number of a process that is over"
+    job = subprocess.Popen([sys.executable, '-c', ''])
+    job.wait()
+    return job.pid
+
+
+def test_the_next_writer_removes_what_a_killed_one_left(tmp_path):
+    "Not what a process that runs, or one of another machine, writes"
+    kept = [f'.a.{HOST}-{os.getpid()}.tmp', f'.a.00000000-{over()}.tmp', '.hidden', 'a.1.tmp']
+    for name in (*kept, f'.a.json.{HOST}-{over()}.tmp'): (tmp_path/name).touch()
+    write_json(tmp_path/'b.json', 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*kept, 'b.json'])
+
+
+def test_a_phantom_that_was_half_made(tmp_path):
+    "Its folder beside the finished one goes at the next start"
+    half = tmp_path/f'.Set.{HOST}-{over()}.x1y2'/'Set'
+    half.mkdir(parents=True)
+    (half/'a.png').touch()
+
+    def write(folder, settings):
+        folder.mkdir()
+        write_json(folder/'phantom.json', settings)
+    assert write_once(tmp_path/'Set', {'n': 1}, write).is_dir()
+    assert [p.name for p in tmp_path.iterdir()] == ['Set']

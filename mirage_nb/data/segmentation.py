@@ -358,7 +358,7 @@ def _few_labels(
     few = few_patients(table, held, n, seed)
     return few, table[~table.id.isin(few.id)]
 
-
+# %% ../../nbs/data/90_segmentation.ipynb #c6d229b8
 def load_seg_data(
     manifest:Manifest,
     splits:str|None=None,             # how images are divided, as the option of a recipe; None: by their folders alone

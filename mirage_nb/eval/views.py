@@ -146,7 +146,7 @@ def _collapse(
         f'{last["matched"]*last["compared"]:.0f} of {last["compared"]:.0f} images, and guessing reaches 1')
     return ''
 
-
+# %% ../../nbs/eval/51_views.ipynb #2f767243
 def _gain_verdicts(
     gain:ProbeGain,
     name:str,         # as 'linear probe'

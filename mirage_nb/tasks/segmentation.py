@@ -150,32 +150,9 @@ class _SegTrained(_SegParts):
                         lambda model: self.save(model, folder/'best.safetensors'),
                         temporary=('state.pt', 'views.bin'), columns={'score': 'mIoU'})
 
-# %% ../../nbs/tasks/20_segmentation.ipynb #da0ce849
-class SegmentationTask(_SegTrained):
-    "A segmentation: a head and its encoder, with data, test and baselines."
-    @classmethod
-    def from_settings(cls,
-        cfg:SegRecipe,
-        manifest:Manifest|None=None # of the dataset, if it is read already
-    )->'SegmentationTask':
-        "Make the task of a recipe; nothing is read but the manifest."
-        return cls(cfg, manifest or read_manifest(cfg.dataset))
-
-    def samples(self, n:int=4)->list[dict[str, Any]]:
-        "Take some training samples as the model gets them."
-        return example_samples(self.sets['train'], n)
-
-    def headline(self,
-        history:pd.DataFrame, # of the training
-        test:SegScores|None
-    )->str:
-        "Say in one line what was trained, from which weights, tested on what, and the score."
-        what = describe_training(self.settings, len(history), self.settings.head) + self.data.few_words
-        if not test: return f'{what}; not tested, as there are no masks'
-        table, unit = self.data.tables['test'], 'patient' if self.manifest.knows_patients else 'volume'
-        tested = f'{counted(len(table), "image")} of {counted(table[unit].nunique(), unit)}'
-        return f'{what}; tested on {tested}: {test.text}'
-
+# %% ../../nbs/tasks/20_segmentation.ipynb #cb4e94a9
+class _SegTested(_SegTrained):
+    "Test of a segmentation."
     def sources(self)->dict[str, str]:
         "Hash what the run is made from."
         found = {'manifest': self.manifest.sha256, 'data': self.data.sha256}
@@ -199,6 +176,32 @@ class SegmentationTask(_SegTrained):
         "Score a folder of masks of the test split."
         found = score_folder(self.data.tables['test'], folder, self.data.classes, grader=grader, scale=self.data.scale)
         return found if self.manifest.knows_patients else found.by_volume()
+
+# %% ../../nbs/tasks/20_segmentation.ipynb #da0ce849
+class SegmentationTask(_SegTested):
+    "A segmentation: a head and its encoder, with data, test and baselines."
+    @classmethod
+    def from_settings(cls,
+        cfg:SegRecipe,
+        manifest:Manifest|None=None # of the dataset, if it is read already
+    )->'SegmentationTask':
+        "Make the task of a recipe; nothing is read but the manifest."
+        return cls(cfg, manifest or read_manifest(cfg.dataset))
+
+    def samples(self, n:int=4)->list[dict[str, Any]]:
+        "Take some training samples as the model gets them."
+        return example_samples(self.sets['train'], n)
+
+    def headline(self,
+        history:pd.DataFrame, # of the training
+        test:SegScores|None
+    )->str:
+        "Say in one line what was trained, from which weights, tested on what, and the score."
+        what = describe_training(self.settings, len(history), self.settings.head) + self.data.few_words
+        if not test: return f'{what}; not tested, as there are no masks'
+        table, unit = self.data.tables['test'], 'patient' if self.manifest.knows_patients else 'volume'
+        tested = f'{counted(len(table), "image")} of {counted(table[unit].nunique(), unit)}'
+        return f'{what}; tested on {tested}: {test.text}'
 
     def baselines(self, folder:Path)->dict[str, SegScores]:
         "Score the same from random initialisation, mean position, frozen random encoder, graders; volumes are kept."

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core import counted, data_dir, runs_dir, size_text
+from ..core import counted, runs_dir, size_text
 from ..data.classification import ClsDataset, load_labelled
 from ..data.croissant import croissant
 from ..data.faults import LENIENT, DataFaults, Fault, faults_by_kind, refuse
@@ -29,11 +29,12 @@ from ..data.folders import list_images, scan_below, split_id
 from ..data.input_spec import InputSpec
 from ..data.labels import is_lesion
 from ..data.layouts import find_masks, image_folders
-from ..data.manifest import ClassInfo, Manifest, classes_of, dataset_dir, label_facts, read_manifest
+from ..data.manifest import ClassInfo, Manifest, classes_of, dataset_dir, label_facts
 from ..data.patients import PatientGuess, guess_patient
 from ..data.segmentation import SegData, SegDataset, load_seg_data, seg_table
 from ..data.tables import read_text_table
-from ..storage import absolute_path, write_atomic
+from ..data.unpacked import dataset_folder, read_dataset
+from ..storage import write_atomic
 
 # %% ../../nbs/commands/40_check.ipynb #c1400006
 _SOME = 24  # images of a split whose sizes are shown
@@ -177,7 +178,7 @@ def _look_at_masks(
     faults, data = list[Fault](), None
     with f.noting(): data = load_seg_data(manifest, '', (), faults)
     if data and data.drawn: _note_drawn(f, data)
-    with f.noting(): refuse(faults, str(dataset_dir(manifest)), sum(map(len, tables.values())))
+    with f.noting(): refuse(faults, str(_shown_folder(manifest)), sum(map(len, tables.values())))
     if not tables: return
     if not manifest.knows_patients: _note_patients(f, pd.concat(tables.values()))
     read = pd.concat([_spread(t) for t in tables.values()])
@@ -207,7 +208,7 @@ def _look_at_labels(
     f.facts['images'] = f'{len(files)}'
     f.facts['sizes'] = _sizes(files[:: max(1, len(files)//_SOME)])
     with f.noting(): data = load_labelled(manifest, (), '', need_val=True, found=faults)
-    with f.noting(): refuse(faults, str(root), len(files))
+    with f.noting(): refuse(faults, str(_shown_folder(manifest)), len(files))
     if data: f.facts['images'] = f'{len(data.table)}' + (f' of {len(files)}')*(len(data.table) < len(files))
     if data and data.drawn: f.facts |= _drawn_facts(data.drawn)
     for split, t in (data.splits if data else {}).items():
@@ -253,19 +254,31 @@ def _images_below(folder:Path)->list[Path]:
     return sorted(Path(e.path) for content in scan_below(folder, strange=[]) for e in content.files)
 
 # %% ../../nbs/commands/40_check.ipynb #c1400010
+def _shown_folder(manifest:Manifest)->Path:
+    "Return the folder of a dataset that its user knows."
+    return manifest.path.parent if manifest.unpacked else dataset_dir(manifest)
+
+
+def _folder_layout(manifest:Manifest)->str:
+    "Return the layout of a dataset's folder; volumes in class folders are unpacked into a table."
+    return 'classes' if manifest.unpacked and manifest.labels else manifest.layout
+
+
 def check_dataset(
     name:str # of a dataset, or the path of its folder or manifest
 )->Findings:
     "Look a dataset over: facts, all problems, and a picture."
     f, manifest = Findings(name), None
-    with f.noting(): manifest = read_manifest(name)
+    with f.noting(): manifest = read_dataset(name)
     if manifest is None: return f
     own = manifest.path.name == 'manifest.toml' or manifest.path.suffix != '.toml'
-    f.facts |= {'title': manifest.title, 'task': manifest.task, 'layout': manifest.layout,
+    of_scans = ' of files of scanners' if manifest.unpacked else ''
+    f.facts |= {'title': manifest.title, 'task': manifest.task, 'layout': f'{_folder_layout(manifest)}{of_scans}',
                 'stated by': 'its folders' if manifest.path.suffix != '.toml' else manifest.path.name if own
                 else f'{manifest.path.name} of the kit'}
-    with f.noting(): f.facts['folder'] = str(dataset_dir(manifest))
+    with f.noting(): f.facts['folder'] = str(_shown_folder(manifest))
     if 'folder' not in f.facts: return f
+    if manifest.unpacked: f.facts['unpacked'] = str(manifest.unpacked)
     if manifest.task == 'segmentation': _look_at_masks(f, manifest)
     if manifest.labels: _look_at_labels(f, manifest)
     return f
@@ -296,7 +309,8 @@ def _guess_in_folder(
     folder:Path,           # of a dataset
     manifest:Manifest|None # that its folders state, if they do
 )->PatientGuess|None:
-    "Guess the patient in the names of a dataset's images, or of its volumes."
+    "Guess the patient in the names of a dataset's images, or of its volumes; files of scanners name nobody aloud."
+    if manifest and manifest.unpacked: return None
     if manifest and manifest.task == 'classification':
         files = _images_below(folder)
         return guess_patient([p.stem for p in files], [p.parent.name for p in files])
@@ -324,18 +338,11 @@ def _manifest_text(
     return '\n'.join(lines) + '\n'
 
 # %% ../../nbs/commands/40_check.ipynb #ae1fe27c
-def _folder_of(
-    name:str # of a dataset, or the path of its folder
-)->Path:
-    "Locate the folder that a manifest is written into."
-    return absolute_path(name if len(Path(name).parts) > 1 else data_dir()/name)
-
-
 def offer_manifest(
     f:Findings
 )->str:        # a line for the reader; '' where a manifest is there, or nothing to start from
     "Name the command that writes a manifest to start from."
-    folder, stated = _folder_of(f.name), f.facts.get('stated by')
+    folder, stated = dataset_folder(f.name), f.facts.get('stated by')
     if not folder.is_dir() or (folder/'manifest.toml').exists(): return ''
     if stated != 'its folders' and (stated or not find_masks(folder)): return ''
     return f"{shlex.join(['mirage-nb', 'check', f.name, '--write-manifest'])} writes a manifest to start from\n"
@@ -345,21 +352,21 @@ def write_manifest(
     name:str # of a dataset without a manifest, or the path of its folder
 )->Path:
     "Write a manifest to start from into a dataset's folder."
-    folder = _folder_of(name)
+    folder = dataset_folder(name)
     target = folder/'manifest.toml'
     if not folder.is_dir(): raise FileNotFoundError(f'no folder {folder}')
     if target.exists(): raise FileExistsError(f'{target} is there already; change it there, or move it away')
     manifest, classes, labels = None, [], []
-    try: manifest = read_manifest(str(folder))
+    try: manifest = read_dataset(str(folder))
     except FileNotFoundError:
         if not find_masks(folder): raise
         classes = _guess_classes(find_masks(folder)[0])
     if manifest and manifest.task == 'segmentation':
-        classes = [(c.value, c.label) for c in classes_of(manifest, folder)]
+        classes = [(c.value, c.label) for c in classes_of(manifest, dataset_dir(manifest))]
     if manifest and manifest.labels: labels = list(load_labelled(manifest, LENIENT, found=[]).classes)
     flat = not manifest and find_masks(folder)[0].parent == folder
     facts = {'title': folder.name, 'task': manifest.task if manifest else 'segmentation', 'modality': 'bscan',
-             'layout': manifest.layout if manifest else 'flat' if flat else 'splits', 'source': 'your own',
+             'layout': _folder_layout(manifest) if manifest else 'flat' if flat else 'splits', 'source': 'your own',
              'licence': 'not stated', 'citation': 'not stated', 'get': 'your own folder'}
     text = _manifest_text(facts, classes, labels, _guess_in_folder(folder, manifest))
     return write_atomic(target, lambda p: p.write_text(text, encoding='utf-8'))
@@ -369,7 +376,7 @@ def write_croissant(
     name:str # of a dataset, or the path of its folder or manifest
 )->Path:     # JSON-LD
     "Write the description of a dataset as Croissant 1.1."
-    text = json.dumps(croissant(read_manifest(name)), indent=1, ensure_ascii=False) + '\n'
+    text = json.dumps(croissant(read_dataset(name)), indent=1, ensure_ascii=False) + '\n'
     path = runs_dir()/'checks'/f'{Path(name).stem if name.endswith(".toml") else Path(name).name}.croissant.json'
     return write_atomic(path, lambda p: p.write_text(text, encoding='utf-8'))
 

@@ -21,7 +21,7 @@ from ..core import counted, unknown
 from .audit import find_duplicates, find_leaks, hash_content, leak_faults
 from .cache import ImageCache
 from .chest.readers import read_chest, reader_options
-from .faults import LENIENT, Fault, refuse
+from .faults import LENIENT, Fault, refuse, scan_faults
 from .files import read_image
 from .folders import list_images, plain_stem, scan_folder
 from .formats import file_hashes, read_content
@@ -31,6 +31,7 @@ from .manifest import SPLITS, Manifest, dataset_dir, label_facts, patient_of
 from .near_duplicates import near_duplicate_faults
 from .opened import ImageFacts, can_be_left_out, file_faults, name_faults, open_images
 from .patients import patients_by_folder
+from .scanners.labelled import stray_scans
 from .splits import divide
 from .tables import table_rows
 from ..randomness import sample_key
@@ -48,7 +49,7 @@ def _class_folders(
     for e in content.folders:
         if images := list_images(e.path, below='path', strange=strange): found[plain_stem(e.name + '.')] = images
     others = sorted(e.name for part in content for e in part if plain_stem(e.name + '.') not in found)
-    if scans := scans_left_out(folder, others): warnings.warn(scans, stacklevel=2)
+    if strange is None and (scans := scans_left_out(folder, others)): warnings.warn(scans, stacklevel=2)
     if rest := [k for k in others if not scans_left_out('', [k])]:  # a scan may have the name of its patient
         warnings.warn(f"{folder}: {', '.join(rest[:5])} ignored: not a folder with images", stacklevel=2)
     return found
@@ -261,6 +262,13 @@ def _hold(
 
 
 # %% ../../nbs/data/91_classification.ipynb #65f233c3
+def _strays(
+    manifest:Manifest
+)->list[Fault]:
+    "List the files of scanners among the images of class folders."
+    return stray_scans(dataset_dir(manifest)) if manifest.layout == 'classes' and not manifest.unpacked else []
+
+
 def load_labelled(
     manifest:Manifest,
     waive:Collection[str]=LENIENT, # faults that are accepted
@@ -269,11 +277,12 @@ def load_labelled(
     found:list[Fault]|None=None # faults are added to it; None: they are one error
 )->LabelledImages:
     "Load the labelled images of a dataset; all files are opened, and all faults are one error."
-    source = str(dataset_dir(manifest))
+    source = str(manifest.path.parent if manifest.unpacked else dataset_dir(manifest))
     strange = list[str]()
     table, drawn = _divided(manifest, labelled_rows(manifest, strange), splits, need_val)
     opened = open_images(table.image)
-    faults, checked = name_faults(strange) + file_faults(list(table.image), opened), len(table)
+    faults = scan_faults(manifest.unpacked) + _strays(manifest) + name_faults(strange)
+    faults, checked = faults + file_faults(list(table.image), opened), len(table)
     if 'unreadable' in waive: table, opened = _readable(table, opened)
     table['sha256'] = [f.sha256 or str(p) for f, p in zip(opened, table.image, strict=True)]
     twice, both = find_duplicates(table)

@@ -139,7 +139,7 @@ def list_images(
     if below == 'path' and others and not found: raise ValueError(
         f"{folder} holds {counted(len(others), 'file')} and no image{_few(others)}; images end in "
         f"{', '.join(suffixes)}. Convert them (scans by mirage-nb import FOLDER OUT), or move the folder away")
-    if below != 'name': _warn_of_others(folder, others, suffixes)
+    if below != 'name': _warn_of_others(folder, others, suffixes, strange is None)
     return dict(sorted(found.items()))
 
 
@@ -161,10 +161,11 @@ def _warn_of_folders(
 def _warn_of_others(
     folder:str|Path,
     names:Sequence[str], # of files that are not listed
-    suffixes:Sequence[str]
+    suffixes:Sequence[str],
+    of_scans:bool        # False: who lists the faults of a dataset names files of scanners there
 )->None:
     "Warn of files that are not listed."
-    if scans := scans_left_out(folder, names): warnings.warn(scans, stacklevel=3)
+    if of_scans and (scans := scans_left_out(folder, names)): warnings.warn(scans, stacklevel=3)
     if any(not scans_left_out(folder, [k]) for k in names):
         warnings.warn(f"{folder}{_few(names)} passed over; images end in {', '.join(suffixes)}", stacklevel=3)
 

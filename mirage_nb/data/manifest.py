@@ -105,6 +105,7 @@ class Manifest(_Facts):
     class_maps: dict[str, dict[int, int]] = field(default_factory=dict) # source dataset -> {its grey value: ours}
     grouped: tuple[str, ...] = ()          # labels whose group the file states
     path: Path                             # file this was read from
+    unpacked: Path|None = None             # folder with the B-scans of its files, if these are files of scanners
     sha256: str                            # hash of that file
 
     @property
@@ -386,6 +387,7 @@ def dataset_dir(
     manifest:Manifest
 )->Path: # an existing folder
     "Return the folder of a dataset's files; a phantom dataset that is missing in MIRAGE_DATA is drawn."
+    if manifest.unpacked: return manifest.unpacked
     own = manifest.path.name == 'manifest.toml' or manifest.path.suffix != '.toml'  # else a shipped one
     folder = absolute_path(manifest.path).parent if own else data_dir()/manifest.name
     if not own and manifest.name in PHANTOMS and not folder.exists(): PHANTOMS[manifest.name](folder)
@@ -402,8 +404,8 @@ def classes_of(
 )->tuple[ClassInfo, ...]:
     "Return the classes of a dataset's masks."
     path = root/'INFO.json'
+    if manifest.classes and (manifest.unpacked or not path.is_file()): return manifest.classes
     if not path.is_file():
-        if manifest.classes: return manifest.classes
         raise FileNotFoundError(f'{path} is missing, and {manifest.file.name} names no classes; one of them has to')
     info = _info_classes(path, manifest.lesions)
     if not manifest.classes: return info

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from ..core import counted, size_text, unknown
 from .audit import find_leaks, hash_content, leak_faults
 from .cache import ImageCache
-from .faults import LENIENT, Fault, refuse
+from .faults import LENIENT, Fault, refuse, scan_faults
 from .files import IMAGE_SUFFIXES, MASK_SUFFIXES, read_image, unit_range
 from .folders import list_images, split_id
 from .formats import file_hashes, read_content
@@ -40,6 +40,7 @@ from mirage_nb.data.opened import (
 )
 from .preprocessing import Size, eval_view, train_view
 from .scale import MaskScale, image_scales
+from .scanners.labelled import stray_scans
 from .splits import divide, few_patients
 from ..randomness import keyed_generator, sample_key
 from ..recipes.data_options import SplitPlan, parse_splits
@@ -367,7 +368,8 @@ def load_seg_data(
     patients:tuple[int, int]=(0, 0)   # to learn from, drawn of train, and the seed of the draw; 0: all
 )->SegData:
     "Load the tables of a dataset's splits; all files are opened, and all faults are one error."
-    root, drawn, faults = dataset_dir(manifest), '', list[Fault]()
+    root, drawn, faults = dataset_dir(manifest), '', scan_faults(manifest.unpacked)
+    if not manifest.unpacked: faults += stray_scans(root)
     classes = classes_of(manifest, root)
     there = [s for s, f in manifest.splits.items() if s != 'val' or (root/f).is_dir()]  # it can be drawn from train
     tables = {split: seg_table(manifest, split, faults) for split in there}
@@ -385,7 +387,7 @@ def load_seg_data(
     if 'near_duplicates' not in waive:
         faults += near_duplicate_faults(list(every.bscan), [opened[p] for p in every.bscan], list(every.split))
     if found is not None: found += faults
-    else: _refuse(faults, str(root), len(opened), waive)
+    else: _refuse(faults, str(manifest.path.parent if manifest.unpacked else root), len(opened), waive)
     scales, left = image_scales(manifest.scale, root, every), None
     if scales: content = hash_value([content, {k: v.pixel_um for k, v in scales.items()}])
     tables = {s: _with_hashes(t, opened) for s, t in tables.items()}

@@ -57,8 +57,8 @@ def _check_splits(text:str)->str:
 SplitsOption = Annotated[str, AfterValidator(_check_splits)]
 
 # %% ../../nbs/recipes/12_data_options.ipynb #e759c514
-_WAIVERS = ('absent_class', 'constant', 'duplicates', 'missing_partners', 'near_duplicates', 'patients', 'unreadable',
-            'without_mask')
+_WAIVERS = ('absent_class', 'constant', 'duplicates', 'missing_partners', 'near_duplicates', 'patients', 'scans',
+            'unreadable', 'without_mask')
 
 
 def waived(

@@ -20,10 +20,11 @@ from ..core import unknown
 from ..data.classification import labelled_rows
 from ..data.files import image_size, read_image
 from ..data.input_spec import resize_smooth
-from ..data.manifest import ClassInfo, Manifest, classes_of, dataset_dir, read_manifest
+from ..data.manifest import ClassInfo, Manifest, classes_of, dataset_dir
 from ..data.paired import FilePairs, folder_pairs, table_pairs
 from ..data.segmentation import seg_table
 from ..data.unlabelled import hash_readable, unlabelled_images
+from ..data.unpacked import read_dataset
 from ..explain.hiding import PatchGrid, model_grid
 from ..models.inference import InferenceModel
 from ..models.loading import load_model
@@ -197,7 +198,7 @@ def _usual_rows(
     "List images that are as they should be: those of a folder, or the training images of the dataset."
     if cfg.reference: return _own_rows(cfg.reference, None, '')
     if not cfg.images and cfg.split in ('val', 'test'):
-        try: return _split_rows(read_manifest(cfg.dataset), 'train')
+        try: return _split_rows(read_dataset(cfg.dataset), 'train')
         except (ValueError, FileNotFoundError): pass  # it has no such split
     return pd.DataFrame(columns=['id', 'image', 'patient', 'mask'])
 
@@ -210,7 +211,7 @@ def find_images(
     if cfg.images:
         pairs = _own_pairs(cfg.images)
         return _Found(_own_rows(cfg.images, pairs, cfg.modality), usual, pairs)
-    manifest = read_manifest(cfg.dataset)
+    manifest = read_dataset(cfg.dataset)
     rows = _split_rows(manifest, cfg.split)
     rows = rows.assign(patient=rows.patient.where(rows.patient.astype(str) != '', rows.id))
     if manifest.task != 'segmentation': return _Found(rows, usual)

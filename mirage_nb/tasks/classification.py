@@ -23,9 +23,10 @@ from ..data.classification import ClsDataset, LabelledImages, load_labelled
 from ..data.files import read_image
 from ..data.input_spec import InputSpec
 from ..data.labels import LabelFacts
-from ..data.manifest import Manifest, read_manifest
+from ..data.manifest import Manifest
 from ..data.normalization import Norm, choose_norm
 from ..data.splits import few_label_subset, hash_splits
+from ..data.unpacked import read_dataset
 from ..eval.classification.predict import TunedClassifier, predict_logits, validation_numbers
 from ..eval.classification.report import ClsScores, evaluate_table
 from ..eval.features import EncoderFeatures
@@ -162,7 +163,7 @@ class _ClsParts(FineTuning[ClsModel]):
         if not self.settings.test_dataset:
             if 'test' in self.data.splits: check_scorable(self.data, self.manifest, self.data)
             return self.manifest, self.data
-        other = read_manifest(self.settings.test_dataset)
+        other = read_dataset(self.settings.test_dataset, 'classification')
         leaks = 'duplicates' in waived(self.settings.waive)
         return load_test_data(self.data, other, leaks, self.settings.class_map or ())
 
@@ -384,7 +385,7 @@ class ClassificationTask(_ClsCompared):
         data:LabelledImages|None=None   # images with other splits than the dataset's own
     )->'ClassificationTask':
         "Make the task of a recipe; nothing is read but the manifest."
-        return cls(cfg, manifest or read_manifest(cfg.dataset), data)
+        return cls(cfg, manifest or read_dataset(cfg.dataset, 'classification'), data)
 
     def samples(self, n:int=6)->list[dict[str, Any]]:
         "Take some samples as the model gets them, of training if there is any, with the size of the image before."

@@ -22,11 +22,12 @@ from ..data.audit import hash_content
 from ..data.classification import ClsDataset, load_labelled
 from ..data.faults import Fault, fault_table
 from ..data.input_spec import InputSpec
-from ..data.manifest import SPLITS, Manifest, read_manifest
+from ..data.manifest import SPLITS, Manifest
 from ..data.near_duplicates import look_vectors, near_duplicates, numbered_neighbours, similar_pairs
 from ..data.opened import ImageFacts, file_faults, open_images
 from ..data.segmentation import load_seg_data
 from ..data.unlabelled import unlabelled_images
+from ..data.unpacked import read_dataset
 from ..eval.confounds import cheap_facts, confound_table, confound_verdicts
 from ..eval.features import EncoderFeatures
 from ..eval.verdicts import Verdict, list_verdicts
@@ -83,7 +84,7 @@ def _image_rows(
     splits:str=''  # as the option
 )->tuple[pd.DataFrame, pd.DataFrame, Manifest|None]: # of _COLUMNS, faults, manifest; None: a folder of images
     "List the images of a dataset, or of a folder."
-    try: manifest = read_manifest(name)
+    try: manifest = read_dataset(name)
     except (FileNotFoundError, KeyError):
         if not Path(name).expanduser().is_dir(): raise
         return _folder_rows(name)

@@ -15,9 +15,10 @@ import pandas as pd
 
 from ..data.class_names import suggest_map, suggest_pairs
 from ..data.folders import match_masks
-from ..data.manifest import ClassInfo, read_manifest
+from ..data.manifest import ClassInfo
 from ..data.scale import MaskScale
 from ..data.segmentation import SegData, load_seg_data
+from ..data.unpacked import read_dataset
 from ..eval.classification.paired import compare
 from mirage_nb.eval.classification.predictions import (
     Predictions,
@@ -243,5 +244,5 @@ def evaluate(
     if not dataset:
         raise ValueError(f'{predictions} is not a table of predictions; for a folder of masks give dataset=NAME')
     cfg = SegEval(dataset=dataset, split=split, predictions=str(predictions), splits=splits, seed=seed)
-    task = plan_seg_evaluation(cfg, load_seg_data(read_manifest(dataset)))
+    task = plan_seg_evaluation(cfg, load_seg_data(read_dataset(dataset, 'segmentation')))
     return task.score(Path(predictions))

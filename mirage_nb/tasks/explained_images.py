@@ -23,10 +23,11 @@ from ..core import unknown
 from ..data.classification import load_labelled
 from ..data.files import MASK_SUFFIXES, read_image
 from ..data.layouts import image_folders
-from ..data.manifest import ClassInfo, Manifest, classes_of, dataset_dir, read_manifest
+from ..data.manifest import ClassInfo, Manifest, classes_of, dataset_dir
 from ..data.masks import read_mask
 from ..data.segmentation import seg_table
 from ..data.unlabelled import hash_readable, unlabelled_images
+from ..data.unpacked import read_dataset
 from ..models.checkpoints import model_kind, read_checkpoint
 from ..models.classification import load_cls_model
 from ..models.segmentation import load_seg_model
@@ -102,7 +103,7 @@ def _tables(
 )->tuple[dict[str, pd.DataFrame], Manifest]: # by split
     "List the images of a dataset."
     if not cfg.dataset: return _own_tables(member, cfg.split)
-    manifest = read_manifest(cfg.dataset)
+    manifest = read_dataset(cfg.dataset, 'segmentation' if member.task == 'segmentation' else 'classification')
     if member.task == 'segmentation': return {cfg.split: seg_table(manifest, cfg.split)}, manifest
     return load_labelled(manifest).splits, manifest
 

@@ -19,11 +19,12 @@ from ..data.faults import Fault, refuse
 from ..data.image_index import ImageIndex
 from ..data.image_sets import ImageDataset
 from ..data.layouts import are_patients, find_masks
-from ..data.manifest import SPLITS, Manifest, read_manifest
+from ..data.manifest import SPLITS, Manifest, dataset_dir, read_manifest
 from ..data.normalization import NORMS, Norm, choose_norm, find_norm
 from ..data.opened import ImageFacts, can_be_left_out, file_faults, name_faults, open_images
 from ..data.patients import patients_by_folder
 from ..data.splits import divide
+from ..data.unpacked import unpack_dataset
 from ..data.volume_slices import index_with_volumes, patient_of_slice
 from ..recipes.data_options import parse_splits, waived
 from ..recipes.pretraining import PretrainRecipe
@@ -214,6 +215,7 @@ def load_image_set(
     if isinstance(manifest, Path): return _folder_data(manifest, load_size, cfg)
     facts = manifest.labels
     if not facts: raise ValueError(_MASK_FOLDERS.format(manifest.name))
+    manifest = unpack_dataset(dataset_dir(manifest), manifest, 'classification') or manifest
     data = load_labelled(manifest, (*_ACCEPTED, *waived(cfg.waive)), cfg.splits)
     norm = choose_norm(Norm(facts.mean, facts.std), NORMS['imagenet'])
     made = {s: ImageDataset(t, name=manifest.name, norm=norm, load_size=load_size, seed=cfg.seed)

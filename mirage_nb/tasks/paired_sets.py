@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import log
-from ..data.faults import Fault, refuse
+from ..data.faults import Fault, refuse, scan_faults
 from ..data.manifest import SPLITS, ClassInfo, Manifest, classes_of, dataset_dir, read_manifest
 from ..data.opened import can_be_left_out
 from ..data.packed import is_packed, is_partly_packed, open_pairs
@@ -155,8 +155,7 @@ def _check_imported(
     missing:list[Fault]  # files that cannot be read are added
 )->Path:                 # table of the samples
     "Note the scanner files that cannot be read, and say which B-scans lack a modality."
-    missing += [Fault('unreadable', code, f'{code}: {why}; patients.csv beside your key of pseudonyms says which file '
-                      'it is', 'unreadable') for code, why in made.faults.to_numpy()]
+    missing += scan_faults(made.out)
     advice = (f'{made.lacking}. Ask for less by modalities=bscan,slo, or make the set by mirage-nb import FOLDER OUT '
               '--layers with fewer boundaries')
     if not len(made.samples):

@@ -25,10 +25,11 @@ from ..core import counted, data_dir, resource_dir, unknown
 from ..data.audit import hash_content
 from ..data.files import image_size
 from ..data.layouts import split_folders
-from ..data.manifest import ClassInfo, read_manifest
+from ..data.manifest import ClassInfo
 from ..data.paired import FilePairs
 from ..data.scale import MaskScale
 from ..data.scanners.reading import scanner_kind
+from ..data.unpacked import read_dataset
 from ..eval.unlike import Neighbours
 from ..eval.verdicts import list_verdicts
 from mirage_nb.explain.hiding import (
@@ -281,7 +282,7 @@ def plan_reconstruction(
                                        f'{lost.fault.iloc[0]}')
     usual = readable_rows(found.usual)[0] if len(found.usual) else found.usual
     model, file = load_autoencoder(cfg), weights_file(find_autoencoder(cfg))
-    scale = None if cfg.images else read_manifest(cfg.dataset).scale
+    scale = None if cfg.images else read_dataset(cfg.dataset).scale
     return ReconstructJob(cfg, model, hash_file(file) if file else '', rows, lost, usual, found.pairs, found.classes,
                           scale)
 

@@ -18,9 +18,10 @@ from torch.utils.data import Dataset
 
 from ..core import counted
 from ..data.input_spec import InputSpec
-from ..data.manifest import Manifest, read_manifest
+from ..data.manifest import Manifest
 from ..data.segmentation import SegData, SegDataset, check_files, collate, load_seg_data
 from ..data.splits import hash_splits
+from ..data.unpacked import read_dataset
 from ..eval.segmentation.metrics import pixel_miou
 from ..eval.segmentation.predict import predict_images, validate_seg
 from ..eval.segmentation.report import SegScores, save_seg_scores, score_folder
@@ -186,7 +187,7 @@ class SegmentationTask(_SegTested):
         manifest:Manifest|None=None # of the dataset, if it is read already
     )->'SegmentationTask':
         "Make the task of a recipe; nothing is read but the manifest."
-        return cls(cfg, manifest or read_manifest(cfg.dataset))
+        return cls(cfg, manifest or read_dataset(cfg.dataset, 'segmentation'))
 
     def samples(self, n:int=4)->list[dict[str, Any]]:
         "Take some training samples as the model gets them."

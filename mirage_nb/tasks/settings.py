@@ -17,6 +17,7 @@ from ..core import data_dir, unknown
 from ..data.input_spec import InputSpec
 from ..data.manifest import Manifest, classes_of, dataset_dir, label_facts, read_manifest
 from ..data.normalization import find_norm
+from ..data.unpacked import Task, read_dataset
 from ..explain.methods import check_method
 from ..models.checkpoints import Checkpoint
 from ..models.classification import cls_model
@@ -105,6 +106,7 @@ def _try_model(
 
 # %% ../../nbs/tasks/03_settings.ipynb #03a00009
 _Chosen = tuple[Any, Manifest|None]  # settings, and the manifest that they name
+_CLS: Task = 'classification'
 
 
 def _with_precision(cfg:Any)->Any:
@@ -116,7 +118,7 @@ def _seg_settings(
     params:Mapping[str, Any] # as typed
 )->tuple[SegRecipe, Manifest]:
     "Choose the settings of 30_seg_tune."
-    manifest = read_manifest(params.get('dataset', ''))
+    manifest = read_dataset(params.get('dataset', ''), 'segmentation')
     recipe = seg_recipe(params.get('recipe') or manifest.recipe)
     cfg = _with_precision(override(override(recipe, size=manifest.size), **params))
     _try_model(cfg, seg_model, head=cfg.head, n_classes=2)
@@ -135,7 +137,7 @@ def _check_classifier(
     InputSpec(augmentation=cfg.augmentation)
     if cfg.norm: find_norm(cfg.norm)
     _check_weights(cfg.weights, cfg.model)
-    for m in (manifest, read_manifest(cfg.test_dataset)) if cfg.test_dataset else (manifest,):
+    for m in (manifest, read_dataset(cfg.test_dataset, _CLS)) if cfg.test_dataset else (manifest,):
         label_facts(m)
         dataset_dir(m)
 
@@ -144,7 +146,7 @@ def _cls_settings(
     params:Mapping[str, Any] # as typed
 )->tuple[ClsRecipe, Manifest]:
     "Choose the settings of 31_cls_tune; the recipe may be asked for by the name of a pre-training."
-    manifest = read_manifest(params.get('dataset', ''))
+    manifest = read_dataset(params.get('dataset', ''), _CLS)
     recipe = cls_recipe(params.get('recipe') or (manifest.labels.recipe if manifest.labels else ClsRecipe.recipe))
     cfg = _with_precision(override(recipe, **{**params, 'recipe': None}))
     _check_classifier(cfg, manifest)
@@ -167,7 +169,7 @@ def _few_shot_settings(
 )->tuple[FewShot, Manifest]:
     "Choose the settings of 32_few_shot."
     cfg = _with_precision(override(FewShot(), **params))
-    manifest = read_manifest(cfg.dataset)
+    manifest = read_dataset(cfg.dataset, _CLS)
     _check_classifier(few_shot_recipe(cfg), manifest)
     return cfg, manifest
 
@@ -239,7 +241,8 @@ def _input_faults(
     for folder in named: yield from _trial(lambda folder=folder: open_run(folder))  # type: ignore[misc]
     for k in ('images', 'predictions', 'valid_predictions', 'other'):
         if given.get(k): yield from _missing_file(k, str(given[k]))
-    if kind is SegEval and given['dataset']: yield from _trial(lambda: dataset_dir(read_manifest(given['dataset'])))
+    if kind is SegEval and given['dataset']: yield from _trial(
+        lambda: dataset_dir(read_dataset(given['dataset'], 'segmentation')))
     tuned = str(given['tuned_on'])
     if named or given.get('predictions') or tuned == 'Phantom_OCT': return  # on that one a run is made
     both = {'segmentation': 'seg_tune', 'classification': 'cls_tune'}
@@ -295,11 +298,11 @@ def _reconstruct_settings(
     faults = [f for k in ('images', 'reference') if getattr(cfg, k) for f in _missing_file(k, getattr(cfg, k))]
     if cfg.run: faults += _trial(lambda: open_run(cfg.run))
     else: faults += _trial(lambda: _existing_weights(cfg.weights))
-    if not cfg.images: faults += _trial(lambda: read_manifest(cfg.dataset))
+    if not cfg.images: faults += _trial(lambda: read_dataset(cfg.dataset))
     if len(faults) == 1: raise faults[0]
     if faults: raise ValueError('\n'.join(str(e.args[0]) for e in faults))
     cfg = replace(cfg, weights='') if cfg.run else cfg
-    return (replace(cfg, dataset=''), None) if cfg.images else (cfg, read_manifest(cfg.dataset))
+    return (replace(cfg, dataset=''), None) if cfg.images else (cfg, read_dataset(cfg.dataset))
 
 # %% ../../nbs/tasks/03_settings.ipynb #6e0a31c7
 def _explain_settings(
@@ -311,7 +314,7 @@ def _explain_settings(
     for k in ('images', 'weights'):
         for fault in _missing_file(k, getattr(cfg, k)) if getattr(cfg, k) else (): raise fault
     if cfg.run: open_run(cfg.run)
-    manifest = read_manifest(cfg.dataset) if cfg.dataset else None
+    manifest = read_dataset(cfg.dataset) if cfg.dataset else None
     if manifest: dataset_dir(manifest)
     if cfg.run or cfg.weights or cfg.tuned_on == 'Phantom_OCT': return cfg, manifest  # on that one a run is made
     if not any(finished_runs(k, dataset_name(cfg.tuned_on)) for k in ('cls_tune', 'seg_tune')):
@@ -325,7 +328,7 @@ def _report_settings(
     "Choose the settings of 35_data_report."
     cfg = override(DataReport(), **params)
     if cfg.model: _check_weights(cfg.weights, cfg.model)
-    return cfg, None if cfg.images else read_manifest(cfg.dataset)
+    return cfg, None if cfg.images else read_dataset(cfg.dataset)
 
 
 def _compare_settings(

@@ -211,7 +211,12 @@ def test_scans_beside_class_folders_are_told_without_their_names(eyes):
     for name in ('Jane_Doe.vol', 'notes.docx'): (eyes/'train'/name).write_bytes(b'x')
     with pytest.warns(UserWarning) as seen: assert len(load_labelled(read_manifest('Eyes')).table) == 12
     said = ' '.join(str(w.message) for w in seen)
-    assert '1 file of scanners left out (1 .vol)' in said and 'notes.docx ignored' in said and 'Jane' not in said
+    assert '1 file of scanners (1 vol) not read: unread_' in said and 'notes.docx ignored' in said
+    assert 'Jane' not in said
+    with pytest.raises(ValueError, match=r'(?s)waive=scans leaves.*file of a scanner among images \(1\)') as e:
+        load_labelled(read_manifest('Eyes'), ())
+    assert 'Jane' not in str(e.value)
+    assert any('file of a scanner among images (1)' in p for p in check_dataset('Eyes').problems)
 
 
 def test_what_a_nas_leaves_behind_is_not_learnt_from(tiny, eyes, tmp_path):

@@ -71,9 +71,10 @@ class DamagedFile(ValueError):
     def __init__(self,
         path:Path,
         what:str,         # without names of files or patients
-        offset:int=-1     # in bytes; -1: not known
+        offset:int=-1,    # in bytes; -1: not known
+        kind:str='unreadable' # what kind of fault it is, as a table of faults names it
     ):
-        self.path, self.offset = path, offset
+        self.path, self.offset, self.kind = path, offset, kind
         self.what = f'{what}{f" (at byte {offset:,})" if offset >= 0 else ""}'
         super().__init__(f'{path} cannot be read: {self.what}. Copy it again')
 

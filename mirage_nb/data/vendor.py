@@ -8,7 +8,6 @@ __all__ = ['ImportSettings', 'Imported', 'import_scans', 'import_once', 'main']
 # %% ../../nbs/data/98_vendor.ipynb #68ca21e1
 import argparse
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -40,6 +39,7 @@ from .scanners.volume import DamagedFile, Volume
 from .volume_slices import write_plane
 from ..spreadsheets import save_table
 from ..storage import hash_file, hash_value, read_json, write_atomic, write_json
+from ..untrusted import search_name
 
 # %% ../../nbs/data/98_vendor.ipynb #9ff44662
 _PAIRED = 'bscan', 'slo', 'bscanlayermap'
@@ -257,7 +257,7 @@ def _read_file(
     if cfg.purpose == 'classification' and not place.label:
         raise DamagedFile(path, 'it lies in no folder of a class', kind='file in no folder of a class')
     who, volumes = read_identified(path)
-    if cfg.patient and not who.text and (found := re.search(cfg.patient, path.stem)):
+    if cfg.patient and not who.text and (found := search_name(cfg.patient, path.stem, 'patient')):
         who = Identity(found[1])
         volumes = [replace(v, pseudonym=pseudonym(who, v.sha256)) for v in volumes]
     if cfg.purpose != 'segmentation': return who, [LabelledVolume(v) for v in volumes]

@@ -227,7 +227,7 @@ def test_duke(home):
     assert sum(map(len, data.tables.values())) == 5*(N - 1)
     y = np.asarray(Image.open(data.tables['train'].semseg.iloc[0]))
     assert set(y[:, :4].ravel()) == {255, 9}
-    assert [set(y[i, 4:]) for i in (0, 1, 2, 3, -1)] == [{0}, {0}, {1}, {2}, {8, 9}]
+    assert [set(y[i, 4:]) for i in (0, 1, 2, 3)] == [{0}, {0}, {1}, {2}] and 9 in y[-1, 4:]
 
 
 @pytest.mark.parametrize('fault, kind, waiver', [

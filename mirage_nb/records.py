@@ -14,12 +14,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import __version__
 from .core import counted, project_dir, runs_dir
+from .locks import hold_folder
 from .recipes.pipelines import run_command
 from .storage import absolute_path, hash_value, read_json, write_json
 from .untrusted import control_fault
@@ -57,6 +59,17 @@ def dataset_name(
     if fault := control_fault(dataset): raise ValueError(f'dataset {fault}')
     if path.suffix != '.toml': return path.name or 'all'  # the dot of 'Clinic.v2' is part of its name
     return absolute_path(path).parent.name if path.stem == 'manifest' else path.stem
+
+# %% ../nbs/10_records.ipynb #648dc750
+_held: dict[Path, ExitStack] = {}  # folders of runs that this process computes, until it ends
+
+
+def _hold(folder:Path)->None:
+    "Keep the same command, started twice, out of the folder of a run, until this process ends."
+    if not os.environ.get(HANDOFF) or folder in _held: return
+    stack = ExitStack()
+    stack.enter_context(hold_folder(folder, 'run'))
+    _held[folder] = stack
 
 # %% ../nbs/10_records.ipynb #ccbe6c04
 @dataclass(frozen=True)
@@ -101,6 +114,7 @@ def start_run(
     label = re.sub(r'[:/\\\\\x00-\x1f]', '_', label)  # of timm:NAME, which some file systems do not take
     folder = runs_dir()/stage/name/f"{label + '-' if label else ''}{identity[:8]}"
     record = folder/'run.json'
+    if not (folder/'result.json').exists(): _hold(folder)
     done, known = (folder/'result.json').exists(), read_json(record) if record.exists() else None
     old = known.get('identity') if known else identity
     if old != identity: raise ValueError(f'{folder} belongs to another run (identity {old}); move it away')

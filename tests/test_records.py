@@ -1,10 +1,14 @@
 "A run is known by its settings and its data"
+import subprocess
+import sys
 from dataclasses import asdict, fields, replace
+
+import pytest
 
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.recipes.settings import override
-from mirage_nb.records import _MACHINERY, start_run
+from mirage_nb.records import _MACHINERY, HANDOFF, start_run
 
 OPTIONS = {'dataset': 'Phantom_OCT', 'head': 'convnext', 'size': 64, 'epochs': 3, 'batch_size': 2, 'drop_path': 0.2,
            'baselines': False}
@@ -15,7 +19,8 @@ def settings(**changed): return override(seg_recipe(read_manifest('Phantom_OCT')
 
 OTHER = {'dataset': 'Duke_DME', 'recipe': 'seg_200e_convnext', 'model': 'mirage_base', 'weights': 'w.pth',
          'head': 'dpt', 'size': 128, 'patch': 8, 'tune': 'embeddings', 'loss': 'CE', 'clip': 1., 'precision': 'bf16',
-         'drop_path': 0.5, 'baselines': True, 'splits': 'fold 1 of 3', 'waive': 'constant'}
+         'drop_path': 0.5, 'layer_decay': 0.5, 'random_start': True,
+         'baselines': True, 'splits': 'fold 1 of 3', 'waive': 'constant'}
 
 
 def test_any_changed_option_is_another_run(home):
@@ -32,3 +37,22 @@ def test_any_changed_option_is_another_run(home):
         if not same: folders.append(folder)
     assert own not in folders
     assert len(set(folders)) == len(folders) == len(fields(cfg)) - 2  # processes, workers, seeds; and another hash
+
+
+def test_the_same_command_started_twice(home, tmp_path, monkeypatch):
+    "As a requeued job: the second says who computes the run, and touches nothing; a finished run is open to all"
+    first = ('import sys, time\nfrom mirage_nb.records import start_run\n'
+             "start_run('seg_tune', {'dataset': 'Eyes'}, {})\nprint(flush=True)\ntime.sleep(60)")
+    monkeypatch.setenv(HANDOFF, str(tmp_path/'handoff.json'))
+    monkeypatch.setattr('mirage_nb.locks._PATIENCE', 0.)
+    job = subprocess.Popen([sys.executable, '-c', first], stdout=subprocess.PIPE)
+    try:
+        job.stdout.readline()
+        with pytest.raises(RuntimeError, match=f'is in use by process {job.pid} on'):
+            start_run('seg_tune', {'dataset': 'Eyes'}, {})
+    finally:
+        job.kill()
+        job.wait()
+        job.stdout.close()
+    run = start_run('seg_tune', {'dataset': 'Eyes'}, {})
+    assert not run.finished and start_run('seg_tune', {'dataset': 'Eyes'}, {}).folder == run.folder

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from mirage_nb.models.checkpoints import export_encoder, load_weights
@@ -11,6 +12,7 @@ from mirage_nb.models.loading import load_model
 from mirage_nb.models.mirage import MODALITIES
 from mirage_nb.models.pretraining import pretrain_model, save_pretrain_model
 from mirage_nb.models.zoo import ENCODERS, build_encoder
+from mirage_nb.phantoms.oct import _phantom_volume
 
 
 @pytest.fixture(scope='module')
@@ -103,3 +105,36 @@ def test_every_named_encoder_has_the_protocol():
             assert layers == set(range(record.depth + 1 + behind)), name
             for how in ('embeddings', 'probe', 'full'): enc.freeze(how)
             assert all(p.requires_grad for p in enc.parameters())
+
+
+def drawn_dice(bscans, masks, classes):
+    "Dice of each layer and of fluid, drawn by the linear layer of the shipped weights, over all pixels"
+    model, overlap, sizes = load_model('mirage_tiny').model.eval(), np.zeros(9), np.zeros(9)
+    for bscan, mask in zip(bscans, masks, strict=True):
+        with torch.no_grad(): scores = model.draw_classes(torch.from_numpy(bscan)[None, None]/255)
+        drawn = classes[torch.nn.functional.interpolate(scores, (256, 256), mode='bilinear').argmax(1)[0].numpy()]
+        for k in range(9):
+            overlap[k] += (drawn[mask == k] == k).sum()
+            sizes[k] += (drawn == k).sum() + (mask == k).sum()
+    return 2*overlap/sizes
+
+
+def test_shipped_weights_draw_layers_of_other_phantoms():
+    "Of eyes of another seed, in the usual style"
+    volumes = [_phantom_volume(7, p, slices=2) for p in (0, 1, 2, 3)]
+    bscans, masks = (np.concatenate([v[k] for v in volumes]) for k in ('bscan', 'semseg'))
+    classes = np.where(np.arange(13) < 9, np.arange(13), 0)
+    assert drawn_dice(bscans.astype(np.float32), classes[masks], classes)[1:8].mean() > 0.6
+
+
+def test_shipped_weights_draw_layers_of_real_scans(shared_data):
+    "Without any training on them: Duke's test patient, classes mapped by name, cysts and subretinal fluid to fluid"
+    folder = shared_data/'Duke_DME'/'test'
+    bscans, masks = [], []
+    for file in sorted((folder/'bscan').iterdir()):
+        bscan, mask = Image.open(file).convert('L'), Image.open(folder/'semseg'/file.name)
+        bscans.append(np.asarray(bscan.resize((256, 256), Image.Resampling.BILINEAR), np.float32))
+        masks.append(np.asarray(mask.resize((256, 256), Image.Resampling.NEAREST)))
+    classes = np.array([0, 1, 2, 3, 4, 5, 6, 7, 0, 8, 8, 0, 0])
+    dice = drawn_dice(bscans, masks, classes)
+    assert dice[1:8].mean() > 0.75 and dice[8] > 0.5

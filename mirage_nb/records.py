@@ -162,7 +162,9 @@ def provenance(
 )->Any:      # a table: fact, value
     "List where a run's numbers come from, for a report."
     import pandas as pd
-    record, result = read_json(run.folder/'run.json'), read_json(run.folder/'result.json')
+    made = 'settings', 'identity', 'sources', 'versions', 'commit', 'machine', 'started'
+    record = read_json(run.folder/'run.json', made)
+    result = read_json(run.folder/'result.json', ('finished', 'device', 'peak_memory_gb'))
     some = record['settings']
     facts = {'run': record['identity'][:16], 'commit': record['commit'] or 'not a checkout',
              'machine': record['machine'], 'device': result['device'],

@@ -99,6 +99,10 @@ def read_text(
     return unicodedata.normalize('NFC', text)
 
 # %% ../nbs/03_storage.ipynb #20b5ed58
+_OWN_KEYS = {'run.json': ('stage', 'settings'), 'result.json': (), 'packed.json': (), 'plan.json': ('samples',),
+             'settings.json': ('stage', 'settings')}  # files of the kit that are tables, and what they have
+
+
 def write_json(
     path:str|Path, # file to make or replace
     value:Any      # plain values, paths as text
@@ -115,7 +119,11 @@ def read_json(
     "Read a JSON file; an error names the file and the place in it."
     try: found = json.loads(read_text(path))
     except (ValueError, RecursionError) as e: raise ValueError(f'{path} is not JSON: {_shown(e)}') from e
+    name = Path(path).name
+    keys = tuple(keys) or _OWN_KEYS.get(name, ())
     lacking = [k for k in keys if not isinstance(found, dict) or k not in found]
+    if name in _OWN_KEYS and not isinstance(found, dict): raise ValueError(
+        f'{path} is damaged: it holds {str(found)[:40]!r}, not a table. Take its copy back, or delete it')
     if lacking: raise ValueError(f"{path} is damaged: it lacks {', '.join(lacking)}. Take its copy back, or delete it")
     return found
 

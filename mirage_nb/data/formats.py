@@ -8,6 +8,7 @@ __all__ = ['refuse_special', 'file_hashes', 'read_content', 'read_npy', 'read_mh
 # %% ../../nbs/data/08_formats.ipynb #0f4b70e9
 import hashlib
 import io
+import math
 import os
 import re
 import stat
@@ -65,7 +66,8 @@ def _load_npy(content:bytes)->np.ndarray:
     length = f.read(2)
     shape, by_column, dtype = _parse_npy_header(length + f.read(int.from_bytes(length, 'little')))
     if by_column or dtype.hasobject: return np.load(io.BytesIO(content), allow_pickle=False)
-    n, left = int(np.prod(shape)), (len(content) - f.tell())//max(1, dtype.itemsize)
+    if min(shape, default=0) < 0 or not dtype.itemsize: raise ValueError(f'its head claims {shape} of {dtype}')
+    n, left = math.prod(shape), (len(content) - f.tell())//max(1, dtype.itemsize)
     if left < n: raise ValueError(f'it ends after {left} of {n} values')
     return np.frombuffer(content, dtype, n, f.tell()).reshape(shape).copy()
 
@@ -77,7 +79,7 @@ def read_npy(
     "Read an array of NumPy."
     content = read_content(path) if content is None else content
     try: return _load_npy(content)
-    except (ValueError, EOFError, OSError, SyntaxError) as e: raise ValueError(
+    except Exception as e: raise ValueError(  # what a broken head raises depends on where it broke
         f'{path} is damaged, or not an array of NumPy ({len(content)} bytes): {e}. Copy it again') from e
 
 # %% ../../nbs/data/08_formats.ipynb #7d54fbff
@@ -110,6 +112,27 @@ def read_mha_header(
     return fields, at
 
 # %% ../../nbs/data/08_formats.ipynb #cb2c1f0a
+_RATIO = 1032  # bytes that zlib makes of one, at most
+
+
+def _unpack(
+    packed:bytes,
+    size:int,     # bytes that the head promises
+    path:str|Path # named in an error
+)->bytes:         # one more than promised, if there are more
+    "Unpack pixels, and no more than the head of their file promises."
+    if size > _RATIO*(len(packed) + 64): raise ValueError(
+        f'{path}: its head promises {size:,} bytes of pixels, more than its {len(packed):,} packed ones can hold. '
+        'Copy it again')
+    stream = zlib.decompressobj()
+    try:
+        found = stream.decompress(packed, size + 1)
+        if len(found) <= size and not stream.eof: raise zlib.error('it ends early')
+    except zlib.error as e:
+        raise ValueError(f'{path} ({len(packed)} packed bytes) cannot be unpacked: {e}. Copy it again') from e
+    return found
+
+
 def read_mha(
     path:str|Path,          # a .mha file
     content:bytes|None=None # of the file, if it is read already
@@ -118,11 +141,10 @@ def read_mha(
     raw = read_content(path) if content is None else content
     fields, at = read_mha_header(raw, path)
     packed, pixels = fields.get('CompressedData', 'False').lower() == 'true', raw[at:]
-    try: pixels = zlib.decompress(pixels) if packed else pixels
-    except zlib.error as e: raise ValueError(f'{path} ({len(raw)} bytes) cannot be unpacked: {e}. Copy it again') from e
     big = 'true' in (fields.get('BinaryDataByteOrderMSB', '').lower(), fields.get('ElementByteOrderMSB', '').lower())
     kind = np.dtype(('>' if big else '<') + _MHA_TYPES[fields['ElementType']])
     w, h = (int(n) for n in fields['DimSize'].split()[:2])
+    if packed: pixels = _unpack(pixels, w*h*kind.itemsize, path)
     if len(pixels) != w*h*kind.itemsize:
         raise ValueError(f'{path} holds {len(pixels)} bytes of pixels; {h} x {w} of {kind} are {w*h*kind.itemsize}. '
                          'Copy it again')

@@ -29,7 +29,7 @@ from .audit import hash_content
 from .faults import Fault
 from .files import ARRAY_SUFFIXES, as_plane, image_size
 from .paired import CLASS_COUNTS, FilePairs, Pairs, first_of_many, folder_pairs, hash_pixels, table_pairs
-from ..storage import read_json, write_atomic, write_json
+from ..storage import read_json, read_text, write_atomic, write_json
 
 # %% ../../nbs/data/93_packed.ipynb #eac1c57f
 _FORMAT, _VERSION = 'mirage_nb.packed', 1
@@ -202,6 +202,17 @@ def is_partly_packed(
     return (path/'plan.json').is_file() or part.is_dir() and not path.exists()
 
 # %% ../../nbs/data/93_packed.ipynb #39367d95
+def _read_done(
+    part:Path # that is being filled
+)->int:       # samples that are there
+    "Read how far a conversion is."
+    done = read_json(part/'done.json')
+    if not isinstance(done, int) or done < 0: raise ValueError(
+        f'{part/"done.json"} is damaged: it holds {str(done)[:40]!r}, not a number of samples. Delete {part.name}, '
+        'and pack again')
+    return done
+
+
 def _resume_packing(
     pairs:FilePairs,
     part:Path,                 # that is being filled
@@ -213,7 +224,11 @@ def _resume_packing(
     plan = read_json(part/'plan.json') if (part/'plan.json').is_file() else {}
     if plan.get('asked') != _conversion_hash(pairs, size):
         raise FileExistsError(f'{part} is the start of another conversion. Delete it, or choose another OUT')
-    done, before = read_json(part/'done.json'), np.fromfile(part/'states.bin', np.int64).reshape(states.shape)
+    done, before = _read_done(part), np.fromfile(part/'states.bin', np.int64)
+    if before.size != states.size or done > states.shape[1]: raise ValueError(
+        f'{part} is damaged: {before.size} states of files and {done} samples are noted, and {states.size} and at most '
+        f'{states.shape[1]} expected. Delete it, and pack again')
+    before = before.reshape(states.shape)
     changed = (before != states).any(-1)
     lost = [str(pairs.files[k][i]) for j, k in enumerate(pairs.modalities) for i in range(done) if changed[j, i]]
     if lost: raise FileExistsError(first_of_many(
@@ -366,7 +381,7 @@ def _read_plan(
     part = folder if folder.name.endswith('.part') else folder.with_name(folder.name + '.part')
     if not is_packed(folder):
         if (part/'plan.json').is_file():
-            done, n = read_json(part/'done.json'), read_json(part/'plan.json')['samples']
+            done, n = _read_done(part), read_json(part/'plan.json')['samples']
             raise ValueError(f'{part} is incomplete: {done} of {n} samples are packed. '
                              'Run the command that began it again')
         raise FileNotFoundError(f'{folder} is not a packed dataset: it has no packed.json')
@@ -374,6 +389,8 @@ def _read_plan(
     if not isinstance(plan, dict) or plan.get('format') != _FORMAT:
         raise ValueError(
             f"{folder/'packed.json'} does not describe a packed dataset: it does not state 'format': '{_FORMAT}'")
+    if lacking := [k for k in ('version', 'modalities', 'samples') if k not in plan]: raise ValueError(
+        f"{folder/'packed.json'} is damaged: it lacks {', '.join(lacking)}. Copy it again, or pack the set again")
     if plan['version'] != _VERSION: raise ValueError(
         f'{folder} is a packed dataset of version {plan["version"]}, and this kit reads version {_VERSION}; pack it '
         'again')
@@ -388,7 +405,7 @@ def _map_rows(
     "Map an array of a packed dataset into memory."
     try: x = np.load(path, mmap_mode='r', allow_pickle=False)
     except FileNotFoundError: raise FileNotFoundError(f'{path} is missing; pack the set again') from None
-    except (ValueError, EOFError, OSError) as e:
+    except Exception as e:  # what a broken head raises depends on where it broke
         raise ValueError(f'{path} is damaged: {e}. Copy it again, or pack again') from e
     if x.shape != shape or x.dtype != np.dtype(dtype): raise ValueError(
         f'{path} is {x.dtype} of shape {x.shape}, packed.json says {dtype} of {shape}; they are of different sets')
@@ -406,7 +423,7 @@ def _open_packed(
     names = tuple(modalities) or tuple(kinds)
     for k in names:
         if k not in kinds: raise ValueError(f'{folder}: {unknown("modality", k, kinds)}')
-    ids = (folder/'ids.txt').read_text(encoding='utf-8').split('\n')[:-1]
+    ids = read_text(folder/'ids.txt').split('\n')[:-1]
     if len(ids) != n:
         raise ValueError(f'{folder/"ids.txt"} names {len(ids)} samples, packed.json says {n}; pack the set again')
     arrays = {k: _map_rows(folder/f'{k}.npy', (n, *kinds[k]['size']), 'uint8') for k in names}

@@ -27,6 +27,19 @@ class _Refused(ValueError):
     "A file that can be decoded, and must not be used."
 
 
+_MOST = {'PNG': 8*1032, 'JPEG': 512, 'PPM': 8}  # pixels that a byte of a file can hold, at most, by its format
+
+
+def _check_claim(
+    image:ImageFile.ImageFile, # opened, and not loaded
+    size:int                   # bytes of its file
+)->None:
+    "Refuse a head that claims more pixels than the file can hold, before there is memory for them."
+    w, h = image.size
+    if w*h > _MOST.get(str(image.format), w*h)*size: raise ValueError(
+        f'its head claims {h:,} x {w:,} pixels, more than so few bytes can hold')
+
+
 @contextmanager
 def _open_image(
     path:Path,
@@ -35,9 +48,11 @@ def _open_image(
     "Open an image file, and turn every fault of it into one kind of error."
     if content is None: refuse_special(path)
     try:
-        with open(path, 'rb') if content is None else io.BytesIO(content) as f, Image.open(f) as image: yield image
+        with open(path, 'rb') if content is None else io.BytesIO(content) as f, Image.open(f) as image:
+            _check_claim(image, f.seek(0, os.SEEK_END))
+            yield image
     except (FileNotFoundError, PermissionError, _Refused): raise
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
+    except Exception as e:  # what a broken file raises depends on where it broke
         why = 'its format is unknown' if isinstance(e, UnidentifiedImageError) else e
         size = path.stat().st_size if content is None else len(content)
         raise ValueError(f'{path} ({size} bytes) cannot be read as an image: {why}. Copy it again') from e

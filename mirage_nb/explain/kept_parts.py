@@ -47,7 +47,10 @@ class KeptParts:
         file = None if self.folder is None else self.folder/f'{name}.pt'
         if file and file.is_file():
             if not self.bar.disable: self.bar.initial += 1  # takes no time, so it must not shorten the estimate
-            value = torch.load(file, weights_only=True)
+            try: value = torch.load(file, weights_only=True)
+            except Exception as e: raise ValueError(  # what a broken file raises depends on where it broke
+                f'{file} ({file.stat().st_size:,} bytes) is damaged: {type(e).__name__}. Delete it, and it is made '
+                'again') from e
         else:
             value = compute(*given)
             if file: write_atomic(file, lambda p: torch.save(value, p))

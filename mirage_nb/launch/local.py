@@ -22,6 +22,7 @@ from .worker import TrainingJob, stage_of, task_of
 from ..locks import hold_folder
 from ..recipes.pretraining import PretrainRecipe
 from ..signals import PARENT
+from ..spreadsheets import load_table
 from ..storage import write_json
 from ..tasks.protocol import Task, train
 
@@ -33,7 +34,7 @@ def launch_training(
 )->pd.DataFrame:         # one row per epoch
     "Train in this process, in several, or on other machines, as the settings say."
     stage, nodes, slurm = stage_of(cfg), getattr(cfg, 'nodes', 1), getattr(cfg, 'slurm', '')
-    if (folder/'history.csv').exists(): return pd.read_csv(folder/'history.csv')
+    if (folder/'history.csv').exists(): return load_table(folder/'history.csv', columns=['epoch'])
     if cfg.processes*nodes == 1 and not slurm: return train(task or task_of(cfg), folder)
     with hold_folder(folder, 'command'):
         write_json(folder/'settings.json', {'stage': stage, 'settings': asdict(cast(Any, cfg))})
@@ -42,7 +43,7 @@ def launch_training(
             f'{nodes} machines without Slurm: start this on each, N from 0 to {nodes - 1}, HOST the first of them, '
             f'then the notebook again: {shlex.join(_launch_command(folder, cfg.processes, nodes))}')
         else: _start_processes(folder, cfg.processes, cfg.epochs)
-    return pd.read_csv(folder/'history.csv')
+    return load_table(folder/'history.csv', columns=['epoch'])
 
 
 def _launch_command(

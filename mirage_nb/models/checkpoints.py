@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from .encoder import Encoder
 from .encoder_store import read_encoder
 from .forms import name_form
-from .limits import check_archive, check_claims, check_description
+from .limits import build_described, check_archive, check_claims
 from .positions import resize_positions, resize_row, split_positions
 from .tensors import infer_architecture, is_follower, rename_tensors, strip_prefix
 from ..sources.weights import check_content
@@ -484,7 +484,6 @@ def rebuild_model(
         found, reader = _KINDS.get(kind, (', '.join(about) or 'nothing named', ''))
         raise ValueError(f'{ckpt.path} holds {found}, not {" or ".join(_KINDS[k][0] for k in builders)}'
                          + (f'; {reader} reads it' if reader else ''))
-    check_description(builders[kind], about[kind], ckpt.state, ckpt.path)
-    model = builders[kind](**about[kind])
+    model = build_described(builders[kind], about[kind], ckpt.state, ckpt.path)
     load_weights(model, ckpt, may_be_new=())
     return model.eval(), about

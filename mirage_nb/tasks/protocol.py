@@ -28,7 +28,7 @@ from ..models.checkpoints import LoadReport
 from ..recipes.base import FineTuningRecipe, describe_weights, weights_label
 from ..records import dataset_name
 from ..sources.weights import recognise_weights
-from ..spreadsheets import save_table
+from ..spreadsheets import load_table, save_table
 from ..train.devices import Batch, make_accelerator
 from ..train.loop import fit
 from ..train.settings import FitSettings
@@ -109,7 +109,7 @@ def train(
     folder:Path  # of the run; receives history.csv and what the task keeps
 )->pd.DataFrame: # one row per epoch
     "Train a task, or continue a training that was stopped; a finished one is read."
-    if (folder/'history.csv').exists(): return pd.read_csv(folder/'history.csv')
+    if (folder/'history.csv').exists(): return load_table(folder/'history.csv', columns=['epoch'])
     folder.mkdir(parents=True, exist_ok=True)
     with hold_folder(folder, 'training') if _main_process() else nullcontext(): return _fit(task, folder)
 

@@ -37,7 +37,8 @@ def _read_features(
         with safe_open(path, 'pt') as f:
             about, found = f.metadata(), f.get_tensor('features')
         if about['crc32'] == _check_sum(found): return dict(zip(about['keys'].split(' '), found, strict=True))
-    except (SafetensorError, KeyError, ValueError, OSError) as e: log.warning('%s cannot be read: %s', path, e)
+    except (SafetensorError, TypeError, KeyError, ValueError, OSError) as e:
+        log.warning('%s cannot be read: %s', path, e)
     log.warning('%s is damaged, or of another version; it is deleted, and its images are encoded again', path)
     path.unlink(missing_ok=True)
     return {}

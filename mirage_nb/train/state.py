@@ -52,10 +52,15 @@ def load_training_state(
     "Read the state of a training; tensors are on the CPU."
     try:
         check_parts(path)
-        return torch.load(path, map_location='cpu', weights_only=True)
+        state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: raise ValueError(
         f'{path} cannot be read ({e}). It was written whole, so the disk is at fault: '
         'delete it to start this run again') from e
+    form = {'model': dict, 'optimizer': dict, 'progress': dict, 'history': list}
+    wrong = [k for k, v in form.items() if not isinstance(state, dict) or not isinstance(state.get(k), v)]
+    if wrong: raise ValueError(f"{path} is no state of a training: {', '.join(wrong)} is missing or of another form. "
+                               'Delete it to start this run again')
+    return dict(state)
 
 
 def restore_state(

@@ -76,7 +76,7 @@ def read_identified(
     scan = open_scan(path)
     try: who, found = _PARSERS[kind](scan)
     except (DamagedFile, ModuleNotFoundError): raise
-    except (ArithmeticError, LookupError, TypeError, ValueError, OSError) as e: # its numbers may be anything
+    except Exception as e:  # its numbers may be anything
         raise DamagedFile(path, f'the parser of {kind} files stops with {type(e).__name__}') from None
     named = [replace(v, sha256=v.sha256 or scan.sha256, series=i) for i, v in enumerate(found)]
     return who, [replace(v, pseudonym=pseudonym(who, v.sha256)) for v in named]

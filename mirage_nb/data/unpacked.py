@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..core import counted, data_dir
 from .faults import refuse, scan_faults
@@ -67,7 +67,7 @@ def _choose_task(
 
 # %% ../../nbs/data/99_unpacked.ipynb #b6741700
 _PSEUDONYMS = '^([PU][0-9a-f]{12})_'
-_TABLE = {'table': 'samples.csv', 'image': '{image}', 'id': 'id', 'label': 'label', 'patient': 'patient', 'eye': 'eye'}
+_TABLE: dict[str, Any] = {'table': 'samples.csv', 'image': '{image}', 'id': 'id', 'label': 'label', 'patient': 'patient', 'eye': 'eye'}
 
 
 def _warn_of_unknown(made:Imported, folder:Path)->None:

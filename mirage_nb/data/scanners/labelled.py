@@ -92,7 +92,9 @@ def _duke(
         names = {0: 'Background', 1: 'Fluid'} if fluid is not None else {}
         return LabelledVolume(volume, fluid, range(n) if names else (), names)
     known = ~np.isnan(np.stack([volume.layers[k] for k in lines])).any(0)           # (n, w)
-    masks = np.where(known[:, None, :], layer_maps(volume, lines, least=0), _INVALID)
+    maps = layer_maps(volume, lines, least=0)
+    assert maps is not None  # all boundaries are there
+    masks = np.where(known[:, None, :], maps, _INVALID)
     names = dict(enumerate(_DUKE[lines]))
     if fluid is not None:
         masks[fluid > 0] = len(names)

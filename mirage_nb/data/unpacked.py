@@ -67,7 +67,8 @@ def _choose_task(
 
 # %% ../../nbs/data/99_unpacked.ipynb #b6741700
 _PSEUDONYMS = '^([PU][0-9a-f]{12})_'
-_TABLE: dict[str, Any] = {'table': 'samples.csv', 'image': '{image}', 'id': 'id', 'label': 'label', 'patient': 'patient', 'eye': 'eye'}
+_TABLE: dict[str, Any] = {'table': 'samples.csv', 'image': '{image}', 'id': 'id', 'label': 'label',
+                          'patient': 'patient', 'eye': 'eye'}
 
 
 def _warn_of_unknown(made:Imported, folder:Path)->None:

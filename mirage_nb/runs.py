@@ -29,7 +29,8 @@ import pandas as pd
 from .commands.help import describe_commands, describe_notebook
 from .commands.notices import notices, show_in_words
 from .commands.shortcut import describe_result, remember_run, remembered_run, run_key
-from .core import HOST, counted, remove_leftovers, runs_dir
+from .core import counted, runs_dir
+from .leftovers import HOST, remove_leftovers
 from .locks import hold_folder
 from .recipes.base import SEEDS_LEFT, FineTuningRecipe, describe_weights
 from mirage_nb.recipes.pipelines import (

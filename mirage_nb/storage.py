@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from .core import HOST, remove_leftovers
+from .leftovers import HOST, remove_leftovers
 
 # %% ../nbs/03_storage.ipynb #73e41858
 _cleared = set[Path]()  # folders without temporary files of processes that are over

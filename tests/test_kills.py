@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from mirage_nb.core import HOST, remove_leftovers
+from mirage_nb.leftovers import HOST, remove_leftovers
 from mirage_nb.phantoms.writing import write_once
 from mirage_nb.storage import read_json, write_json
 

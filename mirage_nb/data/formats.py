@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 
 # %% ../../nbs/data/08_formats.ipynb #9039224e
-def refuse_special(path:str|Path)->None:
+def refuse_special(
+    path:str|Path # of what is to be read
+)->None:
     "Refuse what is neither a file nor missing, as a named pipe, from which nothing may ever come."
     try: kind = os.stat(path).st_mode
     except OSError: return  # who opens it says why
@@ -38,7 +40,7 @@ def file_hashes(
 
 
 def read_content(
-    path:str|Path,
+    path:str|Path, # of any file
     sha256:str=''  # of what the file held when it was checked; '': not known
 )->bytes:
     "Read a file; an error if it does not hold what it held when it was checked."

@@ -239,7 +239,7 @@ class ImageIndex:
         ids = [self.name(i) for i in range(len(self))]
         return hash_content(ids, {'size': self.size.tolist(), 'head': self.head.tolist()})
 
-
+# %% ../../nbs/data/94_image_index.ipynb #788e6648
 def _build_index(
     root:Path,  # absolute
     known:_Known, # of all files

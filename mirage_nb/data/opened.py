@@ -31,7 +31,7 @@ from .files import ARRAY_SUFFIXES, read_image
 from .formats import read_content, read_mha
 from .manifest import ClassInfo
 from .masks import read_mask
-from .pixels import check_whole, decode_image
+from .pixels import check_pixel_count, decode_image
 from ..storage import hash_file, hash_value
 
 # %% ../../nbs/data/46_opened.ipynb #b58978cf
@@ -151,7 +151,7 @@ def _look(
         if size < 0: raise FileNotFoundError(f'{path} is not there, or several files have its name')
         content = read_content(file)
         if not content: raise ValueError(f'{path} (0 bytes) cannot be read: the file is empty')
-        check_whole(content, file)
+        check_pixel_count(content, file)
         x = opening.read(file, content)
         known: dict[str, Any] = {'sha256': sha256(content).hexdigest(), 'pixels': _pixel_kind(file, content)}
     except (OSError, ValueError) as e:

@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..core import HOST, remove_leftovers
+from ..leftovers import HOST, remove_leftovers
 from ..storage import read_json
 
 # %% ../../nbs/phantoms/20_writing.ipynb #1cf095fc

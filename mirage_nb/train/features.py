@@ -43,7 +43,7 @@ def _read_features(
     path.unlink(missing_ok=True)
     return {}
 
-
+# %% ../../nbs/train/80_features.ipynb #5dc9cf2d
 @dataclass
 class FeatureStore:
     "Features of images, by key, in a folder; read once, when the store is opened."

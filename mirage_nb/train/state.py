@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models.checkpoints import check_parts
+from ..models.encoder_store import check_parts
 from ..storage import write_atomic
 from .devices import shard
 

@@ -30,7 +30,8 @@ def _change_texts(
     "Change the cells of a table that are no numbers, and the names of its columns."
     out = table.rename(columns=change)
     for i, kind in enumerate(out.dtypes):
-        if not pd.api.types.is_numeric_dtype(kind): out.isetitem(i, out.iloc[:, i].map(change, na_action='ignore'))
+        if pd.api.types.is_numeric_dtype(kind): continue
+        out.isetitem(i, list(out.iloc[:, i].map(change, na_action='ignore')))
     return out
 
 # %% ../nbs/05_spreadsheets.ipynb #5b5e0006
@@ -94,7 +95,7 @@ def open_table(
     texts = table.select_dtypes(exclude='number').columns
     table[texts] = table[texts].replace('\r\n?', '\n', regex=True)  # programs do not quote a carriage return
     filled = table.notna() & (table != '')
-    empty = [c for c in table if c.startswith('Unnamed: ') and not filled[c].any()]
+    empty = [c for c in table if str(c).startswith('Unnamed: ') and not filled[c].any()]
     for c in columns:
         if c not in table: raise ValueError(f"{path}: {unknown('column', c, table.columns)}")
     return table[filled.any(axis=1)].drop(columns=empty)

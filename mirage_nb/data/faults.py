@@ -134,5 +134,5 @@ def scan_faults(
     "List the files of scanners that a dataset lacks, and why."
     if folder is None or not (folder/'faults.csv').is_file(): return []
     table = pd.read_csv(folder/'faults.csv', dtype=str, keep_default_na=False)
-    return [Fault(r.kind, r.code, f'{r.code}: {r.fault}; patients.csv beside your key of pseudonyms says which file it '
-                  'is', r.waiver) for r in table.itertuples()]
+    return [Fault(r['kind'], r['code'], f'{r["code"]}: {r["fault"]}; patients.csv beside your key of pseudonyms says '
+                  'which file it is', r['waiver']) for r in table.to_dict('records')]

@@ -10,7 +10,7 @@ __all__ = ['random_encoder_settings', 'seg_baseline_masks', 'random_start_settin
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -63,7 +63,7 @@ def random_start_settings(
     cfg:_R
 )->_R:
     "Change the settings of a fine-tuning to those of the same from random initialisation, in one process."
-    own = {'keep_head': False} if isinstance(cfg, ClsRecipe) else {}
+    own: dict[str, Any] = {'keep_head': False} if isinstance(cfg, ClsRecipe) else {}
     return replace(cfg, weights='random', random_start=False, processes=1, **own)
 
 # %% ../../nbs/tasks/15_baselines.ipynb #8b5c6d15

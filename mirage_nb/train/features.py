@@ -26,7 +26,7 @@ from ..storage import hash_value, write_atomic
 _BLOCK = 512  # images in a file
 
 
-def _check_sum(x:Tensor)->str: return f'{zlib.crc32(x.contiguous().view(-1).view(torch.uint8).numpy()):08x}'
+def _check_sum(x:Tensor)->str: return f'{zlib.crc32(x.contiguous().view(-1).view(torch.uint8).numpy().tobytes()):08x}'
 
 
 def _read_features(

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests.fuzz.harness import all_cases, fuzz
+from tests.fuzz_harness import all_cases, fuzz
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='memory is limited as on Linux')
 

@@ -11,7 +11,7 @@ from mirage_nb.data.files import check_image, image_size, read_image
 from mirage_nb.models.checkpoints import Checkpoint, read_checkpoint, rebuild_model, save_weights
 from mirage_nb.models.vit import ViT
 from mirage_nb.storage import read_text
-from tests.fuzz.harness import limits
+from tests.fuzz_harness import limits
 
 
 def png(path, w, h):

@@ -13,10 +13,19 @@ import re
 import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 # %% ../nbs/02_leftovers.ipynb #68b87abd
-HOST = hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()  # this machine, in names of temporary files
+def _name_host()->str: # 8 digits; another for each set of process numbers
+    "Name what numbers this process: host name, start of the machine, and container, where Linux tells them."
+    facts = [platform.node(), '', '']
+    with suppress(OSError): facts[1] = Path('/proc/sys/kernel/random/boot_id').read_text()
+    with suppress(OSError): facts[2] = os.readlink('/proc/self/ns/pid')
+    return hashlib.blake2b('|'.join(facts).encode(), digest_size=4).hexdigest()
+
+
+HOST = _name_host()  # this machine, in names of temporary files
 
 
 def _is_alive(pid:int)->bool:
@@ -29,15 +38,16 @@ def _is_alive(pid:int)->bool:
 
 
 def remove_leftovers(
-    folder:Path,       # that something is to be written to
-    names:str='.*.tmp' # pattern; NAME.HOST-PROCESS.END is removed if the process is over
+    folder:Path,        # that something is to be written to
+    names:str='.*.tmp', # pattern; NAME.HOST-PROCESS.END is removed if the process is over
+    days:float=1        # since the last change, after which files of other machines are removed
 )->None:
     "Remove what processes that were killed have left in a folder."
     for path in folder.glob(names):
         found = re.search(r'\.([0-9a-f]{8})-(\d+)\.[^.]*$', path.name)
         try:
             if not found or found[1] == HOST and _is_alive(int(found[2])): continue
-            if found[1] != HOST and time.time() - path.stat().st_mtime < 24*3600: continue
+            if found[1] != HOST and time.time() - path.stat().st_mtime < days*24*3600: continue
             if path.is_dir(): shutil.rmtree(path)
             else: path.unlink()
         except OSError: continue  # another process was first

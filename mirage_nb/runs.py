@@ -226,7 +226,7 @@ def run_notebook(
     with redirect_stderr(io.StringIO()) if quiet else nullcontext(): check_parameters(stage, values)  # draws phantoms
     desk = desk or runs_dir()/'.running'
     desk.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(desk, '*.*-*.*')
+    remove_leftovers(desk, '*.*-*.*', days=60)  # some change only when their run starts and ends
     out = desk/f'{path.stem}-{uuid.uuid4().hex[:8]}.{HOST}-{os.getpid()}.ipynb'
     console.say('Starting a kernel')
     try: error = _execute(path, out, parameters or {}, console)

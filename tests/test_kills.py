@@ -3,6 +3,7 @@
 MIRAGE_KILLS says how many rounds; the default takes seconds."""
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,6 +64,19 @@ def test_the_next_writer_removes_what_a_killed_one_left(tmp_path):
     for name in (*kept, f'.a.json.{HOST}-{over()}.tmp'): (tmp_path/name).touch()
     write_json(tmp_path/'b.json', 1)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*kept, 'b.json'])
+
+
+@pytest.mark.skipif(not shutil.which('unshare'), reason='no containers here')
+def test_a_container_of_the_same_host_name_keeps_what_is_written_outside(tmp_path):
+    "Its processes have other numbers: there the writer's number is free, or another's"
+    inside = ['unshare', '--user', '--map-root-user', '--pid', '--fork', '--mount-proc', sys.executable, '-c']
+    if subprocess.run([*inside, ''], capture_output=True).returncode: pytest.skip('namespaces are not allowed here')
+    file = tmp_path/f'.a.{HOST}-{os.getpid()}.tmp'
+    file.touch()
+    code = 'import sys\nfrom pathlib import Path\nfrom mirage_nb.leftovers import HOST, remove_leftovers\n' \
+           'remove_leftovers(Path(sys.argv[1]))\nprint(HOST)'
+    job = subprocess.run([*inside, code, tmp_path], capture_output=True, text=True, check=True)
+    assert file.exists() and job.stdout.strip() not in ('', HOST)
 
 
 def test_a_phantom_that_was_half_made(tmp_path):

@@ -42,7 +42,9 @@ def path_inside(
     path:str,   # as a file states it
     where:str   # it is stated, for an error
 )->Path:
-    "Return a path below a folder, and refuse one that leads out of it."
+    "Return a path below a folder, or a full path as it is; refuse one that leads out of the folder by '..'."
+    if PurePosixPath(path).is_absolute() and '..' not in PurePosixPath(path).parts and not control_fault(path):
+        return Path(path)
     if leaves_folder(path): raise ValueError(
         f'{where} names {path!r}, which leads out of {folder}; it names files below. Where they are elsewhere, put a '
         'link to their folder there (ln -s)')

@@ -74,7 +74,7 @@ def test_unknown_grey_value(mine, fails):
 def test_unreadable_image(mine, fails, split):
     path = first(mine/split, 'bscan')
     path.write_bytes(path.read_bytes()[:200])
-    fails(ValueError, path, 'cannot be read as an image', dataset='Mine')
+    fails(ValueError, path, 'is truncated or damaged', 'Copy it again', dataset='Mine')
 
 
 def test_empty_split(mine, fails):

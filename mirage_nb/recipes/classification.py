@@ -48,6 +48,8 @@ def _cls_conflicts(
     if r.mixup and r.repeated_augmentation > 1:
         yield (f'mixup {r.mixup} with repeated_augmentation {r.repeated_augmentation} would mix an image with another '
                'view of itself; take one of them')
+    if r.tune != 'probe' and r.epochs and r.lr > 0.05: yield (
+        f'lr is {r.lr:g}, a rate for a head alone, and tune={r.tune} trains the encoder too: name one, as lr=1e-3')
     if r.ema and r.accumulate > 1: yield f'ema goes with accumulate 1, not {r.accumulate}'
     parts = r.processes*r.accumulate
     if r.mixup and parts > 1 and r.batch_size and r.batch_size % (2*parts):
@@ -134,7 +136,7 @@ CLS_RECIPES = name_recipes(  # cls_small and cls_small_vit are for phantoms and 
             layer_decay=1., drop_path=0., label_smoothing=0., monitor='last', loss='bce', augmentation='none',
             rand_augment='', random_erasing=0., shots=5.),
     ClsRecipe(recipe='cls_small', model='mirage_tiny', weights='mirage_tiny', size=256, cached_views=0, epochs=60,
-              lr=1e-2, warmup_epochs=2, baselines=True),
+              lr=0.1, warmup_epochs=2, baselines=True),
     replace(_tuned, recipe='cls_small_vit', weights='random', size=64, patch=8, epochs=12, batch_size=32, lr=5e-4,
             lr_reference_batch=None, warmup_epochs=2, layer_decay=0.75, drop_path=0.1, rand_augment='',
             eval_crop=1., crop_scale_min=0.5))

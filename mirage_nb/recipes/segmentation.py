@@ -36,7 +36,7 @@ class SegRecipe(FineTuningRecipe):
     layer_decay: Annotated[float, Field(ge=0, le=1)] = 0.75
     drop_path: BelowOne = 0.1
     baselines: bool = False         # also measure the mean mask, and the same head on a frozen random encoder
-    seed: int = 0                   # seed of weights, order, augmentation and train_patients
+    seed: Whole = 0                 # seed of weights, order, augmentation and train_patients
 
 # %% ../../nbs/recipes/20_segmentation.ipynb #e2fee56a
 SEG_RECIPES = name_recipes(

@@ -102,12 +102,12 @@ def _seen_by_shipped(
     "Yield whether shipped weights have seen the drawings of a phantom dataset."
     seeds, record = _shipped_seeds(weights), data_dir()/dataset/'phantom.json'
     if not seeds or not record.is_file(): return
-    own, seen = int(read_json(record)['seed']), list(dict.fromkeys(seeds))
+    own, seen = int(read_json(record)['seed']), ' and '.join(map(str, dict.fromkeys(seeds)))
     if own in seeds: yield Overlap('images', (
         f'{weights} learnt from phantoms of seed {own}, and so are these of {dataset}: draw them with another seed'))
     else: yield Overlap('nothing', (
-        f'{weights} learnt from drawn eyes of seed{"s"*(len(seen) > 1)} {" and ".join(map(str, seen))} alone. {dataset} is '
-        f'drawn with seed {own}: none of its eyes is among them'))
+        f'{weights} learnt from drawn eyes alone, of seed {seen}. {dataset} is drawn with seed {own}: none of its eyes '
+        'is among them'))
 
 # %% ../../nbs/sources/30_overlaps.ipynb #df49da52
 def _own_run(

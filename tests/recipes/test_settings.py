@@ -74,6 +74,14 @@ def test_trainings_share_their_options(kind):
     assert kind(final_lr=0) == kind(final_lr=0.)
 
 
+def test_rate_of_a_probe_is_not_that_of_an_encoder():
+    "What cls_small takes for a head alone would destroy an encoder"
+    small = CLS_RECIPES['cls_small']
+    with pytest.raises(ValueError, match='lr is 0.1, a rate for a head alone, and tune=full .* as lr=1e-3'):
+        override(small, tune='full')
+    assert override(small, tune='full', lr=1e-3).lr == 1e-3 and override(small, epochs=3).lr == 0.1
+
+
 def test_conflicts_are_listed_together():
     with pytest.raises(ValueError) as e:
         ClsRecipe(tune='full', epochs=0, ema=.9, accumulate=2, mixup=.5, repeated_augmentation=2)

@@ -316,7 +316,7 @@ def test_baselines_of_a_test_on_another_set(sets, home):
     cfg = settings(**sets, epochs=1, baselines=True, probes=True,
                    class_map=['AMD >', 'wet > CNV', 'drusen >', 'scar > CNV'])
     task = ClassificationTask.from_settings(cfg)
-    task.settings = replace(cfg, tune='full')  # so that the probe's own epochs are those of its recipe
+    task.settings = replace(cfg, tune='full', lr=1e-3)  # so that the probe's own epochs are those of its recipe
     found = task.baselines(home/'run')
     assert [k.split(' (')[0] for k in found] == ['logistic regression', 'nearest neighbours', 'majority class',
                                                  'probe of a random encoder']

@@ -53,7 +53,7 @@ def check(count, models):
 @pytest.mark.slow
 def test_full_classification(execute, count):
     "Full fine-tuning also reads its best file, and probes the encoder as it was"
-    execute('cls_tune', **CLS, tune='full')
+    execute('cls_tune', **CLS, tune='full', lr=1e-3)
     check(count, 4)
 
 

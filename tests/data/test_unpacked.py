@@ -292,3 +292,25 @@ def test_check_and_manifest(home):
     assert 'none yet; a run draws them by patient (6)' in found.facts['splits']
     by_class(home/'Labelled', each=8)
     assert check_dataset('Labelled').facts['task'] == 'classification'
+
+
+def test_what_nobody_graded_is_no_background(home):
+    "A B-scan without any grade is left out, an ungraded pixel is Invalid, and a file without any grade is refused"
+    (home/'Duke').mkdir()
+    for i in range(4):
+        fluid = np.full((H, W, N), np.nan)
+        if i < 3: fluid[2:, :, 1] = np.moveaxis(pixels(i), 0, 2)[2:, :, 1] > 100
+        lines = {'manualLayers1': np.full((8, W, N), np.nan)} if i > 1 else {}
+        held = {'images': np.moveaxis(pixels(i), 0, 2), 'manualFluid1': fluid} | lines
+        savemat(home/'Duke'/f'{WHO.last}{i}.mat', held)
+    manifest = read_dataset('Duke', 'segmentation')
+    (fault,) = [f for f in faults_of(manifest, load_seg_data) if f.file.startswith('unread_')]
+    assert 'none of its 3 B-scans is graded' in fault.what and 'add NAME_mask.nii.gz' in fault.what
+    assert fault.waiver == 'without_mask' and WHO.last not in fault.what
+    data = load_seg_data(manifest, '', (*ANY, 'without_mask'))
+    assert [c.label for c in data.classes] == ['Background', 'Fluid', 'Invalid']
+    every = pd.concat(data.tables.values())
+    assert len(every) == 3 and set(every.slice) == {1}
+    for p in every.semseg:
+        y = np.asarray(Image.open(p))
+        assert set(y[:2].flat) == {255} and set(y[2:].flat) == {0, 1}

@@ -113,8 +113,9 @@ def parse_mat(
     lines = [{k: rows[j, :, i].astype(np.float32) - 1 for j, k in enumerate(names[:len(rows)])}
              for i in range(n)] # rows are counted from 1
     fluid = held.get('manualFluid1', np.zeros(()))
-    there = fluid.shape == (h, w, n)
-    masks = np.asarray(np.nan_to_num(np.moveaxis(fluid, 2, 0)) > 0, np.uint8) if there else None
+    masks = None
+    if fluid.shape == (h, w, n): # NaN where nobody has graded
+        masks = np.moveaxis(np.where(np.isfinite(fluid), fluid > 0, 255).astype(np.uint8), 2, 0)
     return Identity(), [Volume(x, layers=boundaries(lines, x.shape), masks=masks)]
 
 # %% ../../../nbs/data/scanners/60_arrays.ipynb #c785b021

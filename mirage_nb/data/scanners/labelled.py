@@ -82,26 +82,38 @@ class LabelledVolume:
     names: Mapping[int, str] = field(default_factory=dict) # value -> its class
 
 
-def _duke(
-    volume:Volume # with boundaries, fluid or neither
-)->LabelledVolume:
-    "Make masks of the boundaries and the fluid that a file of Duke holds."
-    n, fluid = len(volume.bscans), volume.masks
-    lines = next((k for k in _DUKE if set(k) <= volume.layers.keys()), None)
-    if lines is None:
-        names = {0: 'Background', 1: 'Fluid'} if fluid is not None else {}
-        return LabelledVolume(volume, fluid, range(n) if names else (), names)
+def _between_lines(
+    volume:Volume,
+    lines:tuple[str, ...] # boundaries, all of which it has
+)->np.ndarray:            # (n, h, w) uint8; `_INVALID` in columns without all boundaries
+    "Number what lies between boundaries."
     known = ~np.isnan(np.stack([volume.layers[k] for k in lines])).any(0)           # (n, w)
     maps = layer_maps(volume, lines, least=0)
     assert maps is not None  # all boundaries are there
-    masks = np.where(known[:, None, :], maps, _INVALID)
-    names = dict(enumerate(_DUKE[lines]))
+    return np.asarray(np.where(known[:, None, :], maps, _INVALID), np.uint8)
+
+
+def _duke(
+    volume:Volume, # with boundaries, fluid or neither
+    path:Path      # of its file, named in an error
+)->LabelledVolume:
+    "Make masks of the boundaries and the fluid that a file of Duke holds."
+    fluid = volume.masks if volume.masks is not None and (volume.masks != _INVALID).any() else None
+    lines = next((k for k in _DUKE if set(k) <= volume.layers.keys()), None)
+    if lines is None and volume.masks is None: return LabelledVolume(volume)
+    names = dict(enumerate(_DUKE[lines] if lines else ['Background']))
+    masks = _between_lines(volume, lines) if lines else np.full(volume.bscans.shape, _INVALID if fluid is None else 0,
+                                                                np.uint8)
+    drawn = np.flatnonzero((masks != _INVALID).any((1, 2)))
     if fluid is not None:
-        masks[fluid > 0] = len(names)
+        masks = np.where(fluid == 1, len(names), np.where(fluid == _INVALID, _INVALID, masks)).astype(np.uint8)
         names[len(names)] = 'Fluid'
-    drawn = np.flatnonzero(known.any(1)).tolist()
+    drawn = drawn[(masks[drawn] != _INVALID).any((1, 2))]
+    if not len(drawn): raise DamagedFile(
+        path, f'none of its {counted(len(masks), "B-scan")} is graded, as boundaries and fluid are NaN in all: add '
+        'NAME_mask.nii.gz, or take the file away', kind='image without a mask')
     if (masks[drawn] == _INVALID).any(): names[_INVALID] = 'Invalid'
-    return LabelledVolume(volume, masks.astype(np.uint8), drawn, names)
+    return LabelledVolume(volume, masks, drawn.tolist(), names)
 
 # %% ../../../nbs/data/scanners/90_labelled.ipynb #7b5be2bd
 def _of_file(
@@ -130,7 +142,7 @@ def label_volumes(
         kind='wrong size')
     if mask is not None: return [_of_file(volumes[0], path, mask)]
     kind = scanner_kind(path)
-    if kind == 'mat': return [_duke(v) for v in volumes]
+    if kind == 'mat': return [_duke(v, path) for v in volumes]
     if kind != 'mhd': return [LabelledVolume(v) for v in volumes]
     return [LabelledVolume(v, v.masks, range(len(v.bscans)), _named(v.masks)) if v.masks is not None
             else LabelledVolume(v) for v in volumes]

@@ -82,10 +82,11 @@ def _compiled(pattern:str)->regex.Pattern[str]: return regex.compile(pattern)
 def search_name(
     pattern:str,     # regular expression
     name:str,        # of a file, a volume
-    what:str='it'    # that states the pattern, for an error
+    what:str='it',   # that states the pattern, for an error
+    shown:str=''     # what an error calls the name; '': the name itself
 )->regex.Match[str]|None:
     "Search a name by a pattern of somebody else."
     try: return _compiled(pattern).search(name, timeout=_SECONDS)
     except TimeoutError: raise ValueError(
-        f'{what} {pattern!r} did not come to an end in {_SECONDS:g} s on {name[:60]!r}: it repeats a repetition, as '
-        '(a+)+ does. Write it with one of them') from None
+        f'{what} {pattern!r} did not come to an end in {_SECONDS:g} s on {shown or repr(name[:60])}: it repeats a '
+        'repetition, as (a+)+ does, or what fits in two ways, as (a|aa)+. Write it with one of them') from None

@@ -9,6 +9,7 @@ __all__ = ['ImportSettings', 'Imported', 'import_scans', 'import_once', 'main']
 import argparse
 import json
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,7 +23,8 @@ from tqdm import tqdm
 
 from ..core import counted, data_dir, runs_dir, unknown
 from .folders import scan_folder
-from .layouts import split_folders
+from .layouts import are_patients, image_folders, split_folders
+from .patients import patients_by_folder
 from .scale import SIZE_COLUMNS
 from .scanners.labelled import LabelledVolume, label_volumes, pair_scans
 from .scanners.layers import PUBLISHED_LAYERS, check_layer_names, layer_maps
@@ -136,6 +138,7 @@ class _Place(NamedTuple):
     "Where a file lies in the folder that is imported."
     split: str # folder of the split; '': in none
     label: str # folder in it, a class; '': in none
+    patient: str='' # by names of files or folders; '': not known
 
 
 def _place_of(
@@ -152,10 +155,63 @@ def _write_classes(volume:Volume, out:Path, place:_Place)->list[dict[str, Any]]:
     "Write the images of a volume into the folder of its class, and return their rows."
     planes = dict(zip(volume.ids, volume.bscans, strict=True))
     if not planes and volume.slo is not None: planes = {f'{volume.name}_f00': volume.slo}
-    files = {k: str(PurePosixPath(*place, f'{k}.png')) for k in planes}
+    files = {k: str(PurePosixPath(place.split, place.label, f'{k}.png')) for k in planes}
     for k, x in planes.items(): write_plane(out/files[k], x)
-    return [{'id': k, 'image': files[k], **place._asdict(), 'slice': i, **_facts(volume)}
+    return [{'id': k, 'image': files[k], 'split': place.split, 'label': place.label, 'slice': i, **_facts(volume)}
             for i, k in enumerate(planes)]
+
+# %% ../../nbs/data/98_vendor.ipynb #d9d6e9b5
+def _inner_paths(
+    places:Mapping[Path, _Place],
+    folder:Path,                  # that is imported
+    cfg:ImportSettings
+)->dict[Path, Path]:              # file -> its path in the folder of its class, or in that of images
+    "List the paths of files without split and class."
+    images, found = {image_folders(folder/f)[0] for f in ('', *cfg.splits.values())}, dict[Path, Path]()
+    for p, (split, label, _) in places.items():
+        inside = cfg.purpose == 'classification' or folder/split/label in images
+        found[p] = p.relative_to(folder/split/label if inside else folder/split)
+    return found
+
+
+def _search_patient(
+    pattern:str,      # its first group is the patient
+    names:list[str]   # of a file: one that fits is enough
+)->str:               # '': none fits
+    "Search a patient in the names of a file."
+    for name in names:
+        if (m := search_name(pattern, name, 'patient', 'the name of a file')) and m[1]: return m[1]
+    return ''
+
+
+def _folder_patients(
+    whose:Mapping[Path, tuple[str, str]], # file -> class or '', folder in it or ''
+    folder:Path                           # that is imported
+)->dict[Path, str]:                       # none: the folders are no patients
+    "Tell the patients of files by the folders that these lie in."
+    inside = {c: sorted({k for b, k in whose.values() if b == c}) for c, _ in whose.values()}
+    if any('' in k for k in inside.values()) or not are_patients(inside): return {}
+    of = patients_by_folder(inside)
+    warnings.warn(f'{folder}: each folder of volumes counts as a patient, {len(set(of.values()))} in all, where files '
+                  'state none. If it is none, state the patient in a manifest', stacklevel=6)
+    return {p: of[k] for p, k in whose.items()}
+
+
+def _places_of(
+    paths:Sequence[Path],
+    folder:Path,         # that is imported
+    cfg:ImportSettings
+)->dict[Path, _Place]:
+    "Read split, class and patient of files off their names and folders."
+    places = {p: _place_of(p, folder, cfg.splits) for p in paths}
+    inner = _inner_paths(places, folder, cfg)
+    known, by_class = dict[Path, str](), cfg.purpose == 'classification'
+    if cfg.patient: known = {p: _search_patient(cfg.patient, [
+        p.stem, *(k.with_suffix('').as_posix() for k in (q, p.relative_to(folder)))]) for p, q in inner.items()}
+    elif cfg.purpose in _PLACED: known = _folder_patients({
+        p: (places[p].label if by_class else '', q.parts[0] if len(q.parts) > 1 else '')
+        for p, q in inner.items() if places[p].label or not by_class}, folder)
+    return {p: place._replace(patient=known.get(p, '')) for p, place in places.items()}
 
 # %% ../../nbs/data/98_vendor.ipynb #e8398e10
 def _write_masked(
@@ -257,8 +313,8 @@ def _read_file(
     if cfg.purpose == 'classification' and not place.label:
         raise DamagedFile(path, 'it lies in no folder of a class', kind='file in no folder of a class')
     who, volumes = read_identified(path)
-    if cfg.patient and not who.text and (found := search_name(cfg.patient, path.stem, 'patient')):
-        who = Identity(found[1])
+    if place.patient and not who.text:
+        who = Identity('patient 0' if place.patient == '0' else place.patient)  # an id 0 states nothing
         volumes = [replace(v, pseudonym=pseudonym(who, v.sha256)) for v in volumes]
     if cfg.purpose != 'segmentation': return who, [LabelledVolume(v) for v in volumes]
     labelled = label_volumes(volumes, path, mask)
@@ -288,9 +344,8 @@ def _import_file(
 )->dict[str, Any]: # rows, volumes
     "Write the images of a file, unless a note says that they are there."
     parts = [path, *(p for p in [mask, *parts_of_scan(path, scanner_kind(path))] if p and p.exists())]
-    where = list(place) if cfg.purpose in _PLACED else ''
-    named = path.name if cfg.patient else ''
-    note = out/'files'/f'{hash_value([where, named, *map(hashes.of, parts)])[:16]}.json'
+    where = list(place) if cfg.purpose in _PLACED else place.patient
+    note = out/'files'/f'{hash_value([where, *map(hashes.of, parts)])[:16]}.json'
     old = read_json(note) if note.exists() else {'rows': [{'image': note}]}
     if all((out/r[k]).exists() for r in old['rows'] for k in r.keys() & _FILES): return old
     who, labelled = _read_file(path, mask, place, cfg)
@@ -326,9 +381,9 @@ def _import_files(
     pairs, odd = _paired(scans, cfg.purpose)
     broken: list[tuple[Path, Exception]] = [
         (p, DamagedFile(p, why, kind='mask without an image')) for p, why in odd.items()]
-    found = []
+    found, places = [], _places_of(list(pairs), folder, cfg)
     for path, mask in tqdm(pairs.items(), desc='volumes', unit='file', delay=3):
-        try: found.append(_import_file(path, mask, _place_of(path, folder, cfg.splits), out, cfg, hashes))
+        try: found.append(_import_file(path, mask, places[path], out, cfg, hashes))
         except (ValueError, OSError, ModuleNotFoundError) as e: broken.append((path, e))
     write_json(out/'hashes.json', dict(hashes))
     kinds = [getattr(e, 'kind', 'unreadable') for _, e in broken]

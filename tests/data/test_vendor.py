@@ -3,6 +3,7 @@ import io
 import os
 import stat
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,12 +14,15 @@ from mirage_nb.data import vendor
 from mirage_nb.data.classification import load_labelled
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.data.paired import folder_pairs
+from mirage_nb.data.segmentation import load_seg_data
 from mirage_nb.data.unlabelled import hash_readable, unlabelled_images
+from mirage_nb.data.unpacked import read_dataset
 from mirage_nb.data.vendor import ImportSettings, import_scans
 from mirage_nb.runs import main
 from tests.data.scanners.made import ENDINGS, SECRETS, WHO, WRITERS, N, write_all
 
 KINDS = tuple(k for k in ENDINGS if k != 'e2e')
+ANY = ('near_duplicates', 'absent_class')
 pytestmark = pytest.mark.filterwarnings('ignore:a key for pseudonyms')
 
 
@@ -163,3 +167,49 @@ def test_classes(home, monkeypatch):
     data = load_labelled(read_manifest('set'))
     assert data.classes == ('AMD', 'normal') and data.table.groupby('split').patient.nunique().tolist() == [2, 2, 2]
     assert not len(data.leaks) and not leaks(home/'set')
+
+
+def save_twice(folder, form, n=5):
+    "Two eyes of each patient, whom only a folder names; with masks if the folder is images"
+    for i in range(n):
+        for k, eye in enumerate(('od', 'os')):
+            path = folder/form.format(i=i, c='AMD' if i % 2 else 'normal')/f'{eye}.nii.gz'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            x = np.random.default_rng(2*i + k).integers(0, 255, (24, 20, N)).astype(np.uint8)
+            nibabel.Nifti1Image(x, np.eye(4)).to_filename(path)
+            if 'images' not in path.parts: continue
+            mask = path.parents[2]/'masks'/path.parent.name/path.name
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            nibabel.Nifti1Image(x//128, np.eye(4)).to_filename(mask)
+
+
+@pytest.mark.parametrize('form', ['{c}/P0{i}', 'images/P0{i}'])
+def test_folders_of_patients_hold_two_eyes_together(home, form, monkeypatch):
+    "A patient whom a folder names is one, as in a dataset of images, and lies in one split"
+    monkeypatch.setenv('MIRAGE_DATA', str(home))
+    save_twice(home/'Eyes', form, 10)
+    with pytest.warns(UserWarning, match='each folder of volumes counts as a patient, 10 in all'):
+        manifest = read_dataset('Eyes')
+    if form.startswith('images'):
+        table = pd.concat(load_seg_data(manifest, '0.6/0.2/0.2', ANY).tables.values())
+        table['patient'] = table.id.str[:13]
+    else: table = load_labelled(manifest, ANY, splits='0.6/0.2/0.2').table
+    assert table.patient.nunique() == 10 and table.patient.str.startswith('P').all()
+    assert len(table) == 20*N and table.groupby('patient').split.nunique().max() == 1
+
+
+@pytest.mark.parametrize('pattern, patients', [('^(P[0-9]+)/', 4), ('/(P[0-9]+)/', 4), (r'^P(\d+)?_', 8), ('^(o)', 1)])
+def test_a_pattern_is_searched_in_names_and_folders(home, pattern, patients):
+    "A group that is not in the match names nobody"
+    save_twice(home/'in', '{c}/P0{i}', 4)
+    for p in [*(home/'in').rglob('*.gz')] if patients == 8 else []: p.rename(p.with_name(f'P_{p.name}'))
+    made = import_scans(home/'in', home/'set', ImportSettings('classification', patient=pattern))
+    assert made.samples.patient.nunique() == patients and not len(made.faults)
+
+
+def test_a_pattern_without_end_stops_at_once(home):
+    save_twice(home/'in', '{c}', 2)
+    for i, p in enumerate((home/'in').rglob('*.gz')): p.rename(p.with_name('a'*60 + f'{i}.nii.gz'))
+    with pytest.raises(ValueError, match='did not come to an end in 1 s on the name of a file: it repeats') as e:
+        import_scans(home/'in', home/'set', ImportSettings('classification', patient='^(a|aa|b)+$'))
+    assert 'aaaaa' not in str(e.value)

@@ -365,8 +365,7 @@ def _paired(
     purpose:str
 )->tuple[Mapping[Path, Path|None], Mapping[Path, str]]: # volume -> file of its masks; masks without an image -> why
     "Sort files of scanners into volumes and masks."
-    if purpose not in _PLACED: return dict.fromkeys(scans), {}
-    pairs, odd = pair_scans(scans)
+    pairs, odd = pair_scans(scans)  # masks beside their volume are no B-scans
     return (pairs, odd) if purpose == 'segmentation' else (dict.fromkeys([*pairs, *odd]), {})
 
 

@@ -13,6 +13,7 @@ from mirage_nb.data.classification import load_labelled
 from mirage_nb.data.manifest import classes_of, dataset_dir
 from mirage_nb.data.segmentation import load_seg_data
 from mirage_nb.data.unpacked import read_dataset
+from mirage_nb.data.vendor import ImportSettings, import_scans
 from tests.data.scanners.made import ENDINGS, SECRETS, WHO, WRITERS, H, N, W, pixels
 from tests.data.test_vendor import leaks
 
@@ -314,3 +315,14 @@ def test_what_nobody_graded_is_no_background(home):
     for p in every.semseg:
         y = np.asarray(Image.open(p))
         assert set(y[:2].flat) == {255} and set(y[2:].flat) == {0, 1}
+
+
+@pytest.mark.parametrize('purpose', ['prediction', 'classification'])
+def test_masks_beside_their_volume_are_no_images(tmp_path, purpose):
+    home = tmp_path/'MyNii'
+    for k in range(2):
+        (home/'A').mkdir(parents=True, exist_ok=True)
+        save_nifti(home/'A'/f'v{k}.nii.gz', pixels(k))
+        save_nifti(home/'A'/f'v{k}_mask.nii.gz', masks(k))
+    made = import_scans(home, tmp_path/'out', ImportSettings(purpose))
+    assert len(made.samples) == 2*N

@@ -266,7 +266,8 @@ def _strays(
     manifest:Manifest
 )->list[Fault]:
     "List the files of scanners among the images of class folders."
-    return stray_scans(dataset_dir(manifest)) if manifest.layout == 'classes' and not manifest.unpacked else []
+    if manifest.layout != 'classes' or manifest.unpacked: return []
+    return stray_scans(dataset_dir(manifest), classes=True)
 
 
 def load_labelled(

@@ -51,6 +51,7 @@ def _has_drawings(path:Path)->bool:
 
 def _choose_task(
     scans:Sequence[Path],   # files of scanners
+    folder:Path,            # of their dataset
     manifest:Manifest|None, # of their folder, if it states anything
     task:Task               # that a pipeline is for
 )->Task:                    # '': neither labels nor masks are there
@@ -58,10 +59,11 @@ def _choose_task(
     if manifest and manifest.path.suffix == '.toml':
         both = manifest.task == 'segmentation' and manifest.labels
         return task or manifest.task if both else manifest.task
-    pairs, _ = pair_scans(scans)
+    pairs, alone = pair_scans(scans, folder)
+    every = [*pairs, *alone] # a name like that of masks is a volume's own, where there is no other
     beside = any(pairs.values()) or any(p.with_name('reference.mhd').is_file() for p in pairs if p.name == 'oct.mhd')
-    classes = {p.parent for p in pairs} if manifest and manifest.task == 'classification' else set()
-    if beside: return 'classification' if task == 'classification' and 1 < len(classes) < len(pairs) else 'segmentation'
+    classes = {p.parent for p in every} if manifest and manifest.task == 'classification' else set()
+    if beside: return 'classification' if task == 'classification' and 1 < len(classes) < len(every) else 'segmentation'
     if any(map(_has_drawings, pairs)): return 'classification' if classes and task != 'segmentation' else 'segmentation'
     return 'classification' if classes else ''
 
@@ -119,7 +121,7 @@ def unpack_dataset(
     "Unpack a dataset of volumes."
     if manifest and (manifest.layout == 'table' or manifest.name in PHANTOMS): return manifest
     scans = _scans_alone(folder)
-    chosen = _choose_task(scans, manifest, task) if scans else ''
+    chosen = _choose_task(scans, folder, manifest, task) if scans else ''
     if not chosen: return manifest
     stated = manifest.splits if manifest and manifest.path.suffix == '.toml' and manifest.layout != 'flat' else {}
     splits = {s: f for s, f in (stated or split_folders(folder)).items() if (folder/f).is_dir()}

@@ -362,10 +362,11 @@ def _import_file(
 # %% ../../nbs/data/98_vendor.ipynb #de69d945
 def _paired(
     scans:Sequence[Path],
+    folder:Path, # that they lie in
     purpose:str
 )->tuple[Mapping[Path, Path|None], Mapping[Path, str]]: # volume -> file of its masks; masks without an image -> why
     "Sort files of scanners into volumes and masks."
-    pairs, odd = pair_scans(scans)  # masks beside their volume are no B-scans
+    pairs, odd = pair_scans(scans, folder)  # masks beside their volume are no B-scans
     return (pairs, odd) if purpose == 'segmentation' else (dict.fromkeys([*pairs, *odd]), {})
 
 
@@ -377,7 +378,7 @@ def _import_files(
 )->tuple[list[dict[str, Any]], list[tuple[str, ...]]]: # notes of files; `_FAULTS` of those that cannot be used
     "Write the images of all files."
     hashes = _Hashes(read_json(out/'hashes.json') if (out/'hashes.json').exists() else {})
-    pairs, odd = _paired(scans, cfg.purpose)
+    pairs, odd = _paired(scans, folder, cfg.purpose)
     broken: list[tuple[Path, Exception]] = [
         (p, DamagedFile(p, why, kind='mask without an image')) for p, why in odd.items()]
     found, places = [], _places_of(list(pairs), folder, cfg)

@@ -326,3 +326,35 @@ def test_masks_beside_their_volume_are_no_images(tmp_path, purpose):
         save_nifti(home/'A'/f'v{k}_mask.nii.gz', masks(k))
     made = import_scans(home, tmp_path/'out', ImportSettings(purpose))
     assert len(made.samples) == 2*N
+
+
+def test_a_folder_of_a_patient_among_masks_is_not_told(home):
+    "Where folders are no classes, the dataset's own folder or its split is named alone"
+    for s in ('train', 'test'):
+        for i in range(3):
+            for k, x in (('bscan', pixels(i + 5*(s == 'test'))[0]), ('semseg', masks(i, 2)[0])):
+                (file := home/'Eyes'/s/k/f'{s}{i}_0.png').parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(x).save(file)
+    for place in (home/'Eyes'/WHO.last, home/'Eyes'/'train'/WHO.last):
+        place.mkdir()
+        WRITERS['vol'](place/'1.vol', seed=len(str(place)))
+    (home/'Eyes'/'INFO.json').write_text('{"0": {"value": 0, "label": "BG"}, "1": {"value": 1, "label": "Cyst"}}')
+    strays = [f for f in faults_of(read_dataset('Eyes'), load_seg_data) if f.waiver == 'scans']
+    assert [f.file for f in strays] == [str(home/'Eyes'), str(home/'Eyes'/'train')]
+    assert not [s for s in SECRETS for f in strays if s in f.what.lower()]
+
+
+@pytest.mark.parametrize('above', ['masks', 'mask', 'semseg'])
+def test_a_dataset_below_a_folder_called_masks(home, above):
+    by_class(home/above/'clinic', each=6)
+    data = load_labelled(read_dataset(home/above/'clinic'), ANY, splits='')
+    assert len(data.table) == 12*N and data.classes == ('AMD', 'normal')
+    masked(home/above/'drawn')
+    assert len(pd.concat(load_seg_data(read_dataset(home/above/'drawn'), '', ANY).tables.values())) == 6*N
+
+
+def test_volumes_whose_names_end_as_those_of_masks(home):
+    "Where no other file has the name, they are volumes of class folders"
+    for i in range(16): save_nifti(home/'Eyes'/('AMD' if i % 2 else 'normal')/f'p{i}_manual.nii.gz', pixels(i))
+    data = load_labelled(read_dataset('Eyes'), ANY, splits='')
+    assert len(data.table) == 16*N and data.classes == ('AMD', 'normal')

@@ -34,13 +34,15 @@ def _bare(path:Path)->str:
 
 
 def _volume_places(
-    path:Path # of a file that may hold masks
+    path:Path,  # of a file that may hold masks
+    folder:Path # of the dataset
 )->Iterator[tuple[Path, str]]: # folder, bare name; none: it holds no masks
     "Yield where the volume of a file of masks may be."
     name = _bare(path)
     short = _ENDING.sub('', name)
     if path.name == 'reference.mhd': yield path.parent, 'oct'
     for home in path.parents:
+        if home == folder: break
         if not home.name or image_folders(home.parent)[1].name != home.name: continue
         inner = path.parent.relative_to(home)
         yield from ((top/inner, k) for top in (image_folders(home.parent)[0], home.parent) for k in (name, short))
@@ -48,14 +50,15 @@ def _volume_places(
 
 
 def pair_scans(
-    scans:Sequence[Path] # files of scanners
+    scans:Sequence[Path], # files of scanners
+    folder:Path           # of the dataset, that they lie in
 )->tuple[dict[Path, Path|None], dict[Path, str]]: # volume -> file of its masks; masks of no volume -> why
     "Match volumes with the files of their masks."
     places: dict[tuple[Path, str], list[Path]] = {}
     for p in scans: places.setdefault((p.parent, _bare(p)), []).append(p)
     found, odd = dict[Path, Path](), dict[Path, str]()
     for mask in (p for p in scans if p.name.lower().endswith(('.mhd', '.nii', '.nii.gz'))):
-        if not (where := list(_volume_places(mask))): continue
+        if not (where := list(_volume_places(mask, folder))): continue
         of = next((p for k in where for p in places.get(k, []) if p != mask), None)
         if of is None: odd[mask] = ('no volume has its name without that of masks: give the volume that name, or move '
                                     'the masks away')
@@ -155,24 +158,26 @@ def _named(masks:np.ndarray)->dict[int, str]:
 # %% ../../../nbs/data/scanners/90_labelled.ipynb #3294ca78
 def _places(
     scans:Sequence[Path],
-    folder:Path
-)->dict[Path, list[Path]]: # by the folder of their class, for the folders in it may be patients
+    folder:Path,
+    classes:bool           # whether its folders, or those of its splits, are classes
+)->dict[Path, list[Path]]: # by the folder of their split or class, for the folders in it may be patients
     "Group files by the folder that a message names."
     found, splits = dict[Path, list[Path]](), split_folders(folder).values()
     for p in scans:
         parts = p.relative_to(folder).parts[:-1]
-        found.setdefault(folder.joinpath(*parts[:1 + any(k in splits for k in parts[:1])]), []).append(p)
+        found.setdefault(folder.joinpath(*parts[:classes + any(k in splits for k in parts[:1])]), []).append(p)
     return found
 
 
 def stray_scans(
-    folder:str|Path # of a dataset whose images are read
+    folder:str|Path,   # of a dataset whose images are read
+    classes:bool=False # whether its folders, or those of its splits, are classes; others may be patients
 )->list[Fault]:
     "List the files of scanners that lie among the images of a dataset, or beside its folders."
     found = [Path(e.path) for content in scan_below(folder, strange=[]) for e in (*content.files, *content.others)
              if '.' not in e.name or e.name.lower().endswith(SCANNER_SUFFIXES)]
     faults = list[Fault]()
-    for place, scans in _places(sorted(sort_files(found)[0]), Path(folder)).items():
+    for place, scans in _places(sorted(sort_files(found)[0]), Path(folder), classes).items():
         codes = ', '.join(note_fault(p, DamagedFile(p, 'among images'))[0] for p in scans[:3])
         if len(scans) > 3: codes += ', ...'
         kinds = ', '.join(f'{n} {k}' for k, n in Counter(map(scanner_kind, scans)).items())

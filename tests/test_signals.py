@@ -155,5 +155,10 @@ def test_an_ended_run_leaves_no_copy(home, monkeypatch):
         raise Stopped(signal.SIGTERM)
     monkeypatch.setattr(runs, '_execute', work)
     monkeypatch.setattr('mirage_nb.tasks.settings.check_parameters', lambda *a: None)
+    desk = runs.runs_dir()/'.running'
+    desk.mkdir(parents=True)
+    for days in 2, 61:  # a run of another machine, whose files tell when it began
+        (other := desk/f'a-{days}.00000000-1.json').touch()
+        os.utime(other, (time.time() - days*24*3600,)*2)
     with pytest.raises(Stopped): runs.run_notebook('seg_tune', {'epochs': 7}, quiet=True)
-    assert not list((runs.runs_dir()/'.running').iterdir())
+    assert [p.name for p in desk.iterdir()] == ['a-2.00000000-1.json']

@@ -359,6 +359,7 @@ class _ClsCompared(_ClsTested):
         "Train by other settings on the same images, or continue that, and score the test split."
         other = self.with_settings(cfg)
         other.test_home = self.test_home  # read once
+        other.input_spec = self.input_spec  # with the normalisation of these weights
         train(other, folder)
         return cast(ClsScores, other.test(folder))
 

@@ -18,6 +18,7 @@ from mirage_nb.launch import local as launch_local
 from mirage_nb.models.classification import cls_model, load_cls_model
 from mirage_nb.models.heads import classification as heads_classification
 from mirage_nb.models.tuning import choose_training, save_tuned_model
+from mirage_nb.models.zoo import build_encoder
 from mirage_nb.recipes.classification import cls_recipe
 from mirage_nb.tasks import classification as tasks_classification
 from mirage_nb.tasks.classification import ClassificationTask
@@ -326,3 +327,18 @@ def test_random_start_is_the_same_training_of_random_weights(home):
     assert line.startswith('Starting from the weights that come with the kit: mean AUROC 0.')
     a, b = (results[k].means['AUROC, mean (macro)'] for k in ('fine-tuned', 'from random initialisation'))
     assert f'{a:.3f}, from random initialisation {b:.3f} ({a - b:+.3f} [' in line
+
+
+def test_baselines_read_images_as_the_weights_do(home):
+    "By the mean of the published weights, which random initialisation has none of"
+    cfg = settings(model='vit_small_patch16', recipe='cls_small_vit', tune='last', epochs=1, shots=2, size=32, patch=16,
+                   random_start=True, baselines=True, weights=str(home/'retfoundgreen_statedict.pth'))
+    torch.save(build_encoder('vit_small_patch16', size=32).state_dict(), cfg.weights)
+    task = ClassificationTask.from_settings(cfg)
+    train(task, home/'run')
+    task.baselines(home/'run')
+    for folder in '.', 'random_start', 'random_encoder':
+        spec = load_cls_model(home/'run'/folder/'best.safetensors')[1]['spec']
+        assert spec['mean'] == spec['std'] == [.5]*3, folder
+    alone = ClassificationTask.from_settings(replace(cfg, weights='random', random_start=False))
+    assert alone.input_spec.mean != (.5,)*3

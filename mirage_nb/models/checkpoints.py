@@ -72,6 +72,14 @@ class Checkpoint:
         more = self.meta.get('hyper_parameters')
         return self.meta.get('args', types.SimpleNamespace(**more) if isinstance(more, dict) else None)
 
+    def check_weights(self,
+        fit:Mapping[str, Tensor], # of the file, under the model's names
+        own:Mapping[str, Tensor]  # of the model, with the same names
+    )->None:
+        "Refuse weights of the file that no model can take: NaN, infinite, complex, quantised."
+        _check_values(fit, self.path)
+        _check_kinds(fit, own, self.path)
+
     @staticmethod
     def peek(
         path:Path            # of a file
@@ -217,11 +225,9 @@ def read_checkpoint(
         raise ValueError(f'{path} cannot be read ({path.stat().st_size:,} bytes): truncated or not a checkpoint. '
                          f'Get it again ({type(e).__name__}: {_fault(e)})') from e
     if _is_safetensors(path):
-        _check_values(tensors, path)
         return Checkpoint(tensors | _kept_encoder(content, path), content, path, hash_file(path))
     state, below = _pick_state(content, path)
     check_claims(state, path)
-    _check_values(state, path)
     meta = {k: v for k, v in content.items() if k not in below[:1] and not isinstance(v, Tensor)}
     return Checkpoint(state, meta, path, hash_file(path), below)
 
@@ -383,7 +389,7 @@ def load_weights(
     more = [k for k in unused if re.match(r'(blocks|encoder)\.\d+\.|register_tokens$', k) or _in_blocks(model, k)]
     wrong = [k for k in new if not k.startswith(allowed)] + more
     if wrong or not fit: raise ValueError(_misfit_message(own, state, ckpt, wrong, unused))
-    _check_kinds(fit, own, ckpt.path)
+    ckpt.check_weights(fit, own)
     model.load_state_dict(fit, strict=False)
     return LoadReport(list(fit), resized, new, [k for k in new if k in state], unused, ckpt.path, ckpt.sha256,
                       _stripped(ckpt, {k: state[k] for k in fit}), *_form(ckpt))

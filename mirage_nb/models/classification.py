@@ -80,6 +80,7 @@ def _last_layers(
         if v.shape != own[k].shape: raise ValueError(
             f'{ckpt.path}: {k} is {tuple(v.shape)}, and (classes, width) here is {tuple(own["head.weight"].shape)}. '
             'Take the classes and the pool that it was tuned for, or leave keep_head out')
+    ckpt.check_weights(found, own)
     return found
 
 

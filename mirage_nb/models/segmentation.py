@@ -123,6 +123,7 @@ def start_segmenter(
     report, found = load_weights(model.encoder, encoder_part(ckpt)), _head_part(ckpt, model.encoder)
     own = {k: v for k, v in model.state_dict().items() if k.startswith('head.')}
     fits = {k: found[k] for k, v in own.items() if k in found and found[k].shape == v.shape}
+    ckpt.check_weights(fits, own)
     model.load_state_dict(fits, strict=False)
     done = {own[k].data_ptr() for k in fits}  # a module may have two names
     new = [k for k, v in own.items() if k not in fits and v.data_ptr() not in done]

@@ -641,3 +641,28 @@ def test_a_kept_head_is_told(tmp_path):
         model = cls_model('vit_small_patch16', 4, 'global', size=[32, 32], global_pool=True)
         report = start_classifier(model, path, tuple(keep))
         assert report.summary()['form'] == f'ViT-S/16, tuned classifier, 4 outputs (head {said})'
+
+
+def test_only_weights_that_a_model_takes_have_to_be_finite(tmp_path):
+    "A file with a text encoder holds a mask of minus infinity; a last layer counts when it is taken"
+    model = cls_model('vit_small_patch16', 4, 'global', size=[32, 32], global_pool=True)
+    own = model.encoder.state_dict()
+    mask = torch.full((77, 77), -torch.inf).triu(1)
+    for name, save in ('a.safetensors', save_file), ('a.pth', lambda d, p: torch.save({'model': d}, p)):
+        save({**own, 'text.attn_mask': mask}, tmp_path/name)
+        assert load_weights(model.encoder, tmp_path/name).unused == ['text.attn_mask']
+    path = saved(tmp_path/'bad.pth', {**own, 'norm1.weight': own['blocks.0.norm1.weight']*torch.nan})
+    load_weights(model.encoder, path)
+    path = saved(tmp_path/'bad.pth', {**own, 'blocks.0.norm1.weight': own['blocks.0.norm1.weight']*torch.nan})
+    with pytest.raises(ValueError, match=r'bad.pth: 384 of 384 values of blocks.0.norm1.weight are NaN or infinite'):
+        load_weights(model.encoder, path)
+    head = {'head.weight': torch.ones(4, 384), 'head.bias': torch.full((4,), torch.nan)}
+    path = saved(tmp_path/'head.pth', {**own, **head})
+    start_classifier(model, path)
+    with pytest.raises(ValueError, match='head.pth: 4 of 4 values of head.bias are NaN'):
+        start_classifier(model, path, tuple('abcd'))
+    segmenter = seg_model('mirage_tiny', 3)
+    bad = {f'output_adapters.semseg.{k}': v*torch.nan for k, v in segmenter.head.state_dict().items()
+           if v.is_floating_point()}
+    path = saved(tmp_path/'seg.pth', {**segmenter.encoder.state_dict(), **bad})
+    with pytest.raises(ValueError, match=r'seg.pth: .* are NaN'): start_segmenter(segmenter, path)

@@ -324,6 +324,11 @@ def _read_file(
     return who, labelled
 
 
+def _key_hash()->str: # pseudonym of nobody
+    "Hash the key of the pseudonyms, as another key gives other patients."
+    return pseudonym(Identity(), '')
+
+
 class _Hashes(dict[str, str]):
     "Hashes of files, by path, size and date; a file that has not changed is not read again."
     def of(self, path:Path)->str:
@@ -345,7 +350,7 @@ def _import_file(
     "Write the images of a file, unless a note says that they are there."
     parts = [path, *(p for p in [mask, *parts_of_scan(path, scanner_kind(path))] if p and p.exists())]
     where = list(place) if cfg.purpose in _PLACED else place.patient
-    note = out/'files'/f'{hash_value([where, *map(hashes.of, parts)])[:16]}.json'
+    note = out/'files'/f'{hash_value([_key_hash(), where, *map(hashes.of, parts)])[:16]}.json'
     old = read_json(note) if note.exists() else {'rows': [{'image': note}]}
     if all((out/r[k]).exists() for r in old['rows'] for k in r.keys() & _FILES): return old
     who, labelled = _read_file(path, mask, place, cfg)
@@ -392,8 +397,8 @@ def _import_files(
 
 def _keep_settings(note:Path, cfg:ImportSettings)->None:
     "Note the settings of a set, and refuse others in the same folder."
-    settings = asdict(cfg) | {'layers': list(cfg.layers), 'modalities': list(cfg.modalities)}
-    defaults = {'splits': {}, 'patient': ''}
+    settings = asdict(cfg) | {'layers': list(cfg.layers), 'modalities': list(cfg.modalities), 'key': _key_hash()}
+    defaults = {'splits': {}, 'patient': '', 'key': settings['key']}
     if note.exists() and (old := defaults | read_json(note)) != settings:
         differ = ', '.join(f'{k}={v}' for k, v in old.items() if v != settings[k])
         raise ValueError(f'{note.parent} was made with other settings: {differ}; take another folder')
@@ -473,7 +478,7 @@ def import_once(
     "Make a set of the scanner files of a folder among the runs, unless it is there."
     folder = folder.expanduser().resolve()
     if not folder.is_dir() or not _list_scans(folder)[0]: return None
-    name = hash_value([str(folder), sorted(asdict(cfg).items())])[:16]
+    name = hash_value([str(folder), _key_hash(), sorted(asdict(cfg).items())])[:16]
     return import_scans(folder, runs_dir()/'.imported'/name, cfg)  # its own name may be that of a patient
 
 

@@ -213,3 +213,19 @@ def test_a_pattern_without_end_stops_at_once(home):
     with pytest.raises(ValueError, match='did not come to an end in 1 s on the name of a file: it repeats') as e:
         import_scans(home/'in', home/'set', ImportSettings('classification', patient='^(a|aa|b)+$'))
     assert 'aaaaa' not in str(e.value)
+
+
+def test_another_key_makes_another_set(home, monkeypatch):
+    "No pseudonym of an earlier key stays among those of the new one"
+    monkeypatch.setenv('MIRAGE_DATA', str(home))
+    for i, place in enumerate(('train/AMD', 'train/normal', 'test/AMD', 'test/normal')):
+        (home/'Eyes'/place).mkdir(parents=True)
+        for k in range(2): WRITERS['vol'](home/'Eyes'/place/f'{k}.vol', seed=2*i + k)
+    first = load_labelled(read_dataset('Eyes'), (*ANY, 'patients')).table.patient
+    settings = ImportSettings('classification')
+    import_scans(home/'Eyes', home/'set', settings)
+    monkeypatch.setenv('MIRAGE_KEYS', str(home/'other'))
+    again = load_labelled(read_dataset('Eyes'), (*ANY, 'patients')).table.patient
+    assert first.nunique() == again.nunique() == 1 and not set(first) & set(again)
+    with pytest.raises(ValueError, match='was made with other settings: key=U[0-9a-f]{12}; take another folder'):
+        import_scans(home/'Eyes', home/'set', settings)

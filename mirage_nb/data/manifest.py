@@ -22,6 +22,7 @@ from ..core import data_dir, resource_dir, unknown
 from .labels import LabelFacts, is_background, is_lesion, label_faults
 from .layouts import find_classes, find_masks, folders_in, image_folders, scans_left_out, split_folders
 from .scale import MaskScale
+from .scanners.pseudonyms import PATIENT_PATTERNS
 from ..phantoms.catalog import PHANTOMS
 from ..recipes.classification import cls_recipe
 from ..recipes.faults import list_faults
@@ -122,7 +123,8 @@ class Manifest(_Facts):
     @property
     def knows_patients(self)->bool: # of masks; by a shipped manifest without an expression every volume is a patient
         "Tell whether it is known which volumes are of the same patient."
-        return bool(self.patient) or self.path.suffix == '.toml' and self.path.name != 'manifest.toml'
+        if self.patient: return self.patient != PATIENT_PATTERNS[False]
+        return self.path.suffix == '.toml' and self.path.name != 'manifest.toml'
 
     def guessed_lesions(self,
         classes:Sequence[ClassInfo] # of `classes_of`

@@ -68,7 +68,7 @@ def _choose_task(
     return 'classification' if classes else ''
 
 # %% ../../nbs/data/99_unpacked.ipynb #b6741700
-_PSEUDONYMS = '^([PU][0-9a-f]{12})_'
+_ONE_EACH = '^([A-Z][0-9a-f]{12})_'  # pseudonyms, where it is known that each file is of another patient
 _TABLE: dict[str, Any] = {'table': 'samples.csv', 'image': '{image}', 'id': 'id', 'label': 'label',
                           'patient': 'patient', 'eye': 'eye'}
 
@@ -109,7 +109,8 @@ def _with_masks(
     if manifest is None: return replace(own, name=folder.name, title=folder.name, path=folder/'INFO.json',
                                         unpacked=made.out)
     sizes = own.scale.sizes if manifest.scale.depth_um is None else ''
-    return replace(manifest, layout=own.layout, splits=own.splits, test_masks=own.test_masks, patient=_PSEUDONYMS,
+    patient = _ONE_EACH if manifest.knows_patients and not manifest.patient else own.patient
+    return replace(manifest, layout=own.layout, splits=own.splits, test_masks=own.test_masks, patient=patient,
                    scale=replace(manifest.scale, sizes=sizes), unpacked=made.out)
 
 # %% ../../nbs/data/99_unpacked.ipynb #28fa9659

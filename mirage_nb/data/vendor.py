@@ -28,7 +28,7 @@ from .patients import patients_by_folder
 from .scale import SIZE_COLUMNS
 from .scanners.labelled import LabelledVolume, label_volumes, pair_scans
 from .scanners.layers import PUBLISHED_LAYERS, check_layer_names, layer_maps
-from .scanners.pseudonyms import Identity, keys_dir, note_patient, pseudonym
+from .scanners.pseudonyms import PATIENT_PATTERNS, Identity, keys_dir, note_patient, pseudonym
 from mirage_nb.data.scanners.reading import (
     SCANNER_SUFFIXES,
     note_fault,
@@ -230,15 +230,17 @@ def _write_masked(
 
 
 def _merge_classes(
-    found:Sequence[Mapping[str, Any]] # notes of files
-)->dict[int, str]:                    # value of a mask -> class
-    "Join the classes of all masks."
-    names = dict[int, str]()
-    for value, name in sorted({(int(k), v) for f in found for k, v in f.get('classes', {}).items()}):
+    found:Sequence[Mapping[str, Any]], # notes of files
+    folder:Path                        # of the dataset, named in an error
+)->dict[int, str]:                     # value of a mask -> class
+    "Join the classes of all masks; a class that only its number names takes the name of another file."
+    names, every = dict[int, str](), sorted({(int(k), v) for f in found for k, v in f.get('classes', {}).items()})
+    for value, name in every:
+        if name == f'class {value}': continue
         if names.setdefault(value, name) != name: raise ValueError(
-            f'the value {value} is {names[value]} in masks of one kind of file and {name} in those of another: give '
-            'each kind a folder of its own')
-    return names
+            f'{folder}: the value {value} is {names[value]} in masks of one kind of file and {name} in those of '
+            'another: give each kind a folder of its own, or name the classes of all in INFO.json there')
+    return dict(every) | names
 
 # %% ../../nbs/data/98_vendor.ipynb #edcb99c3
 @dataclass(frozen=True)
@@ -412,11 +414,11 @@ layout   = "classes"
 task     = "segmentation"
 '''}
 _MANIFEST_END = '''modality = "bscan"
-patient  = '^([PU][0-9a-f]{12})_' # pseudonyms
+patient  = '{patient}' # pseudonyms
 source   = "files of scanners"
 licence  = "not public"
 citation = "none"
-get      = "mirage-nb import FOLDER OUT --for {}"
+get      = "mirage-nb import FOLDER OUT --for {purpose}"
 '''
 
 
@@ -426,7 +428,8 @@ def _describe(
     samples:pd.DataFrame # split, mask, and what `_facts` knows
 )->None:
     "Write the manifest of a set."
-    text = _MANIFESTS[cfg.purpose] + _MANIFEST_END.replace('{}', cfg.purpose)
+    pattern = PATIENT_PATTERNS[not samples.patient.str.startswith('U').any()]
+    text = _MANIFESTS[cfg.purpose] + _MANIFEST_END.replace('{patient}', pattern).replace('{purpose}', cfg.purpose)
     there = {s: f for s, f in cfg.splits.items() if (samples.split == f).any()}
     if cfg.purpose == 'segmentation':
         test = samples[samples.split == there['test']] if 'test' in there else samples
@@ -438,11 +441,13 @@ def _describe(
 
 
 def _write_info(
-    target:Path,           # INFO.json of the set
-    own:Path,              # of the folder that was read, if there is one
-    names:Mapping[int, str] # value of a mask -> class
+    target:Path,                      # INFO.json of the set
+    folder:Path,                      # that was read; its own INFO.json counts
+    found:Sequence[Mapping[str, Any]] # notes of its files
 )->None:
     "Name the classes of masks."
+    own = folder/'INFO.json'
+    names = {} if own.is_file() else _merge_classes(found, folder)
     if own.is_file(): write_json(target, read_json(own))
     else: write_json(target, {str(i): {'value': v, 'label': k} for i, (v, k) in enumerate(sorted(names.items()))})
 
@@ -467,7 +472,7 @@ def import_scans(
     save_table(samples, out/'samples.csv')
     save_table(lost, out/'faults.csv')
     if cfg.purpose in _PLACED and len(samples): _describe(out, cfg, samples)
-    if cfg.purpose == 'segmentation': _write_info(out/'INFO.json', folder/'INFO.json', _merge_classes(found))
+    if cfg.purpose == 'segmentation': _write_info(out/'INFO.json', folder, found)
     return Imported(out, samples, lost, left, len(scans), others, sum(bool(f.get('changed')) for f in found))
 
 # %% ../../nbs/data/98_vendor.ipynb #98f0a1b2

@@ -1,4 +1,5 @@
 "Datasets whose files are volumes: labelled by folders or masks, and without any name of a patient"
+import json
 import re
 
 import nibabel
@@ -260,10 +261,18 @@ def test_what_is_wrong_with_masks(home, fault, kind, waiver):
 
 
 def test_masks_of_two_kinds(home):
+    "Names win over numbers; two names of one value are refused, with the folder, unless INFO.json says which"
     retouch(home/'Mix', 2)
     masked(home/'Mix'/'other', 2)
-    with pytest.raises(ValueError, match='the value 1 is IRF in masks of one kind of file and class 1 in'):
+    manifest = read_dataset('Mix')
+    assert [c.label for c in classes_of(manifest, dataset_dir(manifest))][1:] == ['IRF', 'SRF', 'PED']
+    x = np.moveaxis(pixels(9), 0, 2)
+    savemat(home/'Mix'/'S1.mat', {'images': x, 'manualFluid1': (x > 90)*1.})
+    with pytest.raises(ValueError, match='Mix: the value 1 is Fluid in masks of one kind of file and IRF in'):
         read_dataset('Mix')
+    (home/'Mix'/'INFO.json').write_text(json.dumps({str(i): {'value': i, 'label': k} for i, k in enumerate('ABCD')}))
+    manifest = read_dataset('Mix', 'segmentation')
+    assert [c.label for c in classes_of(manifest, dataset_dir(manifest))] == list('ABCD')
 
 
 def test_values_that_no_class_has(home):
@@ -358,3 +367,20 @@ def test_volumes_whose_names_end_as_those_of_masks(home):
     for i in range(16): save_nifti(home/'Eyes'/('AMD' if i % 2 else 'normal')/f'p{i}_manual.nii.gz', pixels(i))
     data = load_labelled(read_dataset('Eyes'), ANY, splits='')
     assert len(data.table) == 16*N and data.classes == ('AMD', 'normal')
+
+
+def test_patients_are_known_if_every_file_states_one(home):
+    "Else the pseudonyms that stand for files are no patients"
+    masked(home/'Eyes')
+    assert not read_dataset('Eyes').knows_patients
+    retouch(home/'RETOUCH')  # its manifest is of the kit: each volume is of another patient
+    assert read_dataset('RETOUCH').knows_patients
+    for i in range(4):
+        (home/'Named').mkdir(exist_ok=True)
+        WRITERS['vol'](home/'Named'/f'e{i}.vol', seed=i)
+        save_nifti(home/'Named'/f'e{i}_seg.nii', masks(i, 2))
+    assert read_dataset('Named', 'segmentation').knows_patients
+    for k, x in (('', pixels(9)), ('_seg', masks(9, 2))): save_nifti(home/'Named'/f'x{k}.nii', x)
+    manifest = read_dataset('Named', 'segmentation')
+    assert not manifest.knows_patients
+    assert load_seg_data(manifest, None, ANY).tables['test'].patient.nunique() == 2

@@ -21,7 +21,7 @@ from ..core import counted, unknown
 from .audit import find_duplicates, find_leaks, hash_content, leak_faults
 from .cache import ImageCache
 from .chest.readers import read_chest, reader_options
-from .faults import LENIENT, Fault, refuse, scan_faults
+from .faults import LENIENT, Fault, name_scans, refuse, scan_faults
 from .files import read_image
 from .folders import list_images, plain_stem, scan_folder
 from .formats import file_hashes, read_content
@@ -291,6 +291,7 @@ def load_labelled(
     else: near = []
     data = _hold(manifest, table.sort_values(['split', 'id'], ignore_index=True), both, drawn, found is None)
     faults += twice + leak_faults(data.leaks) + _label_faults(data, source) + near
+    faults = name_scans(faults, manifest.unpacked)
     if found is not None: found += faults
     else:
         warned = {'patients', 'duplicates'} & set(waive)  # `find_leaks` has

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from ..core import counted, size_text, unknown
 from .audit import find_leaks, hash_content, leak_faults
 from .cache import ImageCache
-from .faults import LENIENT, Fault, refuse, scan_faults
+from .faults import LENIENT, Fault, name_scans, refuse, scan_faults
 from .files import IMAGE_SUFFIXES, MASK_SUFFIXES, read_image, unit_range
 from .folders import list_images, split_id
 from .formats import file_hashes, read_content
@@ -386,6 +386,7 @@ def load_seg_data(
     faults += leak_faults(leaks) + _absent_classes(every, classes, opened)
     if 'near_duplicates' not in waive:
         faults += near_duplicate_faults(list(every.bscan), [opened[p] for p in every.bscan], list(every.split))
+    faults = name_scans(faults, manifest.unpacked)
     if found is not None: found += faults
     else: _refuse(faults, str(manifest.path.parent if manifest.unpacked else root), len(opened), waive)
     scales, left = image_scales(manifest.scale, root, every), None

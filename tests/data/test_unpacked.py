@@ -278,7 +278,7 @@ def test_masks_of_two_kinds(home):
 def test_values_that_no_class_has(home):
     masked(home/'Eyes')
     (home/'Eyes'/'INFO.json').write_text('{"0": {"value": 0, "label": "BG"}, "1": {"value": 1, "label": "Cyst"}}')
-    with pytest.raises(ValueError, match='holds grey value 2 .*its classes are 0 BG, 1 Cyst'):
+    with pytest.raises(ValueError, match='holds grey value 2 .*its classes are 0 BG, 1 Cyst; patients.csv beside'):
         load_seg_data(read_dataset('Eyes'), '', ANY)
 
 
@@ -384,3 +384,16 @@ def test_patients_are_known_if_every_file_states_one(home):
     manifest = read_dataset('Named', 'segmentation')
     assert not manifest.knows_patients
     assert load_seg_data(manifest, None, ANY).tables['test'].patient.nunique() == 2
+
+
+def test_faults_of_unpacked_images_say_which_file(home):
+    "Of masks and of B-scans: the name of the image begins with the code in patients.csv"
+    for i in range(4):
+        for k in ('AMD', 'normal'): save_nifti(home/'Flat'/k/f'{k}{i}.nii', pixels(ord(k[0]) + i)*(k == 'AMD' or i > 0))
+    masked(home/'Eyes')
+    (home/'Eyes'/'INFO.json').write_text('{"0": {"value": 0, "label": "BG"}, "1": {"value": 1, "label": "Cyst"}}')
+    for name, load, kind in (('Eyes', load_seg_data, 'unknown mask value'), ('Flat', load_labelled, 'constant image')):
+        found = [f for f in faults_of(read_dataset(name), load) if f.kind == kind]
+        codes = pd.read_csv(home.parent/'keys'/'patients.csv').code
+        assert found and all(f.what.endswith('patients.csv beside your key of pseudonyms says which file it is')
+                             and any(c in f.what for c in codes) for f in found)

@@ -7,6 +7,7 @@ __all__ = ['Task', 'unpack_dataset', 'dataset_folder', 'read_dataset']
 
 # %% ../../nbs/data/99_unpacked.ipynb #4276aad4
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,30 @@ def _has_drawings(path:Path)->bool:
     return scanner_kind(path) == 'mat' and any(mat_holds(path, k) for k in arrays)
 
 
+def _few_in_each(
+    folder:Path,          # of a dataset
+    volumes:Sequence[Path]
+)->int:                   # number of folders; 0: one holds more, or there is none
+    "Count the folders of a dataset, or of its splits, that hold one or two volumes each, as those of patients do."
+    splits = set(split_folders(folder).values())
+    parts = [p.relative_to(folder).parts[:-1] for p in volumes]
+    held = Counter(k[0] for k in (p[1:] if p[:1] and p[0] in splits else p for p in parts) if k)
+    return len(held) if max(held.values(), default=3) < 3 else 0
+
+
+def _refuse_patients(
+    folder:Path,          # of a dataset
+    scans:Sequence[Path]  # files of scanners
+)->None:
+    "Raise an error if the folders of a dataset without a manifest are rather patients than classes."
+    pairs, alone = pair_scans(scans, folder)
+    if n := _few_in_each(folder, [*pairs, *alone]): raise ValueError(
+        f'{folder}: none of its {counted(n, "folder")} holds more than two volumes, as folders of patients do, so they '
+        'are not taken for classes. If they are classes, say so in manifest.toml (layout = "classes"). If they are '
+        'patients, sort them into folders of classes, CLASS/PATIENT/; or make images by mirage-nb import FOLDER OUT '
+        '--for prediction, and state the classes in a table')
+
+
 def _choose_task(
     scans:Sequence[Path],   # files of scanners
     folder:Path,            # of their dataset
@@ -64,7 +89,9 @@ def _choose_task(
     beside = any(pairs.values()) or any(p.with_name('reference.mhd').is_file() for p in pairs if p.name == 'oct.mhd')
     classes = {p.parent for p in every} if manifest and manifest.task == 'classification' else set()
     if beside: return 'classification' if task == 'classification' and 1 < len(classes) < len(every) else 'segmentation'
-    if any(map(_has_drawings, pairs)): return 'classification' if classes and task != 'segmentation' else 'segmentation'
+    if any(map(_has_drawings, pairs)):
+        classed = classes and task != 'segmentation' and not _few_in_each(folder, every)
+        return 'classification' if classed else 'segmentation'
     return 'classification' if classes else ''
 
 # %% ../../nbs/data/99_unpacked.ipynb #b6741700
@@ -124,6 +151,8 @@ def unpack_dataset(
     scans = _scans_alone(folder)
     chosen = _choose_task(scans, folder, manifest, task) if scans else ''
     if not chosen: return manifest
+    if chosen == 'classification' and manifest and manifest.path.suffix != '.toml':
+        _refuse_patients(folder, scans)
     stated = manifest.splits if manifest and manifest.path.suffix == '.toml' and manifest.layout != 'flat' else {}
     splits = {s: f for s, f in (stated or split_folders(folder)).items() if (folder/f).is_dir()}
     made = import_once(folder, ImportSettings(chosen, splits=splits, patient=manifest.patient if manifest else ''))

@@ -59,6 +59,7 @@ class ImportSettings:
     layers:Sequence[str] = field(default=PUBLISHED_LAYERS) # boundaries of the layer map, in the order of depth
     splits:Mapping[str, str] = field(default_factory=dict) # split -> its folder; none: by their usual names
     patient:str = ''             # regular expression: its group is the patient in the name of a file that states none
+    numbered:bool = False        # folders of classes in the set are called by numbers, as no name is safe there
 
     def __post_init__(self)->None:
         if self.purpose not in _PURPOSES: raise ValueError(unknown('purpose', self.purpose, _PURPOSES))
@@ -139,6 +140,7 @@ class _Place(NamedTuple):
     split: str # folder of the split; '': in none
     label: str # folder in it, a class; '': in none
     patient: str='' # by names of files or folders; '': not known
+    home: str=''    # folder of the images in the set
 
 
 def _place_of(
@@ -155,7 +157,7 @@ def _write_classes(volume:Volume, out:Path, place:_Place)->list[dict[str, Any]]:
     "Write the images of a volume into the folder of its class, and return their rows."
     planes = dict(zip(volume.ids, volume.bscans, strict=True))
     if not planes and volume.slo is not None: planes = {f'{volume.name}_f00': volume.slo}
-    files = {k: str(PurePosixPath(place.split, place.label, f'{k}.png')) for k in planes}
+    files = {k: str(PurePosixPath(place.split, place.home, f'{k}.png')) for k in planes}
     for k, x in planes.items(): write_plane(out/files[k], x)
     return [{'id': k, 'image': files[k], 'split': place.split, 'label': place.label, 'slice': i, **_facts(volume)}
             for i, k in enumerate(planes)]
@@ -168,7 +170,7 @@ def _inner_paths(
 )->dict[Path, Path]:              # file -> its path in the folder of its class, or in that of images
     "List the paths of files without split and class."
     images, found = {image_folders(folder/f)[0] for f in ('', *cfg.splits.values())}, dict[Path, Path]()
-    for p, (split, label, _) in places.items():
+    for p, (split, label, *_) in places.items():
         inside = cfg.purpose == 'classification' or folder/split/label in images
         found[p] = p.relative_to(folder/split/label if inside else folder/split)
     return found
@@ -211,7 +213,9 @@ def _places_of(
     elif cfg.purpose in _PLACED: known = _folder_patients({
         p: (places[p].label if by_class else '', q.parts[0] if len(q.parts) > 1 else '')
         for p, q in inner.items() if places[p].label or not by_class}, folder)
-    return {p: place._replace(patient=known.get(p, '')) for p, place in places.items()}
+    labels = sorted({k.label for k in places.values()})
+    return {p: place._replace(patient=known.get(p, ''), home=str(labels.index(k)) if cfg.numbered else k)
+            for p, place in places.items() for k in [place.label]}
 
 # %% ../../nbs/data/98_vendor.ipynb #e8398e10
 def _write_masked(
@@ -351,7 +355,7 @@ def _import_file(
 )->dict[str, Any]: # rows, volumes
     "Write the images of a file, unless a note says that they are there."
     parts = [path, *(p for p in [mask, *parts_of_scan(path, scanner_kind(path))] if p and p.exists())]
-    where = list(place) if cfg.purpose in _PLACED else place.patient
+    where = [place.split, place.label, place.patient] if cfg.purpose in _PLACED else place.patient
     note = out/'files'/f'{hash_value([_key_hash(), where, *map(hashes.of, parts)])[:16]}.json'
     old = read_json(note) if note.exists() else {'rows': [{'image': note}]}
     if all((out/r[k]).exists() for r in old['rows'] for k in r.keys() & _FILES): return old
@@ -400,7 +404,7 @@ def _import_files(
 def _keep_settings(note:Path, cfg:ImportSettings)->None:
     "Note the settings of a set, and refuse others in the same folder."
     settings = asdict(cfg) | {'layers': list(cfg.layers), 'modalities': list(cfg.modalities), 'key': _key_hash()}
-    defaults = {'splits': {}, 'patient': '', 'key': settings['key']}
+    defaults = {'splits': {}, 'patient': '', 'numbered': False, 'key': settings['key']}
     if note.exists() and (old := defaults | read_json(note)) != settings:
         differ = ', '.join(f'{k}={v}' for k, v in old.items() if v != settings[k])
         raise ValueError(f'{note.parent} was made with other settings: {differ}; take another folder')
@@ -481,7 +485,7 @@ def import_once(
     cfg:ImportSettings
 )->Imported|None:       # None: it holds none
     "Make a set of the scanner files of a folder among the runs, unless it is there."
-    folder = folder.expanduser().resolve()
+    folder, cfg = folder.expanduser().resolve(), replace(cfg, numbered=True)
     if not folder.is_dir() or not _list_scans(folder)[0]: return None
     name = hash_value([str(folder), _key_hash(), sorted(asdict(cfg).items())])[:16]
     return import_scans(folder, runs_dir()/'.imported'/name, cfg)  # its own name may be that of a patient

@@ -229,3 +229,25 @@ def test_another_key_makes_another_set(home, monkeypatch):
     assert first.nunique() == again.nunique() == 1 and not set(first) & set(again)
     with pytest.raises(ValueError, match='was made with other settings: key=U[0-9a-f]{12}; take another folder'):
         import_scans(home/'Eyes', home/'set', settings)
+
+
+@pytest.mark.parametrize('top', ['', 'train/'])
+def test_folders_of_patients_are_no_classes(home, top, monkeypatch):
+    "Three patients without a manifest are refused by number; no name is told or kept"
+    monkeypatch.setenv('MIRAGE_DATA', str(home))
+    for name in (WHO.last, f'{WHO.last}_Hans', f'{WHO.last}_Eva'):
+        save_twice(home/'Eyes', f'{top}{name}', 1)
+    with pytest.raises(ValueError, match='none of its 3 folders holds more than two volumes, as folders of') as e:
+        read_dataset('Eyes')
+    assert 'manifest.toml' in str(e.value) and 'in a table' in str(e.value)
+    assert not [s for s in SECRETS if s in str(e.value).lower().replace(str(home).lower(), '')]
+    assert not (home/'runs').exists() or not leaks(home/'runs')
+    (home/'Eyes'/'manifest.toml').write_text(
+        'title = "Eyes"\ntask = "classification"\nmodality = "bscan"\nlayout = "classes"\nsource = "s"\n'
+        'licence = "l"\ncitation = "c"\nget = "g"\n')
+    manifest = read_dataset('Eyes')
+    assert manifest.unpacked and not [n for n in os.listdir(manifest.unpacked/top) if WHO.last in n]
+    table = pd.read_csv(manifest.unpacked/'samples.csv')
+    assert set(table.label) == {WHO.last, f'{WHO.last}_Hans', f'{WHO.last}_Eva'}
+    assert {k.split('/')[-2] for k in table.image} == {'0', '1', '2'}
+    assert all((manifest.unpacked/k).is_file() for k in table.image)

@@ -162,13 +162,13 @@ def _kept_encoder(
 
 # %% ../../nbs/models/70_checkpoints.ipynb #173e7035
 def _check_values(
-    state:Mapping[str, Tensor], # by name
+    state:Mapping[str, Tensor], # by name; one without values, of the meta device, is not checked
     path:Path                   # named in an error
 )->None:
     "Refuse weights that are not numbers."
     for k, v in state.items():
         if v.is_complex(): raise ValueError(f'{path}: {k} holds complex numbers, and no model here has such weights')
-        if not v.is_floating_point() or v.element_size() < 2 or torch.isfinite(v).all(): continue
+        if v.is_meta or not v.is_floating_point() or v.element_size() < 2 or torch.isfinite(v).all(): continue
         n = int((~torch.isfinite(v)).sum())
         raise ValueError(f'{path}: {n:,} of {v.numel():,} values of {k} are NaN or infinite, so all that the model '
                          'says would be. Its training went wrong, or the file is damaged: take an earlier one')

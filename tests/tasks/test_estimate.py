@@ -17,7 +17,7 @@ from mirage_nb.tasks.settings import choose_settings
 
 SMALL = {'dataset': 'Phantom_OCT', 'epochs': 2, 'size': 64, 'batch_size': 4, 'precision': 'fp32'}
 KINDS = {'seg_tune': (SegmentationTask, {'baselines': False}),
-         'cls_tune': (ClassificationTask, {'tune': 'full', 'probes': False, 'baselines': False})}
+         'cls_tune': (ClassificationTask, {'tune': 'full', 'lr': 1e-3, 'probes': False, 'baselines': False})}
 
 
 def started(stage, **more):

@@ -222,7 +222,8 @@ def test_every_table_that_a_run_writes_is_explained(tmp_path):
     root = package_dir
     written = {m for p in root.rglob('*.py') for m in re.findall(r"folder/f?'([\w{}]+\.csv)'", p.read_text())
                if p.parent.name in ('tasks', 'eval', 'classification', 'segmentation', 'data', 'train')}
-    plain = {k for k in written if '{' not in k} - {'labels.csv', 'metadata.csv', 'table.csv', 'faults.csv'}  # of datasets
+    of_data = {'labels.csv', 'metadata.csv', 'table.csv', 'faults.csv'}
+    plain = {k for k in written if '{' not in k} - of_data
     assert {'splits.csv', 'unreadable.csv', 'history.csv', 'predictions.csv'} <= plain
     for k in plain: (tmp_path/k).touch()
     assert [f['name'] for f in _list_files(tmp_path) if not f['words']] == []

@@ -172,7 +172,9 @@ def views_verdicts(
 )->Iterator[Verdict]:
     "Judge a pre-training that compares views."
     fall = history.loss.tolist()[-2:]
-    if why := _collapse(snapshots): yield Verdict('warning', f'Collapsed: {why}')
+    if why := _collapse(snapshots):
+        what = 'Collapsed or hardly trained' if why.startswith('the heads') else 'Collapsed'
+        yield Verdict('warning', f'{what}: {why}')
     for name, gain in gains.items(): yield from _gain_verdicts(gain, name, pixels)
     if not gains: yield Verdict('note', 'No labels, no probe: whether the features are of use shows in a fine-tuning')
     if len(fall) > 1 and fall[-1] < (1 - _LOSS_GAIN)*fall[-2] and not why: yield Verdict('note', (

@@ -79,7 +79,8 @@ def test_a_collapse_is_told_and_nothing_else(home, method):
         snapshots = read_snapshots(home/part)
         found[part] = next(views_verdicts(snapshots, pd.DataFrame({'loss': [2.]}), {})).text, snapshots.iloc[-1]
     assert not found['none'][0].startswith('Collapsed') and found['none'][1].matched > .25
-    assert found['heads'][0].startswith('Collapsed: the heads tell no image from another'), 'features are as they were'
+    told = 'Collapsed or hardly trained: the heads tell no image from another'
+    assert found['heads'][0].startswith(told), 'features are as they were'
     assert found['heads'][1]['rank'] == found['none'][1]['rank'] and found['heads'][1].matched == pytest.approx(1/24)
     assert found['encoder'][0].startswith('Collapsed: the features') and found['encoder'][1]['rank'] == 1
 

@@ -91,7 +91,7 @@ class BadTask(SegmentationTask):
         return super().step(model, batch)*(float('nan') if sys.argv[2] in batch['id'] else 1.)
 
 folder = Path(sys.argv[1])
-train(BadTask.from_settings(SegRecipe(**read_json(folder/'settings.json'))), folder)
+train(BadTask.from_settings(SegRecipe(**read_json(folder/'own.json'))), folder)
 '''
 
 
@@ -99,7 +99,7 @@ def test_bad_loss_in_one_of_two_processes(home):
     "Neither process waits for ever for the other, and both name the sample"
     folder, cfg = home/'two', settings(epochs=1)
     folder.mkdir()
-    (folder/'settings.json').write_text(json.dumps(asdict(cfg)))
+    (folder/'own.json').write_text(json.dumps(asdict(cfg)))
     (home/'bad.py').write_text(BAD)
     ids = load_seg_data(read_manifest('Phantom_OCT')).tables['train'].id
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
@@ -120,14 +120,14 @@ from mirage_nb.storage import read_json
 from mirage_nb.tasks.protocol import train
 from mirage_nb.tasks.segmentation import SegmentationTask
 folder = Path(sys.argv[1])
-train(SegmentationTask.from_settings(SegRecipe(**read_json(folder/'settings.json'))), folder)
+train(SegmentationTask.from_settings(SegRecipe(**read_json(folder/'own.json'))), folder)
 '''
 
 
 def test_same_seed_same_numbers_whatever_the_hash_seed(plain_run, home):
     folder, seed = home/'run', '2' if os.environ.get('PYTHONHASHSEED') == '1' else '1'  # of this process: another
     folder.mkdir()
-    (folder/'settings.json').write_text(json.dumps(asdict(settings())))
+    (folder/'own.json').write_text(json.dumps(asdict(settings())))
     done = subprocess.run([sys.executable, '-c', SAME, str(folder)], capture_output=True, text=True, timeout=600,
                           env={**os.environ, 'PYTHONHASHSEED': seed})
     assert done.returncode == 0, done.stderr[-2000:]

@@ -147,7 +147,7 @@ from mirage_nb.storage import read_json
 from mirage_nb.tasks.classification import ClassificationTask
 from mirage_nb.tasks.protocol import train
 folder = Path(sys.argv[1])
-train(ClassificationTask.from_settings(ClsRecipe(**read_json(folder/'settings.json'))), folder)
+train(ClassificationTask.from_settings(ClsRecipe(**read_json(folder/'own.json'))), folder)
 '''
 
 
@@ -155,7 +155,7 @@ train(ClassificationTask.from_settings(ClsRecipe(**read_json(folder/'settings.js
 def test_killed_process_goes_on(home):
     cfg, folder = settings(epochs=400, tune='probe', cached_views=0, patience=0), home/'killed'
     folder.mkdir()
-    (folder/'settings.json').write_text(json.dumps(asdict(cfg)))
+    (folder/'own.json').write_text(json.dumps(asdict(cfg)))
     child = subprocess.Popen([sys.executable, '-c', KILLED, str(folder)], stderr=subprocess.DEVNULL)
     import time
     for _ in range(600):

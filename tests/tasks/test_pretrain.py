@@ -451,7 +451,7 @@ def test_loss_on_all_pixels(home):
 
 
 def test_masks_are_learnt_from_whole_bscans(home, phantoms):
-    cfg = settings(supervised=1., modalities=['bscan', 'slo'], epochs=12, eval_every=0)
+    cfg = settings(supervised=3., modalities=['bscan', 'slo'], epochs=24, eval_every=0)
     history = train_pretrain(cfg, home/'run')
     assert {k for k in history if k.startswith('loss_')} == {'loss_bscan', 'loss_slo', 'loss_semseg'}
     assert history.loss_semseg.iloc[-1] < 0.8*history.loss_semseg[0] and 'valid_semseg' in history

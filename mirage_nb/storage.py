@@ -99,7 +99,7 @@ def read_text(
     return unicodedata.normalize('NFC', text)
 
 # %% ../nbs/03_storage.ipynb #20b5ed58
-_OWN_KEYS = {'run.json': ('stage', 'settings'), 'result.json': (), 'plan.json': ('samples',),
+_OWN_KEYS = {'run.json': (), 'result.json': (), 'plan.json': ('samples',),
              'settings.json': ('stage', 'settings')}  # files of the kit that are tables, and what they have
 
 

@@ -8,7 +8,7 @@ __all__ = ['Task', 'unpack_dataset', 'dataset_folder', 'read_dataset']
 # %% ../../nbs/data/99_unpacked.ipynb #4276aad4
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -108,9 +108,21 @@ def _warn_of_unknown(made:Imported, folder:Path)->None:
         "tell, state it in a manifest, as patient = '^([^_]+)' for the part before the first _", stacklevel=4)
 
 
+def _warn_of_empty(
+    folder:Path,          # of a dataset
+    homes:Iterable[Path], # of its class folders
+    scans:Sequence[Path]  # files of scanners
+)->None:
+    "Warn of class folders without a volume: their class would vanish without a word."
+    held = {q for p in scans for q in p.parents}
+    found = (p for home in homes for p in sorted(home.iterdir()))
+    empty = [str(p.relative_to(folder)) for p in found if p.is_dir() and p.name[0] not in '._' and p not in held]
+    if empty: warnings.warn(f"{folder}: {', '.join(empty[:5])} ignored: no volume in it", stacklevel=4)
+
+
 def _forget_old(made:Imported)->None:
     "Delete the images of files that are not in the folder any more."
-    kept = {str(made.out/p) for k in ('image', 'mask') for p in made.samples[k]}
+    kept = {str(made.out/p) for k in ('image', 'mask') if k in made.samples for p in made.samples[k]}
     for p in made.out.rglob('*.png'):
         if str(p) not in kept: p.unlink()
 
@@ -159,8 +171,10 @@ def unpack_dataset(
     if made is None: return manifest
     if not len(made.samples): refuse(scan_faults(made.out), str(folder), made.files)
     _warn_of_unknown(made, folder)
-    if chosen == 'classification' and manifest: return _with_labels(manifest, made)
     _forget_old(made)
+    if chosen == 'classification' and manifest:
+        _warn_of_empty(folder, [folder/f for f in splits.values()] or [folder], scans)
+        return _with_labels(manifest, made)
     return _with_masks(manifest if manifest and manifest.task == 'segmentation' else None, made, folder)
 
 

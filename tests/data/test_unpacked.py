@@ -1,6 +1,7 @@
 "Datasets whose files are volumes: labelled by folders or masks, and without any name of a patient"
 import json
 import re
+import warnings
 
 import nibabel
 import numpy as np
@@ -397,3 +398,18 @@ def test_faults_of_unpacked_images_say_which_file(home):
         codes = pd.read_csv(home.parent/'keys'/'patients.csv').code
         assert found and all(f.what.endswith('patients.csv beside your key of pseudonyms says which file it is')
                              and any(c in f.what for c in codes) for f in found)
+
+
+def test_class_folders_without_a_volume_are_told(tmp_path):
+    "And images of files that are gone are not counted"
+    for c in 'AB':
+        for k in range(3): save_nifti(tmp_path/'Eyes'/c/f'{c}{k}.nii.gz', pixels(k))
+    (tmp_path/'Eyes'/'C').mkdir()
+    with pytest.warns(UserWarning, match='Eyes: C ignored: no volume in it'): first = read_dataset(tmp_path/'Eyes')
+    (tmp_path/'Eyes'/'A'/'A2.nii.gz').unlink()
+    (tmp_path/'Eyes'/'C').rmdir()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        again = read_dataset(tmp_path/'Eyes')
+    assert not any('ignored' in str(w.message) for w in told)
+    assert again.unpacked == first.unpacked and len(list(again.unpacked.rglob('*.png'))) == 5*N

@@ -44,6 +44,7 @@ from mirage_nb.recipes.pipelines import (
 )
 from .records import HANDOFF, Run, dataset_name, finished_runs, open_run
 from .signals import PARENT, end_with, heed_requests
+from .spreadsheets import load_table
 from .storage import read_json, write_atomic, write_json
 
 # %% ../nbs/20_runs.ipynb #beb7b19a
@@ -414,8 +415,8 @@ class FinishedRun(Run):
         "Read a table of the run."
         if not (self.folder/name).exists():
             raise FileNotFoundError(f'{self.folder} holds no {name}: this run writes none')
-        text = dict.fromkeys(('id', 'patient', 'eye', 'split', 'label', 'predicted', 'dataset', 'file', 'sha256'), str)
-        return pd.read_csv(self.folder/name, dtype=text, keep_default_na=False, na_values=[''])
+        text = 'id', 'patient', 'eye', 'split', 'label', 'predicted', 'dataset', 'file', 'sha256'
+        return load_table(self.folder/name, text)
 
 # %% ../nbs/20_runs.ipynb #20a00003
 def read_run(

@@ -9,7 +9,7 @@ __all__ = ['find_table', 'open_table', 'as_binary', 'table_text', 'save_table', 
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -52,22 +52,40 @@ def _separator(
     columns:Iterable[str] # that it must have
 )->str:                   # ',', ';' or a tab
     "Tell what separates the cells of a table."
-    heads = {s: [k.strip() for k in next(csv.reader([line], delimiter=s))] for s in ',;\t'}
+    try: heads = {s: [k.strip() for k in next(csv.reader([line], delimiter=s))] for s in ',;\t'}
+    except csv.Error: return ','  # a cell of more than 131,072 letters: `_read_cells` says so
     whole = [s for s, names in heads.items() if set(columns) <= set(names)]
     return max(whole or heads, key=lambda s: len(heads[s]))
 
 
 def _column_names(
-    fields:Sequence[str], # of the head
-    path:str|Path         # named in an error
+    fields:Sequence[str] # of the head
 )->list[str]:
     "Name the columns of a table; which of two columns of one name is meant, nobody can tell."
     names = [k.strip() or f'Unnamed: {i}' for i, k in enumerate(fields)]
     for k in names:
         if names.count(k) > 1: raise ValueError(
-            f"{path}: {names.count(k)} columns are called '{k}', the columns "
+            f"{names.count(k)} columns are called '{k}', the columns "
             f'{" and ".join(str(i + 1) for i, n in enumerate(names) if n == k)}. Delete or rename all but one')
     return names
+
+
+def _read_cells(
+    text:str,               # of the table, from its head on
+    sep:str,                # separates its cells
+    kinds:Iterable[str]|None, # columns that are text; None: all
+    first:int=1             # line of the head in the file
+)->pd.DataFrame:            # missing: NaN, or '' where all is text; the index is the line in the file
+    "Read the cells of a table below their names."
+    try: names = _column_names(next(csv.reader(io.StringIO(text), delimiter=sep)))
+    except csv.Error as e: raise ValueError(str(e)) from e
+    as_text = str if kinds is None else dict.fromkeys(set(names) & set(kinds), str)
+    table = pd.read_csv(io.StringIO(text), sep=sep, names=names, header=0, dtype=as_text, keep_default_na=False,
+                        na_values=None if kinds is None else [''], skip_blank_lines=False)
+    if not isinstance(table.index, pd.RangeIndex): raise ValueError(
+        f'its rows have more cells than its head, {len(names)}. Name each column')
+    table.index = pd.RangeIndex(first + 1, first + 1 + len(table))
+    return _change_texts(table, _plain)
 
 
 def open_table(
@@ -81,16 +99,8 @@ def open_table(
     lines = read_text(path).splitlines(keepends=True)
     first = next((i for i, k in enumerate(lines) if k.strip() and not re.fullmatch(r'sep=.\s*', k)), len(lines))
     if first == len(lines): raise ValueError(f'{path} ({path.stat().st_size} bytes) is not a CSV table: it is empty')
-    sep = _separator(lines[first], columns)
-    names = _column_names(next(csv.reader([lines[first]], delimiter=sep)), path)
-    kinds = str if text is None else dict.fromkeys((k for k in names if k in set(text)), str)
-    try: table = pd.read_csv(io.StringIO(''.join(lines[first:])), sep=sep, names=names, header=0, dtype=kinds,
-                             keep_default_na=False, na_values=None if text is None else [''], skip_blank_lines=False)
-    except ValueError as e: raise ValueError(f'{path} is not a CSV table: {e}. Copy it again') from e
-    if not isinstance(table.index, pd.RangeIndex): raise ValueError(
-        f'{path} is not a CSV table: its rows have more cells than its head, {len(names)}. Name each column')
-    table.index = pd.RangeIndex(first + 2, first + 2 + len(table))
-    table = _change_texts(table, _plain)
+    try: table = _read_cells(''.join(lines[first:]), _separator(lines[first], columns), text, first + 1)
+    except ValueError as e: raise ValueError(f'{path} is not a CSV table: {e}. Mend it, or copy it again') from e
     if text is None: table = table.fillna('')
     texts = table.select_dtypes(exclude='number').columns
     table[texts] = table[texts].replace('\r\n?', '\n', regex=True)  # programs do not quote a carriage return
@@ -133,17 +143,44 @@ def save_table(
     return table
 
 
+def _check_numbers(
+    column:pd.Series # the index is the line in the file
+)->None:
+    "Refuse a column that holds a text where numbers are to be."
+    if pd.api.types.is_numeric_dtype(column): return
+    wrong = column[pd.to_numeric(column, errors='coerce').isna() & column.notna()]
+    line, cell = next(wrong.items(), (column.index[0], column.iloc[0]))
+    raise ValueError(f"line {line} holds {str(cell)[:40]!r} as '{column.name}', which is no number")
+
+
+def _check_lengths(
+    text:str,          # CSV
+    table:pd.DataFrame # that was read from it
+)->None:
+    "Refuse a table with a row that has fewer cells than its head: its last cell is missing, so it is looked for there."
+    if not table.iloc[:, -1:].isna().to_numpy().any(): return
+    try: rows = [len(r) for r in csv.reader(io.StringIO(text))]
+    except csv.Error as e: raise ValueError(str(e)) from e
+    if short := [i for i, n in enumerate(rows) if n < rows[0]]: raise ValueError(
+        f'row {short[0]} has {rows[short[0]]} of {rows[0]} cells')
+
+
 def load_table(
-    path:str|Path,          # of `save_table`
-    text:Iterable[str]=(),  # columns that are text; the kind of others follows from their values
-    columns:Iterable[str]=()# that it must have
-)->pd.DataFrame:            # missing: NaN
-    "Read a table that the kit has written."
-    path, kinds = Path(path), dict.fromkeys(text, str)
-    try: table = pd.read_csv(io.StringIO(read_text(path)), dtype=kinds, keep_default_na=False, na_values=[''])
+    path:str|Path,           # of `save_table`
+    text:Iterable[str]=(),   # columns that are text; the kind of others follows from their values
+    columns:Iterable[str]=(),# that it must have
+    numbers:Collection[str]|None=() # columns that hold numbers alone; None: all that are not text
+)->pd.DataFrame:             # missing: NaN; the index counts the rows from 0
+    "Read a table that the kit has written: whole, as the last line has an end."
+    content, kinds = read_text(path := Path(path)), set(text)
+    try:
+        if content[-1:] != '\n': raise ValueError('its end is missing' if content else 'it is empty')
+        table = _read_cells(content, ',', kinds)
+        for c in columns:
+            if c not in table: raise ValueError(unknown('column', c, table.columns))
+        for c in table:
+            if c not in kinds if numbers is None else c in numbers: _check_numbers(table[c])
+        _check_lengths(content, table)
     except ValueError as e: raise ValueError(
         f'{path} ({path.stat().st_size} bytes) is damaged: {e}. Take its copy back, or delete it') from e
-    table = _change_texts(table, _plain)
-    for c in columns:
-        if c not in table: raise ValueError(f"{path} is damaged: {unknown('column', c, table.columns)}")
-    return table
+    return table.reset_index(drop=True)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from ..core import counted, runs_dir
-from ..spreadsheets import save_table
+from ..spreadsheets import load_table, save_table
 from ..storage import hash_value
 
 # %% ../../nbs/data/07_faults.ipynb #899dfb66
@@ -128,6 +128,7 @@ def faults_by_kind(
     return texts[:-1] + [f'{texts[-1]}\n  {error.saved}'.rstrip()]
 
 # %% ../../nbs/data/07_faults.ipynb #ac73001e
+_SCAN_COLUMNS = 'code', 'fault', 'kind', 'waiver'  # of the table of scanners' files that cannot be used
 _WHICH = 'patients.csv beside your key of pseudonyms says which file it is'
 
 
@@ -136,7 +137,7 @@ def scan_faults(
 )->list[Fault]:
     "List the files of scanners that a dataset lacks, and why."
     if folder is None or not (folder/'faults.csv').is_file(): return []
-    table = pd.read_csv(folder/'faults.csv', dtype=str, keep_default_na=False)
+    table = load_table(folder/'faults.csv', _SCAN_COLUMNS, _SCAN_COLUMNS).fillna('')
     return [Fault(r['kind'], r['code'], f'{r["code"]}: {r["fault"]}; {_WHICH}', r['waiver'])
             for r in table.to_dict('records')]
 

@@ -34,7 +34,7 @@ def launch_training(
 )->pd.DataFrame:         # one row per epoch
     "Train in this process, in several, or on other machines, as the settings say."
     stage, nodes, slurm = stage_of(cfg), getattr(cfg, 'nodes', 1), getattr(cfg, 'slurm', '')
-    if (folder/'history.csv').exists(): return load_table(folder/'history.csv', columns=['epoch'])
+    if (folder/'history.csv').exists(): return load_table(folder/'history.csv', columns=['epoch'], numbers=None)
     if cfg.processes*nodes == 1 and not slurm: return train(task or task_of(cfg), folder)
     with hold_folder(folder, 'command'):
         write_json(folder/'settings.json', {'stage': stage, 'settings': asdict(cast(Any, cfg))})
@@ -43,7 +43,7 @@ def launch_training(
             f'{nodes} machines without Slurm: start this on each, N from 0 to {nodes - 1}, HOST the first of them, '
             f'then the notebook again: {shlex.join(_launch_command(folder, cfg.processes, nodes))}')
         else: _start_processes(folder, cfg.processes, cfg.epochs)
-    return load_table(folder/'history.csv', columns=['epoch'])
+    return load_table(folder/'history.csv', columns=['epoch'], numbers=None)
 
 
 def _launch_command(

@@ -20,6 +20,7 @@ from ..eval.verdicts import Verdict, list_verdicts
 from ..models.zoo import weights_file
 from ..recipes.benchmark import BenchmarkJob
 from ..sources.benchmarks import Benchmark, BenchmarkModel, BenchmarkTask, read_benchmark
+from ..spreadsheets import load_table
 from ..storage import hash_value
 from .cells import Cell, CellState
 from .running import Show, run_cells
@@ -152,7 +153,7 @@ def _read_score(
     "Read the score of a run that a task is about."
     for name in ('test_summary.csv', 'summary.csv', 'test_metrics.csv', 'metrics.csv'):
         if not (folder/name).exists(): continue
-        t = pd.read_csv(folder/name, keep_default_na=True)
+        t = load_table(folder/name, ('metric', 'Class'), ('metric', 'Class', 'mean', 'low', 'high'))
         rows = t[(t.metric == task.metric) & (t.Class == task.of)]
         return rows.iloc[0] if len(rows) else None
     return None

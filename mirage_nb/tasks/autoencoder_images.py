@@ -31,6 +31,7 @@ from ..models.loading import load_model
 from ..models.mirage import MODALITIES
 from ..recipes.reconstruct import Reconstruct
 from ..records import open_run
+from ..spreadsheets import open_table
 from ..storage import absolute_path, read_json
 
 # %% ../../nbs/tasks/81_autoencoder_images.ipynb #62000005
@@ -62,7 +63,7 @@ def _own_pairs(
     path = absolute_path(source)
     if path.is_dir(): return folder_pairs(path) if _holds_pairs(path) else None
     if path.suffix.lower() != '.csv': return None
-    head = pd.read_csv(path, nrows=1)
+    head = open_table(path).columns
     return table_pairs(path) if sum(k in head for k in MODALITIES) > 1 else None
 
 

@@ -19,7 +19,7 @@ from ..core import runs_dir, unknown
 from ..eval.classification.predictions import read_predictions
 from ..eval.method_scores import MethodResult, SegResult, cls_result
 from ..records import dataset_name
-from ..spreadsheets import open_table, save_table
+from ..spreadsheets import load_table, open_table, save_table
 from ..storage import absolute_path, read_json
 
 # %% ../../nbs/tasks/02_collect.ipynb #b0cac96f
@@ -179,9 +179,8 @@ def _read_run(
     file, seed = scored_file(folder), settings.get('seed')
     if file.name.startswith('predictions'):
         return cls_result(read_predictions(file), method, dataset, seed, folder.name)
-    types: Any = dict.fromkeys(_TEXT, str)
-    volumes, slices = (pd.read_csv(file.with_name(file.name.replace('volumes', k)), dtype=types, keep_default_na=False,
-                                   na_values=['']) for k in ('volumes', 'slices'))
+    volumes, slices = (load_table(file.with_name(file.name.replace('volumes', k)), _TEXT, numbers=None)
+                       for k in ('volumes', 'slices'))
     volumes = volumes[volumes.convention == 'strict'].drop(columns='convention')
     volumes = volumes.assign(patient=volumes.patient.fillna('') if 'patient' in volumes else '',
                              group=volumes.group.fillna(''))

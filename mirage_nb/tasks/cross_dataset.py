@@ -24,7 +24,7 @@ from ..data.faults import LENIENT
 from ..data.manifest import Manifest, label_facts
 from ..eval.classification.predict import TunedClassifier, predictions_table
 from ..eval.classification.predictions import check_predictions, map_classes, parse_map
-from ..spreadsheets import save_table
+from ..spreadsheets import load_table, save_table
 
 # %% ../../nbs/tasks/12_cross_dataset.ipynb #7a951abe
 def _match_labels(
@@ -282,8 +282,8 @@ def read_predicted_splits(
     "Read the predictions of a finished run."
     text = dict.fromkeys(('id', 'patient', 'eye', 'split', 'label', 'dataset', 'sha256'), str)
     if not all((folder/f'predictions_{s}.csv').exists() for s in splits): return None
-    found = {s: pd.read_csv(folder/f'predictions_{s}.csv', dtype=text, keep_default_na=False, na_values=['']
-                            ).fillna(dict.fromkeys(text, '')) for s in splits}
+    found = {s: load_table(folder/f'predictions_{s}.csv', text, ['id']).fillna(dict.fromkeys(text, ''))
+             for s in splits}
     return _PredictedSplits(found.get('test'), found.get('val'), why)
 
 # %% ../../nbs/tasks/12_cross_dataset.ipynb #0d98ba1d

@@ -109,7 +109,7 @@ def train(
     folder:Path  # of the run; receives history.csv and what the task keeps
 )->pd.DataFrame: # one row per epoch
     "Train a task, or continue a training that was stopped; a finished one is read."
-    if (folder/'history.csv').exists(): return load_table(folder/'history.csv', columns=['epoch'])
+    if (folder/'history.csv').exists(): return load_table(folder/'history.csv', columns=['epoch'], numbers=None)
     folder.mkdir(parents=True, exist_ok=True)
     with hold_folder(folder, 'training') if _main_process() else nullcontext(): return _fit(task, folder)
 

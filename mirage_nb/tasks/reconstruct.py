@@ -52,7 +52,7 @@ from ..models.zoo import weights_file
 from ..phantoms.artefacts import ARTEFACTS, plant_artefact
 from ..recipes.pipelines import run_command
 from ..recipes.reconstruct import Reconstruct
-from ..spreadsheets import save_table
+from ..spreadsheets import load_table, save_table
 from ..storage import absolute_path, hash_file, write_atomic
 from mirage_nb.tasks.autoencoder_images import (
     choose_rows,
@@ -205,6 +205,9 @@ def _score_columns(
                          'log sharpness': found.sharp})
 
 # %% ../../nbs/tasks/87_reconstruct.ipynb #6220000a
+_TEXT = 'id', 'patient', 'artefact'
+
+
 class _Measured(_Views):
     "Errors of images, as they are and with artefacts."
     @cached_property
@@ -245,7 +248,8 @@ class ReconstructJob(_Measured):
     def scores(self, folder:Path)->pd.DataFrame|None: # a row for each image and artefact; None: none are asked for
         "Score the images; a table that is there is read."
         file = folder/'scores.csv'
-        if file.is_file(): return pd.read_csv(file, dtype={'id': str, 'patient': str}).fillna({'artefact': ''})
+        if file.is_file():
+            return load_table(file, _TEXT, _TEXT, None).fillna(dict.fromkeys(_TEXT, ''))
         if not self.settings.scored: return None
         rows, usual = (choose_rows(t, self.settings.scored) for t in (self.table, self.usual))
         kinds, size = ['', *self.planted], self.settings.batch_size

@@ -31,6 +31,7 @@ from ..recipes.classification import ClsRecipe
 from ..recipes.pipelines import run_command
 from ..recipes.segmentation import SegRecipe
 from ..records import Run, open_run
+from ..spreadsheets import load_table
 from ..storage import read_json
 from .baselines import baseline_file
 from .classification import ClassificationTask
@@ -61,8 +62,7 @@ def _read_table(
     path:Path # .csv of a run
 )->pd.DataFrame:
     "Read a table of a run; names stay text."
-    text = dict.fromkeys(('ID', 'id', 'volume', 'Class', 'patient'), str)
-    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[''])
+    return load_table(path, ('ID', 'id', 'volume', 'Class', 'patient', 'group', 'convention', 'status'), numbers=None)
 
 
 @dataclass(frozen=True, eq=False)

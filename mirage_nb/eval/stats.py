@@ -7,10 +7,14 @@ __all__ = ['FEW_UNITS', 'ResamplingUnits', 'draw_counts', 'resample', 'sum_draws
            'percentile_interval']
 
 # %% ../../nbs/eval/10_stats.ipynb #bdd951c1
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm import tqdm
 
 from ..core import counted
 
@@ -39,28 +43,55 @@ class ResamplingUnits:
         return f'only {counted(n, self.kind)}: the interval is a poor guide' if n < least else ''
 
 # %% ../../nbs/eval/10_stats.ipynb #ff494a27
+_Counted = Callable[[np.ndarray], Mapping[str, np.ndarray]]  # (rows, g) counts -> name -> (rows, k) values
+
+
 def draw_counts(
     g:int,     # units
     n:int,     # resamples
     seed:int=0 # the same seed gives the same counts
 )->Iterator[np.ndarray]: # blocks of (rows, g), n rows in all; each row sums to g
     "Draw how often each unit occurs in a resample, in blocks that fit in memory."
-    rng, block = np.random.default_rng(seed), max(1, 2**22 // g)
+    rng, block = np.random.default_rng(seed), _block_rows(g)
     for start in range(0, n, block):
-        rows = min(block, n - start)
-        drawn = rng.integers(g, size=(rows, g)) + g * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * g).reshape(rows, g).astype(float)
+        counts = np.empty((min(block, n - start), g))
+        for row in counts: row[:] = np.bincount(rng.integers(g, size=g), minlength=g)
+        yield counts
+
+
+def _block_rows(g:int)->int: # rows of a block: at most 64 MiB, and few enough that a bar moves
+    return max(1, min(2**10, 2**23 // g))
+
+
+def _compute_blocks(
+    f:_Counted,
+    blocks:Iterable[np.ndarray], # (rows, g) counts
+    total:int,  # rows of all blocks
+    title:str   # of the progress bar
+)->dict[str, np.ndarray]: # name -> (total, k)
+    "Compute values block by block, on as many cores as there are, up to four."
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    threads, waiting, found = min(4, cores), deque(), []
+    with tqdm(total=total, desc=title, unit='draw', delay=5, leave=False) as bar, ThreadPoolExecutor(threads) as pool:
+        def take()->None:
+            rows, result = waiting.popleft()
+            found.append(result.result())
+            bar.update(rows)
+        for counts in blocks:
+            waiting.append((len(counts), pool.submit(f, counts)))
+            if len(waiting) > threads: take()
+        while waiting: take()
+    return {k: np.concatenate([b[k] for b in found]) for k in found[0]}
 
 
 def resample(
-    f:Callable[[np.ndarray], Mapping[str, np.ndarray]], # (rows, g) counts -> name -> (rows, k) values
+    f:_Counted,# (rows, g) counts -> name -> (rows, k) values; called from several threads
     g:int,     # units
     n:int,     # resamples
     seed:int=0 # the same seed gives the same draws
 )->dict[str, np.ndarray]: # name -> (n, k)
     "Compute values in every resample."
-    blocks = [f(counts) for counts in draw_counts(g, n, seed)]
-    return {k: np.concatenate([b[k] for b in blocks]) for k in blocks[0]}
+    return _compute_blocks(f, draw_counts(g, n, seed), n, 'resampling')
 
 # %% ../../nbs/eval/10_stats.ipynb #a1c9d304
 def sum_draws(
@@ -93,15 +124,15 @@ _GROUPS = 1000 # that are left out, at most
 
 
 def leave_out(
-    f:Callable[[np.ndarray], Mapping[str, np.ndarray]], # (rows, g) counts -> name -> (rows, k) values
+    f:_Counted,      # (rows, g) counts -> name -> (rows, k) values; called from several threads
     g:int,           # units
     most:int=_GROUPS # groups, where there are more units
 )->dict[str, np.ndarray]: # name -> (m, k), m at most `most`
     "Compute values without each unit in turn, or without each group of units."
-    m, block = min(g, most), max(1, 2**22 // g)
+    m, block = min(g, most), _block_rows(g)
     group = np.arange(g) % m
-    rows = [f((group != np.arange(i, min(i + block, m))[:, None]).astype(float)) for i in range(0, m, block)]
-    return {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+    blocks = ((group != np.arange(i, min(i + block, m))[:, None]).astype(float) for i in range(0, m, block))
+    return _compute_blocks(f, blocks, m, 'leaving out')
 
 # %% ../../nbs/eval/10_stats.ipynb #f757b321
 def percentile_interval(

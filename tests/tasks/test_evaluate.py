@@ -62,7 +62,7 @@ def test_table_of_anybody(execute, files):
     answers = space['cls_reliability'](scores).answer
     assert 'too narrow if a patient has several images' in answers['unit of the intervals']
     assert answers['patients'] == 'not known' and 'no validation' in answers['temperature and thresholds']
-    assert (level_table(scores.pred, n=50).loc[['eye', 'patient'], 'note'].str.contains('has no patient')).all()
+    assert (level_table(scores, n=50).loc[['eye', 'patient'], 'note'].str.contains('has no patient')).all()
     assert not (space['here'].folder/'test_thresholds.csv').exists()
 
 

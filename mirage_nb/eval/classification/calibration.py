@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
+from scipy.sparse import csr_array
 
 from ...core import unknown
 from .decisions import decide
@@ -90,12 +91,10 @@ def _unit_sums(
     x:np.ndarray,    # (m,)
     unit:np.ndarray, # (m,) number of the unit
     g:int,           # units
-    at:np.ndarray|None=None # (m,) column; None: one
-)->np.ndarray:       # (g, columns)
-    "Sum values by unit and column."
-    at = np.zeros(len(x), int) if at is None else at
-    k = int(at.max(initial=0)) + 1
-    return np.bincount(unit*k + at, x, g*k).reshape(g, k)
+    at:np.ndarray    # (m,) bin
+)->csr_array:        # (bins, g)
+    "Sum values by bin and unit; most units have no value in most bins."
+    return csr_array((x, (at, unit)), shape=(int(at.max(initial=0)) + 1, g))
 
 
 class Calibration:
@@ -107,7 +106,7 @@ class Calibration:
     )->None:
         self.unit = np.arange(len(pred)) if unit is None else unit
         self.g = int(self.unit.max()) + 1
-        self.losses = np.stack([_unit_sums(x, self.unit, self.g)[:, 0] for x in _row_losses(pred)], 1)
+        self.losses = np.stack([np.bincount(self.unit, x, self.g) for x in _row_losses(pred)], 1)
         whole = stated_answers(pred)
         self.gaps = {f'ECE, {bins} bins of equal {how}': self.gap_sums(whole, bins, how) for how in ('width', 'mass')}
         single = [stated_answers(pred, j) for j in range(len(pred.classes))]
@@ -117,11 +116,11 @@ class Calibration:
         answers:_Answers,
         bins:int,  # at most
         how:str    # 'width' or 'mass'
-    )->tuple[np.ndarray, np.ndarray]: # (g, bins) sum of confidence minus right; (g,) answers
+    )->tuple[csr_array, np.ndarray]: # (bins, g) sum of confidence minus right; (g,) answers
         "Sum the gaps of the bins and the number of answers, by unit."
         at, unit = _bin_index(answers.confidence, bins, how), self.unit[answers.row]
         return (_unit_sums(answers.confidence - answers.right, unit, self.g, at),
-                _unit_sums(np.ones(len(unit)), unit, self.g)[:, 0])
+                np.bincount(unit, minlength=self.g).astype(float))
 
     def __call__(self,
         counts:np.ndarray|None=None # (r, g) how often each unit counts; None: each once
@@ -129,8 +128,9 @@ class Calibration:
         "Compute Brier score, NLL and ECE in every resample."
         counts = np.ones((1, self.g)) if counts is None else counts
         brier, nll, n = (counts @ self.losses).T
-        def gap(sums:tuple[np.ndarray, np.ndarray])->np.ndarray:
-            return safe_ratio(np.abs(counts @ sums[0]).sum(1), counts @ sums[1])
+        turned = np.ascontiguousarray(counts.T)
+        def gap(sums:tuple[csr_array, np.ndarray])->np.ndarray:
+            return safe_ratio(np.abs(sums[0] @ turned).sum(0), counts @ sums[1])
         values = {'NLL': safe_ratio(nll, n), 'Brier score': safe_ratio(brier, n),
                   **{k: gap(v) for k, v in self.gaps.items()},
                   'ECE of the classes, mean': np.nanmean([gap(v) for v in self.by_class], 0)}

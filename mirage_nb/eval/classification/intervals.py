@@ -23,8 +23,9 @@ from mirage_nb.eval.classification.metrics import (
     undefined_classes,
 )
 from .predictions import Predictions
-from .ranks import Ranks, Steps, cumulate_ranks
+from .ranks import Ranks, Steps, cumulate_pieces
 from .support import Support, count_support, hidden_variance, units_behind
+from ..draws import enough_draws
 from ..intervals import PLAIN, IntervalRule, confidence_interval, effective_df, standard_error
 from ..resampled import ResampledScore
 from ..stats import FEW_UNITS, ResamplingUnits, leave_out, resample
@@ -47,6 +48,7 @@ def image_units(
 
 # %% ../../../nbs/eval/classification/40_intervals.ipynb #070bd8ea
 _Counted = Callable[[np.ndarray], Mapping[str, np.ndarray]]  # (r, g) counts -> name -> (r, m)
+_LEFT_OUT = 200 # groups of units that are left out in turn: enough for degrees of freedom
 _Rules = Mapping[str, IntervalRule|None] # by metric; None: no interval; a metric that is missing: `PLAIN`
 
 
@@ -93,9 +95,9 @@ def sample(
     n:int=10_000,   # resamples
     seed:int=0      # the same seed gives the same numbers
 )->Sampled|None:    # None: there is one unit only
-    "Compute numbers in resamples of the units, and without each unit."
+    "Compute numbers in resamples of the units, and without each unit, or each of at most a tenth as many groups."
     g = support.g
-    return Sampled(resample(f, g, n, seed), leave_out(f, g), support) if g > 1 else None
+    return Sampled(resample(f, g, n, seed), leave_out(f, g, max(_LEFT_OUT, n//10)), support) if g > 1 else None
 
 # %% ../../../nbs/eval/classification/40_intervals.ipynb #5b1d7c22
 def with_intervals(
@@ -183,7 +185,7 @@ def _few_notes(
 # %% ../../../nbs/eval/classification/40_intervals.ipynb #5ca1e042
 def bootstrap(
     pred:Predictions,
-    n:int=10_000,     # resamples
+    n:int=10_000,     # resamples; fewer for a large table (`eval.draws.enough_draws`)
     seed:int=0,       # the same seed gives the same intervals
     level:float=0.95, # of the intervals
     at:float=0.9      # of the metrics 'sensitivity at ...' and 'specificity at ...'
@@ -193,7 +195,7 @@ def bootstrap(
     parts, notes = count_table(pred, units.of), _class_notes(pred, units)
     def metrics(counts:np.ndarray)->dict[str, np.ndarray]: return compute_metrics(parts, counts, at)
     support, rules = count_support(parts.cells), _rules_at(at)
-    rows = interval_rows(metrics, support, pred.classes, rules, n, seed, level)
+    rows = interval_rows(metrics, support, pred.classes, rules, enough_draws(n, pred.y.size), seed, level)
     def note(name:str, mean:float, lost:float, few:str)->str:
         texts = [notes.get(name, units.few()) or few]
         if not np.isnan(mean) and units.g > 1 and lost > .005:
@@ -228,9 +230,6 @@ def resampled_metrics(
     return found
 
 # %% ../../../nbs/eval/classification/40_intervals.ipynb #e9ade16c
-_LEFT_OUT = 200 # groups of units that are left out in turn, at most: enough for the degrees of freedom of a band
-
-
 def _roc_at(
     s:Steps,
     x:np.ndarray # (m,) false positive rates, rising
@@ -268,6 +267,19 @@ def _band(
     return confidence_interval(y, standard_error(draws, g), effective_df(left_out), m*one, IntervalRule(), level)
 
 
+def _curves_at(
+    ranks:Mapping[str, Ranks], # of each class
+    counts:np.ndarray,         # (r, g) how often each unit counts
+    x:np.ndarray               # (m,) false positive rates, and recalls
+)->dict[tuple[str, str], np.ndarray]: # class, 'ROC' or 'PR' -> (r, m)
+    "Read the curves of all classes in every resample."
+    turned, out = np.ascontiguousarray(counts.T), {}
+    for c, own in ranks.items():
+        both = [(_roc_at(s, x), _pr_at(s, x)) for s in cumulate_pieces(own, turned)]
+        out |= {(c, kind): np.concatenate([b[i] for b in both]) for i, kind in enumerate(('ROC', 'PR'))}
+    return out
+
+
 def curve_bands(
     pred:Predictions,
     n:int=1000,       # resamples
@@ -277,18 +289,14 @@ def curve_bands(
 )->pd.DataFrame:      # curve ('ROC' or 'PR'), Class, x, y, low, high
     "Compute ROC and precision-recall curves with bands; undefined classes are left out."
     units, x = image_units(pred), np.linspace(0, 1, points)
-    parts, undefined, out = count_table(pred, units.of), undefined_classes(pred), []
-    support = count_support(parts.cells)
-    for c, ranks in zip(pred.classes, parts.ranks, strict=True):
-        if c in undefined: continue
-        def both(counts:np.ndarray, ranks:Ranks=ranks)->dict[str, np.ndarray]:
-            s = cumulate_ranks(ranks, np.ascontiguousarray(counts.T))
-            return {'ROC': _roc_at(s, x), 'PR': _pr_at(s, x)}
-        point, g, m = both(np.ones((1, units.g))), units.g, int(support.by['rarer'][pred.classes.index(c)])
-        drawn = (resample(both, g, n, seed), leave_out(both, g, _LEFT_OUT)) if g > 1 else None
-        for kind, (y,) in point.items():
-            low, high = np.full((2, points), np.nan)
-            if drawn: low, high = _band(y, drawn[0][kind], drawn[1][kind], (g, m), level)
-            if kind == 'ROC' and drawn: low[-1] = high[-1] = 1.  # whoever the patients are
-            out.append(pd.DataFrame({'curve': kind, 'Class': c, 'x': x, 'y': y, 'low': low, 'high': high}))
+    parts, undefined, out, g = count_table(pred, units.of), undefined_classes(pred), [], units.g
+    rarer = count_support(parts.cells).by['rarer']
+    ranks = {c: r for c, r in zip(pred.classes, parts.ranks, strict=True) if c not in undefined}
+    def curves(counts:np.ndarray)->dict[tuple[str, str], np.ndarray]: return _curves_at(ranks, counts, x)
+    drawn = (resample(curves, g, n, seed), leave_out(curves, g, _LEFT_OUT)) if g > 1 else None
+    for (c, kind), (y,) in curves(np.ones((1, g))).items():
+        low, high, m = *np.full((2, points), np.nan), int(rarer[pred.classes.index(c)])
+        if drawn: low, high = _band(y, drawn[0][c, kind], drawn[1][c, kind], (g, m), level)
+        if kind == 'ROC' and drawn: low[-1] = high[-1] = 1.  # whoever the patients are
+        out.append(pd.DataFrame({'curve': kind, 'Class': c, 'x': x, 'y': y, 'low': low, 'high': high}))
     return pd.concat(out, ignore_index=True)

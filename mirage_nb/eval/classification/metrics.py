@@ -7,7 +7,7 @@ __all__ = ['CLS_METRICS', 'MACRO', 'WEIGHTED', 'ALL', 'ClsMetric', 'count_table'
            'undefined_classes']
 
 # %% ../../../nbs/eval/classification/20_metrics.ipynb #91ac9a80
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from ...core import unknown
 from .decisions import DecisionCounts, exact_matches, label_confusion
 from .predictions import Predictions
-from .ranks import Ranks, Steps, cumulate_ranks, rank_scores, safe_ratio
+from .ranks import Ranks, Steps, cumulate_pieces, rank_scores, safe_ratio
 from ..intervals import IntervalRule
 
 # %% ../../../nbs/eval/classification/20_metrics.ipynb #41f3eb02
@@ -33,7 +33,7 @@ def _average_precision(
     at:float=0. # not used
 )->np.ndarray:  # (r,) NaN where a label is missing
     "Compute the average precision."
-    ap = safe_ratio(np.einsum('sr,sr->r', s.hit, safe_ratio(s.tp, s.tp + s.fp, 0.)), s.pos)
+    ap = safe_ratio(np.einsum('sr,sr->r', s.hit, s.precision), s.pos)
     return np.where(s.neg > 0, ap, np.nan)
 
 
@@ -43,7 +43,8 @@ def _pr_area(
 )->np.ndarray:  # (r,) NaN where a label is missing
     "Compute the area under the precision-recall curve by trapezoids."
     last = s.tp - s.hit
-    middle = (safe_ratio(last, last + s.before, 1.) + safe_ratio(s.tp, s.tp + s.fp, 0.))/2
+    called = last + s.before
+    middle = (np.where(called > 0, last, 1.)/np.maximum(called, 1) + s.precision)/2
     return np.where(s.neg > 0, safe_ratio(np.einsum('sr,sr->r', s.hit, middle), s.pos), np.nan)
 
 # %% ../../../nbs/eval/classification/20_metrics.ipynb #2a77396c
@@ -53,7 +54,7 @@ def _sensitivity_at(
 )->np.ndarray:        # (r,) NaN where a label is missing
     "Find the highest sensitivity among thresholds of at least this specificity."
     fits = (s.fp <= (1 - specificity + 1e-9)*s.neg).sum(0)  # fp rises, so these are the first
-    best = np.take_along_axis(np.vstack([np.zeros_like(s.pos), s.tp]), fits[None], 0)[0]
+    best = np.where(fits > 0, np.take_along_axis(s.tp, np.maximum(fits - 1, 0)[None], 0)[0], 0.)
     return np.where(s.neg > 0, safe_ratio(best, s.pos), np.nan)
 
 
@@ -63,7 +64,7 @@ def _specificity_at(
 )->np.ndarray:        # (r,) NaN where a label is missing
     "Find the highest specificity among thresholds of at least this sensitivity."
     short = (s.tp < (sensitivity - 1e-9)*s.pos).sum(0)
-    fp = np.take_along_axis(np.vstack([s.fp, s.neg]), short[None], 0)[0]
+    fp = np.where(short < len(s.fp), np.take_along_axis(s.fp, np.minimum(short, len(s.fp) - 1)[None], 0)[0], s.neg)
     return np.where(s.pos > 0, safe_ratio(s.neg - fp, s.neg), np.nan)
 
 # %% ../../../nbs/eval/classification/20_metrics.ipynb #82ae199d
@@ -201,16 +202,12 @@ def count_table(
 def _rank_metrics(
     ranks:Ranks,
     counts:np.ndarray, # (g, r)
-    at:float           # operating point, in [0, 1]
+    at:float,          # operating point, in [0, 1]
+    functions:Sequence[Callable[[Steps, float], np.ndarray]] # of metrics
 )->np.ndarray:         # (metrics, r)
-    "Compute the metrics of ranks of one class, in pieces that stay in the processor's cache."
-    size = max(1, 2**16 // max(1, len(ranks.scores)))
-    functions = [m.from_ranks for m in CLS_METRICS.values() if m.from_ranks]
+    "Compute metrics of ranks of one class."
     if not len(ranks.scores): return np.full((len(functions), counts.shape[1]), np.nan)  # no positive anywhere
-    def piece(i:int)->np.ndarray:
-        s = cumulate_ranks(ranks, np.ascontiguousarray(counts[:, i:i + size]))
-        return np.stack([f(s, at) for f in functions])
-    return np.concatenate([piece(i) for i in range(0, counts.shape[1], size)], 1)
+    return np.concatenate([np.stack([f(s, at) for f in functions]) for s in cumulate_pieces(ranks, counts)], 1)
 
 # %% ../../../nbs/eval/classification/20_metrics.ipynb #6df5db4d
 def with_means(
@@ -227,22 +224,23 @@ def with_means(
 def compute_metrics(
     parts:_CountedTable,
     counts:np.ndarray|None=None, # (r, g) how often each unit counts; None: each once
-    at:float=0.9                 # operating point of the metrics 'sensitivity at ...' and 'specificity at ...'
+    at:float=0.9,                # operating point of the metrics 'sensitivity at ...' and 'specificity at ...'
+    only:Sequence[str]|None=None # names of metrics; None: all
 )->dict[str, np.ndarray]:        # metric -> (r, k + 2) classes and two means; or (r, 1) of all classes together
-    "Compute every metric in every resample."
+    "Compute metrics in every resample."
     counts = np.ones((1, len(parts.cells))) if counts is None else counts
-    c, values, turned = parts.decisions(counts), {}, np.ascontiguousarray(counts.T)
+    c = parts.decisions(counts)
+    wanted = {k.format(at=f'{100*at:g}'): m for k, m in CLS_METRICS.items()
+              if m.from_ranks or m.labels != ('several' if c.single else 'one')}
+    if only is not None: wanted = {k: m for k, m in wanted.items() if k in only}
+    functions = [m.from_ranks for m in wanted.values() if m.from_ranks]
     with np.errstate(invalid='ignore', divide='ignore'):  # of classes that lack a label, which become NaN
-        ranked = iter(np.stack([_rank_metrics(r, turned, at) for r in parts.ranks], 2))  # metrics of (r, k)
-        decided = {k: m.from_decisions(c) for k, m in CLS_METRICS.items()
-                   if m.from_decisions and m.labels != ('several' if c.single else 'one')}
+        turned = np.ascontiguousarray(counts.T) if functions else counts
+        ranked = iter(np.stack([_rank_metrics(r, turned, at, functions) for r in parts.ranks], 2) if functions else ())
+        found = {k: m.from_decisions(c) if m.from_decisions else next(ranked) for k, m in wanted.items()}
     both = (c.tally.pos > 0) & (c.tally.neg > 0)
-    for name, m in CLS_METRICS.items():
-        x = next(ranked) if m.from_ranks else decided.get(name)
-        if x is None: continue
-        each = x[:, None] if x.ndim == 1 else with_means(np.where(both, x, np.nan), c.tally.pos)
-        values[name.format(at=f'{100*at:g}')] = each
-    return values
+    return {k: x[:, None] if x.ndim == 1 else with_means(np.where(both, x, np.nan), c.tally.pos)
+            for k, x in found.items()}
 
 # %% ../../../nbs/eval/classification/20_metrics.ipynb #19fefbeb
 def undefined_classes(

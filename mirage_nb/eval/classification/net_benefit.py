@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array
 
 from .intervals import image_units
 from .metrics import undefined_classes
@@ -22,30 +23,40 @@ from ..stats import leave_out, resample
 _CURVE = tuple(round(.01*k, 2) for k in range(1, 100))
 
 
-class _UnitSums(NamedTuple):
-    "Hold counts of images of one class, summed by unit."
-    true: np.ndarray     # (g, t) treated, with the class
-    false: np.ndarray    # (g, t) treated, without it
-    positive: np.ndarray # (g, 1) with the class
-    known: np.ndarray    # (g, 1) whose label is known
+class _Treated(NamedTuple):
+    "Hold counts of images of one class, in r resamples."
+    true: np.ndarray     # (r, t) treated, with the class
+    false: np.ndarray    # (r, t) treated, without it
+    positive: np.ndarray # (r, 1) with the class
+    known: np.ndarray    # (r, 1) whose label is known
 
 
-def _sum_units(
+class _Bins(NamedTuple):
+    "Hold the images of one class by unit, and by how many of t rising thresholds their scores reach."
+    true: csr_array  # (t + 1, g) with the class
+    false: csr_array # (t + 1, g) without it
+
+    def treated(self,
+        turned:np.ndarray # (g, r) how often each unit counts
+    )->_Treated:
+        "Count the images that would be treated at each threshold, in every resample."
+        with_it, without = (np.cumsum((x @ turned)[::-1], 0)[::-1].T for x in self)
+        return _Treated(with_it[:, 1:], without[:, 1:], with_it[:, :1], with_it[:, :1] + without[:, :1])
+
+
+def _count_bins(
     y:np.ndarray,    # (n,) 1, 0 or NaN
     p:np.ndarray,    # (n,) scores
     unit:np.ndarray, # (n,) number of the unit of each image, from 0
-    at:np.ndarray    # (t,) threshold probabilities
-)->_UnitSums:
-    "Count the images of each unit that would be treated at each threshold."
-    treat = p[:, None] >= at
-    rows = ((y == 1)[:, None] & treat, (y == 0)[:, None] & treat, (y == 1)[:, None], ~np.isnan(y)[:, None])
-    sums = [np.zeros((int(unit.max()) + 1, r.shape[1])) for r in rows]
-    for total, r in zip(sums, rows, strict=True): np.add.at(total, unit, r)
-    return _UnitSums(*sums)
+    at:np.ndarray    # (t,) threshold probabilities, rising
+)->_Bins:
+    "Count the images of each unit between two thresholds."
+    reached, shape = np.searchsorted(at, p, side='right'), (len(at) + 1, int(unit.max()) + 1)
+    return _Bins(*(csr_array((np.ones(own.sum()), (reached[own], unit[own])), shape=shape) for own in (y == 1, y == 0)))
 
 
 def _net_benefits(
-    n:_UnitSums,  # summed over units: (rows, t) or (rows, 1)
+    n:_Treated,
     at:np.ndarray # (t,) threshold probabilities
 )->dict[str, np.ndarray]: # (rows, t) of the model, of treating all, and the gain over the better of all and none
     "Compute the net benefit of the model and of treating everybody."
@@ -56,17 +67,21 @@ def _net_benefits(
     return {'model': model, 'all': every, 'gain': model - np.maximum(every, 0)}
 
 # %% ../../../nbs/eval/classification/65_net_benefit.ipynb #effd0e1b
+_Key = tuple[str, str] # class; 'model', 'all' or 'gain'
+_LEFT_OUT = 200        # groups of units that are left out in turn, at most: enough for the degrees of freedom of a band
+
+
 def _bounds(
-    f:Callable[[np.ndarray], dict[str, np.ndarray]], # (r, g) counts -> name -> (r, t)
+    f:Callable[[np.ndarray], dict[_Key, np.ndarray]], # (r, g) counts -> class and curve -> (r, t)
     g:int,             # units
     draw:tuple[int, int], # resamples, seed
     level:float
-)->dict[str, np.ndarray]: # name -> (2, t); NaN with a single unit
+)->dict[_Key, np.ndarray]: # class and curve -> (2, t); NaN with a single unit
     "Compute the interval of each curve at each threshold."
     point = {k: v for k, (v,) in f(np.ones((1, g))).items()}
     if g < 2: return {k: np.full((2, len(v)), np.nan) for k, v in point.items()}
-    draws, left = resample(f, g, *draw), leave_out(f, g)
-    def one(k:str, v:np.ndarray)->np.ndarray:
+    draws, left = resample(f, g, *draw), leave_out(f, g, _LEFT_OUT)
+    def one(k:_Key, v:np.ndarray)->np.ndarray:
         units = np.full(len(v), float(g))
         return confidence_interval(v, standard_error(draws[k], g), effective_df(left[k]), units, PLAIN, level)
     return {k: one(k, v) for k, v in point.items()}
@@ -74,37 +89,35 @@ def _bounds(
 
 def decision_curves(
     pred:Predictions,
-    at:Sequence[float]=_CURVE, # threshold probabilities, between 0 and 1
+    at:Sequence[float]=_CURVE, # threshold probabilities, between 0 and 1; the rows rise by them
     n:int=1000,       # resamples
     seed:int=0,       # the same seed gives the same bands
     level:float=0.95  # of the bands
 )->pd.DataFrame: # Class, threshold; model, low, high; all; gain over the better of all and none, gain_low, gain_high
     "Compute net benefit with bands by threshold, each class against the rest; undefined classes are left out."
-    t, units, undefined, out = np.asarray(at, float), image_units(pred), undefined_classes(pred), []
+    t, units, undefined, out = np.unique(np.asarray(at, float)), image_units(pred), undefined_classes(pred), []
     if not len(t) or t.min() <= 0 or t.max() >= 1:
         raise ValueError(f'threshold probabilities lie between 0 and 1, as 0.1; got {", ".join(f"{v:g}" for v in t)}')
-    for j, c in enumerate(pred.classes):
-        if c in undefined: continue
-        sums = _sum_units(pred.y[:, j], pred.p[:, j], units.of, t)
-        def both(counts:np.ndarray, sums:_UnitSums=sums)->dict[str, np.ndarray]:
-            return _net_benefits(_UnitSums(*(counts @ s for s in sums)), t)
-        point = both(np.ones((1, units.g)))
-        bands = _bounds(both, units.g, (n, seed), level)
-        (low, high), gain = bands['model'], bands['gain']
-        out.append(pd.DataFrame({'Class': c, 'threshold': t, 'model': point['model'][0], 'low': low, 'high': high,
-                                 'all': point['all'][0], 'gain': point['gain'][0], 'gain_low': gain[0],
+    bins = {c: _count_bins(y, p, units.of, t) for c, y, p in zip(pred.classes, pred.y.T, pred.p.T, strict=True)
+            if c not in undefined}
+    def curves(counts:np.ndarray)->dict[_Key, np.ndarray]:
+        turned = np.ascontiguousarray(counts.T)
+        return {(c, k): v for c, own in bins.items() for k, v in _net_benefits(own.treated(turned), t).items()}
+    point, bands = curves(np.ones((1, units.g))), _bounds(curves, units.g, (n, seed), level)
+    for c in bins:
+        (low, high), gain = bands[c, 'model'], bands[c, 'gain']
+        out.append(pd.DataFrame({'Class': c, 'threshold': t, 'model': point[c, 'model'][0], 'low': low, 'high': high,
+                                 'all': point[c, 'all'][0], 'gain': point[c, 'gain'][0], 'gain_low': gain[0],
                                  'gain_high': gain[1]}))
     return pd.concat(out, ignore_index=True)
 
 # %% ../../../nbs/eval/classification/65_net_benefit.ipynb #b798dff1
 def net_benefit_table(
-    pred:Predictions,
-    at:Sequence[float]=(.1, .2, .5), # threshold probabilities
-    n:int=1000,  # resamples
-    seed:int=0
+    curves:pd.DataFrame,            # of `decision_curves`
+    at:Sequence[float]=(.1, .2, .5) # threshold probabilities, of those of the curves
 )->pd.DataFrame: # one row per class and threshold, as text
     "Show the net benefit of decisions at a few thresholds, beside treating all and none."
-    rows = decision_curves(pred, at, n, seed)
+    rows = curves[curves.threshold.isin(at)]
     def number(v:float)->str: return f'{round(v, 3) + 0.:.3f}'  # + 0.: never -0.000
     def text(value:pd.Series, low:pd.Series, high:pd.Series)->list[str]:
         return [number(v) + ('' if np.isnan(a) else f' [{number(a)}, {number(b)}]')

@@ -22,6 +22,7 @@ from ..comparing.accuracy import compare_accuracy
 from ..comparing.auroc import compare_auroc
 from ..comparing.evidence import NormalEvidence
 from ..comparing.results import Comparison, adjust_family, comparison_table, too_few
+from ..draws import enough_draws
 from ..stats import ResamplingUnits
 
 # %% ../../../nbs/eval/classification/45_paired.ipynb #827ffe9c
@@ -32,7 +33,7 @@ def _same_images(
     "Bring a second table into the order of the first; an error names what differs."
     if a.classes != b.classes and set(a.classes) != set(b.classes): raise ValueError(
         f'the first table has the classes {", ".join(a.classes)}, the second {", ".join(b.classes)}')
-    lost = [k for k in a.table.id if k not in set(b.table.id)], [k for k in b.table.id if k not in set(a.table.id)]
+    lost = [list(x[~x.isin(y)]) for x, y in ((a.table.id, b.table.id), (b.table.id, a.table.id))]
     for which, ids in zip(('second', 'first'), lost, strict=True):
         if ids: raise ValueError(f'the {which} table lacks {len(ids)} images, as {ids[0]!r}; '
                                  'two predictions are compared on the same images')
@@ -75,12 +76,13 @@ def _compare_drawn(
     parts, one = [count_table(p, units.of) for p in (a, b)], np.ones((1, units.g))
     def main(x:np.ndarray)->np.ndarray: return x[:, -2:-1] if x.shape[1] > 1 else x
     def values(counts:np.ndarray, k:int)->dict[str, np.ndarray]:
-        found = compute_metrics(parts[k], counts)
+        found = compute_metrics(parts[k], counts, only=metrics)
         return {m: main(found[m]) for m in metrics}
     def gap(counts:np.ndarray)->dict[str, np.ndarray]:
         first, second = values(counts, 0), values(counts, 1)
         return {m: first[m] - second[m] for m in metrics}
-    sampled, (first, second) = sample(gap, count_support(parts[0].cells), *draw), (values(one, k) for k in (0, 1))
+    n, seed = enough_draws(draw[0], a.y.size), draw[1]
+    sampled, (first, second) = sample(gap, count_support(parts[0].cells), n, seed), (values(one, k) for k in (0, 1))
     def record(m:str)->Comparison:
         x, y = float(first[m][0, 0]), float(second[m][0, 0])
         se, df = sampled.spread(m) if sampled else (np.array([np.nan]), np.array([1.]))
@@ -100,7 +102,7 @@ def compare_predictions(
 )->list[Comparison]:    # one for each metric, corrected by Holm as one family
     "Compare two predictions of the same images, first minus second."
     b, units = _same_images(a, b), image_units(a)
-    known = compute_metrics(count_table(a))
+    known = compute_metrics(count_table(a, np.zeros(len(a), int)))
     if unheard := [m for m in metrics if m not in known]: raise ValueError(unknown('metric', unheard[0], known))
     found = _compare_drawn(a, b, units, [m for m in metrics if m not in ('AUROC', *_RIGHT)], (n, seed))
     for m in metrics:
@@ -118,7 +120,7 @@ def compare(
 )->pd.DataFrame: # Class, metric, first, second, difference, low, high, p, p_holm, unit, test, verdict
     "Compare two predictions of the same images, as a table."
     found = compare_predictions(a, b, metrics, n, seed)
-    table, known = comparison_table(found), compute_metrics(count_table(a))
+    table, known = comparison_table(found), compute_metrics(count_table(a, np.zeros(len(a), int)))
     table['Class'] = [MACRO if known[m].shape[1] > 1 else ALL for m in metrics]
     table['unit'] = image_units(a).label
     return table[['Class', 'metric', 'first', 'second', 'difference', 'low', 'high', 'p', 'p_holm', 'unit', 'test',

@@ -22,6 +22,7 @@ from .metrics import ALL, MACRO, WEIGHTED, undefined_classes
 from .predictions import Predictions, check_predictions
 from .support import count_support
 from .thresholds import RULES, ThresholdMetrics, choose_thresholds, rule_name
+from ..draws import draws_note, enough_draws
 from ..intervals import IntervalRule
 from ...spreadsheets import save_table
 
@@ -66,6 +67,7 @@ class ClsScores:
     valid: Predictions|None       # that chose temperature and thresholds
     no_valid: str = ''            # why there is none
     left_out: int = 0             # validation rows that chose nothing, as their images are tested
+    resamples: str = ''           # how many the intervals rest on, of `eval.draws.draws_note`
 
     @property
     def unit(self)->str: return str(self.summary.unit.iloc[0]) # of the intervals, and why it is not the patient
@@ -238,7 +240,7 @@ def evaluate_table(
     predictions:Predictions|pd.DataFrame, # a table as in `eval.classification.predictions`
     valid:Predictions|pd.DataFrame|None=None, # of validation images: chooses temperature and thresholds
     seed:int=0,
-    n:int=10_000,    # resamples of every interval
+    n:int=10_000,    # resamples of every interval; fewer for a large table (`eval.draws.enough_draws`)
     at:float=0.9,    # specificity or sensitivity at which the other is read off
     allow_leaks:bool=False, # validation rows of tested images are left out, instead of an error
     no_valid:str='no validation predictions were given' # why, if there are none
@@ -249,10 +251,11 @@ def evaluate_table(
     given = 0 if valid is None else len(valid)
     if valid is not None: valid = _check_separate(valid, pred, allow_leaks)
     if valid is not None and not len(valid): valid, no_valid = None, f'all {given} validation images are tested'
-    temperature = None if valid is None else fit_temperature(valid)
-    thresholds = pd.DataFrame() if valid is None else _threshold_rows(pred, valid, n, seed, at)
-    return ClsScores(pred, bootstrap(pred, n, seed, at=at), _calibration_rows(pred, temperature, n, seed), thresholds,
-                     temperature, valid, '' if valid is not None else no_valid, given - len(valid or []))
+    temperature, drawn = None if valid is None else fit_temperature(valid), enough_draws(n, pred.y.size)
+    thresholds = pd.DataFrame() if valid is None else _threshold_rows(pred, valid, drawn, seed, at)
+    calibration = _calibration_rows(pred, temperature, drawn, seed)
+    return ClsScores(pred, bootstrap(pred, n, seed, at=at), calibration, thresholds, temperature, valid,
+                     '' if valid is not None else no_valid, given - len(valid or []), draws_note(n, drawn))
 
 # %% ../../../nbs/eval/classification/70_report.ipynb #4215204e
 def cls_reliability(
@@ -268,6 +271,7 @@ def cls_reliability(
     out = f'{len(left_out)}: {", ".join(left_out[:5])}' if left_out else 'none'
     rows = [('rows that are scored', str(len(pred))), ('patients', str(len(patients)) if patients else 'not known'),
             ('eyes', str(len(eyes)) if eyes else 'not known'), ('unit of the intervals', scores.unit),
+            *([('resamples of the intervals', scores.resamples)] if scores.resamples else []),
             ('classes left out of every mean', ', '.join(f'{c} ({why})' for c, why in lacking.items()) or 'none'),
             ('rarest class that counts',
              f'{pos.idxmin()}, {counted(int(pos.min()), "positive")}' if len(pos) else 'none'),

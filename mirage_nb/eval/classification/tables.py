@@ -6,15 +6,17 @@
 __all__ = ['class_counts', 'calibration_table', 'threshold_table', 'level_table']
 
 # %% ../../../nbs/eval/classification/80_tables.ipynb #d4c9d003
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
+from .intervals import bootstrap
 from .metrics import ALL
 from .predictions import LEVELS, Predictions, pool_predictions
 from mirage_nb.eval.classification.report import (
     VALIDATION,
     ClsScores,
-    evaluate_table,
     headline_metrics,
     intervals_text,
     pivot_numbers,
@@ -69,20 +71,21 @@ def threshold_table(
 
 # %% ../../../nbs/eval/classification/80_tables.ipynb #d4c9d010
 def level_table(
-    pred:Predictions, # of images
+    scores:ClsScores, # of images
     seed:int=0,
-    n:int=10_000      # resamples
+    n:int=10_000      # resamples; fewer for a large table (`eval.draws.enough_draws`)
 )->pd.DataFrame:      # one row per level
     "Compute results by image, by eye and by patient, where these are known."
     rows = {}
     for level in LEVELS:
-        try: group, left_out = pool_predictions(pred, level)
+        try: group, left_out = pool_predictions(scores.pred, level)
         except ValueError as e:
             rows[level] = {'note': f'not available: {e}'}
             continue
-        scores = evaluate_table(group, seed=seed, n=n)
-        short = headline_metrics(scores).iloc[[0, 3, 4]]
+        found = scores
+        if group is not scores.pred: found = replace(scores, pred=group, summary=bootstrap(group, n, seed))
+        short = headline_metrics(found).iloc[[0, 3, 4]]
         values = dict(zip(short.metric, intervals_text(short), strict=True))
         note = f'{len(left_out)} left out, whose images disagree: {", ".join(left_out[:3])}' if left_out else ''
-        rows[level] = {'n': str(len(group)), **values, 'intervals': scores.unit.partition(' (')[0], 'note': note}
+        rows[level] = {'n': str(len(group)), **values, 'intervals': found.unit.partition(' (')[0], 'note': note}
     return pd.DataFrame.from_dict(rows, orient='index').fillna('').rename_axis('level')

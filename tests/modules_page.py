@@ -16,6 +16,7 @@ STAGES = {  # folder: what is in it
     'models': 'Encoders, heads, checkpoints',
     'train': 'The training loop and its parts',
     'eval': 'Predictions, metrics, intervals, reports',
+    'measure': 'Thickness, sectors and volumes of an eye',
     'explain': 'Why a model decides as it does',
     'figures': 'Figures of the reports',
     'report': 'Reports and paper packs',

@@ -40,7 +40,7 @@ def lesion_volumes(
     "Measure each lesion of a volume."
     rows = []
     for c in scan.of_group('lesion') if scan.masks is not None else []:
-        pixels = (scan.masks == c.index).sum(1)
+        pixels = np.asarray(scan.masks == c.index).sum(1)
         row: dict[str, object] = {'lesion': c.label, **_size(pixels, scan, at)}
         if at is not None and fovea is not None and 'nl' in row and scan.spacing:
             r = np.hypot(at.x - fovea.x, at.y - fovea.y)
@@ -62,7 +62,7 @@ def drusen_height(
     if scan.spacing is None: return None
     lesion = next((c for c in scan.of_group('lesion') if _SPACE.search(c.label)), None)
     if lesion and scan.masks is not None:
-        return (scan.masks == lesion.index).sum(1)*scan.row, f'the class {lesion.label}'
+        return np.asarray(scan.masks == lesion.index).sum(1)*scan.row, f'the class {lesion.label}'
     layer = next((k for k in maps if _SPACE.search(k)), None)
     if layer is None or np.isnan(maps[layer]).all(): return None
     usual = float(np.nanmedian(maps[layer]))

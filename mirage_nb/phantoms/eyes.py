@@ -25,6 +25,7 @@ from ..storage import write_json
 EYE_CLASSES = ('Background', 'RNFL', 'GCL-IPL', 'INL', 'OPL-ONL', 'Photoreceptors', 'RPE', 'IRF', 'Drusen')
 _GREYS = tuple(range(0, 25*len(EYE_CLASSES), 25)) # value of each class in the masks
 _BRIGHT = np.array([20, 190, 130, 85, 60, 150, 225, 15, 110], np.float32)
+_Four = tuple[float, float, float, float]
 _VERSION = 1                                      # of the images: raise it when they change
 
 
@@ -34,8 +35,8 @@ class EyePlan:
     eye: str = 'OD'                          # 'OD', right, or 'OS', left
     fovea: tuple[float, float] = (0., 0.)    # x, y
     swelling: float = 0.                     # that the layer of cysts has at the fovea
-    cysts: tuple[tuple[float, float, float, float], ...] = ()  # x, y, radius across, half height
-    drusen: tuple[tuple[float, float, float, float], ...] = () # x, y, radius, height
+    cysts: tuple[_Four, ...] = ()            # x, y, radius across, half height
+    drusen: tuple[_Four, ...] = ()           # x, y, radius, height
     seed: int = 0                            # of vessels
     noise: int = 0                           # seed of the noise
 
@@ -146,8 +147,10 @@ def _moved(
 )->EyePlan:
     "Move an eye below its scan."
     dx, dy = by
-    return replace(plan, fovea=(plan.fovea[0] + dx, plan.fovea[1] + dy), **{
-        k: tuple((x + dx, y + dy, *rest) for x, y, *rest in getattr(plan, k)) for k in ('cysts', 'drusen')})
+    def moved(places:tuple[_Four, ...])->tuple[_Four, ...]:
+        return tuple((x + dx, y + dy, radius, height) for x, y, radius, height in places)
+    fovea = plan.fovea[0] + dx, plan.fovea[1] + dy
+    return replace(plan, fovea=fovea, cysts=moved(plan.cysts), drusen=moved(plan.drusen))
 
 
 def _write_eye(

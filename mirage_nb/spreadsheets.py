@@ -87,7 +87,7 @@ def _read_cells(
     table.index = pd.RangeIndex(first + 1, first + 1 + len(table))
     return _change_texts(table, _plain)
 
-
+# %% ../nbs/05_spreadsheets.ipynb #b164d9ba
 def open_table(
     path:str|Path,           # a table with a head
     columns:Iterable[str]=(),# that it must have, which help to tell what separates its cells

@@ -1,9 +1,12 @@
 "Damage files of every kind, and read them: an error that names the file, or what was there before"
+import importlib.util
 import io
 import json
 import os
 import random
+import shutil
 import signal
+import struct
 import tempfile
 import warnings
 import zlib
@@ -18,18 +21,21 @@ import torch
 from PIL import Image
 
 from mirage_nb.data.files import check_image, image_size, read_image
+from mirage_nb.data.image_index import index_images
 from mirage_nb.data.manifest import ClassInfo, classes_of, read_manifest
 from mirage_nb.data.masks import read_mask
-from mirage_nb.data.packed import _open_packed, pack
+from mirage_nb.data.packed import _begin_packing, _file_states, _open_packed, _write_rows, pack
 from mirage_nb.data.paired import table_pairs
 from mirage_nb.data.scanners.reading import read_volume
 from mirage_nb.data.tables import read_list, table_rows
 from mirage_nb.eval.classification.predictions import read_predictions
+from mirage_nb.eval.pretraining import read_snapshot_images, save_snapshot
 from mirage_nb.models.checkpoints import Checkpoint, read_checkpoint, rebuild_model, save_weights
 from mirage_nb.models.vit import ViT
 from mirage_nb.records import open_run, provenance
-from mirage_nb.spreadsheets import load_table, open_table
-from mirage_nb.storage import read_json
+from mirage_nb.sealed import noted, read_noted
+from mirage_nb.spreadsheets import load_table, open_table, table_text
+from mirage_nb.storage import read_json, write_json
 from mirage_nb.sweeps.plan import read_plan
 from mirage_nb.train.features import FeatureStore
 from mirage_nb.train.state import Progress, load_training_state, save_training_state
@@ -42,7 +48,7 @@ SECONDS, BYTES = 10, 3 << 30  # that one reader may take
 class Case:
     "A file, and what reads it."
     name: str
-    content: bytes
+    content: bytes  # b'': as `beside` writes the file
     file: str       # name of the file
     read: object    # called with the path of the file
     beside: object = None # writes other files of the folder, given the folder
@@ -207,14 +213,122 @@ def checkpoints():
     yield Case('model', own, 'm.safetensors', lambda p: type(rebuild_model(p, {'encoder': ViT})[0]).__name__)
 
 
+def folder_of(write, name):
+    "The files that a writer of several makes"
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder)/name)
+        return {p.name: p.read_bytes() for p in Path(folder).iterdir()}
+
+
+def with_files(files): return lambda folder: [(folder/k).write_bytes(v) for k, v in files.items()]
+
+
 def scanners():
+    def shape(path): return read_volume(path).bscans.shape
     for kind, write in made.WRITERS.items():
-        if kind in ('xml', 'mhd', 'e2e'): continue  # of several files, or by a library that may be missing
         name = f'a{made.ENDINGS[kind]}'
-        yield Case(f'scanner {kind}', written(write, name), name, lambda p: read_volume(p).bscans.shape)
+        if kind == 'e2e' and importlib.util.find_spec('oct_converter') is None: continue
+        if kind not in ('xml', 'mhd'): yield Case(f'scanner {kind}', written(write, name), name, shape)
+    for name in ('a.xml', 'a.mhd'):  # damage in the text, and in one of the files that it names
+        files = folder_of(made.WRITERS[name[2:]], name)
+        yield Case(f'scanner {name[2:]}', files[name], name, shape, with_files(files))
+        part = next(k for k in files if k.endswith(('_1.png', '.raw')))
+        yield Case(f'part of {name[2:]}', files[part], part, lambda p, name=name: shape(p.with_name(name)),
+                   with_files(files))
+    packed = folder_of(made.write_mhd, 'a.mhd')
+    head = packed['a.mhd'].replace(b'a.raw', b'a.zraw').replace(b'ElementType', b'CompressedData = True\nElementType')
+    files = {'a.mhd': head, 'a.zraw': zlib.compress(packed['a.raw'])}
+    yield Case('scanner z.mhd', head, 'a.mhd', shape, with_files(files))
+    yield Case('part of z.mhd', files['a.zraw'], 'a.zraw', lambda p: shape(p.with_name('a.mhd')), with_files(files))
+    plain = written(lambda p: made.write_nifti(p), 'a.nii')
+    yield Case('scanner nii', plain, 'a.nii', shape)
 
 
-def all_cases(): return [*images(), *texts(), *own_files(), *checkpoints(), *scanners()]
+def odd_images():
+    "Forms of usual formats that few programs write"
+    x = np.random.default_rng(1).integers(0, 255, (48, 40), np.uint8)
+    forms = {'progressive.jpg': image_bytes('JPEG', 'RGB', progressive=True, quality=95),
+             'float.tif': image_bytes('TIFF', 'F'), 'tiled.tif': tiled_tiff(x), 'one.tif': image_bytes('TIFF', '1'),
+             'cmyk.tif': image_bytes('TIFF', 'CMYK'), 'interlaced.png': image_bytes('PNG', 'LA'),
+             'deflate.tif': image_bytes('TIFF', compression='tiff_adobe_deflate')}
+    for k, content in forms.items():
+        yield Case(f'odd {k}', content, f'a.{k}', lambda p: read_image(p, 3).shape)
+        yield Case(f'odd check {k}', content, f'a.{k}', check_image)
+
+
+def tiled_tiff(x, side=16):
+    "An image in tiles (TIFF 6.0, section 15), which Pillow reads and does not write"
+    rows, cols = -(-x.shape[0]//side), -(-x.shape[1]//side)
+    full = np.pad(x, [(0, rows*side - x.shape[0]), (0, cols*side - x.shape[1])])
+    tiles = [full[i*side:(i + 1)*side, j*side:(j + 1)*side].tobytes() for i in range(rows) for j in range(cols)]
+    n, tags = len(tiles), 9
+    starts = 8 + 2 + 12*tags + 4
+    first = starts + 8*n
+    def tag(k, kind, count, value): return struct.pack('<HHII', k, kind, count, value)
+    entries = [tag(256, 4, 1, x.shape[1]), tag(257, 4, 1, x.shape[0]), tag(258, 3, 1, 8), tag(259, 3, 1, 1),
+               tag(262, 3, 1, 1), tag(322, 4, 1, side), tag(323, 4, 1, side), tag(324, 4, n, starts),
+               tag(325, 4, n, starts + 4*n)]
+    places = struct.pack(f'<{2*n}I', *(first + i*side*side for i in range(n)), *[side*side]*n)
+    return (b'II*\0' + struct.pack('<IH', 8, tags) + b''.join(entries) + bytes(4) + places + b''.join(tiles))
+
+
+def kept_files():
+    "Journals, indexes and half-made conversions: what is damaged is made again, or refused by name"
+    def index(path):
+        found = index_images(path.parent/'tree', path.parent/'i.safetensors', refresh=path.suffix == '.journal')
+        return len(found), found.shape.tolist(), found.digest()
+
+    def tree(folder):
+        (folder/'tree').mkdir()
+        for k in 'ab': (folder/'tree'/f'{k}.png').write_bytes(image_bytes('PNG'))
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        tree(home)
+        index_images(home/'tree', home/'i.safetensors')
+        kept = (home/'i.safetensors').read_bytes()
+    journal = ''.join(noted([f'{k}.png', 1, 2, 3, 4, 5, '']) for k in 'ab').encode()
+    yield Case('index', kept, 'i.safetensors', index, tree)
+    yield Case('index journal', journal, 'i.journal', index, tree)
+    yield Case('rows journal', journal, 'rows.journal', lambda p: all(r in _ROWS for r in read_noted(p)))
+    yield from half_packed()
+    with tempfile.TemporaryDirectory() as folder:
+        save_snapshot(Path(folder), 1, {'a': torch.ones(3, 3)}, {'loss': 1.})
+        snapshot = (Path(folder)/'snapshots'/'epoch-00001.safetensors').read_bytes()
+    yield Case('snapshot', snapshot, 'snapshots/epoch-00001.safetensors',
+               lambda p: read_snapshot_images(p.parents[1])[1]['a'].tolist(), lambda d: (d/'snapshots').mkdir())
+    scores = pd.DataFrame({'ID': ['a', 'b'], 'Class': ['x', 'y'], 'Dice': [.5, .25]})
+    yield Case('own table', table_text(scores).encode(), 't.csv',
+               lambda p: len(load_table(p, ['ID', 'Class'], ['ID'], numbers=None)))
+
+
+_ROWS = [[f'{k}.png', 1, 2, 3, 4, 5, ''] for k in 'ab']
+
+
+def half_packed():
+    "A conversion that was interrupted after a sample"
+    def source(folder):
+        for k in 'ab': Image.fromarray(np.full((8, 8), ord(k), np.uint8)).save(folder/f'{k}.png')
+        (folder/'p.csv').write_text('id,slo\na,a.png\nb,b.png\n')
+        for k in folder.glob('*.png'): os.utime(k, (1, 1))
+        return table_pairs(folder/'p.csv')
+
+    def begin(folder):
+        pairs = source(folder)
+        part, plan, done = _begin_packing(pairs, folder/'out', None, _file_states(pairs), True)
+        _write_rows(pairs, plan, part, done, lambda k: write_json(part/'done.json', 1), 1, True)
+
+    def end(path):
+        home, trial = path.parents[1], path.parents[1]/'trial'
+        shutil.rmtree(trial, ignore_errors=True)
+        shutil.copytree(path.parent, trial/'out.part')
+        found = _open_packed(pack(table_pairs(home/'p.csv'), trial/'out', quiet=True))
+        return [found.ids, found.content()]
+    for k in ('plan.json', 'done.json', 'states.bin', 'ids.txt', 'slo.npy', 'digests.npy'):
+        yield Case(f'half packed {k}', b'', f'out.part/{k}', end, begin)
+
+
+def all_cases():
+    return [*images(), *odd_images(), *texts(), *own_files(), *kept_files(), *checkpoints(), *scanners()]
 
 
 # ------------------------------------------------------------------ damage
@@ -287,7 +401,7 @@ def judge(case, path, whole):
             found = case.read(path)
     except (MemoryError, RecursionError, TooLong, SystemError) as e: return 'crash', repr(e)
     except CLEAR as e:
-        named = path.name in str(e) or str(path.parent) in str(e)
+        named = path.name in str(e) or path.parent.name in str(e)
         return ('refused' if named else 'raw'), f'{type(e).__name__}: {e}'
     except Exception as e: return 'raw', f'{type(e).__name__}: {e}'
     return ('read', '') if found == whole else ('other', f'{found} for {whole}')
@@ -301,17 +415,18 @@ def fuzz(cases, rounds, seed, folder):
         home.mkdir()
         if case.beside: case.beside(home)
         path = home/case.file
-        path.write_bytes(case.content)
+        content = case.content or path.read_bytes()
+        path.write_bytes(content)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             whole = case.read(path)  # the file itself has to be right
         for _ in range(rounds):
-            kind, content = damage(case.content, rng)
-            path.write_bytes(content)
+            kind, damaged = damage(content, rng)
+            path.write_bytes(damaged)
             verdict, text = judge(case, path, whole)
             if verdict == 'other': verdict = 'silent' if kind in ('cut', 'empty', 'other') and binary(case) else 'read'
             counts[verdict] += 1
-            if verdict not in ('read', 'refused'): bad.append((case.name, kind, verdict, text[:300], content))
+            if verdict not in ('read', 'refused'): bad.append((case.name, kind, verdict, text[:300], damaged))
     return counts, bad
 
 

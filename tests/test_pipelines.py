@@ -200,7 +200,7 @@ def test_evaluation_again_gives_the_same_numbers(run, execute):
 def test_evaluation_of_a_split_and_of_foreign_predictions(run, execute, tmp_path):
     here = execute('seg_eval', tuned_on='Phantom_OCT', split='val')['here'].folder
     assert len(list((here/'predictions').glob('*.png'))) == 8 and (here/'val_volumes.csv').exists()
-    shutil.copytree(run/'predictions', tmp_path/'png', ignore=shutil.ignore_patterns('*.jsonl'))
+    shutil.copytree(run/'predictions', tmp_path/'png', ignore=shutil.ignore_patterns('*.journal'))
     space = execute('seg_eval', predictions=str(tmp_path/'png'), dataset='Phantom_OCT')
     assert space['scores'].means == json.loads(text(run/'result.json'))['means']['fine-tuned']
     lost = sorted((tmp_path/'png').iterdir())[0]

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
@@ -28,7 +27,8 @@ from .audit import hash_content
 from .files import IMAGE_SUFFIXES, check_image, image_size
 from .folders import scan_folder
 from .formats import read_mha_header
-from ..storage import hash_value, write_atomic
+from ..sealed import load_sealed, noted, read_noted, save_sealed
+from ..storage import hash_value
 
 # %% ../../nbs/data/94_image_index.ipynb #061a54f4
 _HEAD = 4096  # bytes that are read and hashed
@@ -146,14 +146,8 @@ def _read_journal(
     path:Path # may be missing
 )->_Known:     # path below the root -> facts
     "Read what an earlier run noted of files."
-    known: _Known = {}
-    if not path.exists(): return known
-    with open(path, encoding='utf-8') as f:
-        for line in f:
-            try: name, *facts = json.loads(line)
-            except ValueError: continue
-            if len(facts) == len(_FileFacts._fields): known[name] = _FileFacts(*facts)
-    return known
+    rows = (row for row in read_noted(path) if len(row) == 1 + len(_FileFacts._fields))
+    return {name: _FileFacts(*facts) for name, *facts in rows}
 
 
 def _inspect_files(
@@ -173,7 +167,7 @@ def _inspect_files(
             part = files[start:start + batch]
             pieces = [part[i:i + 64] for i in range(0, len(part), 64)]
             found = [r for rows in pool.map(some, pieces) for r in rows]
-            f.writelines(json.dumps([p, *facts]) + '\n' for p, facts in found)
+            f.writelines(noted([p, *facts]) for p, facts in found)
             f.flush()
             yield from found
 
@@ -265,7 +259,7 @@ def _save_index(
     "Write an index, completely or not at all."
     words = {'form': _form} | {k: json.dumps(getattr(listing, k)) for k in ('faults', 'broken', 'folders')}
     arrays = {k: np.ascontiguousarray(getattr(listing, k)) for k in _arrays}
-    return write_atomic(path, lambda p: save_file(arrays, p, metadata=words))
+    return save_sealed(path, lambda p, more: save_file(arrays, p, more), words)
 
 
 def _open_index(
@@ -273,16 +267,24 @@ def _open_index(
     root:str|Path  # folder of the images
 )->ImageIndex:
     "Read an index; its files are not checked again."
-    try:
-        with safe_open(path, 'np') as f:
-            words, arrays = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, OSError) as e: raise ValueError(f'{path} cannot be read: {e}. Delete it') from e
+    arrays, words = load_sealed(path, 'np')
     if words.get('form') != _form or set(arrays) != set(_arrays):
         raise ValueError(
             f'{path} is not an index of this version ({words.get("form")}); delete it, and it is made again')
     broken = {k: tuple(v) for k, v in json.loads(words['broken']).items()}
     return ImageIndex(Path(root), **arrays, faults=json.loads(words['faults']), broken=broken,
                    folders=json.loads(words.get('folders', '{}')))  # an older listing has none, and is renewed
+
+
+def _open_known(
+    path:Path, # of an index; may be missing
+    root:Path  # folder of the images
+)->ImageIndex|None: # None: it is made again
+    "Read an index that is there and whole."
+    if not path.exists(): return None
+    try: return _open_index(path, root)
+    except (ValueError, KeyError) as e: log.warning('the index of %s is made again: %s', root, e)
+    return None
 
 
 def _find_change(
@@ -331,7 +333,7 @@ def index_images(
     if not root.is_dir(): raise FileNotFoundError(f'no folder {root}')
     if threads < 1: raise ValueError(f'threads is {threads}; it takes 1 or more')
     index = Path(index) if index else runs_dir()/'listings'/f'{root.name}-{hash_value(str(root))[:8]}.safetensors'
-    old = _open_index(index, root) if index.exists() else None
+    old = _open_known(index, root)
     changed = _find_change(old, threads) if old and renew and not refresh else None
     if old and not refresh and not changed: return old
     if changed: log.info('%s has changed: its listing is renewed', changed)

@@ -32,6 +32,7 @@ from .formats import read_content, read_mha
 from .manifest import ClassInfo
 from .masks import read_mask
 from .pixels import check_pixel_count, decode_image
+from ..sealed import noted, read_noted
 from ..storage import hash_file, hash_value
 
 # %% ../../nbs/data/46_opened.ipynb #b58978cf
@@ -190,16 +191,10 @@ def _read_shard(
 )->_Known:
     "Read what is known of some images; a line that a kill has cut is passed over."
     known: _Known = {}
-    if not path.exists(): return known
-    start = json.dumps(name)
-    with open(path, encoding='utf-8') as f:
-        for line in f:
-            if not line.startswith(f'[{start}, '): continue
-            try: _, file, *values = json.loads(line)
-            except ValueError: continue
-            if file not in wanted or len(values) != len(ImageFacts._fields): continue
-            facts = ImageFacts._make(values)
-            known[file] = facts._replace(counts=tuple(facts.counts), thumb=facts.thumb if thumbs else '')
+    for _, file, *values in read_noted(path, f'[{json.dumps(name)}, '):
+        if file not in wanted or len(values) != len(ImageFacts._fields): continue
+        facts = ImageFacts._make(values)
+        known[file] = facts._replace(counts=tuple(facts.counts), thumb=facts.thumb if thumbs else '')
     return known
 
 
@@ -218,7 +213,7 @@ def _keep(
     now, parts = time.time_ns(), dict[Path, list[str]]()
     for path, facts in found.items():
         if facts.size >= 0 and facts.mtime < now - _FRESH:
-            parts.setdefault(_shard(path), []).append(json.dumps([name, path, *facts]) + '\n')
+            parts.setdefault(_shard(path), []).append(noted([name, path, *facts]))
     try:
         for file, lines in parts.items():
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from .audit import hash_content
 from .faults import Fault
 from .files import ARRAY_SUFFIXES, as_plane, image_size
 from .paired import CLASS_COUNTS, FilePairs, Pairs, first_of_many, folder_pairs, hash_pixels, table_pairs
-from ..storage import read_json, read_text, write_atomic, write_json
+from ..storage import hash_value, read_json, read_text, write_atomic, write_json
 
 # %% ../../nbs/data/93_packed.ipynb #eac1c57f
 _FORMAT, _VERSION = 'mirage_nb.packed', 1
@@ -202,6 +202,24 @@ def is_partly_packed(
     return (path/'plan.json').is_file() or part.is_dir() and not path.exists()
 
 # %% ../../nbs/data/93_packed.ipynb #39367d95
+def _save_plan(
+    path:Path,             # plan.json or packed.json
+    plan:Mapping[str, Any] # plain values
+)->Path:
+    "Write a plan together with its hash."
+    return write_json(path, {**plan, 'sha256': hash_value({k: v for k, v in plan.items() if k != 'sha256'})})
+
+
+def _check_plan(
+    plan:Mapping[str, Any], # as it was read; one of an earlier version has no hash
+    path:Path               # that it was read from
+)->None:
+    "Refuse a plan that is not what was written."
+    if 'sha256' in plan and plan['sha256'] != hash_value({k: v for k, v in plan.items() if k != 'sha256'}):
+        raise ValueError(f'{path} is damaged: it is not what was written. Copy it again, or delete {path.parent.name} '
+                         'and pack again')
+
+
 def _read_done(
     part:Path # that is being filled
 )->int:       # samples that are there
@@ -222,6 +240,7 @@ def _resume_packing(
 )->tuple[dict[str, Any], int]: # the plan, samples that are there
     "Resume a conversion that was interrupted; files that are not packed yet may have been repaired."
     plan = read_json(part/'plan.json') if (part/'plan.json').is_file() else {}
+    _check_plan(plan, part/'plan.json')
     if plan.get('asked') != _conversion_hash(pairs, size):
         raise FileExistsError(f'{part} is the start of another conversion. Delete it, or choose another OUT')
     done, before = _read_done(part), np.fromfile(part/'states.bin', np.int64)
@@ -239,7 +258,7 @@ def _resume_packing(
         if done and v['size'] != old[k]['size']: raise FileExistsError(
             f'{part} packs {k} at {old[k]["size"]}, and {v["size"]} is the most common size now that files have '
             'changed. Delete it, choose another OUT, or ask for a size')
-    write_json(part/'plan.json', plan := plan | new)
+    _save_plan(part/'plan.json', plan := plan | new)
     write_atomic(part/'states.bin', states.tofile)
     return plan, done
 
@@ -291,8 +310,8 @@ def _begin_packing(
     (part/'ids.txt').write_text(''.join(f'{k}\n' for k in pairs.ids), encoding='utf-8')
     states.tofile(part/'states.bin')
     write_json(part/'done.json', 0)
-    write_json(part/'plan.json', plan)
-    return part, plan, 0
+    _save_plan(part/'plan.json', plan)
+    return part, read_json(part/'plan.json'), 0
 
 # %% ../../nbs/data/93_packed.ipynb #695a7561
 def pack(
@@ -305,15 +324,17 @@ def pack(
     "Pack a dataset into one file for each modality; an interrupted conversion is resumed, a finished one stays."
     out = Path(out).expanduser().resolve()
     states = _file_states(pairs)
-    if is_packed(out) and read_json(out/'packed.json').get('stamp') == _conversion_hash(pairs, size, states): return out
+    stamp = read_json(out/'packed.json', ['stamp'])['stamp'] if is_packed(out) else ''
+    if stamp and stamp == _conversion_hash(pairs, size, states): return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f'{out} exists and is not this dataset, packed. Delete it, or choose another OUT')
     part, plan, done = _begin_packing(pairs, out, size, states, quiet)
     _write_rows(pairs, plan, part, done, lambda k: write_json(part/'done.json', k), every, quiet)
     for k, v in plan['modalities'].items():
         if v['resized']: log.warning('%s: %d of %d resized to %d x %d', k, v['resized'], len(pairs.ids), *v['size'])
-    about = {k: v for k, v in plan.items() if k != 'asked'} | {'stamp': _conversion_hash(pairs, size, states)}
-    write_json(part/'packed.json', about)
+    about = {k: v for k, v in plan.items() if k not in ('asked', 'sha256')}
+    about |= {'stamp': _conversion_hash(pairs, size, states), 'ids': hash_value(list(pairs.ids))}
+    _save_plan(part/'packed.json', about)
     for name in ('plan.json', 'done.json', 'states.bin'): (part/name).unlink()
     if out.exists(): out.rmdir()
     os.rename(part, out)
@@ -394,6 +415,7 @@ def _read_plan(
     if plan['version'] != _VERSION: raise ValueError(
         f'{folder} is a packed dataset of version {plan["version"]}, and this kit reads version {_VERSION}; pack it '
         'again')
+    _check_plan(plan, folder/'packed.json')
     return plan
 
 
@@ -426,6 +448,8 @@ def _open_packed(
     ids = read_text(folder/'ids.txt').split('\n')[:-1]
     if len(ids) != n:
         raise ValueError(f'{folder/"ids.txt"} names {len(ids)} samples, packed.json says {n}; pack the set again')
+    if plan.get('ids') not in (None, hash_value(ids)): raise ValueError(
+        f'{folder/"ids.txt"} is damaged: its names are not those that were packed. Copy it again, or pack again')
     arrays = {k: _map_rows(folder/f'{k}.npy', (n, *kinds[k]['size']), 'uint8') for k in names}
     digests = _map_rows(folder/'digests.npy', (n, len(kinds)), 'uint64')[:, [list(kinds).index(k) for k in names]]
     return _PackedPairs(folder, ids, {k: kinds[k]['classes'] for k in names if kinds[k]['classes']}, arrays, digests)

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..data.segmentation import collate
-from ..storage import read_json, write_atomic, write_json
+from ..sealed import load_sealed, save_sealed
+from ..storage import read_json, write_json
 from ..train.probes import RegressionOptions, logistic_probe, weighted_knn
 
 # %% ../../nbs/eval/40_pretraining.ipynb #6a20f006
@@ -94,7 +95,7 @@ def save_snapshot(
     "Save images and numbers of an epoch."
     at = folder/'snapshots'/f'epoch-{epoch:05d}'
     kept = {k: v.detach().cpu().contiguous() for k, v in images.items()}
-    write_atomic(at.with_suffix('.safetensors'), lambda p: save_file(kept, p))
+    save_sealed(at.with_suffix('.safetensors'), lambda p, words: save_file(kept, p, words))
     write_json(at.with_suffix('.json'), {'epoch': epoch, **numbers})
 
 
@@ -113,7 +114,7 @@ def read_snapshot_images(
     files = sorted((folder/'snapshots').glob('epoch-*.safetensors'))
     if not files: raise FileNotFoundError(f'{folder} holds no snapshots: its training has not begun')
     picks = np.unique(np.linspace(0, len(files) - 1, min(most, len(files))).round().astype(int))
-    return {int(files[i].stem.removeprefix('epoch-')): load_file(files[i]) for i in picks}
+    return {int(files[i].stem.removeprefix('epoch-')): load_sealed(files[i])[0] for i in picks}
 
 
 def as_bytes(

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -31,8 +31,9 @@ from .forms import name_form
 from .limits import build_described, check_archive, check_claims
 from .positions import resize_positions, resize_row, split_positions
 from .tensors import infer_architecture, is_follower, rename_tensors, strip_prefix
+from ..sealed import check_sealed, save_sealed
 from ..sources.weights import check_content
-from ..storage import hash_file, write_atomic
+from ..storage import hash_file
 
 # %% ../../nbs/models/70_checkpoints.ipynb #510e59ea
 def _empty_array(
@@ -208,7 +209,7 @@ def read_checkpoint(
     "Read a checkpoint; no code in the file can run."
     path = Path(path).expanduser()
     if not check_content(path).is_file(): raise FileNotFoundError(f'no checkpoint {path}')
-    check_archive(path)
+    check_archive(check_sealed(path))
     tensors, content = {}, None
     try:
         if _is_safetensors(path):
@@ -433,10 +434,8 @@ def _save_tensors(
     seen:dict[int, str] = {}
     once = {k: v for k, v in state.items() if seen.setdefault(v.data_ptr(), k) == k}
     tensors = {k: v.detach().cpu().contiguous() for k, v in once.items()}
-    def write(p:Path)->None:
-        try: save_file(tensors, p, {'about': json.dumps(dict(about), default=str)})
-        except SafetensorError as e: raise OSError(e) from e  # a full disk, say
-    return write_atomic(path, write)
+    words = {'about': json.dumps(dict(about), default=str)}
+    return save_sealed(path, lambda p, more: save_file(tensors, p, more), words)
 
 
 def save_weights(

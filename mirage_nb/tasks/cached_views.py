@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..core import log
 from ..data.segmentation import SegDataset, collate
 from ..models.segmentation import SegModel
 from ..randomness import sample_key
+from ..sealed import file_checksum
 from ..storage import write_atomic
 from ..train.devices import make_accelerator
 
@@ -62,6 +64,16 @@ class _ViewFile:
         flat = torch.from_file(str(path), shared=True, size=size, dtype=self.kind).view(self.k, self.n, -1)
         return [part.unflatten(2, s) for part, s in zip(flat.split(self.sizes, 2), self.shapes, strict=True)]
 
+    def seal(self, path:Path)->None:
+        "Write the checksum of the tokens behind them."
+        with open(path, 'ab') as f: f.write(f'{file_checksum(path, most=self.nbytes):08x}'.encode())
+
+    def is_whole(self, path:Path)->bool:
+        "Tell whether a file is what was written."
+        if not path.is_file() or path.stat().st_size != self.nbytes + 8: return False
+        with open(path, 'rb') as f: f.seek(self.nbytes); end = f.read(8)
+        return end == f'{file_checksum(path, most=self.nbytes):08x}'.encode()
+
     def reserve(self, path:Path)->None:
         "Reserve the space of a file: else a full disk kills the process without a message."
         if not hasattr(os, 'posix_fallocate'): return
@@ -85,6 +97,7 @@ def _encode_views(
                 for m, one in zip(maps, encode(batch['bscan']), strict=True):
                     m[v, start:start + len(batch['id'])] = one.to('cpu', layout.kind)
                 bar.update(len(batch['id']))
+    layout.seal(path)
 
 
 def cache_views(
@@ -95,7 +108,7 @@ def cache_views(
     folder:Path,           # receives views.bin
     batch_size:int=8
 )->_CachedViews:
-    "Encode k views of every image once; a file that exists already is used."
+    "Encode k views of every image once; a file that is there and whole is used."
     kind = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}[precision]
     accelerator, file = make_accelerator(precision), folder/'views.bin'
     model = model.to(accelerator.device).eval()
@@ -107,7 +120,8 @@ def cache_views(
 
     shapes = tuple(m.shape[1:] for m in encode(data[0, 0]['bscan'][None]))
     layout = _ViewFile(shapes, k, len(data), kind)
-    if accelerator.is_main_process and not file.exists():
+    if accelerator.is_main_process and not layout.is_whole(file):
+        if file.exists(): log.warning('%s is damaged, or of other options; its views are encoded again', file)
         write_atomic(file, lambda path: _encode_views(path, layout, encode, data, batch_size))
     accelerator.wait_for_everyone()
     return _CachedViews(data, layout.open(file), masks)

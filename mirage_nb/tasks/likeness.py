@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -23,7 +22,7 @@ from ..core import log
 from ..eval.unlike import Neighbours
 from ..recipes.classification import ClsRecipe
 from ..recipes.segmentation import SegRecipe
-from ..storage import write_atomic
+from ..sealed import load_sealed, save_sealed
 from .classification import ClassificationTask
 from .ensemble import Ensemble, Member
 from .segmentation import SegmentationTask
@@ -88,9 +87,8 @@ def find_neighbours(
     "Read the features of training images that are kept, or make and keep them."
     file = member.run.folder/'features'/f'{member.sha256[:16]}-{most}.safetensors'
     if file.exists():
-        with safe_open(file, 'pt') as f:
-            shapes = [(int(h), int(w)) for h, w in json.loads(f.metadata()['shapes'])]
-            return Neighbours(f.get_tensor('train'), f.get_tensor('held_out'), shapes)
+        try: return _read_kept(file)
+        except (ValueError, KeyError, TypeError) as e: log.warning('%s is made again: %s', file, e)
     try: made = _make_neighbours(member, most)
     except (OSError, ValueError, KeyError, TypeError) as e: return ' '.join(str(e.args[0] if e.args else e).split())
     try: _keep(made, file)
@@ -104,4 +102,13 @@ def _keep(
 )->None:
     "Write features of training images."
     tensors = {'train': made.train.contiguous(), 'held_out': made.held_out.contiguous()}
-    write_atomic(file, lambda p: save_file(tensors, p, {'shapes': json.dumps(list(made.shapes))}))
+    words = {'shapes': json.dumps(list(made.shapes))}
+    save_sealed(file, lambda p, more: save_file(tensors, p, more), words)
+
+
+def _read_kept(
+    file:Path # of `_keep`
+)->Neighbours:
+    "Read features of training images."
+    found, words = load_sealed(file)
+    return Neighbours(found['train'], found['held_out'], [(int(h), int(w)) for h, w in json.loads(words['shapes'])])

@@ -6,7 +6,6 @@
 __all__ = ['sum_up', 'tuned_stage', 'plan_prediction', 'images_label', 'predict']
 
 # %% ../../nbs/tasks/75_predict.ipynb #8e9a4bcc
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,11 +34,11 @@ from mirage_nb.eval.prediction_summary import (
     summary_lines,
 )
 from ..eval.seeds import each_seed
-from ..eval.segmentation.predict import read_json_lines
 from ..eval.unlike import Neighbours
 from ..figures.prediction import write_overlay
 from ..recipes.prediction import Predict
 from ..records import Run, dataset_name, finished_runs
+from ..sealed import noted, read_noted
 from ..spreadsheets import save_table
 from ..storage import absolute_path, hash_value, read_json, write_atomic
 from .ensemble import Ensemble, ImagePrediction
@@ -140,7 +139,7 @@ class _Inputs:
     def _done(self, folder:Path)->dict[str, dict[str, Any]]:
         "Read the rows of images that are predicted already."
         keys = {k: self._key(h) for k, h in zip(self.table.id, self.table.sha256, strict=True)}
-        rows = {r['id']: r for r in read_json_lines(folder/'rows.jsonl') if r['key'] == keys.get(r['id'])}
+        rows = {r['id']: r for r in read_noted(folder/'rows.journal') if r['key'] == keys.get(r['id'])}
         return {k: r for k, r in rows.items() if all((folder/r[f]).exists() for f in _FILES if f in r)}
 
     @property
@@ -169,7 +168,7 @@ class _Prediction(_Inputs):
         writer = _Writer(folder, self.ensemble, self.settings, self.neighbours)
         data: Any = self.ensemble.samples(good)
         loader: Any = DataLoader(data, batch_sampler=todo, collate_fn=list)  # type: ignore[arg-type]
-        with open(folder/'rows.jsonl', 'a') as out, tqdm(
+        with open(folder/'rows.journal', 'a') as out, tqdm(
                 total=sum(map(len, todo)), desc='predicting', unit='image', delay=3) as bar:
             if out.tell(): out.write('\n')  # the last line may be half written
             for samples in loader:
@@ -177,7 +176,7 @@ class _Prediction(_Inputs):
                 found = [writer.row(p, files[p.id]) for p in (self.ensemble.predict(whole) if whole else [])]
                 for row in [*found, *({'id': s['id'], 'fault': s['fault']} for s in samples if 'fault' in s)]:
                     done[row['id']] = row | {'key': self._key(hashes[row['id']])}
-                    out.write(json.dumps(done[row['id']]) + '\n'); out.flush()
+                    out.write(noted(done[row['id']])); out.flush()
                 bar.update(len(samples))
 
     def _save(self, folder:Path, done:dict[str, dict[str, Any]])->pd.DataFrame:

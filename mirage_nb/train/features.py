@@ -6,27 +6,23 @@
 __all__ = ['FeatureStore', 'fill_store', 'CachedFeatures']
 
 # %% ../../nbs/train/80_features.ipynb #03d66d12
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..core import log
 from ..randomness import sample_key
-from ..storage import hash_value, write_atomic
+from ..sealed import load_sealed, save_sealed
+from ..storage import hash_value
 
 # %% ../../nbs/train/80_features.ipynb #78a8dc30
 _BLOCK = 512  # images in a file
-
-
-def _check_sum(x:Tensor)->str: return f'{zlib.crc32(x.contiguous().view(-1).view(torch.uint8).numpy().tobytes()):08x}'
 
 
 def _read_features(
@@ -34,12 +30,10 @@ def _read_features(
 )->dict[str, Tensor]:  # by key
     "Read one file of features; the names of the images are in its metadata. A damaged one is deleted, and made again."
     try:
-        with safe_open(path, 'pt') as f:
-            about, found = f.metadata(), f.get_tensor('features')
-        if about['crc32'] == _check_sum(found): return dict(zip(about['keys'].split(' '), found, strict=True))
-    except (SafetensorError, TypeError, KeyError, ValueError, OSError) as e:
-        log.warning('%s cannot be read: %s', path, e)
-    log.warning('%s is damaged, or of another version; it is deleted, and its images are encoded again', path)
+        arrays, words = load_sealed(path)
+        return dict(zip(words['keys'].split(' '), arrays['features'], strict=True))
+    except (KeyError, ValueError, OSError) as e:
+        log.warning('%s is deleted, and its images are encoded again: %s', path, e)
     path.unlink(missing_ok=True)
     return {}
 
@@ -71,9 +65,8 @@ class FeatureStore:
         "Keep features, in memory and on disk."
         found = features.detach().cpu().contiguous()
         name = hash_value(list(keys))[:16]
-        about = {'keys': ' '.join(keys), 'crc32': _check_sum(found)}
         path = self.folder/f'{name}.safetensors'
-        self.known.add(write_atomic(path, lambda p: save_file({'features': found}, p, about)))
+        self.known.add(save_sealed(path, lambda p, w: save_file({'features': found}, p, w), {'keys': ' '.join(keys)}))
         self.rows.update(zip(keys, found, strict=True))
 
     def get(self, keys:Sequence[str])->Tensor:

@@ -222,7 +222,7 @@ def test_what_is_predicted_is_not_predicted_again(tuned, home, images, monkeypat
     with monkeypatch.context() as m:
         m.setattr(Ensemble, 'predict', stop)
         with pytest.raises(KeyboardInterrupt): predict(tuned/'seg0', images, home/'part', batch_size=1)
-    with open(home/'part'/'rows.jsonl', 'a') as f: f.write('{"id": "a", "ro')  # it was writing
+    with open(home/'part'/'rows.journal', 'a') as f: f.write('{"id": "a", "ro')  # it was writing
     assert len(read) == 2 and not (home/'part'/'predictions.csv').exists()
     read.clear()
     again = predict(tuned/'seg0', images, home/'part', batch_size=1)

@@ -29,6 +29,7 @@ from ...data.segmentation import SegDataset, collate
 from ...models.checkpoints import Checkpoint
 from ...models.segmentation import SegModel, load_seg_model
 from ...models.zoo import encoder_record
+from ...sealed import noted, read_noted
 from ...train.devices import make_accelerator
 from ...train.losses import SegLoss
 
@@ -47,14 +48,14 @@ def _predict_masks(
     model:SegModel,               # in any mode; evaluated
     data:SegDataset,              # without augmentation
     classes:Sequence[ClassInfo],  # of the model's output, with the grey values to write
-    folder:Path,                  # receives ID.png and rows.jsonl
+    folder:Path,                  # receives ID.png and rows.journal
     accelerator:Accelerator,      # device and precision
     batch_size:int=4
 )->pd.DataFrame:                  # one row per image: id, file, rows, cols, confidence, and the share of each class
     "Predict every image of a dataset; predictions that exist are kept."
     folder.mkdir(parents=True, exist_ok=True)
-    record = folder/'rows.jsonl'
-    done = {r['id']: r for r in read_json_lines(record) if (folder/r['file']).exists()}
+    record = folder/'rows.journal'
+    done = {r['id']: r for r in read_noted(record) if (folder/r['file']).exists()}
     n = len(data)
     batches = [range(i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
     todo = [b for b in batches if any(data.ids[i] not in done for i in b)]  # whole: neighbours may touch a last digit
@@ -70,21 +71,21 @@ def _predict_masks(
                 share = np.bincount(index.ravel(), minlength=len(classes))/index.size
                 row = {'id': k, 'file': f'{k}.png', 'rows': size[0], 'cols': size[1], 'confidence': round(sure, 4),
                        **{c.label: round(float(share[c.index]), 6) for c in classes}}
-                out.write(json.dumps(row) + '\n'); out.flush()
+                out.write(noted(row)); out.flush()
                 done[k] = row
                 bar.update()
     return pd.DataFrame([done[k] for k in data.ids])
 
 
 def read_json_lines(
-    path:Path # a JSON value a line; the last may be half written
-)->list[Any]:
+    path:Path # a JSON table a line; the last may be half written
+)->list[dict[str, Any]]:
     "Read the whole lines of a JSON-lines file; none if there is no file."
     values = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding='utf-8', errors='replace').splitlines() if path.exists() else []:
         try: values.append(json.loads(line))
-        except ValueError: continue
-    return values
+        except (ValueError, RecursionError): continue
+    return [v for v in values if isinstance(v, dict)]
 
 # %% ../../../nbs/eval/segmentation/50_predict.ipynb #20a4eaf3
 def mask_rows(

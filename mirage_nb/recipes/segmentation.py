@@ -42,7 +42,7 @@ class SegRecipe(FineTuningRecipe):
 SEG_RECIPES = name_recipes(
     SegRecipe(),
     SegRecipe(recipe='seg_small', model='mirage_tiny', weights='mirage_tiny', size=256, epochs=24, batch_size=4,
-              lr=3e-3, loss='CEDice', layer_decay=1., drop_path=0., baselines=True))
+              lr=3e-3, loss='CEDice', drop_path=0., baselines=True))
 
 
 def seg_recipe(

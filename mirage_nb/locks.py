@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from .core import log
+from .disks import make_folder, write_fault
 
 # %% ../nbs/04_locks.ipynb #7e51c3c1
 _PATIENCE = 5.                # seconds to wait for a lock
@@ -23,7 +24,8 @@ _PATIENCE = 5.                # seconds to wait for a lock
 
 def _lock(
     file:IO[str],  # open for reading and writing, until the lock is not needed any more
-    folder:Path    # of the run, named in an error
+    folder:Path,   # of the run, named in an error
+    more:str=''    # words about this process
 )->None:
     "Lock a file for this process, or raise an error that names the process that has it."
     if sys.platform == 'win32': return
@@ -42,19 +44,22 @@ def _lock(
             return log.warning('%s is on a disk without locks (%s): only one command may train there', folder, e)
         else: break
     file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    file.write(f"process {os.getpid()} on {socket.gethostname()}{more and f' ({more})'}")
     file.flush()
 
 
 @contextmanager
 def hold_folder(
     folder:Path, # of the run
-    what:str     # 'command': of who starts a training; 'training': of who writes its files; 'cell': of a sweep
+    what:str,    # 'command': of who starts a training; 'training': of who writes its files; 'cell': of a sweep
+    more:str=''  # words about this process, for those that are kept out
 )->Iterator[None]:
     "Keep a second training out of a run's folder."
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder/f'.{what}.lock', 'a+') as file:
-        _lock(file, folder)
+    place = make_folder(folder)/f'.{what}.lock'
+    try: file = open(place, 'a+')
+    except OSError as e: raise OSError(write_fault(e, place)) from e
+    with file:
+        _lock(file, folder, more)
         yield
 
 # %% ../nbs/04_locks.ipynb #7e51c3c3

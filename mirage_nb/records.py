@@ -61,15 +61,33 @@ def dataset_name(
     return absolute_path(path).parent.name if path.stem == 'manifest' else path.stem
 
 # %% ../nbs/10_records.ipynb #648dc750
-_held: dict[Path, ExitStack] = {}  # folders of runs that this process computes, until it ends
+_held: dict[Path, ExitStack] = {}  # folders of runs that this process computes
 
 
 def _hold(folder:Path)->None:
-    "Keep the same command, started twice, out of the folder of a run, until this process ends."
-    if not os.environ.get(HANDOFF) or folder in _held: return
+    "Keep who starts the same run out of its folder; another run that a notebook has begun is let go."
+    if folder in _held: return
+    by_hand = not os.environ.get(HANDOFF)
+    if by_hand: _release()
     stack = ExitStack()
-    stack.enter_context(hold_folder(folder, 'run'))
+    stack.enter_context(hold_folder(folder, 'run', 'a notebook: shut its kernel down'*by_hand))
     _held[folder] = stack
+    shell = sys.modules['IPython'].get_ipython() if by_hand and 'IPython' in sys.modules else None
+    if shell and _release_failed not in shell.events.callbacks['post_run_cell']:
+        shell.events.register('post_run_cell', _release_failed)
+
+
+def _release()->None:
+    "Let others into the folders that this process holds."
+    for stack in _held.values(): stack.close()
+    _held.clear()
+
+
+def _release_failed(
+    result:Any # of a cell, from IPython
+)->None:
+    "Let others into the folder of a run whose notebook has failed or was interrupted."
+    if not result.success: _release()
 
 # %% ../nbs/10_records.ipynb #ccbe6c04
 @dataclass(frozen=True)
@@ -137,7 +155,9 @@ def finish_run(
     "Write the result of a run; after that it counts as finished."
     if (run.folder/'result.json').exists(): return run.folder/'result.json'
     facts = {'finished': time.strftime('%Y-%m-%d %H:%M:%S'), 'device': _device_name(), 'peak_memory_gb': _peak_memory()}
-    return write_json(run.folder/'result.json', facts | dict(result))
+    file = write_json(run.folder/'result.json', facts | dict(result))
+    if not os.environ.get(HANDOFF): _release()
+    return file
 
 
 def _minutes(

@@ -16,6 +16,7 @@ import re
 import shlex
 import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -30,6 +31,7 @@ from .commands.help import describe_commands, describe_notebook
 from .commands.notices import notices, show_in_words
 from .commands.shortcut import describe_result, remember_run, remembered_run, run_key
 from .core import counted, runs_dir
+from .disks import explain_disk_error, make_folder
 from .leftovers import HOST, remove_leftovers
 from .locks import hold_folder
 from .recipes.base import SEEDS_LEFT, FineTuningRecipe, describe_weights
@@ -119,6 +121,20 @@ def tuned_run(
     if dataset != 'Phantom_OCT': raise FileNotFoundError(explain_no_run(stage, dataset))
     return _choose_run(run_notebook(stage, _SHORT[stage], quiet=True), 'a short one, made as there was none')
 
+# %% ../nbs/20_runs.ipynb #f78edfb8
+@contextmanager
+def _writable_home()->Iterator[None]:
+    "Give the libraries of a kernel a folder that is removed afterwards, where the user's home cannot be written."
+    names = [k for k in ('IPYTHONDIR', 'MPLCONFIGDIR') if k not in os.environ]
+    if os.access(os.path.expanduser('~'), os.W_OK) or not names:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix='mirage_nb-', ignore_cleanup_errors=True) as folder:
+        os.environ.update(dict.fromkeys(names, folder))
+        try: yield
+        finally:
+            for k in names: del os.environ[k]
+
 # %% ../nbs/20_runs.ipynb #38b09777
 class RunFailed(RuntimeError):
     "A notebook that did not come to its end; the message says what happened and where the report is."
@@ -131,6 +147,7 @@ class RunFailed(RuntimeError):
 
 
 _KERNEL = ['--IPKernelApp.log_level=50',  # at its end a kernel reports an interrupt as an error
+          '--HistoryManager.hist_file=:memory:',  # nobody types here, and a home may be full or read-only
           '--IPKernelApp.exec_lines=from mirage_nb.commands.notices import show_in_words as _; _(); del _']
 
 
@@ -141,48 +158,50 @@ _DEAD = ('its kernel, the process that computes, died. Most often the memory was
 
 def _execute(
     notebook:Path,               # to run
-    out:Path,                    # receives the executed copy
+    handoff:Path,                # file that receives the run's folder, which the kernel writes
     parameters:Mapping[str, Any],
-    console:Any                  # `Console` that shows what the notebook does
+    console:Any                  # `Console` that shows what the notebook does, and receives the executed copy
 )->str:                          # what happened; '' if nothing did
-    "Run a notebook in a kernel of its own; the kernel writes the run's folder into a file beside the copy."
+    "Run a notebook in a kernel of its own; no copy is written before its end, so that a full disk spoils none."
     from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
 
     from mirage_nb.commands.progress import ENGINE
-    before, os.environ[HANDOFF] = os.environ.get(HANDOFF), str(out.with_suffix('.json'))
-    try: execute_notebook(notebook, out, dict(parameters), engine_name=ENGINE, console=console, kernel_name='python3',
-                          progress_bar=False, stderr_file=console,  # the bars of training and prediction
-                          extra_arguments=_KERNEL)
+    before, os.environ[HANDOFF] = os.environ.get(HANDOFF), str(handoff)
+    try:
+        with _writable_home(): execute_notebook(
+            notebook, None, dict(parameters), engine_name=ENGINE, console=console, kernel_name='python3',
+            progress_bar=False, stderr_file=console,  # the bars of training and prediction
+            extra_arguments=_KERNEL)
     except PapermillExecutionError as e: return f'{e.ename}: {e.evalue}'
     except DeadKernelError: return _DEAD
-    except Exception as e: return f'{type(e).__name__}: {e}'
+    except Exception as e: return explain_disk_error(e) or f'{type(e).__name__}: {e}'
     finally:
         if before is None: del os.environ[HANDOFF]
         else: os.environ[HANDOFF] = before
     return ''
 
-
+# %% ../nbs/20_runs.ipynb #9aaf5c19
 def _file_report(
     notebook:Path, # that was run
-    out:Path,      # executed copy, perhaps not to its end
+    executed:Any,  # its copy, perhaps not to its end; None: it did not begin
     handoff:Path,  # says the run's folder, if it came so far
     error:str      # of the cell that failed; '' if none did
 )->Path:           # the run's folder
-    "Move a report to its run's folder; raise RunFailed if the run has no result."
-    folder = Path(read_json(handoff)['folder']) if handoff.exists() else runs_dir()/'failed'/out.name.partition('.')[0]
-    folder.mkdir(parents=True, exist_ok=True)
+    "Write a report to its run's folder; raise RunFailed if the run has no result."
+    known = handoff.exists()
+    folder = Path(read_json(handoff)['folder']) if known else runs_dir()/'failed'/handoff.name.partition('.')[0]
     handoff.unlink(missing_ok=True)
-    name = 'report' if not error else 'failed_report'
-    report = folder/f'{name}.ipynb'
+    report = folder/f"{'failed_report' if error else 'report'}.ipynb"
     if not error:
         for old in folder.glob('failed_report.*'): old.unlink()
-    if out.exists():
-        os.replace(out, report)
-        _write_html(report, error)
+    try: place = _write_copy(executed, report, error) if executed else 'none: no kernel started'
+    except OSError as e:
+        if not error: raise RunFailed(f'{notebook.name} is computed, but has no report: {e}', folder) from e
+        place = 'none, it cannot be written either' if 'cannot write' in error else f'none: {e}'
     if error or not (folder/'result.json').exists():
         what = error or 'it ended without a result'
-        raise RunFailed(f'{notebook.name} failed: {what}\nReport: {report.with_suffix(".html")}', folder)
+        raise RunFailed(f'{notebook.name} failed: {what}\nReport: {place}', folder)
     return folder
 
 # %% ../nbs/20_runs.ipynb #20a00011
@@ -226,15 +245,14 @@ def run_notebook(
     console.say(f'Checking the settings of {path.name}')
     with redirect_stderr(io.StringIO()) if quiet else nullcontext(): check_parameters(stage, values)  # draws phantoms
     desk = desk or runs_dir()/'.running'
-    desk.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(desk, '*.*-*.*', days=60)  # some change only when their run starts and ends
-    out = desk/f'{path.stem}-{uuid.uuid4().hex[:8]}.{HOST}-{os.getpid()}.ipynb'
+    remove_leftovers(make_folder(desk), '*.*-*.*', days=60)  # some change only when their run starts and ends
+    handoff = desk/f'{path.stem}-{uuid.uuid4().hex[:8]}.{HOST}-{os.getpid()}.json'
     console.say('Starting a kernel')
-    try: error = _execute(path, out, parameters or {}, console)
+    try: error = _execute(path, handoff, parameters or {}, console)
     except KeyboardInterrupt:
-        for left in (out, out.with_suffix('.json')): left.unlink(missing_ok=True)
+        handoff.unlink(missing_ok=True)
         raise
-    folder = _file_report(path, out, out.with_suffix('.json'), error)
+    folder = _file_report(path, console.notebook, handoff, error)
     key = key or run_key(stage, values)  # phantoms were drawn by the run
     if key and key == run_key(stage, values): remember_run(key, folder)
     return folder
@@ -314,15 +332,17 @@ def _several_gpus(
     return torch.cuda.device_count() > 1
 
 # %% ../nbs/20_runs.ipynb #19d39f1f
-def _write_html(
-    notebook:Path, # executed
-    error:str=''   # what failed; '': nothing
-)->Path:           # .html beside it
-    "Write the report page of an executed notebook."
+def _write_copy(
+    executed:Any, # notebook
+    report:Path,  # .ipynb
+    error:str     # what failed; '': nothing
+)->Path:          # of the page beside it
+    "Write an executed notebook and its report page."
     import nbformat
 
     from mirage_nb.report.page import write_page
-    return write_page(nbformat.read(notebook, 4), notebook.with_suffix('.html'), error)
+    write_atomic(report, lambda p: nbformat.write(executed, p))
+    return write_page(executed, report.with_suffix('.html'), error)
 
 # %% ../nbs/20_runs.ipynb #e1404aef
 class _Shown(str):
@@ -354,9 +374,9 @@ def write_report(
 
 
 if 'IPython' in sys.modules:
-    from mirage_nb.commands.interrupts import shorten_interrupts
+    from mirage_nb.commands.interrupts import shorten_errors
     from mirage_nb.report.live import keep_displays
-    shorten_interrupts()
+    shorten_errors()
     keep_displays()  # a live kernel forgets what cells display, unless it is asked early
     if HANDOFF not in os.environ:
         from mirage_nb.commands.lab import dress_kernel
@@ -452,6 +472,7 @@ def _noting(
         said = str(e.args[0] if isinstance(e, KeyError) else e) or type(e).__name__
         if isinstance(e, RunFailed): outcome['folder'] = str(e.folder)
         what = re.fullmatch(r'\S+ failed: (.*)\nReport: .*', said, re.S)  # of a notebook
+        said = explain_disk_error(e) or said
         write_json(file, outcome | {'error': what[1] if what else said})
         raise
     else: write_json(file, outcome)
@@ -543,7 +564,7 @@ def main(
     try:
         with heed_requests(): return _obey(given, quiet='--quiet' in words)
     except (RunFailed, OSError, TypeError, ValueError, KeyError) as e:
-        said = str(e.args[0] if isinstance(e, KeyError) else e)
+        said = explain_disk_error(e) or str(e.args[0] if isinstance(e, KeyError) else e)
         sys.stderr.write(f'{said}\n{_hint(given, said)}')
         return 1
     except KeyboardInterrupt as e:

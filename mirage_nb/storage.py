@@ -12,14 +12,19 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tomllib
 import unicodedata
 import warnings
 import zlib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from .disks import write_fault
 from .leftovers import HOST, remove_leftovers
 
 # %% ../nbs/03_storage.ipynb #73e41858
@@ -44,11 +49,26 @@ def write_atomic(
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         tmp.chmod(mode)
         os.replace(tmp, path)
-    except (OSError, RuntimeError) as e:  # torch.save reports a full disk as a RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as e:  # torch.save reports a full disk as a RuntimeError
+        raise OSError(_clear_half(e, path, tmp)) from e
+    except BaseException:
         tmp.unlink(missing_ok=True)
-        before = 'the earlier file is kept' if path.exists() else 'nothing is left there'
-        raise OSError(f'cannot write {path}: {e}; {before}. Free space or choose another folder by MIRAGE_RUNS') from e
+        raise
     return path
+
+
+def _clear_half(
+    error:Exception, # of what writes
+    path:Path,       # file that was to be written
+    tmp:Path         # its temporary file
+)->str:              # what went wrong
+    "Remove a file that is half written, and say what went wrong."
+    size, free = 0, None
+    with suppress(OSError): free = shutil.disk_usage(tmp).free
+    with suppress(OSError): size = tmp.stat().st_size
+    with suppress(OSError): tmp.unlink()
+    before = 'the earlier file is kept' if os.path.exists(path) else 'nothing is left there'
+    return write_fault(error, path, before, size, free)
 
 # %% ../nbs/03_storage.ipynb #c95bd812
 _MARKS = {codecs.BOM_UTF8: 'utf-8-sig', codecs.BOM_UTF32_LE: 'utf-32', codecs.BOM_UTF32_BE: 'utf-32',

@@ -160,12 +160,12 @@ def test_a_misspelt_name_is_found_in_both_cells(kernel):
 def small_notebook(tmp_path):
     "Runs one cell in a kernel as the runner does: the text of its output, or what happened"
     def run(source):
-        path, out = tmp_path/'30_small.ipynb', tmp_path/'out.ipynb'
+        path, console = tmp_path/'30_small.ipynb', Console(None)
         cell = nbformat.v4.new_code_cell(source)
         nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={'kernelspec': {
             'name': 'python3', 'language': 'python', 'display_name': 'Python 3'}}), path)
-        error = _execute(path, out, {}, Console(None))
-        shown = [o.get('text', '') for o in nbformat.read(out, 4).cells[-1].outputs if o.output_type == 'stream']
+        error = _execute(path, tmp_path/'handoff.json', {}, console)
+        shown = [o.get('text', '') for o in console.notebook.cells[-1].outputs if o.output_type == 'stream']
         return error or ''.join(shown).strip()
     return run
 

@@ -1,6 +1,8 @@
 """Kills at moments that a seed draws: what is written is whole, and nothing is left.
 
-MIRAGE_KILLS says how many rounds; the default takes seconds."""
+MIRAGE_KILLS says how many rounds, and of how many kills of each of six trainings; the default takes seconds, with two
+trainings. MIRAGE_KILLS_SEED draws others. A line for each start goes to the file that MIRAGE_KILLS_LOG names."""
+import contextlib
 import os
 import random
 import shutil
@@ -8,14 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from starts import PIPELINES, SIGNALS, Starter, kill, left_behind, orphans, results, session
 
 from mirage_nb.leftovers import HOST, remove_leftovers
 from mirage_nb.phantoms.writing import write_once
 from mirage_nb.storage import read_json, write_json
 
 ROUNDS = int(os.environ.get('MIRAGE_KILLS', 3))
+LONG = 'MIRAGE_KILLS' in os.environ
+SEED = os.environ.get('MIRAGE_KILLS_SEED', '0')
 WRITER = '''
 import sys
 from pathlib import Path
@@ -90,3 +96,101 @@ def test_a_phantom_that_was_half_made(tmp_path):
         write_json(folder/'phantom.json', settings)
     assert write_once(tmp_path/'Set', {'n': 1}, write).is_dir()
     assert [p.name for p in tmp_path.iterdir()] == ['Set']
+
+
+# ------------------------------------------------------------------ whole trainings
+
+@pytest.fixture(scope='module')
+def starter(tmp_path_factory):
+    made = Starter(tmp_path_factory.mktemp('starts'))
+    yield made
+    made.close()
+
+
+def note(*words):
+    "Write a line of the long run"
+    if file := os.environ.get('MIRAGE_KILLS_LOG'):
+        with open(file, 'a') as f: print(*words, file=f)
+
+
+def end_by(number, pid, log, starter, seconds):
+    "Send a signal after some seconds; the exit code, or None if the start had ended before"
+    code = starter.wait(pid, seconds)
+    if code is not None: return code
+    kill(pid, number)
+    code = starter.wait(pid, 120)
+    assert code is not None, f'{signal.Signals(number).name} does not end it: {log.read_text()}'
+    assert orphans(pid) == [], 'processes are left'
+    said = log.read_text()
+    assert code in (-number, 128 + number, 0), f'{code} after {signal.Signals(number).name}: {said}'
+    if code == 128 + number: assert 'the same command goes on' in said and 'Traceback' not in said, said
+    return None if code else 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SIGNALS, reason='no kills here')
+@pytest.mark.parametrize('name', PIPELINES if LONG else ['seg_tune', 'probe'])
+def test_a_training_that_is_killed_again_and_again(name, starter, tmp_path):
+    "The same command goes on to the numbers of an undisturbed run, bit for bit, and nothing is left of the kills"
+    began = time.monotonic()
+    code, said = starter.run(name, tmp_path/'whole')
+    assert code == 0, said
+    whole, takes, rng = results(tmp_path/'whole'), time.monotonic() - began, random.Random(f'{SEED} {name}')
+    kills, most, k = 0, ROUNDS if LONG else 2, 0
+    while kills < most:
+        runs, code, k = tmp_path/f'runs{k}', None, k + 1
+        for _ in range(3):  # kills of one run
+            number, seconds = rng.choice(SIGNALS), rng.uniform(0, takes)
+            pid, log = starter.start(name, runs)
+            code = end_by(number, pid, log, starter, seconds)
+            note(name, k, signal.Signals(number).name, f'{seconds:.2f} s of {takes:.1f}', 'ended' if code == 0 else
+                 'killed', left_behind(runs))
+            assert code in (None, 0), log.read_text()
+            kills += code is None
+            if code == 0 or kills == most: break
+        if code is None: code, said = starter.run(name, runs)
+        assert code == 0, said
+        assert left_behind(runs) == [], 'left of kills'
+        found = results(runs)
+        assert found == whole, sorted({*found.items()} ^ {*whole.items()})
+        note(name, k, 'equal')
+        shutil.rmtree(runs)
+
+
+def kernel_of(pid, seconds=120):
+    "Number of the kernel of a command, when there is one"
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        for p in session(pid):
+            with contextlib.suppress(OSError):
+                if 'ipykernel_launcher' in Path(f'/proc/{p}/cmdline').read_text(): return p
+        time.sleep(.1)
+    raise AssertionError('no kernel has started')
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LONG, reason='MIRAGE_KILLS runs it: a command and its kernel both import PyTorch')
+@pytest.mark.parametrize('number', SIGNALS, ids=lambda s: s.name)
+@pytest.mark.parametrize('whom', ['kernel', 'all'])
+def test_a_command_that_is_killed_with_its_kernel_or_without(whom, number, starter, tmp_path):
+    "The kernel alone, as the system does when memory is short; or all processes, as a queue does"
+    code, said = starter.run('seg_tune', tmp_path/'whole')
+    assert code == 0, said
+    runs, words = tmp_path/'runs', [sys.executable, '-m', 'mirage_nb.runs', *PIPELINES['seg_tune'], '--quiet']
+    env = {**os.environ, 'MIRAGE_DATA': str(starter.data), 'MIRAGE_RUNS': str(runs), 'OMP_NUM_THREADS': '1'}
+    for wait in (random.Random(f'{SEED} {whom} {number}').uniform(0, 15), None):
+        job = subprocess.Popen(words, env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        if wait is not None:
+            kernel = kernel_of(job.pid)
+            time.sleep(wait)
+            if whom == 'all': kill(job.pid, number)
+            else: os.kill(kernel, number)
+        said = b'\n'.join(job.communicate(timeout=600)).decode()
+        note('command', whom, signal.Signals(number).name, job.returncode, left_behind(runs))
+        assert orphans(job.pid) == [], 'processes are left'
+        if wait is None: assert job.returncode == 0, said
+        elif job.returncode not in (0, -number): assert 'same command goes on' in said and 'Traceback' not in said, said
+    assert left_behind(runs) == []
+    numbers = [{k: v for k, v in results(p).items() if '/paper/' not in k and '/report.' not in k}
+               for p in (runs, tmp_path/'whole')]
+    assert numbers[0] == numbers[1]

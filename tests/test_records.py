@@ -2,9 +2,11 @@
 import subprocess
 import sys
 from dataclasses import asdict, fields, replace
+from types import SimpleNamespace
 
 import pytest
 
+from mirage_nb import records
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.recipes.settings import override
@@ -39,16 +41,18 @@ def test_any_changed_option_is_another_run(home):
     assert len(set(folders)) == len(folders) == len(fields(cfg)) - 2  # processes, workers, seeds; and another hash
 
 
-def test_the_same_command_started_twice(home, tmp_path, monkeypatch):
+@pytest.mark.parametrize('by_hand', [False, True], ids=['command', 'notebook'])
+def test_the_same_command_started_twice(by_hand, home, tmp_path, monkeypatch):
     "As a requeued job: the second says who computes the run, and touches nothing; a finished run is open to all"
     first = ('import sys, time\nfrom mirage_nb.records import start_run\n'
              "start_run('seg_tune', {'dataset': 'Eyes'}, {})\nprint(flush=True)\ntime.sleep(60)")
-    monkeypatch.setenv(HANDOFF, str(tmp_path/'handoff.json'))
+    if not by_hand: monkeypatch.setenv(HANDOFF, str(tmp_path/'handoff.json'))
+    more = r' \(a notebook: shut its kernel down\), and'*by_hand
     monkeypatch.setattr('mirage_nb.locks._PATIENCE', 0.)
     job = subprocess.Popen([sys.executable, '-c', first], stdout=subprocess.PIPE)
     try:
         job.stdout.readline()
-        with pytest.raises(RuntimeError, match=f'is in use by process {job.pid} on'):
+        with pytest.raises(RuntimeError, match=rf'is in use by process {job.pid} on \S+{more}'):
             start_run('seg_tune', {'dataset': 'Eyes'}, {})
     finally:
         job.kill()
@@ -56,3 +60,18 @@ def test_the_same_command_started_twice(home, tmp_path, monkeypatch):
         job.stdout.close()
     run = start_run('seg_tune', {'dataset': 'Eyes'}, {})
     assert not run.finished and start_run('seg_tune', {'dataset': 'Eyes'}, {}).folder == run.folder
+
+
+def test_a_notebook_lets_others_go_on(home):
+    "When the result is written, when a cell has failed, and when it begins another run"
+    def holds(run): return run.folder in records._held
+    run = start_run('seg_tune', {'dataset': 'Eyes'}, {})
+    records._release_failed(SimpleNamespace(success=True))
+    assert holds(run)
+    records._release_failed(SimpleNamespace(success=False))
+    assert not holds(run)
+    run = start_run('seg_tune', {'dataset': 'Eyes'}, {})
+    other = start_run('seg_tune', {'dataset': 'Scans'}, {})
+    assert holds(other) and not holds(run)
+    records.finish_run(other, {})
+    assert not holds(other)

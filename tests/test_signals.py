@@ -149,9 +149,8 @@ def test_the_command_says_that_it_goes_on(number, code, said, monkeypatch, capsy
 
 
 def test_an_ended_run_leaves_no_copy(home, monkeypatch):
-    def work(notebook, out, parameters, console):
-        out.write_text('{}')
-        out.with_suffix('.json').write_text('{}')
+    def work(notebook, handoff, parameters, console):
+        handoff.write_text('{}')
         raise Stopped(signal.SIGTERM)
     monkeypatch.setattr(runs, '_execute', work)
     monkeypatch.setattr('mirage_nb.tasks.settings.check_parameters', lambda *a: None)

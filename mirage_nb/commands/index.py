@@ -8,7 +8,6 @@ __all__ = ['main_score', 'describe_runs']
 # %% ../../nbs/commands/30_index.ipynb #c1300003
 import html
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from .folds import describe_folds
@@ -88,14 +87,15 @@ def _cell(
 
 def _write_index(
     rows:Sequence[Mapping[str, Any]] # of `_list_runs`
-)->Path:                             # index.html in the folder of runs
-    "Write the page of all runs."
+)->str:                              # where it is: index.html in the folder of runs
+    "Write the page of all runs, if the folder of runs can be written."
     body = ''.join(f"<tr>{''.join(_cell(r, c) for c in _COLUMNS)}</tr>\n" for r in rows)
     head = ''.join(f'<th>{c}</th>' for c in _COLUMNS)
     folds = html.escape(describe_folds())
     page = _PAGE % {'count': counted(len(rows), 'run'), 'rows': body, 'head': head,
                     'folds': f'<pre>{folds}</pre>' if folds else ''}
-    return write_atomic(runs_dir()/'index.html', lambda p: p.write_text(page, encoding='utf-8'))
+    try: return f"as a page to sort: {write_atomic(runs_dir()/'index.html', lambda p: p.write_text(page, 'utf-8'))}"
+    except OSError as e: return f'no page to sort: {e}'
 
 
 def describe_runs()->str:
@@ -106,5 +106,5 @@ def describe_runs()->str:
                       for r in rows)]
     widths = [max(len(t[i]) for t in texts) for i in range(len(names))]
     lines = ['  '.join(f'{v:{w}}' for v, w in zip(t, widths, strict=True)).rstrip() for t in texts]
-    end = f'{counted(len(rows), "run")}; as a page to sort: {_write_index(rows)}'
+    end = f'{counted(len(rows), "run")}; {_write_index(rows)}'
     return '\n'.join([*lines, *([describe_folds()] if describe_folds() else []), end]) + '\n'

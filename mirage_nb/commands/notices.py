@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import package_dir
+from ..disks import spare
 from ..records import HANDOFF
 from ..storage import read_json, write_atomic
 
@@ -62,7 +63,8 @@ class Notices:
         "Write the warnings of libraries to the folder of a run, the most frequent first."
         if not self.counts: return
         lines = [f'{n} x {text}\n' for text, n in self.counts.most_common()]
-        write_atomic(folder/_FILE, lambda p: p.write_text(''.join(lines), encoding='utf-8'))
+        with spare('warnings of libraries'):
+            write_atomic(folder/_FILE, lambda p: p.write_text(''.join(lines), encoding='utf-8'))
 
 
 notices = Notices() # of this process

@@ -28,6 +28,7 @@ class Console:
         self.out, self.patience, self.section = out, patience, ''
         self.started = self.last = time.monotonic()
         self.line_open, self.lock = False, threading.Lock()
+        self.notebook:Any = None  # that runs, with the outputs so far
 
     def write(self, text:str)->None:
         "Write what the notebook writes."
@@ -110,6 +111,7 @@ class _Engine(NBClientEngine):
             complete(cell, cell_index=cell_index, **info)
 
         nb_man.cell_start, nb_man.cell_complete = cell_start, cell_complete
+        console.notebook = nb_man.nb
         own = {'kernel_manager_class': _OwnKernel}
         with console.beating(): return super().execute_managed_notebook(nb_man, kernel_name, **more, **own)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from .. import __version__
 from ..core import counted, data_dir, package_dir, resource_dir, runs_dir
+from ..disks import spare
 from ..sources.weights import known_weights, weights_dir
 from ..storage import absolute_path, hash_value, read_json, write_json
 
@@ -225,7 +226,9 @@ def remember_run(
 )->Path:        # of the note
     "Remember the finished run of a key."
     record = read_json(folder/'run.json')
-    return write_json(_note(key), {'folder': os.path.relpath(folder, runs_dir()), 'identity': record['identity']})
+    with spare('notes of finished runs'):
+        write_json(_note(key), {'folder': os.path.relpath(folder, runs_dir()), 'identity': record['identity']})
+    return _note(key)
 
 
 def remembered_run(

@@ -27,6 +27,7 @@ from .audit import hash_content
 from .files import IMAGE_SUFFIXES, check_image, image_size
 from .folders import scan_folder
 from .formats import read_mha_header
+from ..disks import append_text, make_folder, spare
 from ..sealed import load_sealed, noted, read_noted, save_sealed
 from ..storage import hash_value
 
@@ -160,16 +161,14 @@ def _inspect_files(
     "Inspect files, and note each batch before the next."
     def some(part:Sequence[tuple[str, int, int]])->list[tuple[str, _FileFacts]]:
         return [(p, _inspect_file(os.path.join(root, p), size, mtime)) for p, size, mtime in part]
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    with open(journal, 'a', encoding='utf-8') as f:
-        f.write('\n')  # ends a line that a kill left open
-        for start in range(0, len(files), batch):
-            part = files[start:start + batch]
-            pieces = [part[i:i + 64] for i in range(0, len(part), 64)]
-            found = [r for rows in pool.map(some, pieces) for r in rows]
-            f.writelines(noted([p, *facts]) for p, facts in found)
-            f.flush()
-            yield from found
+    for start in range(0, len(files), batch):
+        part = files[start:start + batch]
+        pieces = [part[i:i + 64] for i in range(0, len(part), 64)]
+        found = [r for rows in pool.map(some, pieces) for r in rows]
+        with spare('listings of folders'):
+            make_folder(journal.parent)
+            append_text(journal, ''.join(noted([p, *facts]) for p, facts in found))
+        yield from found
 
 # %% ../../nbs/data/94_image_index.ipynb #d6f48d97
 @dataclass(frozen=True)
@@ -256,10 +255,11 @@ def _save_index(
     listing:ImageIndex,
     path:str|Path   # a .safetensors file
 )->Path:
-    "Write an index, completely or not at all."
+    "Write an index, completely or not at all; where it cannot be written, the next start lists the folder again."
     words = {'form': _form} | {k: json.dumps(getattr(listing, k)) for k in ('faults', 'broken', 'folders')}
     arrays = {k: np.ascontiguousarray(getattr(listing, k)) for k in _arrays}
-    return save_sealed(path, lambda p, more: save_file(arrays, p, more), words)
+    with spare('listings of folders'): save_sealed(path, lambda p, more: save_file(arrays, p, more), words)
+    return Path(path)
 
 
 def _open_index(

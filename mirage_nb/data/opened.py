@@ -32,6 +32,7 @@ from .formats import read_content, read_mha
 from .manifest import ClassInfo
 from .masks import read_mask
 from .pixels import check_pixel_count, decode_image
+from ..disks import append_text, make_folder, spare
 from ..sealed import noted, read_noted
 from ..storage import hash_file, hash_value
 
@@ -214,11 +215,10 @@ def _keep(
     for path, facts in found.items():
         if facts.size >= 0 and facts.mtime < now - _FRESH:
             parts.setdefault(_shard(path), []).append(noted([name, path, *facts]))
-    try:
+    with spare('facts of images'):
         for file, lines in parts.items():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with open(file, 'a', encoding='utf-8') as f: f.write(''.join(lines))
-    except OSError as e: log.warning('what was found in images cannot be kept: %s', e)
+            make_folder(file.parent)
+            append_text(file, ''.join(lines))
 
 # %% ../../nbs/data/46_opened.ipynb #85e57c15
 _MANY = 20_000  # files that take minutes

@@ -21,6 +21,7 @@ from ..core import runs_dir
 from ..data.classification import ClsDataset
 from ..data.input_spec import InputSpec
 from ..data.segmentation import collate
+from ..disks import spare
 from ..models.heads.classification import ClsModel
 from ..storage import hash_value, write_json
 from ..train.batches import model_inputs
@@ -63,7 +64,8 @@ class EncoderFeatures:
         what = {'weights': _hash_weights(self.model.encoder), 'spec': asdict(self.spec), 'precision': self.precision,
                 'version': _FEATURES, **({'kind': self.kind} if self.kind != 'summaries' else {})}
         folder = runs_dir()/'features'/hash_value(what)[:16]
-        if not (folder/'store.json').exists(): write_json(folder/'store.json', what)
+        with spare('features of images'):
+            if not (folder/'store.json').exists(): write_json(folder/'store.json', what)
         if folder not in self.stores: self.stores[folder] = FeatureStore(folder)
         return self.stores[folder]
 
@@ -88,5 +90,5 @@ class EncoderFeatures:
                 fill_store(self.store, keys, encode, batch_size, bar.update)
         accelerator.wait_for_everyone()
         if self.store.missing(keys): self.store.refresh()  # what the main process has encoded
-        kept = self.store.get(keys)
+        kept = fill_store(self.store, keys, encode, batch_size)  # none is missing, unless the disk is full
         return kept.view(len(views), len(data), *kept.shape[1:])

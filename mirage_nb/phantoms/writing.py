@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..disks import write_fault
 from ..leftovers import HOST, remove_leftovers
 from ..storage import read_json
 
@@ -52,7 +53,7 @@ def write_once(
                 if not _is_written(folder, settings): raise
     except OSError as e:
         if e.errno is None: raise  # ours: another content
-        raise OSError(f'cannot write {folder}: {e}; nothing is left there. Free space or choose another folder') from e
+        raise OSError(write_fault(e, folder, 'nothing is left there')) from e
     return folder
 
 # %% ../../nbs/phantoms/20_writing.ipynb #ac434f9e

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..commands.shortcut import remembered_run, run_key
 from ..core import runs_dir
+from ..disks import append_text, spare
 from ..locks import is_held
 from ..recipes.pipelines import find_notebook, parameter_values, run_command
 from ..storage import hash_value, read_json, write_json
@@ -172,7 +173,7 @@ def _note_time(
 )->None:
     "Note how long a cell took, from the start of its process to its end."
     line = json.dumps({'folder': str(Path(state.folder or '').resolve()), 'seconds': round(state.seconds, 1)})
-    with open(runs_dir()/'.cells'/_TOOK, 'a', encoding='utf-8') as out: out.write(f'{line}\n')
+    with spare('times of cells'): append_text(runs_dir()/'.cells'/_TOOK, f'{line}\n')
 
 
 _ASKED = (130, 143, 129, -2, -15, -1)  # exit codes of what Ctrl-C, SIGTERM or SIGHUP has ended

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..core import log
+from ..disks import spare
 from ..eval.unlike import Neighbours
 from ..recipes.classification import ClsRecipe
 from ..recipes.segmentation import SegRecipe
@@ -91,8 +92,7 @@ def find_neighbours(
         except (ValueError, KeyError, TypeError) as e: log.warning('%s is made again: %s', file, e)
     try: made = _make_neighbours(member, most)
     except (OSError, ValueError, KeyError, TypeError) as e: return ' '.join(str(e.args[0] if e.args else e).split())
-    try: _keep(made, file)
-    except OSError as e: log.warning('the features of the training images are not kept for the next time: %s', e)
+    with spare('features of the training images'): _keep(made, file)
     return made
 
 

@@ -26,6 +26,7 @@ from ..data.masks import write_mask
 from ..data.scanners.reading import scanner_kind
 from ..data.segmentation import seg_table
 from ..data.unlabelled import hash_readable, unlabelled_images
+from ..disks import append_text
 from mirage_nb.eval.prediction_summary import (
     comparison_notes,
     prediction_verdicts,
@@ -168,15 +169,13 @@ class _Prediction(_Inputs):
         writer = _Writer(folder, self.ensemble, self.settings, self.neighbours)
         data: Any = self.ensemble.samples(good)
         loader: Any = DataLoader(data, batch_sampler=todo, collate_fn=list)  # type: ignore[arg-type]
-        with open(folder/'rows.journal', 'a') as out, tqdm(
-                total=sum(map(len, todo)), desc='predicting', unit='image', delay=3) as bar:
-            if out.tell(): out.write('\n')  # the last line may be half written
+        with tqdm(total=sum(map(len, todo)), desc='predicting', unit='image', delay=3) as bar:
             for samples in loader:
                 whole = [s for s in samples if 'fault' not in s]
                 found = [writer.row(p, files[p.id]) for p in (self.ensemble.predict(whole) if whole else [])]
                 for row in [*found, *({'id': s['id'], 'fault': s['fault']} for s in samples if 'fault' in s)]:
                     done[row['id']] = row | {'key': self._key(hashes[row['id']])}
-                    out.write(noted(done[row['id']])); out.flush()
+                    append_text(folder/'rows.journal', noted(done[row['id']]))
                 bar.update(len(samples))
 
     def _save(self, folder:Path, done:dict[str, dict[str, Any]])->pd.DataFrame:

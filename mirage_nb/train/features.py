@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..core import log
+from ..disks import spare
 from ..randomness import sample_key
 from ..sealed import load_sealed, save_sealed
 from ..storage import hash_value
@@ -62,12 +63,14 @@ class FeatureStore:
         keys:Sequence[str],
         features:Tensor     # (n, ...) float32 or float16
     )->None:
-        "Keep features, in memory and on disk."
+        "Keep features, in memory and, if it takes them, on disk."
         found = features.detach().cpu().contiguous()
         name = hash_value(list(keys))[:16]
         path = self.folder/f'{name}.safetensors'
-        self.known.add(save_sealed(path, lambda p, w: save_file({'features': found}, p, w), {'keys': ' '.join(keys)}))
         self.rows.update(zip(keys, found, strict=True))
+        words = {'keys': ' '.join(keys)}
+        with spare('features of images'):
+            self.known.add(save_sealed(path, lambda p, w: save_file({'features': found}, p, w), words))
 
     def get(self, keys:Sequence[str])->Tensor:
         "Return the features of keys that are kept, (n, ...)."

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from ..core import log
+from ..disks import append_text
 from ..randomness import keyed_generator
 from ..signals import heed_requests, undisturbed
 from .devices import Batch, distribute, is_sharded, make_accelerator, prefetch, to_device, unshard
@@ -135,7 +136,7 @@ class _Trainer:
     def log_progress(self, **line:Any)->None:
         "Append a line to the progress file, from the main process."
         if self.accelerator.is_main_process:
-            with open(self.folder/'progress.jsonl', 'a') as f: f.write(json.dumps({'time': time.time(), **line}) + '\n')
+            append_text(self.folder/'progress.jsonl', json.dumps({'time': time.time(), **line}) + '\n')
 
     def train_step(self,
         micro_batches:Sequence[Batch], # of this process

@@ -26,6 +26,7 @@ from ...data.input_spec import InputSpec
 from ...data.manifest import ClassInfo
 from ...data.masks import read_mask, write_mask
 from ...data.segmentation import SegDataset, collate
+from ...disks import append_text, make_folder
 from ...models.checkpoints import Checkpoint
 from ...models.segmentation import SegModel, load_seg_model
 from ...models.zoo import encoder_record
@@ -53,8 +54,7 @@ def _predict_masks(
     batch_size:int=4
 )->pd.DataFrame:                  # one row per image: id, file, rows, cols, confidence, and the share of each class
     "Predict every image of a dataset; predictions that exist are kept."
-    folder.mkdir(parents=True, exist_ok=True)
-    record = folder/'rows.journal'
+    record = make_folder(folder)/'rows.journal'
     done = {r['id']: r for r in read_noted(record) if (folder/r['file']).exists()}
     n = len(data)
     batches = [range(i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
@@ -62,7 +62,7 @@ def _predict_masks(
     loader = DataLoader(data, batch_sampler=todo, collate_fn=collate)  # type: ignore[arg-type]
     model = model.to(accelerator.device).eval()
     bar = tqdm(total=sum(map(len, todo)), desc='predicting', unit='image', delay=3)
-    with torch.no_grad(), open(record, 'a') as out, bar:
+    with torch.no_grad(), bar:
         for batch in loader:
             with accelerator.autocast(): scores = model({'bscan': batch['bscan'].to(accelerator.device)})
             for k, s, size in zip(batch['id'], scores, batch['size'], strict=True):
@@ -71,7 +71,7 @@ def _predict_masks(
                 share = np.bincount(index.ravel(), minlength=len(classes))/index.size
                 row = {'id': k, 'file': f'{k}.png', 'rows': size[0], 'cols': size[1], 'confidence': round(sure, 4),
                        **{c.label: round(float(share[c.index]), 6) for c in classes}}
-                out.write(noted(row)); out.flush()
+                append_text(record, noted(row))
                 done[k] = row
                 bar.update()
     return pd.DataFrame([done[k] for k in data.ids])

@@ -16,7 +16,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     entry_points={'console_scripts': cfg['console_scripts'].split()},
     install_requires=cfg['requirements'].split(),
-    extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'scanners')},
+    extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'scanners', 'onnx')},
     # the manifests and notebooks lie at the top level for people, and inside the package for an installed copy
     packages=[*find_packages(include=['mirage_nb*']), 'mirage_nb.data_manifests', 'mirage_nb.nbs'],
     package_dir={'mirage_nb.data_manifests': 'data_manifests', 'mirage_nb.nbs': 'nbs'},

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from benchmarks import alternate, row
 from mirage_nb.models.layers import _attention
-from mirage_nb.train.settings import pick_precision
+from mirage_nb.models.precision import pick_precision
 
 THREADS = 2
 SHAPES = {'visible tokens of mirage_base': (8, 12, 99, 99, 64), 'its decoders, among themselves': (8, 8, 256, 256, 32),

@@ -9,11 +9,11 @@ from benchmarks import alternate, row
 from benchmarks.bench_tune import PlainBlock
 from mirage_nb.models.mirage_mae import MultiMAE
 from mirage_nb.models.positions import sincos_positions
+from mirage_nb.models.precision import pick_precision
 from mirage_nb.models.pretraining import pretrain_model
 from mirage_nb.randomness import sample_key
 from mirage_nb.train.losses import pretrain_losses
 from mirage_nb.train.optim import param_groups
-from mirage_nb.train.settings import pick_precision
 
 B, SIZE, CLASSES, LR, THREADS = 8, 512, 13, 1e-5, 2
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'

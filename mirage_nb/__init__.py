@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from .data.scanners.reading import read_volume
     from .models.loading import load_model
     from .runs import read_run, run
+    from .tasks.encode import encode
     from .tasks.evaluate import evaluate
+    from .tasks.export import export_onnx
     from .tasks.predict import predict
 
-__all__ = ['evaluate', 'load_model', 'predict', 'read_run', 'read_volume', 'run']
+__all__ = ['encode', 'evaluate', 'export_onnx', 'load_model', 'predict', 'read_run', 'read_volume', 'run']
 _HOMES = {'load_model': '.models.loading', 'run': '.runs', 'read_run': '.runs', 'evaluate': '.tasks.evaluate',
+          'encode': '.tasks.encode', 'export_onnx': '.tasks.export',
           'predict': '.tasks.predict', 'read_volume': '.data.scanners.reading'}
 
 

@@ -6,15 +6,14 @@
 __all__ = ['EncoderFeatures']
 
 # %% ../../nbs/eval/12_features.ipynb #b0ff37b4
-import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ..core import runs_dir
@@ -22,7 +21,9 @@ from ..data.classification import ClsDataset
 from ..data.input_spec import InputSpec
 from ..data.segmentation import collate
 from ..disks import spare
+from ..models.encoder_store import hash_weights
 from ..models.heads.classification import ClsModel
+from ..models.precision import cast_weights
 from ..storage import hash_value, write_json
 from ..train.batches import model_inputs
 from ..train.devices import make_accelerator
@@ -30,17 +31,6 @@ from ..train.features import FeatureStore, fill_store
 
 # %% ../../nbs/eval/12_features.ipynb #a1640bf7
 _FEATURES = 1  # version of the preprocessing (data.input_spec) and of the summaries (models.heads.classification)
-
-
-def _hash_weights(
-    model:nn.Module
-)->str: # 64 hexadecimal digits
-    "Hash the names and values of a model's tensors by SHA-256."
-    total = hashlib.sha256()
-    for name, t in sorted(model.state_dict().items()):
-        total.update(name.encode() + str(tuple(t.shape)).encode())
-        total.update(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return total.hexdigest()
 
 # %% ../../nbs/eval/12_features.ipynb #5ca02888
 @dataclass(eq=False)
@@ -61,7 +51,7 @@ class EncoderFeatures:
     @cached_property
     def store(self)->FeatureStore:
         "Open the folder of this encoder's features."
-        what = {'weights': _hash_weights(self.model.encoder), 'spec': asdict(self.spec), 'precision': self.precision,
+        what = {'weights': hash_weights(self.model.encoder), 'spec': asdict(self.spec), 'precision': self.precision,
                 'version': _FEATURES, **({'kind': self.kind} if self.kind != 'summaries' else {})}
         folder = runs_dir()/'features'/hash_value(what)[:16]
         with spare('features of images'):
@@ -76,14 +66,14 @@ class EncoderFeatures:
     )->Tensor:                # (views, n, 3, d)
         "Encode views of every image, or read what is kept of them."
         accelerator = make_accelerator(self.precision)
-        self.model.to(accelerator.device).eval()
+        reader = replace(self, model=cast_weights(self.model.to(accelerator.device).eval(), self.precision))
         where = {f'{sha}-{v}': (i, v) for v in views for i, sha in enumerate(data.table.sha256)}
         keys = [f'{sha}-{v}' for v in views for sha in data.table.sha256]
 
         def encode(part:Sequence[str])->Tensor:
             batch = collate([data.view(*where[k]) for k in part])
             with torch.no_grad(), accelerator.autocast():
-                return self.read(model_inputs(batch, accelerator.device)).float().cpu()
+                return reader.read(model_inputs(batch, accelerator.device)).float().cpu()
 
         if accelerator.is_main_process:
             with tqdm(total=len(self.store.missing(keys)), desc='encoding images', unit='view', delay=3) as bar:

@@ -19,25 +19,41 @@ from .encoder import Encoded, in_order
 from .mirage import Modality, MultiViT
 from .mirage_mae import MultiMAE, grids_of
 from .patches import denormalise, patchify, unpatchify
+from .precision import autocast, cast_weights, compile_blocks, pick_precision
 
 # %% ../../nbs/models/80_inference.ipynb #63fc89b3
+def _stack_images(
+    name:str,           # the modality, for the error
+    images:Sequence[Any]# arrays or tensors, each an image
+)->Tensor:              # (b, ...)
+    "Stack a list of images of one size."
+    parts = [_as_tensor(name, v) for v in images]
+    odd = next((t for t in parts if (t.shape, t.dtype) != (parts[0].shape, parts[0].dtype)), None)
+    if odd is not None: raise ValueError(
+        f"'{name}' lists images of shapes {tuple(parts[0].shape)} and {tuple(odd.shape)}, of {parts[0].dtype} and "
+        f'{odd.dtype}; encode images of one shape and type at a time, or their files by mirage_nb.encode')
+    return torch.stack(parts)
+
+
 def _as_tensor(
     name:str,       # the modality, for the error
-    v:object        # array or tensor
+    v:object        # array or tensor, or a list of them, each an image
 )->Tensor:          # of the same values
     "Convert an array to a tensor."
+    if isinstance(v, (list, tuple)) and v: return _stack_images(name, v)
     if isinstance(v, np.ndarray):
         if v.dtype.kind not in 'fbiu' or v.dtype == np.uint16: raise TypeError(
             f"'{name}' is an array of {v.dtype}; take uint8, or floats in [0, 1]")
         v = torch.from_numpy(np.ascontiguousarray(v))
-    if not isinstance(v, Tensor): raise TypeError(f"'{name}' is of type {type(v).__name__}; take an array or a tensor")
+    if not isinstance(v, Tensor): raise TypeError(
+        f"'{name}' is of type {type(v).__name__}; take an array or a tensor, or a list of them")
     if not v.numel(): raise ValueError(f"'{name}' is empty, of shape {tuple(v.shape)}; give at least one image")
     return v
 
 
 def _image_batch(
     m:Modality, # of the images
-    v:object    # (h, w), (b, h, w) or (b, c, h, w); (c, h, w) where there are several channels
+    v:object    # (h, w), (b, h, w) or (b, c, h, w); (c, h, w) where there are several channels; or a list of images
 )->Tensor:      # (b, c, h, w), float32 in [0, 1]
     "Bring images to the form of a batch."
     t = _as_tensor(m.name, v)
@@ -122,7 +138,9 @@ class InferenceModel:
         model:Any,               # MultiViT, ViT or convolutional, with or without decoders; runs in evaluation mode
         mean:Sequence[float]=(), # of each channel of the images that it was trained on; empty: images as they are
         std:Sequence[float]=(),  # the same, the spread
-        about:Mapping[str, Any]|None=None # what its file says of it
+        about:Mapping[str, Any]|None=None, # what its file says of it
+        precision:str='fp32',    # in which `encode` computes: 'auto' (what the device computes fast), 'fp32', ...
+        compiled:bool=False      # compile the blocks by torch.compile for `encode`, at its first call
     ):
         self.model, self.about = model.eval(), dict(about or {})
         self.modalities:list[Modality] = list(getattr(model, 'modalities', ())) or [
@@ -130,9 +148,24 @@ class InferenceModel:
         shape = (1, -1, 1, 1)
         self.mean, self.std = (torch.tensor(tuple(v)).view(shape) if len(v) else None for v in (mean, std))
         self.norm_pix = bool(getattr(model, 'norm_pix', False) or self.about.get('norm_pix'))
+        self._wanted, self._compiled, self._last_compiled = precision, compiled, None
+        pick_precision(precision, self.device)  # or says why not
 
     @property
     def device(self)->torch.device: return next(self.model.parameters()).device
+
+    @property
+    def precision(self)->str: # 'fp32', 'bf16' or 'fp16'
+        "State the precision that `encode` computes in, on the device where the model is."
+        return pick_precision(self._wanted, self.device)
+
+    @property
+    def _encoder(self)->Any:
+        "Return the model with its weights in the precision of `encode`, compiled if it is to be."
+        model = cast_weights(self.model, self.precision)
+        if self._compiled and model is not self._last_compiled: compile_blocks(model)
+        self._last_compiled = model
+        return model
 
     def to(self, device:str|torch.device)->'InferenceModel':
         "Move the model to another device."
@@ -141,8 +174,12 @@ class InferenceModel:
 
     def prepare(self,
         images:Mapping[str, object] # by modality: arrays or tensors, as in `_image_batch` and `_class_map_batch`
-    )->dict[str, Tensor]:           # as the model reads them
+    )->dict[str, Tensor]:           # as the model reads them, on its device
         "Check images and bring them to the model's form."
+        return {k: v.to(self.device) for k, v in self._checked(images).items()}
+
+    def _checked(self, images:Mapping[str, object])->dict[str, Tensor]:
+        "Check images and bring them to the model's form, where they are."
         known = {m.name: m for m in self.modalities}
         names = in_order(images, known)
         x:dict[str, Tensor] = {}
@@ -151,14 +188,20 @@ class InferenceModel:
             x[k] = _class_map_batch(m, images[k], seen) if m.classes else _image_batch(m, images[k])
             if self.mean is not None and self.std is not None and not m.classes: x[k] = (x[k] - self.mean)/self.std
         if isinstance(self.model, MultiViT): grids_of(x, {k: m.patch for k, m in known.items()})  # or says why not
-        return {k: x[k].to(self.device) for k in names}
+        return {k: x[k] for k in names}
 
-    @torch.no_grad()
     def encode(self,
-        images:Mapping[str, object] # by modality, any subset; arrays or tensors in [0, 1] or uint8
-    )->Encoded:                     # patches (b, n, d), summary (b, d), grid
-        "Encode images as tokens."
-        return self.model.read(self.prepare(images))
+        images:Mapping[str, object], # by modality, any subset; arrays, tensors or lists of them, in [0, 1] or uint8
+        batch_size:int=8             # images at a time; more need more memory
+    )->Encoded:                      # patches (b, n, d), summary (b, d), both float32; grid
+        "Encode images as tokens, in batches."
+        x, model, found = self._checked(images), self._encoder, list[Encoded]()
+        for start in range(0, len(next(iter(x.values()))), batch_size):
+            batch = {k: v[start:start + batch_size].to(self.device) for k, v in x.items()}
+            with torch.inference_mode(), autocast(self.device, self.precision): found.append(model.read(batch))
+        patches, summary = (torch.cat([t.float() for t in part]).clone()  # usable where gradients are kept
+                            for part in ([e.patches for e in found], [e.summary for e in found]))
+        return Encoded(patches, summary, found[0].grid)
 
     @torch.no_grad()
     def reconstruct(self,

@@ -36,12 +36,13 @@ def _load_ours(
 
 # %% ../../nbs/models/87_loading.ipynb #fcd4ab6a
 def _load_named(
-    name:str # of a network of timm
+    name:str,  # of a network of timm
+    **how:Any  # precision and compiled, of `InferenceModel`
 )->InferenceModel:
     "Build a network of timm with the weights of timm's hub."
     model, record, ckpt = build_encoder(name), encoder_record(name), read_checkpoint(weights_file('timm', name) or '')
     load_weights(model, ckpt)
-    return InferenceModel(model, record.mean, record.std, {'file': name, 'sha256': ckpt.sha256})
+    return InferenceModel(model, record.mean, record.std, {'file': name, 'sha256': ckpt.sha256}, **how)
 
 
 def _norm_of(
@@ -59,19 +60,22 @@ def load_model(
     device:str='cpu',         # where it runs
     mean:Sequence[float]|None=None, # of each channel of its images; None: as its file says, else the encoder's
     std:Sequence[float]|None=None,  # the same, standard deviation
+    precision:str='auto',     # of `encode`: 'auto' (bf16 or fp16 where the device computes it fast), 'fp32', ...
+    compile:bool=False,       # compile the blocks by torch.compile at the first `encode`: a minute, for many images
     **options:Any             # for a published checkpoint, what its tensors do not tell: heads, decoder_heads, norm_pix
 )->InferenceModel:
     "Load a trained model for use."
     if (mean is None) != (std is None): raise ValueError(f'mean is {mean} and std {std}; give both, or none')
-    if str(name_or_path).startswith(PREFIX): return _load_named(str(name_or_path)).to(device)
+    how:Any = {'precision': precision, 'compiled': compile}
+    if str(name_or_path).startswith(PREFIX): return _load_named(str(name_or_path), **how).to(device)
     ckpt = read_checkpoint(weights_file(name_or_path) or '')
     if 'about' in ckpt.meta:
         check_options(f'{ckpt.path.name}, which states how it is built', options, ())
         model, e, about = _load_ours(ckpt)
         norm = (about.get('mean', e.mean), about.get('std', e.std)) if mean is None or std is None else (mean, std)
-        return InferenceModel(model, norm[0], norm[1], about).to(device)
+        return InferenceModel(model, norm[0], norm[1], about, **how).to(device)
     heads = {(e.d, e.depth): e.heads for e in ENCODERS.values() if e.heads}
     model = build_like(ckpt, heads, **options)
     if mean is None or std is None: mean, std = _norm_of(name_or_path, model)
     about = {'file': ckpt.path.name, 'sha256': ckpt.sha256, **infer_architecture(ckpt.state)}
-    return InferenceModel(model, mean, std, about).to(device)
+    return InferenceModel(model, mean, std, about, **how).to(device)

@@ -100,6 +100,5 @@ def save_tuned_model(
     "Write a model that `load_seg_model` or `load_cls_model` can rebuild; adapters become part of the weights."
     whole, stated = merge_adapters(model), {model.kind: dict(keywords), **about}
     frozen = not any(p.requires_grad for p in model.encoder.parameters())
-    encoder = model.encoder.state_dict() if frozen else {}
-    if not is_shared(encoder): return save_weights(whole, path, stated)
-    return save_weights(whole, path, stated | {'encoder_sha256': keep_encoder(encoder)}, without='encoder.')
+    if not frozen or not is_shared(model.encoder): return save_weights(whole, path, stated)
+    return save_weights(whole, path, stated | {'encoder_sha256': keep_encoder(model.encoder)}, without='encoder.')

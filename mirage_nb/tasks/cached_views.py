@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..core import log
 from ..data.segmentation import SegDataset, collate
+from ..models.precision import PRECISIONS
 from ..models.segmentation import SegModel
 from ..randomness import sample_key
 from ..sealed import file_checksum
@@ -109,7 +110,7 @@ def cache_views(
     batch_size:int=8
 )->_CachedViews:
     "Encode k views of every image once; a file that is there and whole is used."
-    kind = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}[precision]
+    kind = PRECISIONS[precision]
     accelerator, file = make_accelerator(precision), folder/'views.bin'
     model = model.to(accelerator.device).eval()
     masks = torch.stack([torch.stack([data[v, i]['semseg'] for i in range(len(data))]) for v in range(k)])

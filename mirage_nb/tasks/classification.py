@@ -33,6 +33,7 @@ from ..eval.features import EncoderFeatures
 from ..models.checkpoints import LoadReport, read_checkpoint, save_weights
 from ..models.classification import cls_model, start_classifier
 from ..models.heads.classification import ClsHead, ClsModel
+from ..models.precision import pick_precision
 from ..models.tuning import save_tuned_model
 from ..models.zoo import encoder_record
 from ..recipes.base import RANDOM_START
@@ -65,7 +66,7 @@ from ..train.ema import AveragedModel, model_to_keep
 from ..train.features import CachedFeatures, FeatureStore
 from ..train.losses import ClsLoss, cls_loss, soft_targets
 from ..train.selection import best_epoch, is_better, why_stalled
-from ..train.settings import FitSettings, pick_precision
+from ..train.settings import FitSettings
 
 # %% ../../nbs/tasks/30_classification.ipynb #330c6149
 def _input_modality(
@@ -285,7 +286,7 @@ class _ClsTrained(_ClsBuilt):
 
         def after()->None:
             if 'val' not in self.sets: keep(head)
-            model.load_state_dict(model.state_dict() | read_checkpoint(file).state)
+            model.load_state_dict(read_checkpoint(file).state, strict=False)  # the encoder stays as it was hashed
             self.save(model, folder/'best.safetensors')
             self.tuned = True
         return Training(head, self.cached_features['train'], keep_best=keep, after=after,

@@ -28,6 +28,7 @@ from ..eval.uncertainty import disagreement, image_uncertainty
 from ..models.checkpoints import model_kind, read_checkpoint
 from ..models.classification import load_cls_model
 from ..models.heads.classification import ClsModel
+from ..models.precision import autocast, cast_weights, stated_precision
 from ..models.segmentation import SegModel, load_seg_model
 from ..models.zoo import encoder_record
 from ..records import Run, open_run
@@ -97,16 +98,15 @@ class Member(_Tuned):
         samples:list[dict[str, Any]] # of `images`
     )->tuple[Tensor, Tensor]:        # scores before softmax or sigmoid, features (b, d); both float32
         "Score samples, and give the features that the scores come from."
-        batch, kind, device = collate(samples), self.about['precision'], self.device
-        reduced = kind == 'bf16' or kind == 'fp16' and device.type == 'cuda'  # trained on a GPU, used without one
-        self.model.to(device)
-        with torch.autocast(device.type, torch.float16 if kind == 'fp16' else torch.bfloat16, enabled=reduced):
-            if isinstance(self.model, ClsModel):
-                vector = self.model.pooled({self.spec.modality: batch[self.spec.modality].to(device)})
-                return self.model.head(vector).float().cpu(), vector.float().cpu()
+        batch, kind, device = collate(samples), stated_precision(self.about['precision']), self.device
+        model = cast_weights(self.model.to(device), kind)
+        with autocast(device, kind):
+            if isinstance(model, ClsModel):
+                vector = model.pooled({self.spec.modality: batch[self.spec.modality].to(device)})
+                return model.head(vector).float().cpu(), vector.float().cpu()
             x = batch['bscan'].to(device)
-            maps = self.model.features({'bscan': x})
-            return self.model.decode(maps, x.shape[-2:]), maps[-1].float().mean((2, 3)).cpu()
+            maps = model.features({'bscan': x})
+            return model.decode(maps, x.shape[-2:]), maps[-1].float().mean((2, 3)).cpu()
 
 # %% ../../nbs/tasks/72_ensemble.ipynb #2190a47d
 class _Samples(Dataset[dict[str, Any]]):

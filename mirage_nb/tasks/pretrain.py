@@ -22,6 +22,7 @@ from ..core import counted, log, unknown
 from ..data.normalization import Norm
 from ..eval.pretraining import extract_features, frozen_probes, probe_gain, save_snapshot, snapshot_losses
 from ..models.checkpoints import LoadReport, encoder_part, export_encoder, load_weights, read_checkpoint
+from ..models.precision import pick_precision
 from ..models.pretraining import pretrain_model, save_pretrain_model
 from ..models.zoo import build_encoder, weights_file
 from ..randomness import sample_key
@@ -29,7 +30,7 @@ from ..recipes.base import describe_weights
 from ..recipes.pretraining import PretrainRecipe
 from .protocol import Training, spread_evenly
 from ..train.devices import Batch, make_accelerator, to_device
-from ..train.settings import FitSettings, pick_precision
+from ..train.settings import FitSettings
 
 # %% ../../nbs/tasks/78_pretrain.ipynb #2dac3ee1
 def pretrain_settings(

@@ -26,6 +26,7 @@ from ..eval.segmentation.metrics import pixel_miou
 from ..eval.segmentation.predict import predict_images, validate_seg
 from ..eval.segmentation.report import SegScores, save_seg_scores, score_folder
 from ..models.checkpoints import LoadReport
+from ..models.precision import pick_precision
 from ..models.segmentation import SegModel, seg_model, start_segmenter
 from ..models.tuning import save_tuned_model
 from ..models.zoo import encoder_record
@@ -45,7 +46,7 @@ from .fine_tuning import FineTuning
 from .protocol import Training, check_trained, describe_training, example_samples, train
 from ..train.devices import Batch
 from ..train.losses import SegLoss, ignored_classes, seg_loss
-from ..train.settings import FitSettings, pick_precision
+from ..train.settings import FitSettings
 
 # %% ../../nbs/tasks/20_segmentation.ipynb #d03d70ea
 def seg_datasets(

@@ -21,6 +21,7 @@ from ..data.unpacked import Task, read_dataset
 from ..explain.methods import check_method
 from ..models.checkpoints import Checkpoint
 from ..models.classification import cls_model
+from ..models.precision import pick_precision
 from ..models.pretraining import CNN_MAES, MAES, MIRAGES
 from ..models.segmentation import seg_model
 from ..models.tensors import infer_architecture
@@ -49,7 +50,6 @@ from ..recipes.sweep import SweepJob
 from ..records import dataset_name, finished_runs, open_run
 from ..sources.weights import explain_no_weights, known_weights
 from ..train.losses import seg_loss
-from ..train.settings import pick_precision
 
 # %% ../../nbs/tasks/03_settings.ipynb #03a00006
 def _check_encoder(

@@ -18,16 +18,16 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from ..models.layers import Block
-from .settings import PRECISIONS, pick_precision
+from ..models.precision import compile_blocks, pick_precision, transformer_blocks
 
 # %% ../../nbs/train/30_devices.ipynb #f21a5c14
 def make_accelerator(
     precision:str='fp32' # 'fp32', 'bf16' or 'fp16'
 )->Accelerator:
     "Make an Accelerator for this process; a notebook may make one after another."
+    kind = pick_precision(precision)
     AcceleratorState._reset_state(reset_partial_state=False)
-    a = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=PRECISIONS[pick_precision(precision)])
+    a = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision={'fp32': 'no'}.get(kind, kind))
     started = int(os.environ.get('WORLD_SIZE', 1))
     if a.num_processes != started:  # each would train alone, and all write to one folder
         raise RuntimeError(f'{started} processes were started, and they do not find each other on {a.device}')
@@ -63,13 +63,6 @@ def shard(
     return distribute_tensor(value.to(like.device_mesh.device_type), like.device_mesh, like.placements)
 
 # %% ../../nbs/train/30_devices.ipynb #c5a43617
-def _transformer_blocks(
-    model:nn.Module
-)->list[nn.Module]: # of a network without such blocks, itself
-    "List the transformer blocks of a model, the parts that are compiled and sharded."
-    return [m for m in model.modules() if isinstance(m, Block)] or [model]
-
-
 def distribute(
     model:nn.Module,           # changed in place
     accelerator:Accelerator,
@@ -77,12 +70,11 @@ def distribute(
     compiled:bool=False        # by torch.compile
 )->nn.Module:                  # ready for this process
     "Bring a model to its device, and give this process its part of it."
-    if compiled:
-        for m in _transformer_blocks(model): m.compile()
+    if compiled: compile_blocks(model)
     if strategy == 'ddp' or accelerator.num_processes == 1: return accelerator.prepare_model(model)
     from torch.distributed.fsdp import fully_shard
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    for m in _transformer_blocks(model.to(accelerator.device)):
+    for m in transformer_blocks(model.to(accelerator.device)):
         if m is not model: fully_shard(m, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return accelerator.prepare_model(model, evaluation_mode=True)  # its precision, and no copy of the model

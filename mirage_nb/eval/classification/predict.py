@@ -27,6 +27,7 @@ from ..features import EncoderFeatures
 from ...models.checkpoints import Checkpoint
 from ...models.classification import load_cls_model
 from ...models.heads.classification import ClsModel
+from ...models.precision import cast_weights, stated_precision
 from ...storage import hash_file
 from ...train.batches import as_batch, model_inputs
 from ...train.devices import make_accelerator
@@ -116,7 +117,7 @@ class TunedClassifier:
     )->pd.DataFrame:        # a table of predictions, in the model's classes
         "Predict a table of images."
         table, about = _complete_table(table), self.metadata
-        kind = about['precision'] if about['precision'] != 'fp16' or torch.cuda.is_available() else 'fp32'
+        kind = stated_precision(about['precision'])
         stated: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about['spec'].items()}
         spec = InputSpec(**stated)
         data, accelerator = ClsDataset(table, (), spec), make_accelerator(kind)
@@ -125,7 +126,7 @@ class TunedClassifier:
             with torch.no_grad(): z = self.model.cpu().head(self.model.vector(kept))
         else:
             data.y = torch.zeros(len(data))  # not read
-            model = self.model.to(accelerator.device).eval()
+            model = cast_weights(self.model.to(accelerator.device).eval(), kind)
             with accelerator.autocast(): z, _ = predict_logits(model, data, accelerator, batch_size)
         logits = z.double().numpy()
         scores = to_scores(logits, not about['multi'])

@@ -28,6 +28,7 @@ from ...data.masks import read_mask, write_mask
 from ...data.segmentation import SegDataset, collate
 from ...disks import append_text, make_folder
 from ...models.checkpoints import Checkpoint
+from ...models.precision import cast_weights, stated_precision
 from ...models.segmentation import SegModel, load_seg_model
 from ...models.zoo import encoder_record
 from ...sealed import noted, read_noted
@@ -60,7 +61,8 @@ def _predict_masks(
     batches = [range(i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
     todo = [b for b in batches if any(data.ids[i] not in done for i in b)]  # whole: neighbours may touch a last digit
     loader = DataLoader(data, batch_sampler=todo, collate_fn=collate)  # type: ignore[arg-type]
-    model = model.to(accelerator.device).eval()
+    precision = {'no': 'fp32'}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    model = cast_weights(model.to(accelerator.device).eval(), precision)
     bar = tqdm(total=sum(map(len, todo)), desc='predicting', unit='image', delay=3)
     with torch.no_grad(), bar:
         for batch in loader:
@@ -164,6 +166,5 @@ def predict_images(
     size = about['seg_model']['size']
     spec = InputSpec(**encoder_record(about['seg_model']['name']).input_keywords(size))
     images = SegDataset(table.assign(semseg=None), size=size, spec=spec)
-    kind = about['precision']
-    if kind == 'fp16' and not torch.cuda.is_available(): kind = 'fp32'  # trained on a GPU, used without one
-    return _predict_masks(model, images, classes, folder, make_accelerator(kind), batch_size)
+    accelerator = make_accelerator(stated_precision(about['precision']))
+    return _predict_masks(model, images, classes, folder, accelerator, batch_size)

@@ -94,7 +94,7 @@ def _scans_of(
 )->list[Path]:
     "List the files of scanners in the folders of an index."
     found = [index.root/folder/k for folder in index.folders for k in os.listdir(index.root/folder)
-             if not is_hidden(k) and ('.' not in k or k.lower().endswith(SCANNER_SUFFIXES))]
+             if ('.' not in k or k.lower().endswith(SCANNER_SUFFIXES)) and not is_hidden(k)]
     return sorted(sort_files(p for p in found if p.is_file())[0])
 
 

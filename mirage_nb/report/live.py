@@ -13,10 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-
-import nbformat
-from nbformat.v4 import new_code_cell, new_output
 
 # %% ../../nbs/report/20_live.ipynb #9a6f0006
 def _shell()->Any: # of the kernel that runs this code; None: there is none, or it keeps no history
@@ -42,13 +40,15 @@ def _plain(
 
 def _as_output(
     kept:Any,  # output as the history keeps it
-    number:int # of the input
+    number:int,# of the input
+    about:Mapping[str, Any]|None=None # metadata
 )->Any:        # output as a notebook stores it
     "Turn an output of the history into one of a notebook."
+    from nbformat.v4 import new_output  # here, as it takes a second
     names = {'out_stream': 'stdout', 'err_stream': 'stderr'}
     if kept.output_type in names:
         return new_output('stream', name=names[kept.output_type], text=''.join(kept.bundle['stream']))
-    more = {'execution_count': number} if kept.output_type == 'execute_result' else {}
+    more = {'metadata': about or {}} | {'execution_count': number} if kept.output_type == 'execute_result' else {}
     return new_output(kept.output_type, _plain(kept.bundle), **more)
 
 # %% ../../nbs/report/20_live.ipynb #9a6f0008
@@ -72,7 +72,7 @@ def _read_history(
         if kept.get(n): outputs = [_as_output(o, n) for o in kept[n]]
         elif n in values:
             data, about = shell.display_formatter.format(values[n])
-            outputs = [new_output('execute_result', _plain(data), metadata=about, execution_count=n)]
+            outputs = [_as_output(SimpleNamespace(output_type='execute_result', bundle=data), n, about)]
         else: outputs = []
         found.append(_Input(n, source.strip(), outputs))
     return found
@@ -137,6 +137,7 @@ def _executed(
 )->Any: # cell of code
     "Make the cell of an input that was added."
     tags = {'tags': ['injected-parameters']} if x.source.startswith('# Parameters\n') else {}
+    from nbformat.v4 import new_code_cell  # here, as it takes a second
     return new_code_cell(x.source, outputs=x.outputs, execution_count=x.number, metadata=tags)
 
 
@@ -162,6 +163,7 @@ def read_live_notebook(
 )->Any:          # executed notebook; None: this process is no kernel with a history
     "Rebuild the executed notebook from what this kernel has run in its current pass."
     if (shell := _shell()) is None: return None
+    import nbformat  # here, as it takes a second
     notebook = nbformat.read(source, 4)
     code = [c for c in notebook.cells if c.cell_type == 'code']
     given = next((c.source for c in code if 'parameters' in c.metadata.get('tags', [])), code[0].source)

@@ -50,17 +50,12 @@ def _size(n:int)->str: return f'{n/1e9:,.1f} GB' if n >= 1e9 else f'{n/1e6:,.1f}
 # %% ../nbs/02_disks.ipynb #a20cf8bc
 _SPACE = (errno.ENOSPC, getattr(errno, 'EDQUOT', -1), errno.EFBIG)
 _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT, errno.EEXIST)
-_LITTLE = 2**18   # bytes of a disk that is full; some files still fit
 
 
-def _reason(
-    error:Exception,
-    free:int|None  # bytes, while the file was written
-)->tuple[str, int]: # in words, and the number of the system; 0: not known
+def _reason(error:Exception)->tuple[str, int]: # in words, and the number of the system; 0: not known
     "Tell why a file could not be written."
     said = re.search(r'\(os error (\d+)\)', str(error))  # of safetensors, which is written in Rust
     number = getattr(error, 'errno', None) or int(said[1] if said else 0)
-    if not number and free is not None and free < _LITTLE: number = errno.ENOSPC
     return (os.strerror(number) if number else str(error)), number
 
 
@@ -85,7 +80,7 @@ def write_fault(
 )->str:                 # a sentence, and the remedy
     "Say what cannot be written and why, how much is free on that disk, and what to do."
     path = Path(os.path.abspath(path))
-    why, number = _reason(error, free)
+    why, number = _reason(error)
     needs = f' (more than {_size(size)})' if size >= 100_000 and number in (0, *_SPACE) else ''
     now = _free(path) if free is None else free + size  # what is half written is removed
     room = '' if now is None or number not in (0, *_SPACE) else f'; free on that disk: {_size(now)}'

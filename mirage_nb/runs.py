@@ -181,6 +181,19 @@ def _execute(
         else: os.environ[HANDOFF] = before
     return ''
 
+# %% ../nbs/20_runs.ipynb #19d39f1f
+def _write_copy(
+    executed:Any, # notebook
+    report:Path,  # .ipynb
+    error:str     # what failed; '': nothing
+)->Path:          # of the page beside it
+    "Write an executed notebook and its report page."
+    import nbformat
+
+    from mirage_nb.report.page import write_page
+    write_atomic(report, lambda p: nbformat.write(executed, p))
+    return write_page(executed, report.with_suffix('.html'), error)
+
 # %% ../nbs/20_runs.ipynb #9aaf5c19
 def _file_report(
     notebook:Path, # that was run
@@ -330,19 +343,6 @@ def _several_gpus(
     if all(remembered_run(run_key(stage, {**values, **v})) for v in wanted.values()): return False
     import torch  # takes seconds
     return torch.cuda.device_count() > 1
-
-# %% ../nbs/20_runs.ipynb #19d39f1f
-def _write_copy(
-    executed:Any, # notebook
-    report:Path,  # .ipynb
-    error:str     # what failed; '': nothing
-)->Path:          # of the page beside it
-    "Write an executed notebook and its report page."
-    import nbformat
-
-    from mirage_nb.report.page import write_page
-    write_atomic(report, lambda p: nbformat.write(executed, p))
-    return write_page(executed, report.with_suffix('.html'), error)
 
 # %% ../nbs/20_runs.ipynb #e1404aef
 class _Shown(str):

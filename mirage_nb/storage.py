@@ -57,6 +57,17 @@ def write_atomic(
     return path
 
 
+def _ask_system(
+    tmp:Path # that a library could not write, for reasons that it does not tell
+)->OSError|None: # None: more could be written
+    "Add a MiB to a file, and see why that fails."
+    try:
+        with open(tmp, 'ab', buffering=0) as f:
+            for _ in range(16): f.write(bytes(2**16))
+    except OSError as e: return e
+    return None
+
+
 def _clear_half(
     error:Exception, # of what writes
     path:Path,       # file that was to be written
@@ -66,6 +77,7 @@ def _clear_half(
     size, free = 0, None
     with suppress(OSError): free = shutil.disk_usage(tmp).free
     with suppress(OSError): size = tmp.stat().st_size
+    if not isinstance(error, OSError): error = _ask_system(tmp) or error
     with suppress(OSError): tmp.unlink()
     before = 'the earlier file is kept' if os.path.exists(path) else 'nothing is left there'
     return write_fault(error, path, before, size, free)

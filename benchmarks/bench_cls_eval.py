@@ -13,6 +13,7 @@ from benchmarks import row
 from mirage_nb.eval.classification.intervals import image_units
 from mirage_nb.eval.classification.metrics import MACRO, compute_metrics, count_table
 from mirage_nb.eval.classification.predictions import _example_predictions, check_predictions
+from mirage_nb.eval.draws import enough_draws
 from mirage_nb.eval.stats import draw_counts, resample
 
 N = 10_000
@@ -37,7 +38,7 @@ def plain_several(pred, w):
     return ranked(pred.y, pred.p, w)
 
 
-def compare(what, table, plain, sample, aim):
+def compare(what, table, plain, sample, aim, n=N):
     "A row of the table; plain is timed on `sample` resamples"
     pred = check_predictions(table)
     units = image_units(pred)
@@ -47,7 +48,7 @@ def compare(what, table, plain, sample, aim):
     plain_s = (time.perf_counter() - start)*N/sample
     start = time.perf_counter()
     parts = count_table(pred, units.of)
-    draws = resample(lambda c: compute_metrics(parts, c), units.g, N)  # every metric, not only those compared
+    draws = resample(lambda c: compute_metrics(parts, c), units.g, n)  # every metric, not only those compared
     ours_s = time.perf_counter() - start
     macro = [*pred.classes, MACRO].index(MACRO)
     got = np.stack([draws[m][:sample, macro if draws[m].shape[1] > 1 else 0] for m in METRICS[:expected.shape[1]]], 1)
@@ -61,7 +62,11 @@ def run():
     four = _example_predictions(patients=250, classes=list('abcd'))
     many = _example_predictions(patients=1250, classes=[f'finding {i}' for i in range(14)], single=False)
     known = many.fillna({c: 0. for c in many if c.startswith('label:')})
+    large = _example_predictions(patients=6000, classes=[f'finding {i}' for i in range(14)], single=False)
+    large = large.fillna({c: 0. for c in large if c.startswith('label:')})
     try:
-        return [compare(f'bootstrap: 5 metrics, {len(four)} images, 4 classes', four, plain_single, 100, 50.),
+        return [compare(f'bootstrap: AUROC, AP, {len(large)} images, 14 labels, as many draws as needed', large,
+                        plain_several, 5, 50., enough_draws(N, 14*len(large))),
+                compare(f'bootstrap: 5 metrics, {len(four)} images, 4 classes', four, plain_single, 100, 50.),
                 compare(f'bootstrap: AUROC, AP, {len(known)} images, 14 labels', known, plain_several, 40, 50.)]
     finally: torch.set_num_threads(threads)

@@ -51,5 +51,5 @@ def run() -> list[dict]:
         equal = f'{"same" if same and listing.digest() == checked.digest() else "OTHER"} paths and sizes'
         kb = index.stat().st_size/1024
     return [row(f'{FILES:,} pictures, first start: listed with hashes', plain_s, first_s, equal),
-            row(f'{FILES:,} pictures, later starts: listing opened', plain_s, later_s, f'{equal}; {kb:,.0f} KiB'),
+            row(f'{FILES:,} pictures, later starts: listing opened', plain_s, later_s, f'{equal}; {kb:,.0f} KiB', 10.),
             row(f'{FILES:,} pictures, a start that looks for changes', plain_s, fresh_s, equal)]

@@ -9,7 +9,7 @@ __all__ = ['enough_draws', 'draws_note']
 import math
 
 # %% ../../nbs/eval/12_draws.ipynb #168b5dd3
-_LEAST, _WORK = 2000, 2*10**9 # draws of a table in any case; labels times draws, beyond which there are fewer
+_LEAST, _WORK = 1000, 10**9 # draws of a table in any case; labels times draws, beyond which there are fewer
 
 
 def enough_draws(

@@ -133,6 +133,9 @@ class _Scorer:
         return found
 
 # %% ../../../nbs/eval/segmentation/30_scores.ipynb #3830f9c9
+_PART = 512  # tables that are joined at once: each alone takes 30 KB, whatever it holds
+
+
 def score_slices(
     rows:Iterable[tuple],              # (volume, slice, true, pred[, id]); true and pred (h, w) class indices
     classes:Sequence[ClassInfo],       # of this dataset, by index
@@ -151,16 +154,17 @@ def score_slices(
     table = None if class_map is None else mapping_table(class_map, source, classes)
     scorer = _Scorer(classes, rules, table, scored_classes(classes, background), scale or MaskScale(),
                      [] if lesions is None else lesions)
-    n, seen, parts, apart = len(classes), set(), list[pd.DataFrame](), list[str]()
+    n, seen, parts, apart, whole = len(classes), set(), list[pd.DataFrame](), list[str](), list[pd.DataFrame]()
     for row in tqdm(rows, desc='scoring', unit='slice', delay=5, leave=False):
         volume, number, name, pred, true = _check_row(row, n, n if table is None else len(table), apart)
         if (volume, number) in seen: raise ValueError(f'slice {number} of volume {volume} is given twice')
         seen.add((volume, number))
         parts += scorer.rows(name, volume, number, pred, true)
-    if not parts: raise ValueError('no slices to score: the rows are empty')
+        if len(seen) == 1: columns = list(dict.fromkeys(c for part in parts for c in part))
+        if len(parts) >= _PART: whole.append(pd.concat(parts, ignore_index=True)); parts.clear()
+    if not seen: raise ValueError('no slices to score: the rows are empty')
     if apart: _warn_of_sizes(apart, len(seen))
-    columns = dict.fromkeys(c for part in parts[:len(rules)] for c in part)
-    return pd.concat(parts, ignore_index=True).reindex(columns=list(columns))
+    return pd.concat(whole + parts, ignore_index=True).reindex(columns=columns)
 
 # %% ../../../nbs/eval/segmentation/30_scores.ipynb #f32f127f
 _COUNTED = ['slices', 'present', 'undefined', 'missed', 'false', 'neither']

@@ -31,6 +31,7 @@ from ..data.labels import is_lesion
 from ..data.layouts import find_masks, image_folders
 from ..data.manifest import ClassInfo, Manifest, classes_of, dataset_dir, label_facts
 from ..data.patients import PatientGuess, guess_patient
+from ..data.scanners.pseudonyms import NewKey
 from ..data.segmentation import SegData, SegDataset, load_seg_data, seg_table
 from ..data.tables import read_text_table
 from ..data.unpacked import dataset_folder, read_dataset
@@ -57,7 +58,9 @@ class Findings:
             except DataFaults as e: self.problems += faults_by_kind(e)
             except (ValueError, KeyError, TypeError, OSError) as e:
                 self.problems += str(e.args[0] if isinstance(e, KeyError) else e).splitlines()
-        self.problems += [str(w.message) for w in seen if issubclass(w.category, UserWarning)]
+        keys = [str(w.message) for w in seen if issubclass(w.category, NewKey)]
+        if keys: self.facts['key'] = keys[0].removeprefix('a key for pseudonyms was ')
+        self.problems += [t for w in seen if issubclass(w.category, UserWarning) and (t := str(w.message)) not in keys]
 
     def __str__(self)->str:
         width = max(map(len, self.facts), default=0)

@@ -242,7 +242,8 @@ def _open_pairs(
         if pd.isna(mask) or opened[image].fault or opened[mask].fault: continue
         own, other = ((f.rows, f.cols) for f in (opened[mask], opened[image]))
         if own != other: faults.append(Fault('wrong size', str(mask), (
-            f'{mask} is of {size_text(own)}, its image of {size_text(other)}; they take one size')))
+            f'{mask} is of {size_text(own)}, its image of {size_text(other)}. Save the mask at the size of its image, '
+            'by the nearest pixel and not smoothed; no option accepts another size')))
     return opened
 
 

@@ -48,6 +48,7 @@ from .records import HANDOFF, Run, dataset_name, finished_runs, open_run
 from .signals import PARENT, end_with, heed_requests
 from .spreadsheets import load_table
 from .storage import read_json, write_atomic, write_json
+from .untrusted import control_fault
 
 # %% ../nbs/20_runs.ipynb #beb7b19a
 @dataclass(frozen=True, repr=False)
@@ -551,6 +552,14 @@ def _hint(
     return f"One run for each value: {shlex.join(['mirage-nb', 'sweep', *words])}\n" if several else ''
 
 
+def _check_words(
+    words:Sequence[str] # of the command line
+)->None:
+    "Refuse a word, or a variable of the kit, that reports could not be written with: it has bytes that are not UTF-8."
+    for k in (*words, *(f'{k}={v}' for k, v in os.environ.items() if k.startswith('MIRAGE_'))):
+        if fault := control_fault(k, lines=True): raise ValueError(f'{k!r} {fault}')
+
+
 def main(
     words:list[str]|None=None # of the command line; None: of this process
 )->int:                       # exit code
@@ -562,6 +571,7 @@ def main(
         sys.stdout.write(describe_commands())
         return 2
     try:
+        _check_words(given)
         with heed_requests(): return _obey(given, quiet='--quiet' in words)
     except (RunFailed, OSError, TypeError, ValueError, KeyError) as e:
         said = explain_disk_error(e) or str(e.args[0] if isinstance(e, KeyError) else e)

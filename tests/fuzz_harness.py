@@ -380,14 +380,15 @@ def limits():
     before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path('/proc/self/statm').read_text().split()[0])*os.sysconf('SC_PAGE_SIZE')
     def stop(*_): raise TooLong
-    old = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    old = {k: signal.signal(k, stop) for k in (signal.SIGPROF, signal.SIGALRM)}
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)     # of computing, so that other work beside it does not count
+    signal.setitimer(signal.ITIMER_REAL, 20*SECONDS)  # of waiting
     resource.setrlimit(resource.RLIMIT_AS, (pages + BYTES, before[1]))
     try: yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for k in (signal.ITIMER_PROF, signal.ITIMER_REAL): signal.setitimer(k, 0)
         resource.setrlimit(resource.RLIMIT_AS, before)
-        signal.signal(signal.SIGALRM, old)
+        for k, how in old.items(): signal.signal(k, how)
 
 
 CLEAR = ValueError, FileNotFoundError, PermissionError, KeyError, OSError  # with the name of the file

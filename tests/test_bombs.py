@@ -6,6 +6,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mirage_nb.data.files import check_image, image_size, read_image
 from mirage_nb.models.checkpoints import Checkpoint, read_checkpoint, rebuild_model, save_weights
@@ -46,6 +47,42 @@ def test_mha_heads(size, tmp_path):
     head = f'NDims = 2\nDimSize = {size}\nElementType = MET_UCHAR\nCompressedData = True\nElementDataFile = LOCAL\n'
     (tmp_path/'a.mha').write_bytes(head.encode() + zlib.compress(bytes(10**7)))
     with limits(), pytest.raises(ValueError, match='a.mha'): read_image(tmp_path/'a.mha', 1)
+
+
+@pytest.mark.parametrize('side', [400, 9000, 13_000])
+def test_tiff_heads(side, tmp_path):
+    Image.fromarray(np.zeros((24, 20), np.uint8)).save(tmp_path/'a.tif')
+    raw = (tmp_path/'a.tif').read_bytes()
+    for tag in (256, 257):  # width and height
+        at = raw.index(struct.pack('<HHI', tag, 4, 1) if struct.pack('<HHI', tag, 4, 1) in raw
+                       else struct.pack('<HHI', tag, 3, 1))
+        raw = raw[:at + 8] + struct.pack('<I', side) + raw[at + 12:]
+    (tmp_path/'a.tif').write_bytes(raw)
+    for read in (lambda p: read_image(p, 1), check_image):
+        with limits(), pytest.raises(ValueError, match=r'a.tif .* cannot be read as an image: its head claims'):
+            read(tmp_path/'a.tif')
+
+
+def test_packed_volumes(tmp_path, monkeypatch):
+    import gzip
+
+    from mirage_nb.data.scanners import arrays
+    from mirage_nb.data.scanners.reading import read_volume
+    from tests.data.scanners import made
+    made.write_mhd(tmp_path/'a.mhd')
+    head = (tmp_path/'a.mhd').read_text().replace('a.raw', 'a.zraw')
+    (tmp_path/'a.mhd').write_text(head.replace('ElementType', 'CompressedData = True\nElementType'))
+    whole = zlib.compress((tmp_path/'a.raw').read_bytes())
+    for content, fault in ((zlib.compress(bytes(10**8)), 'unpacks to more than the 1,440 bytes'),
+                           (whole[:-2], 'unpacks to less than the 1,440 bytes')):
+        (tmp_path/'a.zraw').write_bytes(content)
+        with limits(), pytest.raises(ValueError, match=fault): read_volume(tmp_path/'a.mhd')
+    (tmp_path/'a.zraw').write_bytes(whole)
+    assert read_volume(tmp_path/'a.mhd').bscans.shape == (3, 20, 24)
+    monkeypatch.setattr(arrays, '_MOST', 10**6)
+    (tmp_path/'a.nii.gz').write_bytes(gzip.compress(bytes(10**7)))
+    with limits(), pytest.raises(ValueError, match='a.nii.gz .* unpacked it has more than 1,000,000 bytes'):
+        read_volume(tmp_path/'a.nii.gz')
 
 
 def test_packed_checkpoint(tmp_path):

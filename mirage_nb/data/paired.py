@@ -30,6 +30,7 @@ from .opened import ImageFacts, Opening, file_faults, name_faults, open_images
 from ..randomness import sample_key
 from ..spreadsheets import open_table
 from ..storage import hash_value, write_atomic
+from ..untrusted import path_inside
 
 
 # %% ../../nbs/data/92_paired.ipynb #38a9134f
@@ -263,7 +264,9 @@ def table_pairs(
     t = t.assign(id=t.id.astype(str)).sort_values('id')
     ids = _paired_ids({k: t.id[t[k].notna() & (t[k].astype(str) != '')] for k in names} | {'id': t.id}, where, faults)
     t = t[t.id.isin(set(ids))]
-    named = {k: [root/p for p in t[k]] for k in names}
+    of_file = isinstance(table, (str, Path))
+    named = {k: [path_inside(root, p, f'{where}, row {i},') if of_file else root/p for i, p in t[k].items()]
+             for k in names}
     files = {k: [q or p for p, q in zip(v, find_files(v), strict=True)] for k, v in named.items()}
     return FilePairs(ids, files, dict(classes))
 

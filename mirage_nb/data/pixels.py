@@ -28,6 +28,8 @@ class _Refused(ValueError):
 
 
 _MOST = {'PNG': 8*1032, 'JPEG': 512, 'PPM': 8}  # pixels that a byte of a file can hold, at most, by its format
+_MOST_TIFF = {'raw': 8, 'packbits': 8*64, 'jpeg': 512, 'tiff_deflate': 8*1032, 'tiff_adobe_deflate': 8*1032,
+              'tiff_lzw': 8*2800}  # the same of a TIFF, by its compression
 
 
 def _check_claim(
@@ -36,7 +38,8 @@ def _check_claim(
 )->None:
     "Refuse a head that claims more pixels than the file can hold, before there is memory for them."
     w, h = image.size
-    if w*h > _MOST.get(str(image.format), w*h)*size: raise ValueError(
+    tiff = _MOST_TIFF.get(str(image.info.get('compression')), w*h) if image.format == 'TIFF' else w*h
+    if w*h > _MOST.get(str(image.format), tiff)*size: raise ValueError(
         f'its head claims {h:,} x {w:,} pixels, more than so few bytes can hold')
 
 

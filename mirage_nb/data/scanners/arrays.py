@@ -8,6 +8,7 @@ __all__ = ['mat_holds', 'parse_mat', 'metaimage_pixels', 'parse_mhd', 'parse_nif
 # %% ../../../nbs/data/scanners/60_arrays.ipynb #38b395c1
 import gzip
 import hashlib
+import io
 import re
 import zlib
 from collections.abc import Sequence
@@ -75,6 +76,20 @@ def mat_holds(
     return False
 
 
+_MOST = 2**31 # bytes that a volume is unpacked to
+
+
+def _inflate(
+    content:bytes, # packed by zlib
+    scan:ScanFile  # named in an error
+)->bytes:
+    "Unpack an array, and refuse one that grows without end."
+    stream = zlib.decompressobj()
+    found = stream.decompress(content, _MOST)
+    if stream.unconsumed_tail: scan.fail(f'unpacked it has more than {_MOST:,} bytes; save it unpacked')
+    return found
+
+
 def _load_mat(
     scan:ScanFile,
     names:Sequence[str] # of arrays
@@ -86,8 +101,9 @@ def _load_mat(
         start = at
         try:
             kind, content, at = _element(scan.raw, at, order)
-            if kind == _PACKED: kind, content, _ = _element(zlib.decompress(content), 0, order)
+            if kind == _PACKED: kind, content, _ = _element(_inflate(content, scan), 0, order)
             if kind == _MATRIX: found |= _matrix(content, order, names)
+        except DamagedFile: raise
         except (ValueError, LookupError, zlib.error): scan.fail('an array of the .mat file is damaged', start)
     return found
 
@@ -136,15 +152,25 @@ def _mhd_fields(scan:ScanFile)->dict[str, str]:
     return {k.strip(): v.strip() for k, _, v in pairs}
 
 
-def _mhd_bytes(scan:ScanFile, fields:dict[str, str])->tuple[bytes, bytes]: # as they are on disk, unpacked
+def _mhd_bytes(
+    scan:ScanFile,
+    fields:dict[str, str], # of the header
+    most:int               # bytes of pixels that the header states: no more than one above is unpacked
+)->tuple[bytes, bytes]:    # as they are on disk, unpacked
     "Read the file of the pixels."
     name = fields.get('ElementDataFile', '')
     if '/' in name or '\\' in name or name.startswith('.') or name in ('', 'LOCAL', 'LIST'):
         scan.fail('its ElementDataFile names no file beside it')
     try: raw = (scan.path.parent/name).read_bytes()
     except OSError: scan.fail('the file of its pixels is not beside it')
-    try: return raw, zlib.decompress(raw) if fields.get('CompressedData', '').lower() == 'true' else raw
+    if fields.get('CompressedData', '').lower() != 'true': return raw, raw
+    stream = zlib.decompressobj()
+    try: pixels = stream.decompress(raw, most + 1)
     except zlib.error: scan.fail('the file of its pixels cannot be unpacked')
+    if not stream.eof: scan.fail(
+        f'the file of its pixels unpacks to {"more" if len(pixels) > most else "less"} than the {most:,} bytes that '
+        'its header states')
+    return raw, pixels
 
 
 def _metaimage(
@@ -156,9 +182,9 @@ def _metaimage(
     grey = kind and fields.get('ElementNumberOfChannels', '1') == '1'
     if not grey or len(sizes) != 3 or not all(s.isdigit() and 0 < int(s) <= 16384 for s in sizes):
         scan.fail('its header does not describe grey pixels of three dimensions: ElementType, DimSize')
-    raw, pixels = _mhd_bytes(scan, fields)
     big = 'true' in (fields.get('BinaryDataByteOrderMSB', '').lower(), fields.get('ElementByteOrderMSB', '').lower())
     dtype, (w, h, n) = np.dtype(('>' if big else '<') + str(kind)), map(int, sizes)
+    raw, pixels = _mhd_bytes(scan, fields, n*h*w*dtype.itemsize)
     if len(pixels) != n*h*w*dtype.itemsize: scan.fail(
         f'the file of its pixels holds {len(pixels):,} bytes; {n} x {h} x {w} of {dtype.name} are '
         f'{n*h*w*dtype.itemsize:,}')
@@ -198,17 +224,27 @@ def parse_mhd(
 _UNITS = {'mm': 1., 'meter': 1000., 'micron': .001}
 
 
+def _gunzip(
+    scan:ScanFile # packed by gzip
+)->bytes:
+    "Unpack a file, and refuse one that grows without end."
+    with gzip.open(io.BytesIO(scan.raw)) as f: found = f.read(_MOST + 1)
+    if len(found) > _MOST: scan.fail(f'unpacked it has more than {_MOST:,} bytes; save it unpacked, as .nii')
+    return found
+
+
 def _nifti(
     scan:ScanFile # of a .nii or .nii.gz file
 )->tuple[np.ndarray, list[float], str]: # (n, h, w); distances between columns, rows, slices; their unit
     "Read a NIfTI image of three dimensions."
     import nibabel
     try:
-        raw = gzip.decompress(scan.raw) if scan.raw[:2] == b'\x1f\x8b' else scan.raw
+        raw = _gunzip(scan) if scan.raw[:2] == b'\x1f\x8b' else scan.raw
         second = 540 in (int.from_bytes(raw[:4], 'little'), int.from_bytes(raw[:4], 'big')) # size of the header
         with say_nothing('nibabel.global'):
             image: Any = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_bytes(raw)
             x, unit, zooms = np.asanyarray(image.dataobj), image.header.get_xyzt_units()[0], image.header.get_zooms()
+    except DamagedFile: raise
     except Exception as e:
         raise DamagedFile(scan.path, f'the parser of NIfTI files stops with {type(e).__name__}') from None
     x = x[..., 0] if x.ndim == 4 and x.shape[3] == 1 else x

@@ -22,8 +22,8 @@ def control_fault(
 )->str:              # as "holds the control character '\\n' after 'gpu'"; '': nothing is wrong
     "Say which control character a text holds, or which byte that is not UTF-8."
     if odd := re.search(r'[\ud800-\udfff]', text): return (  # Python's mark of a byte that is no letter
-        f'holds the byte 0x{ord(odd[0]) & 0xff:02x}, which is not UTF-8, after {text[:odd.start()][-40:]!r}. Rename what '
-        'it names, or put a link with another name to it (ln -s)')
+        f'holds the byte 0x{ord(odd[0]) & 0xff:02x}, which is not UTF-8, after {text[:odd.start()][-40:]!r}. Rename '
+        'what it names, or put a link with another name to it (ln -s)')
     found = re.search(r'[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]' if lines else r'[\x00-\x1f\x7f\x85\u2028\u2029]', text)
     return f'holds the control character {found[0]!r} after {text[:found.start()][-40:]!r}' if found else ''
 

@@ -16,12 +16,12 @@ from mirage_nb.data.segmentation import SegDataset
 from mirage_nb.models.precision import autocast, cast_weights, pick_precision
 from mirage_nb.models.segmentation import load_seg_model
 from mirage_nb.recipes.segmentation import seg_recipe
-from mirage_nb.recipes.settings import override
+from mirage_nb.recipes.settings import override, rows_cols
 from mirage_nb.tasks.export import export_onnx
 from mirage_nb.tasks.protocol import train
 from mirage_nb.tasks.segmentation import SegmentationTask
 
-DATASET, EPOCHS, THREADS, BATCH = 'Duke_DME', 6, 2, 8
+DATASET, EPOCHS, THREADS, BATCH = 'Duke_DME', 3, 2, 8
 Model = Callable[[np.ndarray], np.ndarray]  # (b, 1, h, w) -> (b, classes, h, w) probabilities
 
 
@@ -69,7 +69,7 @@ def run() -> list[dict]:
         task, file = tuned(Path(tmp)/'run')
         table, classes = task.data.tables['test'], task.data.classes
         truth = [read_mask(m, classes) for m in table.semseg]
-        data = SegDataset(table.assign(semseg=None), size=(task.settings.size[0], task.settings.size[1]))
+        data = SegDataset(table.assign(semseg=None), size=(size := rows_cols(task.settings.size)))
         ready = models(file, Path(tmp))
         found = {k: masks(f, data, [m.shape for m in truth]) for k, f in ready.items()}
         x = np.stack([data[i]['bscan'].numpy() for i in range(min(BATCH, len(data)))])
@@ -77,7 +77,7 @@ def run() -> list[dict]:
     torch.set_num_threads(before)
     dice, exact = {k: mean_dice(v, truth, len(classes)) for k, v in found.items()}, np.concatenate(
         [m.ravel() for m in found['float32']])
-    return [row(f'masks of {DATASET}, {task.settings.size[0]} pixels, batch {BATCH}: {k}', seconds['float32'], taken,
+    return [row(f'masks of {DATASET}, {size[0]} pixels, batch {BATCH}: {k}', seconds['float32'], taken,
                 f'{(np.concatenate([m.ravel() for m in found[k]]) == exact).mean():.3%} of pixels, '
                 f'mean Dice {dice["float32"]:.4f}, {dice[k]:.4f}')
             for k, taken in seconds.items() if k != 'float32']

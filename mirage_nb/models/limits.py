@@ -22,8 +22,8 @@ def check_archive(
     path:Path # of a checkpoint
 )->None:
     "Refuse an archive that unpacks to more than it holds."
-    if not zipfile.is_zipfile(path): return
     try:
+        if not zipfile.is_zipfile(path): return
         with zipfile.ZipFile(path) as z: found = z.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error): return  # its reader says so
     size, whole = path.stat().st_size, sum(k.file_size for k in found)

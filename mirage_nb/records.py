@@ -20,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .anonymised import hide_label, hide_paths, hide_settings, show_settings
+from .anonymity import hide_folder, hides_names
 from .core import counted, project_dir, runs_dir
 from .locks import hold_folder
+from .pseudonyms import pseudonyms_of
 from .recipes.pipelines import run_command
 from .storage import absolute_path, hash_value, read_json, write_json
 from .untrusted import control_fault
@@ -113,8 +116,9 @@ def run_identity(
     settings:Mapping[str, Any], # every option
     stage:str=''                # as 'predict'
 )->dict[str, Any]:
-    "Select the options that distinguish a run from others."
-    return {k: v for k, v in settings.items() if k not in (*_MACHINERY, *_SHOWN.get(stage, ()))}
+    "Select the options that distinguish a run from others; a run with pseudonyms is another than the one with names."
+    plain = () if settings.get('anonymise') else ('anonymise',)
+    return {k: v for k, v in settings.items() if k not in (*_MACHINERY, *plain, *_SHOWN.get(stage, ()))}
 
 
 def start_run(
@@ -126,19 +130,23 @@ def start_run(
 )->Run:
     "Make, or find again, the folder of a run; its record holds the last processes, nodes and workers."
     settings, sources = dict(settings), dict(sources)
-    identity = hash_value({'stage': stage, 'settings': run_identity(settings, stage), 'sources': sources,
-                        'version': __version__})
-    name = dataset_name(home or str(settings.get('dataset') or 'all'))
-    label = re.sub(r'[:/\\\\\x00-\x1f]', '_', label)  # of timm:NAME, which some file systems do not take
+    hide_paths(settings)
+    shown = hide_settings(settings)
+    key = {'key': pseudonyms_of(['key'])} if hides_names() else {}  # another key is another run: no folder mixes both
+    identity = hash_value({'stage': stage, 'settings': run_identity(shown, stage), 'sources': sources,
+                        'version': __version__} | key)
+    name = hide_label(dataset_name(home or str(settings.get('dataset') or 'all')), settings)
+    label = re.sub(r'[:/\\\\\x00-\x1f]', '_', hide_label(label, settings))  # some file systems do not take timm:NAME
     folder = runs_dir()/stage/name/f"{label + '-' if label else ''}{identity[:8]}"
     record = folder/'run.json'
+    hide_folder(folder)
     if not (folder/'result.json').exists(): _hold(folder)
     done, known = (folder/'result.json').exists(), read_json(record) if record.exists() else None
     old = known.get('identity') if known else identity
     if old != identity: raise ValueError(f'{folder} belongs to another run (identity {old}); move it away')
-    if known and not done and known['settings'] != settings: write_json(record, {**known, 'settings': settings})
+    if known and not done and known['settings'] != shown: write_json(record, {**known, 'settings': shown})
     if not known: write_json(record, {
-        'stage': stage, 'identity': identity, 'settings': settings, 'sources': sources, 'versions': _versions(),
+        'stage': stage, 'identity': identity, 'settings': shown, 'sources': sources, 'versions': _versions(),
         'commit': _git_commit(), 'machine': f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores',
         'started': time.strftime('%Y-%m-%d %H:%M:%S')})
     if handoff := os.environ.get(HANDOFF): write_json(handoff, {'folder': str(folder)})
@@ -224,8 +232,8 @@ def open_run(
     record = read_json(folder/'run.json', ('stage', 'settings'))
     if not (folder/'result.json').exists(): raise ValueError(
         f'the run in {folder} is not finished; go on with it by the command that started it: '
-        f"{run_command(record['stage'], record['settings'])}")
-    return Run(folder, record['settings'], record['sources'], True)
+        f"{run_command(record['stage'], show_settings(record['settings']))}")
+    return Run(folder, show_settings(record['settings']), record['sources'], True)
 
 # %% ../nbs/10_records.ipynb #1e9a6e91
 def finished_runs(

@@ -27,6 +27,7 @@ from typing import IO, Any
 
 import pandas as pd
 
+from .anonymity import NAMES, hide_folder, read_hidden
 from .commands.help import describe_commands, describe_notebook
 from .commands.notices import notices, show_in_words
 from .commands.shortcut import describe_result, remember_run, remembered_run, run_key
@@ -168,7 +169,9 @@ def _execute(
     from papermill import PapermillExecutionError, execute_notebook
 
     from mirage_nb.commands.progress import ENGINE
-    before, os.environ[HANDOFF] = os.environ.get(HANDOFF), str(handoff)
+    told = {HANDOFF: str(handoff), NAMES: str(handoff.with_suffix('.names'))}
+    before = {k: os.environ.get(k) for k in told}
+    os.environ |= told
     try:
         with _writable_home(): execute_notebook(
             notebook, None, dict(parameters), engine_name=ENGINE, console=console, kernel_name='python3',
@@ -178,8 +181,9 @@ def _execute(
     except DeadKernelError: return _DEAD
     except Exception as e: return explain_disk_error(e) or f'{type(e).__name__}: {e}'
     finally:
-        if before is None: del os.environ[HANDOFF]
-        else: os.environ[HANDOFF] = before
+        for k, v in before.items():
+            if v is None: del os.environ[k]
+            else: os.environ[k] = v
     return ''
 
 # %% ../nbs/20_runs.ipynb #19d39f1f
@@ -207,6 +211,8 @@ def _file_report(
     folder = Path(read_json(handoff)['folder']) if known else runs_dir()/'failed'/handoff.name.partition('.')[0]
     handoff.unlink(missing_ok=True)
     report = folder/f"{'failed_report' if error else 'report'}.ipynb"
+    hide_folder(folder)
+    read_hidden(handoff.with_suffix('.names'))
     if not error:
         for old in folder.glob('failed_report.*'): old.unlink()
     try: place = _write_copy(executed, report, error) if executed else 'none: no kernel started'
@@ -264,7 +270,7 @@ def run_notebook(
     console.say('Starting a kernel')
     try: error = _execute(path, handoff, parameters or {}, console)
     except KeyboardInterrupt:
-        handoff.unlink(missing_ok=True)
+        for left in (handoff, handoff.with_suffix('.names')): left.unlink(missing_ok=True)
         raise
     folder = _file_report(path, console.notebook, handoff, error)
     key = key or run_key(stage, values)  # phantoms were drawn by the run
@@ -332,7 +338,8 @@ def _run_seeds(
         raise RunFailed('\n'.join([
             f'{len(failed)} of {n} seeds failed; finished: {kept}. The same command trains what is missing',
             *(f'seed {k}: {text}' for k, text in failed.items())]), runs_dir()/notebook.stem[3:])
-    return run_notebook('seeds', {'run': str(folders[first]), 'seeds': sorted(folders)}, out is not sys.stderr)
+    hidden = {'anonymise': True} if given.get('anonymise') else {}
+    return run_notebook('seeds', {'run': str(folders[first]), 'seeds': sorted(folders)} | hidden, out is not sys.stderr)
 
 
 def _several_gpus(

@@ -24,6 +24,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from .anonymity import hide_file
 from .disks import write_fault
 from .leftovers import HOST, remove_leftovers
 
@@ -46,6 +47,7 @@ def write_atomic(
         tmp.touch()
         mode = tmp.stat().st_mode & 0o777  # what umask and folder give a new file; some writers set another
         write(tmp)
+        hide_file(tmp, path)
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         tmp.chmod(mode)
         os.replace(tmp, path)

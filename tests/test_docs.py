@@ -47,7 +47,7 @@ from mirage_nb.sweeps.plan import plan_cells, read_plan
 from mirage_nb.tasks import settings as tasks_settings
 from tests.data.scanners.made import write_vol
 
-MOST_LINES = {'README.md': 200, 'docs/adding.md': 400, 'docs/modules.md': 360}  # of other pages: 150
+MOST_LINES = {'README.md': 200, 'docs/adding.md': 400, 'docs/modules.md': 400}  # of other pages: 150
 
 # Every run is made cheap by these values, whatever the page says; all else is as the page has it.
 CHEAP = {'seg_tune': {'epochs': 1, 'size': 64, 'batch_size': 4, 'baselines': False},

@@ -21,7 +21,7 @@ def settings(**changed): return override(seg_recipe(read_manifest('Phantom_OCT')
 
 OTHER = {'dataset': 'Duke_DME', 'recipe': 'seg_200e_convnext', 'model': 'mirage_base', 'weights': 'w.pth',
          'head': 'dpt', 'size': 128, 'patch': 8, 'tune': 'embeddings', 'loss': 'CE', 'clip': 1., 'precision': 'bf16',
-         'drop_path': 0.5, 'layer_decay': 0.5, 'random_start': True,
+         'drop_path': 0.5, 'layer_decay': 0.5, 'random_start': True, 'anonymise': True,
          'baselines': True, 'splits': 'fold 1 of 3', 'waive': 'constant'}
 
 

@@ -31,10 +31,10 @@ from ..data.labels import is_lesion
 from ..data.layouts import find_masks, image_folders
 from ..data.manifest import ClassInfo, Manifest, classes_of, dataset_dir, label_facts
 from ..data.patients import PatientGuess, guess_patient
-from ..data.scanners.pseudonyms import NewKey
 from ..data.segmentation import SegData, SegDataset, load_seg_data, seg_table
 from ..data.tables import read_text_table
 from ..data.unpacked import dataset_folder, read_dataset
+from ..pseudonyms import NewKey
 from ..storage import write_atomic
 
 # %% ../../nbs/commands/40_check.ipynb #c1400006

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..anonymised import show_settings
 from ..core import counted, data_dir, package_dir, resource_dir, runs_dir
 from ..disks import spare
 from ..sources.weights import known_weights, weights_dir
@@ -139,7 +140,8 @@ def _compared_files(
     "List the runs and the tables that a comparison may read."
     runs = {p for k in _entries(values.get('runs')) for p in _runs_below(k)}
     records = [read_json(p/'run.json') for p in runs if (p/'run.json').is_file()]
-    tuned = {Path(r['settings']['run']) for r in records if r['stage'] == 'seg_eval' and r['settings'].get('run')}
+    tuned = {Path(show_settings(r['settings']['run'])) for r in records
+             if r['stage'] == 'seg_eval' and r['settings'].get('run')}
     found = {str(p): _list_run(p) for p in sorted(runs | tuned)}
     tables = [Path(k.partition('=')[2].strip()).expanduser() for k in _entries(values.get('tables'))]
     if not all(p.is_file() for p in tables): return None

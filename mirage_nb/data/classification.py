@@ -8,7 +8,7 @@ __all__ = ['LabelledImages', 'labelled_rows', 'load_labelled', 'targets', 'ClsDa
 # %% ../../nbs/data/91_classification.ipynb #f982d5b8
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
+from ..anonymised import hide_table
 from ..core import counted, unknown
-from .audit import find_duplicates, find_leaks, hash_content, leak_faults
+from .audit import find_duplicates, find_leaks, hash_content, hide_leaks, leak_faults
 from .cache import ImageCache
 from .chest.readers import read_chest, reader_options
 from .faults import LENIENT, Fault, name_scans, refuse, scan_faults
@@ -34,6 +35,7 @@ from .patients import patients_by_folder
 from .scanners.labelled import stray_scans
 from .splits import divide
 from .tables import table_rows
+from ..pseudonyms import real_name
 from ..randomness import sample_key
 from ..recipes.data_options import SplitPlan, parse_splits
 from ..storage import hash_value
@@ -297,7 +299,8 @@ def load_labelled(
         warned = {'patients', 'duplicates'} & set(waive)  # `find_leaks` has
         refuse([f for f in faults if f.waiver not in warned], source, checked, waive)
     _warn_of_absent(data, source)
-    return data
+    hidden = hide_table(data.table)
+    return replace(data, table=hidden, leaks=hide_leaks(data.leaks, data.table, hidden))
 
 
 # %% ../../nbs/data/91_classification.ipynb #920fe611
@@ -326,6 +329,7 @@ class ClsDataset(Dataset[dict[str, Any]]):
     ):
         self.table, self.spec, self.augment, self.seed = table, spec, augment, seed
         self.ids, self.images, self.hashes = list(table.id), list(table.image), file_hashes(table)
+        self.names = [real_name(k) for k in self.ids]  # random numbers follow from these
         self.y = targets(table, classes) if classes else None
         self.cache = ImageCache[np.ndarray](keep_mb)
 
@@ -354,7 +358,7 @@ class ClsDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index:int|tuple[int, int])->dict[str, Any]:
         epoch, i = index if isinstance(index, tuple) else (0, index)
-        key = sample_key(self.seed, int(epoch), self.ids[i])
+        key = sample_key(self.seed, int(epoch), self.names[i])
         image = train_image(self.read(i), self.spec, key) if self.augment else eval_image(self.read(i), self.spec)
         return self.sample(i, key, image)
 

@@ -14,9 +14,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from ..anonymised import hide_files
 from ..core import counted
 from .files import IMAGE_SUFFIXES, MASK_SUFFIXES
 from .layouts import is_hidden, scans_left_out
+from ..pseudonyms import real_name
 
 # %% ../../nbs/data/12_folders.ipynb #e6f43b50
 def split_id(
@@ -58,6 +60,7 @@ def scan_folder(
         elif not e.is_file() and os.path.exists(e.path):
             warnings.warn(f'{e.path} is a pipe or a device, and passed over', stacklevel=2)
         else: (found.files if e.name.lower().endswith(tuple(suffixes)) else found.others).append(e)
+    hide_files(e.path for e in (*found.others, *found.folders))
     return found
 
 
@@ -174,16 +177,17 @@ def match_masks(
     folder:str|Path,  # of masks or predictions
     ids:Iterable[str] # of images
 )->dict[str, Path]:   # id -> file; ids without a mask are left out
-    "Find the masks of images by their ids, in any format without loss."
+    "Find the masks of images by their ids, or what these are pseudonyms of, in any format without loss."
     folder, ids = Path(folder), list(ids)
-    found = {k: p for k in ids if (p := folder/f'{k}.png').is_file()}
+    found = {k: p for k in ids for n in (k, real_name(k)) if (p := folder/f'{n}.png').is_file()}
     if len(found) == len(ids) or not folder.is_dir(): return found
     there, strange = dict[str, list[Path]](), list[str]()
     content = scan_folder(folder, MASK_SUFFIXES, strange)
     for text in strange: warnings.warn(f'{text}. They are left out', stacklevel=2)
     for e in content.files: there.setdefault(plain_stem(e.name), []).append(Path(e.path))
     for k in ids:
-        if k in found or not (same := there.get(plain_stem(f'{k}.png'))): continue
+        same = there.get(plain_stem(f'{k}.png')) or there.get(plain_stem(f'{real_name(k)}.png'))
+        if k in found or not same: continue
         if len(same) > 1: raise ValueError(f'{same[0]} and {same[1].name} have one id; keep one of them')
         found[k] = same[0]
     return found

@@ -22,6 +22,7 @@ from .formats import file_hashes, read_content
 from .image_index import ImageIndex
 from .normalization import Norm, find_norm
 from .segmentation import collate
+from ..pseudonyms import real_name
 from ..randomness import keyed_generator, sample_key
 
 # %% ../../nbs/data/95_image_sets.ipynb #24e95aed
@@ -85,7 +86,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index:int|tuple[int, int])->dict[str, Any]:
         epoch, i = index if isinstance(index, tuple) else (0, index)
-        return self.sample(i, self.id(i), sample_key(self.seed, int(epoch), self.id(i)))
+        return self.sample(i, self.id(i), sample_key(self.seed, int(epoch), real_name(self.id(i))))
 
 # %% ../../nbs/data/95_image_sets.ipynb #23eb6845
 def collate_images(
@@ -178,5 +179,6 @@ class MixedDataset(Dataset[dict[str, Any]]):
         which, view = divmod(int(i), self.views)
         k, j, turn = self.draw(int(epoch)//self.repeats)[:, which].tolist()
         name = list(self.parts)[k]
-        id = f'{name}/{self.parts[name].id(j)}'
-        return self.parts[name].sample(j, id, sample_key(self.seed, int(epoch), id, turn, view))
+        id = self.parts[name].id(j)
+        key = sample_key(self.seed, int(epoch), f'{name}/{real_name(id)}', turn, view)
+        return self.parts[name].sample(j, f'{name}/{id}', key)

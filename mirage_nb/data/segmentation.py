@@ -8,7 +8,7 @@ __all__ = ['seg_table', 'folder_table', 'SegDataset', 'collate', 'SegData', 'loa
 # %% ../../nbs/data/90_segmentation.ipynb #fd0f59fb
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
+from ..anonymised import hide_table
 from ..core import counted, size_text, unknown
-from .audit import find_leaks, hash_content, leak_faults
+from .audit import find_leaks, hash_content, hide_leaks, leak_faults
 from .cache import ImageCache
 from .faults import LENIENT, Fault, name_scans, refuse, scan_faults
 from .files import IMAGE_SUFFIXES, MASK_SUFFIXES, read_image, unit_range
@@ -42,6 +43,7 @@ from .preprocessing import Size, eval_view, train_view
 from .scale import MaskScale, image_scales
 from .scanners.labelled import stray_scans
 from .splits import divide, few_patients
+from ..pseudonyms import real_name
 from ..randomness import keyed_generator, sample_key
 from ..recipes.data_options import SplitPlan, parse_splits
 from ..storage import hash_value
@@ -177,6 +179,7 @@ class SegDataset(Dataset[dict[str, Any]]):
     ):
         if len(size) != 2 or min(size) < 1: raise ValueError(f'size is {size}; it takes (rows, columns)')
         self.ids, self.images = list(table.id), list(table.bscan)
+        self.names = [real_name(k) for k in self.ids]  # random numbers follow from these
         self.masks = [None if pd.isna(m) else m for m in table.semseg]
         self.hashes = list(zip(file_hashes(table), file_hashes(table, 'mask_sha256'), strict=True))
         self.classes, self.size, self.augment, self.seed = tuple(classes), (int(size[0]), int(size[1])), augment, seed
@@ -203,7 +206,7 @@ class SegDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index:int|tuple[int, int])->dict[str, Any]:
         epoch, i = index if isinstance(index, tuple) else (0, index)
-        key = (self.seed, int(epoch), self.ids[i])
+        key = (self.seed, int(epoch), self.names[i])
         raw, mask = self.read(i)
         x = unit_range(raw, by_type=bool(self.spec.mean))
         view = train_view(x, mask, self.size, keyed_generator(*key)) if self.augment else eval_view(x, mask, self.size)
@@ -394,7 +397,16 @@ def load_seg_data(
     if scales: content = hash_value([content, {k: v.pixel_um for k, v in scales.items()}])
     tables = {s: _with_hashes(t, opened) for s, t in tables.items()}
     if patients[0] and 'train' in tables: tables['train'], left = _few_labels(tables['train'], opened, *patients)
-    return SegData(manifest, classes, tables, leaks, content, drawn, scales, left)
+    return _hidden(SegData(manifest, classes, tables, leaks, content, drawn, scales, left))
+
+
+def _hidden(data:SegData)->SegData:
+    "Put pseudonyms in place of names, if this process hides names; the hash of the content stays."
+    tables, left = {s: hide_table(t) for s, t in data.tables.items()}, data.left_out
+    scales = {k: data.scales[n] for t in tables.values() for k in t.id if (n := real_name(k)) in data.scales}
+    leaks = hide_leaks(data.leaks, pd.concat(data.tables.values()), pd.concat(tables.values()))
+    return replace(data, tables=tables, leaks=leaks, scales=scales,
+                   left_out=None if left is None else hide_table(left))
 
 
 # %% ../../nbs/data/90_segmentation.ipynb #ffc73634

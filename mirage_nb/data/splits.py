@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..anonymised import hide_table
 from ..core import log, unknown
 from .manifest import SPLITS
 from .patients import guess_patient
 from .tables import first_bad_line, read_text_table
+from ..pseudonyms import real_name
 from ..randomness import sample_key
 from ..recipes.data_options import SplitPlan
 from ..storage import write_atomic
@@ -223,6 +225,7 @@ def _read_splits(
 )->pd.Series:
     "Read the split of each image from a file."
     listed, ids = read_text_table(path, ('id', 'split')), set(table.id)
+    listed['id'] = listed.id.map(lambda k: k if k in ids else real_name(k))  # of an anonymised run
     if (wrong := ~listed.split.isin(SPLITS)).any():
         line = first_bad_line(wrong)
         raise ValueError(f"{path}, line {line}: {unknown('split', listed.split[line], SPLITS)}")
@@ -292,7 +295,7 @@ def _splits_csv(
 )->str:
     "Write splits as CSV."
     rows = pd.concat([t.assign(split=s) for s, t in tables.items()]).filter(['id', 'patient', 'split', 'site'])
-    return rows.to_csv(index=False, lineterminator='\n')
+    return hide_table(rows).to_csv(index=False, lineterminator='\n')
 
 
 def hash_splits(
@@ -319,8 +322,8 @@ def _draw_in_turns(
     seed:int
 )->list[Any]:          # its index: an image of every patient, then a second one of every patient who has it, and so on
     "Order images by turns of patients, in random order."
-    who = pd.DataFrame({'order': [sample_key('few', seed, p) for p in patient_ids(rows)],
-                        'within': [sample_key('few', seed, k) for k in rows.id]}, index=rows.index)
+    who = pd.DataFrame({'order': [sample_key('few', seed, real_name(p)) for p in patient_ids(rows)],
+                        'within': [sample_key('few', seed, real_name(k)) for k in rows.id]}, index=rows.index)
     who = who.sort_values(['order', 'within'], kind='stable')
     return who.assign(turn=who.groupby('order').cumcount()).sort_values(['turn', 'order'], kind='stable').index.tolist()
 

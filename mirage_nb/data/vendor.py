@@ -28,7 +28,7 @@ from .patients import patients_by_folder
 from .scale import SIZE_COLUMNS
 from .scanners.labelled import LabelledVolume, label_volumes, pair_scans
 from .scanners.layers import PUBLISHED_LAYERS, check_layer_names, layer_maps
-from .scanners.pseudonyms import PATIENT_PATTERNS, Identity, keys_dir, note_patient, pseudonym
+from .scanners.pseudonyms import PATIENT_PATTERNS, Identity, note_patient, pseudonym
 from mirage_nb.data.scanners.reading import (
     SCANNER_SUFFIXES,
     note_fault,
@@ -39,6 +39,7 @@ from mirage_nb.data.scanners.reading import (
 )
 from .scanners.volume import DamagedFile, Volume
 from .volume_slices import write_plane
+from ..pseudonyms import keys_dir
 from ..spreadsheets import save_table
 from ..storage import hash_file, hash_value, read_json, write_atomic, write_json
 from ..untrusted import search_name

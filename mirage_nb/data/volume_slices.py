@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..core import runs_dir
 from .image_index import ImageIndex, add_images, index_images
 from .layouts import is_hidden
-from .scanners.pseudonyms import keys_dir, note_patient
+from .scanners.pseudonyms import note_patient
 from mirage_nb.data.scanners.reading import (
     SCANNER_SUFFIXES,
     note_fault,
@@ -28,6 +28,7 @@ from mirage_nb.data.scanners.reading import (
     sort_files,
 )
 from .scanners.volume import Volume
+from ..pseudonyms import keys_dir
 from ..storage import hash_value, read_json, write_atomic, write_json
 
 # %% ../../nbs/data/96_volume_slices.ipynb #7dc88c68

@@ -26,6 +26,7 @@ from .classification.report import ClsScores
 from .segmentation.report import SegScores, compare_segmentations
 from ..recipes.base import RANDOM_START, FineTuningRecipe, weights_label
 from ..recipes.classification import ClsRecipe, FewShot
+from ..records import dataset_name
 from ..sources.overlaps import compare_datasets, find_overlaps
 
 # %% ../../nbs/eval/50_verdicts.ipynb #fe000006
@@ -96,7 +97,8 @@ def _weights_verdicts(
     if random and cfg.tune in ('probe', 'embeddings'): yield Verdict('warning', (
         f'The encoder is random and frozen (weights=random, tune={cfg.tune}): its features have learnt nothing'))
     elif random: yield Verdict('note', (
-        f'Random initialisation: {cfg.model} learnt from {cfg.dataset} alone, and nothing comes from pre-training'))
+        f'Random initialisation: {cfg.model} learnt from {dataset_name(cfg.dataset)} alone, and nothing comes from '
+        'pre-training'))
 
 
 def recipe_verdicts(

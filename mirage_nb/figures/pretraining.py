@@ -16,6 +16,7 @@ import torch
 from matplotlib.ticker import LogFormatter
 from torch import Tensor
 
+from ..anonymised import hide_ids
 from ..core import size_text
 from .common import COLOURS, DescribedFigure, draw_image, image_grid, panel_grid
 from ..models.inference import InferenceModel
@@ -56,8 +57,9 @@ def show_pairs(
     for line, k in zip(axes, names, strict=True):
         for ax, x in zip(line, batch[k], strict=True): draw_image(ax, modality_rgb(x))
         line[0].set_ylabel(k, fontsize=9)
-    for ax, name in zip(axes[0], batch['id'], strict=True): ax.set_title(name, fontsize=9)
-    fig.description = f'Samples as the model gets them, {", ".join(names)}: {", ".join(map(str, batch["id"]))}'
+    ids = hide_ids(map(str, batch['id']))
+    for ax, name in zip(axes[0], ids, strict=True): ax.set_title(name, fontsize=9)
+    fig.description = f'Samples as the model gets them, {", ".join(names)}: {", ".join(ids)}'
     return fig
 
 

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..anonymised import show_settings
+from ..anonymity import hide_folder
 from ..recipes.classification import ClsRecipe
 from ..recipes.pretraining import MAERecipe, MultiMAERecipe, ViewsRecipe
 from ..recipes.segmentation import SegRecipe
@@ -24,6 +26,7 @@ from ..tasks.pretrain_mirage import MirageTask
 from ..tasks.pretrain_views import ViewsTask
 from ..tasks.protocol import Task, train
 from ..tasks.segmentation import SegmentationTask
+from ..tasks.settings import start_hiding
 
 # %% ../../nbs/launch/10_worker.ipynb #5c1e7a06
 class TrainingJob(Protocol):
@@ -82,7 +85,10 @@ def train_here(
     own, run = folder/'settings.json', folder/'run.json'
     record = read_json(own if own.exists() else run)
     kind, task = _TASKS[record['stage']]
-    train(task.from_settings(kind(**record['settings'])), folder)
+    cfg = kind(**show_settings(record['settings']))
+    start_hiding(cfg)
+    hide_folder(folder)
+    train(task.from_settings(cfg), folder)
 
 
 if __name__ == '__main__' and '__file__' in globals(): _main()

@@ -25,6 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..anonymity import hide_text
 from .encoder import Encoder
 from .encoder_store import check_parts, read_encoder
 from .forms import name_form
@@ -434,7 +435,7 @@ def _save_tensors(
     seen:dict[int, str] = {}
     once = {k: v for k, v in state.items() if seen.setdefault(v.data_ptr(), k) == k}
     tensors = {k: v.detach().cpu().contiguous() for k, v in once.items()}
-    words = {'about': json.dumps(dict(about), default=str)}
+    words = {'about': hide_text(json.dumps(dict(about), default=str))}
     return save_sealed(path, lambda p, more: save_file(tensors, p, more), words)
 
 

@@ -18,8 +18,8 @@ from .data_options import SplitsOption, WaiveOption
 from mirage_nb.recipes.settings import (
     BelowOne,
     Count,
+    NamingOptions,
     NotNegative,
-    Options,
     Positive,
     Precision,
     Seeds,
@@ -30,7 +30,7 @@ from mirage_nb.recipes.settings import (
 
 # %% ../../nbs/recipes/15_base.ipynb #2de680b6
 @options
-class TrainingRecipe(Options):
+class TrainingRecipe(NamingOptions):
     "Options that every training has."
     _first: ClassVar[tuple[str, ...]] = ('dataset', 'recipe', 'model', 'weights')
     _last: ClassVar[tuple[str, ...]] = ('clip', 'accumulate', 'precision', 'seed', 'seeds', 'workers', 'processes')

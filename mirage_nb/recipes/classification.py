@@ -19,8 +19,8 @@ from mirage_nb.recipes.settings import (
     Count,
     Fraction,
     Names,
+    NamingOptions,
     NotNegative,
-    Options,
     Positive,
     Precision,
     Size,
@@ -155,7 +155,7 @@ _Shots = Annotated[list[Positive], numbers_too, Field(min_length=1)]
 
 
 @options
-class FewShot(Options):
+class FewShot(NamingOptions):
     "Options of 32_few_shot; what is None is as in the recipe."
     dataset: str = 'Phantom_OCT'    # a manifest's name, a folder in MIRAGE_DATA, or the path of a manifest or folder
     recipe: str = 'cls_small'       # name of a classification recipe: what is trained on each subset
@@ -180,7 +180,7 @@ class FewShot(Options):
 
 # %% ../../nbs/recipes/30_classification.ipynb #5c1e0a51
 @options
-class ClsEval(Options):
+class ClsEval(NamingOptions):
     "Options of 51_cls_eval."
     # dataset whose best run by validation is taken, unless run or predictions is given
     tuned_on: str = 'Phantom_OCT'

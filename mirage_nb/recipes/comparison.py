@@ -12,11 +12,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from .settings import Names, NotNegative, Options, Whole, options
+from .settings import Names, NamingOptions, NotNegative, Whole, options
 
 # %% ../../nbs/recipes/28_comparison.ipynb #ff6430d5
 @options
-class Compare(Options):
+class Compare(NamingOptions):
     "Options of 52_compare."
     # folders of runs, patterns, folders that hold runs, as 'seg_tune/Phantom_OCT', or the plan of a sweep
     runs: Names = field(default_factory=list)

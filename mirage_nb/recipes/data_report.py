@@ -12,11 +12,11 @@ from typing import Annotated
 from pydantic import Field
 
 from .data_options import SplitsOption
-from .settings import Options, Whole, options
+from .settings import NamingOptions, Whole, options
 
 # %% ../../nbs/recipes/27_data_report.ipynb #9ab9ae37
 @options
-class DataReport(Options):
+class DataReport(NamingOptions):
     "Options of 35_data_report."
     dataset: str = 'Phantom_OCT'  # a manifest's name, a folder in MIRAGE_DATA, or the path of a manifest or folder
     images: str = ''              # instead of a dataset: a folder of images without labels, at any depth

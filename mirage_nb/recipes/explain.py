@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .settings import Count, Names, Options, Text, Whole, options
+from .settings import Count, Names, NamingOptions, Text, Whole, options
 
 # %% ../../nbs/recipes/31_explain.ipynb #f5270d2d
 @options
-class Explain(Options):
+class Explain(NamingOptions):
     "Options of 60_explain."
     dataset: str = ''             # whose images are explained; '': the dataset that the model was trained on
     # 'test', 'val' or 'train' images of the dataset

@@ -14,14 +14,14 @@ from pydantic import Field
 
 from ..core import unknown
 from .data_options import SplitsOption
-from .settings import Count, Names, Options, Whole, options
+from .settings import Count, Names, NamingOptions, Whole, options
 
 # %% ../../nbs/recipes/33_features.ipynb #33f00005
 _COLOURS = ('class', 'patient', 'site', 'dataset', 'split', 'brightness')
 
 
 @options
-class FeatureReport(Options):
+class FeatureReport(NamingOptions):
     "Options of 62_features."
     dataset: str = 'Phantom_OCT'  # a dataset by name or folder, or several with commas between
     images: str = ''              # instead: a folder of images without labels, or several with commas between

@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .settings import Count, Names, Options, Whole, options
+from .settings import Count, Names, NamingOptions, Whole, options
 
 # %% ../../nbs/recipes/25_prediction.ipynb #1b78fdf0
 @options
-class Predict(Options):
+class Predict(NamingOptions):
     "Options of 33_predict."
     images: str = ''              # folder of images, or a CSV table with a column of files; '': phantoms
     image_column: str = ''        # column of the table that names the files; '': the one whose values are files

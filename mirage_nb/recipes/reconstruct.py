@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .settings import Count, Names, Options, Positive, Whole, numbers_too, options
+from .settings import Count, Names, NamingOptions, Positive, Whole, numbers_too, options
 
 # %% ../../nbs/recipes/32_reconstruct.ipynb #61f00004
 @options
-class Reconstruct(Options):
+class Reconstruct(NamingOptions):
     "Options of 61_reconstruct."
     dataset: str = 'Phantom_OCT' # a manifest's name, a folder in MIRAGE_DATA, or the path of a manifest or folder
     split: Literal['train', 'val', 'test', 'all'] = 'test' # images of the dataset that are taken

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import field
 from typing import Annotated, Literal
 
-from .settings import Count, Options, Whole, numbers_too, options
+from .settings import Count, NamingOptions, Whole, numbers_too, options
 
 # %% ../../nbs/recipes/29_seeds.ipynb #5eed0045
 @options
-class SeedReport(Options):
+class SeedReport(NamingOptions):
     "Options of 34_seeds."
     dataset: str = 'Phantom_OCT'  # dataset whose best run is taken with its other seeds, unless run names one
     task: Literal['segmentation', 'classification'] = 'segmentation' # 'segmentation' or 'classification', without run

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from .base import FineTuningRecipe, find_recipe, name_recipes
 from .data_options import SplitsOption
-from .settings import BelowOne, Count, Options, Positive, Size, Whole, options
+from .settings import BelowOne, Count, NamingOptions, Positive, Size, Whole, options
 
 # %% ../../nbs/recipes/20_segmentation.ipynb #f6eb8b42
 @options
@@ -53,7 +53,7 @@ def seg_recipe(
 
 # %% ../../nbs/recipes/20_segmentation.ipynb #3013d5e7
 @options
-class SegEval(Options):
+class SegEval(NamingOptions):
     "Options of 50_seg_eval."
     tuned_on: str = 'Phantom_OCT' # dataset whose best run by validation is taken, unless run names one
     run: str = ''                 # folder of a finished 30_seg_tune

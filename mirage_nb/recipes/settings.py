@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Count', 'Whole', 'Positive', 'NotNegative', 'BelowOne', 'Seeds', 'Fraction', 'Precision', 'Text', 'Names',
-           'numbers_too', 'Size', 'rows_cols', 'options', 'Options', 'override', 'option_comments', 'list_options',
-           'settings_table']
+           'numbers_too', 'Size', 'rows_cols', 'options', 'Options', 'NamingOptions', 'override', 'option_comments',
+           'list_options', 'settings_table']
 
 # %% ../../nbs/recipes/10_settings.ipynb #616f4f26
 import inspect
@@ -148,6 +148,12 @@ class Options:
         return self
 
 # %% ../../nbs/recipes/10_settings.ipynb #9c3db14f
+@options
+class NamingOptions(Options):
+    "Options of a job that writes the names of images, patients or folders."
+    anonymise: bool = False  # pseudonyms in place of names in all that is written (docs/privacy.md)
+
+
 _R = TypeVar('_R', bound=Options)
 
 

@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ..anonymity import hide_text
 from ..records import Run
 from .checklist import count_answers, fill_checklists
 from .marked_tables import MarkedTable, plain_table, write_word_table
@@ -168,7 +169,7 @@ def write_paper(
     record, works = {**record, 'settings': settings}, works_of(settings)
     result = read_json(run.folder/'result.json')
     text = methods_paragraph(record, result, counts, model_works(settings))
-    shown = {k: (caption, _with_marks(t)) for k, (caption, t) in tables.items() if t is not None}
+    shown = {k: (hide_text(caption), _with_marks(t)) for k, (caption, t) in tables.items() if t is not None}
     for sub in ('tables', 'figures'): (home/sub).mkdir(parents=True, exist_ok=True)
     for name, (caption, rows) in shown.items():
         _write_text(home/'tables'/f'{name}.tex', rows.latex(caption, f'tab:{name}'))
@@ -178,7 +179,7 @@ def write_paper(
     _word_file(home/'paper.docx', 'Methods', re.sub(r'\s*\[@[^]]+\]', '', text), shown)
     _write_text(home/'methods.md', text + '\n')
     _write_text(home/'methods.tex', _latex_paragraph(text) + '\n')
-    cited = {k: v for k, v in (citations or {}).items() if v}
+    cited = {hide_text(k): v for k, v in (citations or {}).items() if v}
     _write_text(home/'references.bib', write_bibtex(works, cited))
     if result.get('means'): _write_checklists(home, fill_checklists(record, result, counts, cited, _names(run.folder)))
     _write_text(home/'README.txt', _GUIDE)

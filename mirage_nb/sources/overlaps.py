@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from ..anonymised import show_settings
 from ..core import data_dir, package_dir, resource_dir
 from ..recipes.faults import list_faults
 from ..recipes.settings import Options, options
@@ -156,7 +157,7 @@ def _overlaps_of(
     run, name = ({}, '') if w else _own_run(weights)
     if not run or not most: return
     yield from _seen_by_run(run, name, dataset)
-    yield from _overlaps_of(run['settings'].get('weights'), dataset, most - 1)
+    yield from _overlaps_of(show_settings(run['settings'].get('weights')), dataset, most - 1)
 
 
 def find_overlaps(

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..anonymised import hide_table
 from ..core import unknown
 from ..data.classification import labelled_rows
 from ..data.files import image_size, read_image
@@ -29,6 +30,7 @@ from ..explain.hiding import PatchGrid, model_grid
 from ..models.inference import InferenceModel
 from ..models.loading import load_model
 from ..models.mirage import MODALITIES
+from ..pseudonyms import real_name
 from ..recipes.reconstruct import Reconstruct
 from ..records import open_run
 from ..spreadsheets import open_table
@@ -45,10 +47,10 @@ def _split_rows(
         have = [s for s in rows.split.unique() if s]
         if split != 'all' and have and split not in have: raise ValueError(unknown('split', split, [*have, 'all']))
         rows = rows[rows.split == split] if split != 'all' and have else rows
-        return rows.assign(mask=None)[['id', 'image', 'patient', 'mask']].reset_index(drop=True)
+        return hide_table(rows.assign(mask=None)[['id', 'image', 'patient', 'mask']].reset_index(drop=True))
     names = list(manifest.splits) if split == 'all' else [split]
     rows = pd.concat([seg_table(manifest, s, []) for s in names], ignore_index=True)
-    return rows.assign(image=rows.bscan, mask=rows.semseg)[['id', 'image', 'patient', 'mask']]
+    return hide_table(rows.assign(image=rows.bscan, mask=rows.semseg))[['id', 'image', 'patient', 'mask']]
 
 
 def _holds_pairs(path:Path)->bool:
@@ -79,7 +81,7 @@ def _own_rows(
         lambda p: '.volumes' in Path(p).parts), rows.id)  # the B-scans of a scanner's file
     who = rows.patient.astype(str).where(rows.patient.astype(str) != '', volume) if 'patient' in rows else volume
     kept = ['id', 'image', 'patient', 'mask'] + (['fault'] if 'fault' in rows else [])
-    return rows.assign(patient=who, mask=None)[kept]
+    return hide_table(rows.assign(patient=who, mask=None)[kept])
 
 # %% ../../nbs/tasks/81_autoencoder_images.ipynb #62000008
 def choose_rows(
@@ -152,7 +154,7 @@ def pair_inputs(
     place = {k: i for i, k in enumerate(pairs.ids)}
     out = dict[str, Tensor]()
     for k in names:
-        grid, planes = model_grid(model.model, k), [pairs.plane(k, place[i]) for i in ids]
+        grid, planes = model_grid(model.model, k), [pairs.plane(k, place[real_name(i)]) for i in ids]
         if k in pairs.classes:
             h, w = grid.size
             small = [p[np.arange(h)*p.shape[0]//h][:, np.arange(w)*p.shape[1]//w] for p in planes]
@@ -180,8 +182,9 @@ def _by_modality(
 )->pd.DataFrame:       # the same with the images of another modality
     "Put the images of another modality in the place of those of a table; masks do not fit them."
     file = dict(zip(pairs.ids, pairs.files[modality], strict=True))
-    known = rows[rows.id.isin(set(file))]
-    return known.assign(image=known.id.map(file), mask=None).reset_index(drop=True)
+    names = rows.id.map(real_name)
+    known = rows.assign(image=names.map(file), mask=None)[names.isin(set(file))]
+    return known.reset_index(drop=True)
 
 
 @dataclass(frozen=True)

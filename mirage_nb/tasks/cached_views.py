@@ -40,9 +40,10 @@ class _CachedViews(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key:tuple[int, int])->dict[str, Any]:
         epoch, i = key
-        view, name = epoch % len(self.masks), self.data.ids[i]
+        view, name = epoch % len(self.masks), self.data.names[i]
         maps = {f'map{j}': m[view, i] for j, m in enumerate(self.maps)}
-        return {'id': name, 'key': sample_key(self.data.seed, epoch, name), **maps, 'semseg': self.masks[view, i]}
+        key = sample_key(self.data.seed, epoch, name)
+        return {'id': self.data.ids[i], 'key': key, **maps, 'semseg': self.masks[view, i]}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..anonymised import hide_table, show_settings
 from ..core import runs_dir, unknown
 from ..eval.classification.predictions import read_predictions
 from ..eval.method_scores import MethodResult, SegResult, cls_result
@@ -157,9 +158,9 @@ def _tuned_settings(
     record:Mapping[str, Any] # of run.json
 )->tuple[dict[str, Any], str]: # settings of the fine-tuning, and dataset that was tested
     "Find out what a run was trained with, and what it was tested on."
-    s = record['settings']
+    s = show_settings(record['settings'])
     if record['stage'] == 'seg_eval' and s.get('run') and (Path(s['run'])/'run.json').exists():
-        tuned = read_json(Path(s['run'])/'run.json')['settings']
+        tuned = show_settings(read_json(Path(s['run'])/'run.json')['settings'])
         home, tested = dataset_name(tuned['dataset']), dataset_name(s['dataset'] or tuned['dataset'])
         return tuned, tested if home == tested else f'{home} to {tested}'
     home = dataset_name(s['dataset'])
@@ -179,7 +180,7 @@ def _read_run(
     file, seed = scored_file(folder), settings.get('seed')
     if file.name.startswith('predictions'):
         return cls_result(read_predictions(file), method, dataset, seed, folder.name)
-    volumes, slices = (load_table(file.with_name(file.name.replace('volumes', k)), _TEXT, numbers=None)
+    volumes, slices = (hide_table(load_table(file.with_name(file.name.replace('volumes', k)), _TEXT, numbers=None))
                        for k in ('volumes', 'slices'))
     volumes = volumes[volumes.convention == 'strict'].drop(columns='convention')
     volumes = volumes.assign(patient=volumes.patient.fillna('') if 'patient' in volumes else '',
@@ -241,7 +242,7 @@ def _table_result(
         f'{", ".join(map(str, head.columns))}')
     text = head.reindex(columns=['ID', 'patient', 'Class', 'group']).fillna('')
     values = head[[c for c in head if c not in _TEXT]].apply(pd.to_numeric, errors='coerce').dropna(axis=1, how='all')
-    volumes = pd.concat([text, values], axis=1)
+    volumes = hide_table(pd.concat([text, values], axis=1))
     if 'convention' in head: volumes = volumes[head.convention == 'strict']
     if volumes.duplicated(['ID', 'Class']).any(): raise ValueError(
         f'tables: {file} has two rows of one ID and Class; a table holds the scores of one method with one seed')

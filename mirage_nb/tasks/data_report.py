@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..anonymised import hide_table
 from ..core import counted
 from ..data.audit import hash_content
 from ..data.classification import ClsDataset, load_labelled
-from ..data.faults import Fault, fault_table
+from ..data.faults import Fault, fault_table, hide_faults
 from ..data.input_spec import InputSpec
 from ..data.manifest import SPLITS, Manifest
 from ..data.near_duplicates import look_vectors, near_duplicates, numbered_neighbours, similar_pairs
@@ -34,6 +35,7 @@ from ..eval.verdicts import Verdict, list_verdicts
 from ..models.classification import cls_model, start_classifier
 from ..models.timm_encoder import PREFIX
 from ..models.zoo import encoder_record, weights_file
+from ..pseudonyms import real_name
 from ..recipes.data_report import DataReport
 from ..spreadsheets import save_table
 
@@ -49,8 +51,8 @@ def _seg_rows(
     faults = list[Fault]()
     tables = load_seg_data(manifest, splits, (), faults).tables
     every = pd.concat([t.assign(split=s) for s, t in tables.items()], ignore_index=True)
-    site = [manifest.site_of(v) for v in every.volume]
-    return every.assign(image=every.bscan, site=site, label='')[list(_COLUMNS)], fault_table(faults)
+    site = [manifest.site_of(real_name(v)) for v in every.volume]
+    return every.assign(image=every.bscan, site=site, label='')[list(_COLUMNS)], hide_faults(fault_table(faults))
 
 
 def _cls_rows(
@@ -64,7 +66,7 @@ def _cls_rows(
     if 'label' not in table:
         positive = (table.filter(regex='^label:') == 1).any(axis=1)
         table = table.assign(label=np.where(positive.to_numpy(), 'any finding', 'no finding'))
-    return table[list(_COLUMNS)].reset_index(drop=True), fault_table(faults)
+    return table[list(_COLUMNS)].reset_index(drop=True), hide_faults(fault_table(faults))
 
 
 # %% ../../nbs/tasks/76_data_report.ipynb #d041912a
@@ -72,11 +74,11 @@ def _folder_rows(
     folder:str # of images or files of scanners, at any depth
 )->tuple[pd.DataFrame, pd.DataFrame, None]: # of _COLUMNS, faults, no manifest
     "List the images of a folder; the B-scans of a volume are images."
-    found = unlabelled_images(Path(folder).expanduser())
+    found = hide_table(unlabelled_images(Path(folder).expanduser()))
     why = found.get('fault', pd.Series('', found.index))
     faults = [Fault('unreadable', k, f'{k}: {w}') for k, w in zip(found.id[why != ''], why[why != ''], strict=True)]
     rows = found[why == ''].assign(split='', patient='', site='', label='')
-    return rows[list(_COLUMNS)].reset_index(drop=True), fault_table(faults), None
+    return rows[list(_COLUMNS)].reset_index(drop=True), hide_faults(fault_table(faults)), None
 
 
 def _image_rows(
@@ -143,7 +145,7 @@ class _DatasetReport(_ReportImages):
     "Describe a dataset by its files."
     def all_faults(self)->pd.DataFrame: # kind, files, first; one row per kind
         "Sum the faults up by kind."
-        own = self.faults if len(self.faults) else fault_table(file_faults(self.files, self.facts))
+        own = self.faults if len(self.faults) else hide_faults(fault_table(file_faults(self.files, self.facts)))
         if own.empty: return own
         first = own.groupby('kind', sort=False).what.agg(lambda w: '; '.join(w[:3]))
         return pd.DataFrame({'files': own.kind.value_counts()[first.index], 'first of them': first})
@@ -296,7 +298,7 @@ def report_confounds(
     facts = [f for f in report.facts if not f.fault]
     targets: Mapping[str, pd.Series] = {k: t[k] for k in ('label', 'split', 'site', 'dataset')}
     words = sorted({str(v) for k in targets for v in targets[k].unique()})
-    who = t.patient.where(t.patient != '', t.id)
+    who = t.patient.where(t.patient != '', t.id).map(real_name)  # to group by: shown nowhere
     return confound_table(cheap_facts(list(t.image), facts, words), {k: list(v) for k, v in targets.items()}, list(who),
                           cfg.seed, cfg.resamples)
 

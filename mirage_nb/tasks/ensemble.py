@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..anonymity import hide_text
 from ..data.classification import ClsDataset
 from ..data.files import image_size
 from ..data.input_spec import InputSpec
@@ -124,7 +125,7 @@ class _Samples(Dataset[dict[str, Any]]):
         "Return the views of an image, or why it cannot be read."
         try: return {'id': self.ids[i], 'views': [d[i] for d in self.sets], 'size': image_size(self.files[i])}
         except (OSError, ValueError) as e:
-            return {'id': self.ids[i], 'fault': str(e).replace(str(self.files[i]), self.files[i].name)}
+            return {'id': self.ids[i], 'fault': hide_text(str(e).replace(str(self.files[i]), self.files[i].name))}
 
 
 @dataclass(frozen=True)

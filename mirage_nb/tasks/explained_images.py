@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..anonymised import hide_table
 from ..core import unknown
 from ..data.classification import load_labelled
 from ..data.files import MASK_SUFFIXES, read_image
@@ -26,11 +27,12 @@ from ..data.layouts import image_folders
 from ..data.manifest import ClassInfo, Manifest, classes_of, dataset_dir
 from ..data.masks import read_mask
 from ..data.segmentation import seg_table
-from ..data.unlabelled import hash_readable, unlabelled_images
+from ..data.unlabelled import hash_readable, named_rows, unlabelled_images
 from ..data.unpacked import read_dataset
 from ..models.checkpoints import model_kind, read_checkpoint
 from ..models.classification import load_cls_model
 from ..models.segmentation import load_seg_model
+from ..pseudonyms import real_name
 from ..recipes.classification import ClsRecipe
 from ..recipes.explain import Explain
 from ..recipes.segmentation import SegRecipe
@@ -132,11 +134,11 @@ def list_explained(
         table = unlabelled_images(cfg.images, cfg.image_column)
         masks: Any = [_mask_beside(Path(p)) for p in table.image]
         table = table[['id', 'image']].assign(mask=masks, label='', patient='')
-        return hash_readable(table), None
+        return hash_readable(hide_table(table)), None
     tables, manifest = _tables(cfg, member)
     if cfg.split not in tables: raise ValueError(
         f"{manifest.name} has no split {cfg.split!r}; it has {', '.join(tables)}. Set split to one of them")
-    return hash_readable(_with_labels(tables[cfg.split].reset_index(drop=True))), manifest
+    return hash_readable(hide_table(_with_labels(tables[cfg.split].reset_index(drop=True)))), manifest
 
 # %% ../../nbs/tasks/85_explained_images.ipynb #6c8f9743
 _MOST = 400  # images that are predicted, from which some are chosen
@@ -150,11 +152,10 @@ def _some(
     good = table[table.fault == '']
     if not len(good): raise ValueError(f'none of the {len(table)} images can be read; {table.image.iloc[0]}: '
                                        f'{table.fault.iloc[0]}')
-    for k in cfg.ids:
-        if k not in set(good.id): raise ValueError(unknown('image', k, list(good.id)[:200]))
+    named = set(named_rows(good, cfg.ids, 'ids').id)
     if len(good) <= _MOST: return good.reset_index(drop=True)
     kept = np.random.default_rng(cfg.seed).permutation(len(good))[:_MOST]
-    return good[np.isin(np.arange(len(good)), kept) | good.id.isin(cfg.ids).to_numpy()].reset_index(drop=True)
+    return good[np.isin(np.arange(len(good)), kept) | good.id.isin(named).to_numpy()].reset_index(drop=True)
 
 
 @dataclass(eq=False)
@@ -262,9 +263,9 @@ def choose_shown(
 )->pd.DataFrame:
     "Choose the images that a report shows."
     if cfg.ids:
-        lost = [k for k in cfg.ids if k not in set(rows.id)]
+        lost = [k for k in cfg.ids if k not in {*rows.id, *map(real_name, rows.id)}]
         if lost: raise ValueError(f'{lost[0]} has nothing of the class that is explained; leave it out of ids')
-        return rows.set_index('id', drop=False).loc[cfg.ids].reset_index(drop=True)
+        return named_rows(rows, cfg.ids, 'ids').reset_index(drop=True)
     if cfg.choose == 'random':
         return rows.sample(min(cfg.shown, len(rows)), random_state=cfg.seed).reset_index(drop=True)
     t = rows.sort_values('confidence', ascending=cfg.choose == 'unsure', kind='stable').reset_index(drop=True)

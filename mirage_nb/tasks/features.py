@@ -33,6 +33,7 @@ from ..explain.readout import Readout, read_features
 from ..explain.token_colours import TokenComponents, token_components
 from ..explain.token_features import OverviewFeatures, TokenFeatures, open_encoder
 from ..models.heads.classification import ClsModel
+from ..pseudonyms import real_name
 from ..recipes.data_report import DataReport
 from ..recipes.features import FeatureReport
 from ..records import dataset_name, open_run
@@ -51,7 +52,7 @@ def _sites(
     if not pattern: return list(table.site)
     try: re.compile(pattern)
     except re.error as e: raise ValueError(f'site={pattern!r} is no regular expression: {e}') from e
-    found = [search_name(pattern, str(k), 'site') for k in table.id]
+    found = [search_name(pattern, real_name(str(k)), 'site') for k in table.id]
     if not any(found): raise ValueError(
         f'site={pattern!r} is found in no name, as {table.id.iloc[0]!r}; its first group is the site')
     return ['' if m is None else (m[1] if m.groups() else m[0]) or '' for m in found]
@@ -150,9 +151,10 @@ class _Encoded:
 
     @property
     def patients(self)->list[str]:
-        "Name the patient of each image; where that is not known, the image itself."
+        "Name the patient of each image to group by, which nothing shows; where that is not known, the image itself."
         t = self.table
-        return [p or f'image {d}: {i}' for p, d, i in zip(t.patient, t.dataset, t.id, strict=True)]
+        rows = zip(t.patient, t.dataset, t.id, strict=True)
+        return [real_name(p) or f'image {d}: {real_name(i)}' for p, d, i in rows]
 
     @property
     def known(self)->dict[str, list[str]]: # by name: a value for each image

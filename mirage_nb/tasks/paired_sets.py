@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..anonymised import hide_ids
 from ..core import log
 from ..data.faults import Fault, refuse, scan_faults
 from ..data.manifest import SPLITS, ClassInfo, Manifest, classes_of, dataset_dir, read_manifest
@@ -273,6 +274,7 @@ def load_paired_data(
     if 'val' not in used:
         whose = _sample_patients(train.ids, [there['train'], root/'labels.csv'])
         held, unused, drawn = _divided(train, cfg, whose, name, manifest.site_of if manifest else str)
+        hide_ids([*train.ids, *filter(None, whose.values())])
     facts = _identity(manifest, held, unused, labels)
     def hashes()->dict[str, str]:
         _check_splits(found, missing, str(root), waive)

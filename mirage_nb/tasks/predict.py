@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..anonymised import hide_table
 from ..core import unknown
 from ..data.audit import hash_content
 from ..data.manifest import read_manifest
@@ -235,7 +236,7 @@ def plan_prediction(
 )->_Prediction:
     "Plan what a prediction reads, checked before anything runs."
     table = unlabelled_images(cfg.images, cfg.image_column) if cfg.images else _phantom_images()
-    return _Prediction(hash_readable(table), Ensemble.open(runs), cfg)
+    return _Prediction(hash_readable(hide_table(table)), Ensemble.open(runs), cfg)
 
 
 def images_label(

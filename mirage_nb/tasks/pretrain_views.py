@@ -36,6 +36,7 @@ from ..models.zoo import build_encoder, encoder_record, weights_file
 from ..randomness import sample_key
 from ..recipes.base import describe_weights
 from ..recipes.pretraining import ViewsRecipe
+from .pretrain import public_settings
 from .pretrain_images import ImagesTask, denormalise_images
 from .protocol import spread_evenly
 from ..train.devices import Batch
@@ -285,7 +286,7 @@ class ViewsTask(_ViewsEvaluated):
         cfg, last, loss = self.settings, snapshots.iloc[-1], history.loss
         names = {'moco': 'MoCo v2', 'dino': 'DINO', 'ibot': 'iBOT'}
         what = f'{cfg.model} pre-trained by {names[cfg.method]} from {describe_weights(cfg)}'
-        how = f'{len(history)} of {counted(cfg.epochs, "epoch")} on {cfg.dataset}'
+        how = f'{len(history)} of {counted(cfg.epochs, "epoch")} on {public_settings(vars(cfg))["dataset"]}'
         found = [f'loss {loss.iloc[0]:.3f} in the first epoch, {loss.iloc[-1]:.3f} in the last',
                  f'effective rank of features {snapshots["rank"].iloc[0]:.1f} before training, then {last["rank"]:.1f}',
                  probe_gain(snapshots) or 'no labels, no probe']

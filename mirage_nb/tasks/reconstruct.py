@@ -29,6 +29,7 @@ from ..data.manifest import ClassInfo
 from ..data.paired import FilePairs
 from ..data.scale import MaskScale
 from ..data.scanners.reading import scanner_kind
+from ..data.unlabelled import named_rows
 from ..data.unpacked import read_dataset
 from ..eval.unlike import Neighbours
 from ..eval.verdicts import list_verdicts
@@ -50,6 +51,7 @@ from ..models.mirage import MODALITIES
 from ..models.mirage_mae import MultiMAE
 from ..models.zoo import weights_file
 from ..phantoms.artefacts import ARTEFACTS, plant_artefact
+from ..pseudonyms import real_name
 from ..recipes.pipelines import run_command
 from ..recipes.reconstruct import Reconstruct
 from ..spreadsheets import load_table, save_table
@@ -136,9 +138,7 @@ class _Views(_Images):
         "Choose the images that are shown; of a region all, as some have none."
         cfg = self.settings
         if not cfg.only: return choose_rows(self.table, len(self.table) if cfg.region else cfg.examples)
-        for k in cfg.only:
-            if k not in set(self.table.id): raise ValueError(f"only: {unknown('image', k, list(self.table.id))}")
-        return self.table.set_index('id', drop=False).loc[cfg.only]
+        return named_rows(self.table, cfg.only, 'only')
 
     def shown(self)->list[ShownImage]:
         "Reconstruct the images that are shown."
@@ -179,7 +179,8 @@ class _Views(_Images):
         if self.pairs is None or not isinstance(self.model.model, MultiMAE): return None
         known = [m.name for m in self.model.modalities if m.name in self.pairs.modalities]
         if len(known) < 2: return None
-        rows = choose_rows(self.table[self.table.id.isin(set(self.pairs.ids))], max(self.settings.examples, 8))
+        paired = self.table.id.map(real_name).isin(set(self.pairs.ids))
+        rows = choose_rows(self.table[paired], max(self.settings.examples, 8))
         truth = pair_inputs(self.pairs, self.model, list(rows.id), known)
         found = list(cross_predictions(self.model, truth))
         table = cross_table(found, truth, list(rows.patient), self.model.norm_pix)

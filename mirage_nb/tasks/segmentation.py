@@ -138,7 +138,7 @@ class _SegTrained(_SegParts):
 
     def save(self, model:nn.Module, path:Path)->Path:
         "Write a model that `load_seg_model` can rebuild."
-        return save_tuned_model(cast(SegModel, model), path, self.keywords, dataset=self.settings.dataset,
+        return save_tuned_model(cast(SegModel, model), path, self.keywords, dataset=self.manifest.name,
                               classes=[asdict(c) for c in self.data.classes], precision=self.fit_settings.precision)
 
     def training(self, folder:Path)->Training:

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from ..core import log
 from ..disks import spare
+from ..pseudonyms import real_name
 from ..randomness import sample_key
 from ..sealed import load_sealed, save_sealed
 from ..storage import hash_value
@@ -105,6 +106,7 @@ class CachedFeatures(Dataset[dict[str, Any]]):
         seed:int=0
     ):
         self.ids, self.features, self.labels, self.seed = list(ids), features, labels, seed
+        self.names = [real_name(k) for k in self.ids]  # random numbers follow from these
 
     def __len__(self)->int: return len(self.ids)
 
@@ -112,11 +114,11 @@ class CachedFeatures(Dataset[dict[str, Any]]):
         "Return a whole batch by one look-up."
         keys = [k if isinstance(k, tuple) else (0, k) for k in asked]
         views, rows = torch.tensor([e % len(self.features) for e, _ in keys]), torch.tensor([i for _, i in keys])
-        ids = [self.ids[i] for _, i in keys]
-        return [{'id': ids, 'key': [sample_key(self.seed, e, k) for (e, _), k in zip(keys, ids, strict=True)],
+        return [{'id': [self.ids[i] for _, i in keys],
+                 'key': [sample_key(self.seed, e, self.names[i]) for e, i in keys],
                  'features': self.features[views, rows], 'label': self.labels[rows]}]
 
     def __getitem__(self, key:int|tuple[int, int])->dict[str, Any]:
         epoch, i = key if isinstance(key, tuple) else (0, key)
-        return {'id': self.ids[i], 'key': sample_key(self.seed, epoch, self.ids[i]),
+        return {'id': self.ids[i], 'key': sample_key(self.seed, epoch, self.names[i]),
                 'features': self.features[epoch % len(self.features), i], 'label': self.labels[i]}

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ...anonymised import hide_table
 from ...core import counted, unknown
 from ...spreadsheets import as_binary, open_table
 from ...storage import absolute_path
@@ -276,6 +277,7 @@ def read_predictions(
     if split: table = table[table.split == split]
     elif len(splits) > 1:
         raise ValueError(f'{file} holds the splits {", ".join(splits)}; choose one by split={splits[-1]}')
+    table = hide_table(table)
     return check_predictions(map_classes(table, names, str(file)) if names else table, str(file))
 
 # %% ../../../nbs/eval/classification/10_predictions.ipynb #7a32b7b6

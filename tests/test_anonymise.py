@@ -1,0 +1,179 @@
+"Names that are planted in files, texts, tables and folders are in nothing that an anonymised run writes"
+import base64
+import json
+import os
+import re
+import zipfile
+from io import BytesIO
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, PngImagePlugin
+
+from mirage_nb.anonymity import hide_names
+from mirage_nb.core import resource_dir, runs_dir
+from mirage_nb.models.checkpoints import read_checkpoint, read_metadata
+from mirage_nb.phantoms.oct import make_phantom_oct
+from mirage_nb.pseudonyms import keys_dir, real_name
+from mirage_nb.records import open_run
+from mirage_nb.runs import run_notebook
+from mirage_nb.tasks.collect import _read_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings('ignore')]
+FOLDER, FILE, PATIENT, HIDDEN = 'Wentworth_Anne', 'Pemberton', 'Doe, Jane', 'Fitzalan'  # what is planted
+TUNE = {'recipe': 'seg_small', 'epochs': 1, 'size': 64, 'batch_size': 4, 'head': 'linear', 'baselines': False,
+        'waive': 'absent_class,near_duplicates'}
+
+
+def plant(image, path):
+    "Write an image with a name in its texts and its EXIF"
+    info, exif = PngImagePlugin.PngInfo(), Image.Exif()
+    info.add_text('Patient', f'{HIDDEN}^Maud')
+    info.add_itxt('Comment', HIDDEN)
+    exif[0x010e] = exif[0x013b] = HIDDEN
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, pnginfo=info, exif=exif)
+
+
+@pytest.fixture(scope='module')
+def planted(tmp_path_factory):
+    "Folder with a set of masks and a set of classes, and with MIRAGE_RUNS and MIRAGE_KEYS in it"
+    home = tmp_path_factory.mktemp('planted')
+    make_phantom_oct(home/'raw', patients=12, volumes=1, slices=2, size=(96, 80))
+    clinic, rows = home/FOLDER/'Clinic', []
+    for p in sorted((home/'raw').rglob('*.png')):
+        place = p.relative_to(home/'raw')
+        with Image.open(p) as image: plant(image, clinic/place.parent/p.name.replace('P', f'{FILE}-', 1))
+    text = (resource_dir('data_manifests')/'Phantom_OCT.toml').read_text()
+    text = text.replace('Phantom_OCT', 'Clinic').replace('(P[0-9]+)', f'({FILE}-[0-9]+)')
+    (clinic/'manifest.toml').write_text(text)
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        name = f'{FILE}{i:02}.png'
+        pixels = rng.integers(0, 120, (48, 48), np.uint8) + np.uint8(100*(i % 2))
+        plant(Image.fromarray(pixels), home/FOLDER/'Grades'/name)
+        rows.append((name, f'{PATIENT} {i//2:02}', ('CNV', 'NORMAL')[i % 2], HIDDEN))
+    table = pd.DataFrame(rows, columns=['file', 'patient', 'label', 'referred_by'])
+    table.to_csv(home/FOLDER/'Grades'/'labels.csv', index=False)
+    (home/FOLDER/'Grades'/'manifest.toml').write_text(
+        "task = 'classification'\nmodality = 'bscan'\n[labels]\ntable = 'labels.csv'\nimage = '{file}'\n"
+        "patient = '{patient}'\nlabel = 'label'\nclasses = ['CNV', 'NORMAL']\nshares = [0.4, 0.3, 0.3]\n")
+    with pytest.MonkeyPatch.context() as m:
+        for k in ('MIRAGE_DATA', 'MIRAGE_RUNS', 'MIRAGE_KEYS'): m.setenv(k, str(home/k.lower()))
+        m.setenv('OMP_NUM_THREADS', '1')
+        yield home
+    hide_names(False)
+
+
+def texts_of(data, name):
+    "Everything that can be read in a file: its bytes, members of archives, texts of images, images of notebooks"
+    yield name.encode()
+    yield data
+    if zipfile.is_zipfile(BytesIO(data)):
+        with zipfile.ZipFile(BytesIO(data)) as z:
+            for k in z.namelist(): yield from texts_of(z.read(k), k)
+    if data[:8] == b'\x89PNG\r\n\x1a\n':
+        with Image.open(BytesIO(data)) as image:
+            image.load()
+            yield repr((image.info, dict(image.getexif()))).encode()
+    for coded in re.findall(rb'(?:"image/png": "|base64,)([A-Za-z0-9+/=\\n]{200,})', data):
+        yield from texts_of(base64.b64decode(coded.replace(b'\\n', b'')), '')
+
+
+def leaks(folder, *names):
+    "Files below a folder that hold a planted name, in any form that a writer may give it"
+    words = {w for n in names for w in (n, n.replace('_', r'\_'), n.split(',')[0] + ',' if ',' in n else n)}
+    found = []
+    for p in sorted(folder.rglob('*')):
+        data = p.read_bytes() if p.is_file() else b''
+        found += [f'{p.relative_to(folder)}: {w}' for t in texts_of(data, p.name) for w in words if w.encode() in t]
+    return sorted(set(found))
+
+
+def numbers(path): return pd.read_csv(path).select_dtypes('number').to_numpy()
+
+
+@pytest.fixture(scope='module')
+def tuned(planted):
+    "The same fine-tuning with pseudonyms and with names"
+    data = {'dataset': str(planted/FOLDER/'Clinic')}
+    return [run_notebook('seg_tune', TUNE | data | {'anonymise': on}, quiet=True) for on in (True, False)]
+
+
+def test_a_fine_tuning(planted, tuned):
+    "No planted name is in an anonymised run, and its scores are those of the plain one"
+    hidden, plain = tuned
+    assert not leaks(hidden, FOLDER, FILE, HIDDEN) and FOLDER not in str(hidden)
+    assert not leaks(plain, HIDDEN)                               # nothing is copied that is not needed
+    assert leaks(plain, FILE) and leaks(plain, FOLDER)            # the search finds what is there
+    for name in ('history.csv', 'test_slices.csv', 'test_volumes.csv', 'test_summary.csv', 'predictions.csv'):
+        here, there = numbers(hidden/name), numbers(plain/name)
+        if name == 'history.csv': here, there = here[:, :3], there[:, :3]  # the others are times
+        np.testing.assert_array_equal(here, there)
+    a, b = (json.loads((p/'result.json').read_text()) for p in tuned)
+    assert a['means'] == b['means'] and a['validation'] == b['validation']
+    ids = pd.read_csv(hidden/'predictions.csv').id
+    assert ids.str.fullmatch(r'[a-z]{10}_\d\d').all()
+    assert [real_name(k) for k in ids] == list(pd.read_csv(plain/'predictions.csv').id)
+    assert open_run(hidden).settings['dataset'] == str(planted/FOLDER/'Clinic')  # the kit finds it again
+    assert (keys_dir()/'names.csv').stat().st_mode & 0o077 == 0 or os.name != 'posix'
+
+
+def test_weights_name_no_folder(planted, tuned):
+    "A file of weights names its dataset, and no path of the machine"
+    for folder in tuned:
+        about = read_metadata(read_checkpoint(folder/'best.safetensors'))
+        assert str(planted) not in (folder/'best.safetensors').read_bytes().decode('latin-1')
+        assert str(planted) not in (folder/'result.json').read_text()
+        assert about['dataset'] == folder.parent.name  # Clinic, or its pseudonym
+
+
+@pytest.mark.parametrize('stage, options', [
+    ('seg_eval', {'split': 'test'}),
+    ('data_report', {'dataset': 'Clinic', 'resamples': 100}),
+    ('predict', {'images': 'test/bscan', 'compare_with': 0})])
+def test_what_builds_on_it(planted, tuned, stage, options):
+    "Evaluations, reports and predictions of the planted images hide names, also by a run with names"
+    where = {k: str(planted/FOLDER/'Clinic'/(v if k == 'images' else '')) for k, v in options.items()
+             if k in ('dataset', 'images')}
+    run = {} if stage == 'data_report' else {'run': str(tuned[0])}
+    folder = run_notebook(stage, options | where | run | {'anonymise': True}, quiet=True)
+    assert not leaks(folder, FOLDER, FILE, HIDDEN)
+    assert folder.is_relative_to(runs_dir()) and FOLDER not in str(folder)
+    if stage == 'seg_eval': np.testing.assert_array_equal(numbers(folder/'test_slices.csv'),
+                                                          numbers(tuned[1]/'test_slices.csv'))
+
+
+@pytest.mark.long
+def test_a_classification(planted):
+    "Neither patients of a table nor its other columns are in an anonymised classification and its evaluation"
+    options = {'dataset': str(planted/FOLDER/'Grades'), 'recipe': 'cls_small', 'epochs': 1, 'size': 64,
+               'waive': 'near_duplicates,patients'}
+    hidden, plain = (run_notebook('cls_tune', options | {'anonymise': on}, quiet=True) for on in (True, False))
+    assert not leaks(hidden, FOLDER, FILE, PATIENT, HIDDEN) and not leaks(plain, HIDDEN)
+    np.testing.assert_array_equal(numbers(hidden/'predictions_test.csv'), numbers(plain/'predictions_test.csv'))
+    scored = run_notebook('cls_eval', {'predictions': str(plain/'predictions_test.csv'), 'resamples': 200,
+                                       'anonymise': True}, quiet=True)
+    assert not leaks(scored, FOLDER, FILE, PATIENT, HIDDEN)
+    assert pd.read_csv(hidden/'predictions_test.csv').patient.str.fullmatch('[a-z]{10}').all()
+
+
+def test_a_notebook_that_fails(planted):
+    "The report of a run that failed shows no name either"
+    (planted/FOLDER/'Clinic'/'train'/'bscan'/f'{FILE}-099a_00.png').write_bytes(b'')
+    with pytest.raises(RuntimeError) as e:
+        run_notebook('seg_tune', TUNE | {'dataset': str(planted/FOLDER/'Clinic'), 'seed': 9, 'anonymise': True},
+                     quiet=True)
+    (planted/FOLDER/'Clinic'/'train'/'bscan'/f'{FILE}-099a_00.png').unlink()
+    assert not leaks(e.value.folder, FOLDER, FILE, HIDDEN) and FILE in str(e.value)  # the terminal names it
+
+
+def test_runs_pair_by_patient(tuned):
+    "A comparison with pseudonyms finds the patients of a run with names in one with pseudonyms"
+    hide_names(True)
+    both = [_read_run(p, open_run(p).settings, 'Clinic', 'model') for p in tuned]
+    hide_names(False)
+    for part in ('volumes', 'images'):
+        ids, others = (set(getattr(r, part).patient) for r in both)
+        assert ids == others and len(ids) == 4

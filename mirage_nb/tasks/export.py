@@ -55,13 +55,13 @@ def _open_graph(
     what:str|Path|Run # finished run or its folder; file of a fine-tuned model; weights of an encoder
 )->_Graph:
     "Load a model with what its ONNX file is to state of it."
-    folder = isinstance(what, Run) or Path(str(what)).expanduser().is_dir()
-    file = None if folder or str(what).startswith('timm:') else weights_file(what)
-    if folder: member = Member.open(what)
-    elif file and model_kind(read_checkpoint(file)) in ('seg_model', 'cls_model'): member = read_member(file)
+    if isinstance(what, Run) or Path(what).expanduser().is_dir(): member = Member.open(what)
     else:
-        model, spec, sha256 = open_encoder(what)
-        return _Graph(model.encoder.eval(), spec, 'encoder', {'weights_sha256': sha256})
+        file = None if str(what).startswith('timm:') else weights_file(what)
+        if not file or model_kind(read_checkpoint(file)) not in ('seg_model', 'cls_model'):
+            model, spec, sha256 = open_encoder(what)
+            return _Graph(model.encoder.eval(), spec, 'encoder', {'weights_sha256': sha256})
+        member = read_member(file)
     about: dict[str, Any] = {'weights_sha256': member.sha256, 'classes': list(member.classes)}
     if isinstance(member.model, ClsModel): about['multi'] = bool(member.about['multi'])
     else: about['grey_values'] = [c.value for c in member.infos]

@@ -109,6 +109,7 @@ class Run:
 
 _MACHINERY = ('processes', 'nodes', 'slurm', 'workers')  # options that say where a run computes, and change no number
 _SHOWN = {'predict': ('gallery', 'batch_size'), 'sweep': ('jobs',), 'seeds': ('run',),  # change no number either
+          'measure': ('figures', 'batch_size'),
           'seg_tune': ('seeds',), 'cls_tune': ('seeds',)}  # each seed is a run of its own
 
 

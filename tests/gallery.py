@@ -22,7 +22,7 @@ GALLERY, MOST = ROOT/'docs'/'gallery', 180_000  # bytes of a picture
 STAGES = {  # in an order in which each finds what it needs
     'seg_tune': 'Fine-tune a segmentation model', 'cls_tune': 'Fine-tune or probe a classifier',
     'seeds': 'Several seeds of one training', 'few_shot': 'How many labels are needed',
-    'predict': 'Predict new images', 'explain': 'See why a model decides',
+    'predict': 'Predict new images', 'measure': 'Measure eyes', 'explain': 'See why a model decides',
     'reconstruct': 'Reconstruct images', 'features': 'See what a model thinks is alike',
     'seg_eval': 'Score a segmentation',
     'cls_eval': 'Score a classification', 'compare': 'Compare methods', 'data_report': 'Look a dataset over',

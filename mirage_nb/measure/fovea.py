@@ -18,6 +18,7 @@ SEARCH_MM, SMOOTH_MM, PIT_UM = 2., .15, 25.
 _STEP = .04   # mm of the grid that is searched
 _SECOND_UM, _FLAT_UM = 10., 5.
 _NOTHING = 'no thickness near the middle of the scan'
+_MIDDLE = 'the middle of the scan is taken'
 
 
 class Fovea(NamedTuple):
@@ -29,10 +30,11 @@ class Fovea(NamedTuple):
     depth: float      # of the pit below the ring around it, micrometres; NaN: not known
     within: float     # mm; NaN: not known
     why: str = ''     # what makes it uncertain
+    of: str = 'the retina' # whose pit it is
 
     def __str__(self)->str:
         if not self.found: return 'the fovea was given'
-        pit = f'a pit of {self.depth:.0f} µm, certain to {self.within:.1f} mm'
+        pit = f'a pit of {self.of}, {self.depth:.0f} µm deep, certain to {self.within:.1f} mm'
         return f'the fovea was found ({pit})' if self.clear else f'the fovea is uncertain: {self.why}'
 
 
@@ -103,4 +105,5 @@ def find_fovea(
     edge = minimum_filter(np.where(np.isnan(search), -1., 0.), 3, mode='constant', cval=-1) < 0
     flat = r[(search < search.flat[i] + _FLAT_UM) & (r < 1)]
     faults = _faults(search, i, r, edge, depth)
+    if edge.flat[i]: return Fovea(*at.centre, True, False, depth, np.nan, '; '.join([*faults, _MIDDLE]))
     return Fovea(float(x.flat[i]), float(y.flat[i]), True, not faults, depth, float(flat.max()), '; '.join(faults))

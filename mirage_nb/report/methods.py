@@ -266,6 +266,14 @@ def _data_report(s:_Settings, r:_Settings)->list[str]:
             'tested on other patients: what it predicts could stand in for a disease.']
 
 
+def _measure(s:_Settings, r:_Settings)->list[str]:
+    "Write the sentences of measurements."
+    return ['The thickness of a layer is the distance from its topmost to its bottommost pixel in each A-scan. Sectors '
+            'are those of the ETDRS, with circles of 1, 3 and 6 mm around the thinnest place of the smoothed retina; '
+            'means are over the area, interpolated linearly between B-scans. Volumes of lesions are sums of pixels, '
+            'each B-scan standing for the fundus half-way to its neighbours.']
+
+
 def _benchmark(s:_Settings, r:_Settings)->list[str]:
     "Write the sentences of a benchmark."
     done = str(r['summary'][0])
@@ -274,7 +282,7 @@ def _benchmark(s:_Settings, r:_Settings)->list[str]:
 
 _WRITERS: dict[str, Callable[[_Settings, _Settings], list[str]]] = {
     'seg_tune': _seg_tune, 'cls_tune': _cls_tune, 'seeds': _seeds, 'few_shot': _few_shot, 'predict': _prediction,
-    'explain': _explain, 'data_report': _data_report, 'benchmark': _benchmark,
+    'explain': _explain, 'measure': _measure, 'data_report': _data_report, 'benchmark': _benchmark,
     'pretrain_multimae': _pretrain, 'pretrain_mae': _pretrain, 'pretrain_views': _pretrain_views,
     'seg_eval': _evaluation, 'cls_eval': _evaluation,
     'compare': _comparison, 'features': _features, 'reconstruct': _reconstruct}

@@ -35,6 +35,7 @@ from ..recipes.comparison import Compare
 from ..recipes.data_report import DataReport
 from ..recipes.explain import Explain
 from ..recipes.features import FeatureReport
+from ..recipes.measure import Measure
 from ..recipes.pipelines import explain_no_run
 from ..recipes.prediction import Predict
 from mirage_nb.recipes.pretraining import (
@@ -345,6 +346,19 @@ def _compare_settings(
     return cfg, None
 
 
+def _measure_settings(
+    params:Mapping[str, Any] # as typed
+)->tuple[Measure, Manifest|None]:
+    "Choose the settings of 36_measure; one error names all that is not there."
+    cfg = override(Measure(), **params)
+    faults = _missing_file('images', cfg.images) if cfg.images else []
+    if cfg.run: faults += _trial(lambda: open_run(cfg.run))
+    if not cfg.images: faults += _trial(lambda: dataset_dir(read_dataset(cfg.dataset, 'segmentation')))
+    if len(faults) == 1: raise faults[0]
+    if faults: raise ValueError('\n'.join(str(e.args[0]) for e in faults))
+    return (replace(cfg, dataset=''), None) if cfg.images else (cfg, None)
+
+
 def _seeds_settings(
     params:Mapping[str, Any] # as typed
 )->tuple[SeedReport, None]:
@@ -361,7 +375,7 @@ _STAGES:dict[str, Callable[[Mapping[str, Any]], tuple[Any, Manifest|None]]] = {
     'seg_tune': _seg_settings, 'cls_tune': _cls_settings, 'few_shot': _few_shot_settings,
     'pretrain_multimae': _multimae_settings, 'pretrain_mae': _mae_settings, 'pretrain_views': _views_settings,
     'features': _feature_settings, 'data_report': _report_settings, 'seeds': _seeds_settings,
-    'compare': _compare_settings, 'reconstruct': _reconstruct_settings,
+    'compare': _compare_settings, 'reconstruct': _reconstruct_settings, 'measure': _measure_settings,
     'predict': lambda p: _scoring_settings(Predict, p), 'explain': _explain_settings,
     'sweep': lambda p: (override(SweepJob(), **p), None),
     'benchmark': lambda p: (override(BenchmarkJob(), **p), None),

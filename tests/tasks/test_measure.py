@@ -1,0 +1,70 @@
+"Measurements as their user asks for them: a dataset with two graders, and a real file of a scanner"
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mirage_nb.phantoms.eyes import EyePlan, EyeScan, cyst_mm3, draw_masks, make_phantom_eyes
+from mirage_nb.recipes.measure import Measure
+from mirage_nb.tasks.measure import (
+    agreement_table,
+    compare_visits,
+    measured_pairs,
+    measured_result,
+    plan_measurement,
+    sector_errors,
+)
+
+pytestmark = pytest.mark.slow
+LINE = Path(__file__).resolve().parents[2]/'shared'/'data'/'oct_slo_pairs'/'octolyzer_Linescan_1.vol'
+
+
+@pytest.fixture
+def eyes(tmp_path, monkeypatch):
+    monkeypatch.setenv('MIRAGE_DATA', str(tmp_path))
+    return make_phantom_eyes(tmp_path/'Phantom_EYES', slices=21, between=.3, cols=90, across=.07)
+
+
+def test_two_graders_agree_and_a_stopped_job_goes_on(eyes, tmp_path):
+    shutil.copytree(eyes/'semseg', eyes/'semseg_grader2')
+    job = plan_measurement(Measure())
+    table = job.measure(tmp_path/'run')
+    kept = sorted((tmp_path/'run'/'measured').rglob('*.json'))
+    assert len(kept) == 8
+    kept[0].unlink()
+    again = plan_measurement(Measure())
+    np.testing.assert_array_equal(again.measure(tmp_path/'run').value.astype(float), table.value.astype(float))
+    agreed = agreement_table(measured_pairs(again))
+    assert (agreed['mean absolute'] == '0.0').all() and set(agreed['ICC(2,1)']) == {'1.00'}
+    assert not sector_errors(table).to_numpy().any()
+    assert all(v['level'] == 'note' for v in measured_result(again, compare_visits(again))['verdicts'])
+    facts = json.loads((tmp_path/'run'/'measures.json').read_text())
+    assert {f['eye'] for f in facts} == {'OD', 'OS'} and all(f['fovea']['clear'] for f in facts)
+
+
+def test_without_a_scale_there_are_pixels(eyes, tmp_path):
+    text = (Path(__file__).resolve().parents[2]/'data_manifests'/'Phantom_EYES.toml').read_text()
+    (eyes/'manifest.toml').write_text(text.replace('scale = {sizes = "volumes.csv"}', ''))
+    table = plan_measurement(Measure(dataset=str(eyes))).measure(tmp_path/'run')
+    assert not {'µm', 'nl', 'mm3'} & set(table.unit) and set(table['where']) == {'all A-scans', 'all'}
+    stated = plan_measurement(Measure(dataset=str(eyes), spacing='.0039,.07,.3')).measure(tmp_path/'stated')
+    assert {'µm', 'nl', 'mm3'} <= set(stated.unit) and 'inner right' in set(stated['where'])
+
+
+def test_fluid_is_recovered_to_one_per_cent():
+    size = EyeScan(across=.02, between=.06, cols=120, slices=41)
+    plan = EyePlan(cysts=((0., 0., .5, 60.),), swelling=200.)
+    voxel = size.depth*size.across*size.between
+    assert abs((draw_masks(plan, size) == 7).sum()*voxel/cyst_mm3(plan) - 1) < .01
+
+
+@pytest.mark.skipif(not LINE.exists(), reason='the real file of the shared data is not here')
+def test_a_real_file_from_its_boundaries_to_sectors(tmp_path, monkeypatch):
+    monkeypatch.setenv('MIRAGE_KEYS', str(tmp_path/'keys'))
+    job = plan_measurement(Measure(images=str(LINE)))
+    table = job.measure(tmp_path/'run')
+    central = table[(table['where'] == 'central') & (table.of == 'retina')].value.iloc[0]
+    assert 180 < central < 350 and not measured_result(job)['unreadable']
+    assert table[table['where'] == 'inner superior'].value.isna().all()  # the line does not cross it

@@ -39,8 +39,8 @@ def _draw_sectors(
     for dx, dy in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
         ax.plot([x + dx*near, x + dx*far], [y + dy*near, y + dy*far], color=colour, lw=1)
     places = [(0, 0), *((r*dx, r*dy) for r in (1., 2.25) for dx, dy in ((0, -1), (side, 0), (0, 1), (-side, 0)))]
-    for v, (dx, dy) in zip(values, places, strict=True):
-        if v == v: ax.text(x + dx, y + dy, form.format(v), ha='center', va='center', fontsize=8, color='white',
+    for v, (px, py) in zip(values, places, strict=True):
+        if v == v: ax.text(x + px, y + py, form.format(v), ha='center', va='center', fontsize=8, color='white',
                            bbox={'boxstyle': 'round,pad=.15', 'fc': (0, 0, 0, .45), 'ec': 'none'})
 
 
@@ -63,7 +63,7 @@ def _draw_slo(ax:Any, m:Measured)->bool:
     ax.imshow(s.slo, cmap='gray', vmin=0, vmax=255, extent=(corner[0], corner[0] + w, corner[1] + h, corner[1]))
     return True
 
-
+# %% ../../nbs/figures/65_measure.ipynb #513be299
 def _draw_map(fig:Any, axes:Sequence[Any], m:Measured, limits:tuple[float, float])->None:
     "Draw the map of a volume, and the same on its en-face image."
     assert m.thickness

@@ -61,7 +61,7 @@ class Measured:
             out.append(f'{share:.1f} % of the A-scans have no thickness')
         return out
 
-
+# %% ../../nbs/measure/80_result.ipynb #bcd480c8
 def _drusen(
     scan:SegmentedVolume,
     t:ThicknessMaps|None,
@@ -92,7 +92,7 @@ def measure_volume(
     if isinstance(fovea, Fovea): pit = fovea
     elif fovea and at is not None:
         n, _, w = scan.shape
-        b, c = (int(round(v)) for v in fovea)
+        b, c = (int(round(float(v))) for v in fovea)
         if not (0 <= b < n and 0 <= c < w): raise ValueError(
             f'{scan.name}: the fovea is stated at B-scan {b}, column {c}; there are {n} B-scans of {w} columns, from 0')
         pit = Fovea(float(at.x[b, c]), float(at.y[b, c]), False, True, np.nan, np.nan)

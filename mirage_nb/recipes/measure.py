@@ -17,7 +17,8 @@ from .settings import Options, options
 def _as_text(v:object)->object:
     "Take numbers as a command line gives them for a text."
     if isinstance(v, (list, tuple)): return ','.join(map(str, v))
-    return str(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else v
+    if isinstance(v, (int, float)) and not isinstance(v, bool): return str(v)
+    return v.strip('()[] ') if isinstance(v, str) else v
 
 
 _Numbers = Annotated[str, BeforeValidator(_as_text)]

@@ -222,6 +222,7 @@ def agreement_table(
         alone = t.unit.iloc[0] == 'volumes' and t.patient.nunique() == len(t)
         a = measure_agreement(list(t['first']), list(t['second']), independent=alone)
         def text(v:float, ci:tuple[float, float], form:str='.1f')->str:
+            if v != v: return '–'
             return f'{v:{form}}' + (f' [{ci[0]:{form}}, {ci[1]:{form}}]' if ci[0] == ci[0] else '')
         rows.append({'between': between, 'of': of, 'units': counted(a.n, str(t.unit.iloc[0]).removesuffix('s')),
                      'bias': text(a.bias, a.bias_ci), 'lower limit': text(a.lower, a.lower_ci),

@@ -104,7 +104,7 @@ def _dataset_volume(
         slices_mm=_slices(cfg, len(masks)), eye=facts.get('eye') or cfg.eye, patient=str(rows.patient.iloc[0]),
         visit=facts.get('visit', ''), slo=slo, slo_mm=(mm, mm) if mm else None, images=list(rows.bscan))
 
-
+# %% ../../nbs/tasks/76_volumes.ipynb #e4b48ebf
 def _mask_sets(
     table:pd.DataFrame, # images of a split
     run:Path|None       # folder of a run with predictions of them

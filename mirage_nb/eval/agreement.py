@@ -43,7 +43,7 @@ def _icc(
     total = rows + (k - 1)*rest + k*(cols - rest)/n
     if total <= 0: return float('nan'), _NONE
     r = float((rows - rest)/total)
-    if rest <= 0: return r, _NONE
+    if rest <= 1e-9*total: return r, _NONE  # the same but for a constant
     a, b = k*r/(n*(1 - r)), 1 + k*r*(n - 1)/(n*(1 - r))
     v = (a*cols + b*rest)**2/((a*cols)**2/(k - 1) + (b*rest)**2/((n - 1)*(k - 1)))
     high = fdtri(n - 1, v, (1 + level)/2)

@@ -28,7 +28,7 @@ _Numbers = Annotated[str, BeforeValidator(_as_text)]
 class Measure(Options):
     "Options of 36_measure."
     dataset: str = 'Phantom_EYES' # with masks: a manifest's name, a folder in MIRAGE_DATA, or the path of one
-    # instead of a dataset: folder of files of scanners, or one file, with masks or boundaries, or with run
+    # instead of a dataset: folder of files of scanners, or one file, with masks, boundaries, or run
     images: str = ''
     # finished 30_seg_tune: predicts images, or its test predictions are set beside the masks of dataset
     run: str = ''

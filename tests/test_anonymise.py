@@ -45,6 +45,7 @@ def planted(tmp_path_factory):
     for p in sorted((home/'raw').rglob('*.png')):
         place = p.relative_to(home/'raw')
         with Image.open(p) as image: plant(image, clinic/place.parent/p.name.replace('P', f'{FILE}-', 1))
+    (clinic/'labels.csv').write_text((home/'raw'/'labels.csv').read_text().replace('P0', f'{FILE}-0'))
     text = (resource_dir('data_manifests')/'Phantom_OCT.toml').read_text()
     text = text.replace('Phantom_OCT', 'Clinic').replace('(P[0-9]+)', f'({FILE}-[0-9]+)')
     (clinic/'manifest.toml').write_text(text)

@@ -79,7 +79,7 @@ def _draw_map(fig:Any, axes:Sequence[Any], m:Measured, limits:tuple[float, float
     else:
         z, extent = _on_grid(t, at)
         image = axes[0].imshow(z, extent=extent, **style)
-        if _draw_slo(axes[1], m): axes[1].imshow(z, extent=extent, alpha=.5, **style)
+        if _draw_slo(axes[-1], m): axes[-1].imshow(z, extent=extent, alpha=.5, **style)
     if m.sectors and at is not None:
         values = list(m.sectors['retina']['mean'])
         _draw_sectors(axes[1] if at.is_line else axes[0], m, values)
@@ -94,7 +94,8 @@ def show_thickness(
     if not some: return None
     known = np.concatenate([m.thickness.retina[~np.isnan(m.thickness.retina)] for m in some if m.thickness])
     low, high = np.percentile(known, [1, 99])
-    fig, axes = panel_grid(len(some), 2, 3.8, 3.2)
+    beside = any(m.scan.slo is not None or (m.places and m.places.is_line) for m in some)
+    fig, axes = panel_grid(len(some), 1 + beside, 3.8, 3.2)
     for row, m in zip(axes, some, strict=True):
         _draw_map(fig, row, m, (float(low), float(high) + 1e-6))
         row[0].set_title(' '.join(filter(None, (m.scan.name, m.scan.eye, m.scan.visit))), fontsize=9)

@@ -336,7 +336,7 @@ def _known_facts(
     "Return what an index knows of each file."
     arrays = listing.size, listing.mtime, listing.head, *listing.shape.T
     numbers = zip(*(a.tolist() for a in arrays), strict=True)
-    known = {k: _FileFacts(*facts, '') for k, facts in zip(listing.all_names(), numbers, strict=True)}
+    known = {k: _FileFacts(s, t, h, w, r, '') for k, (s, t, h, w, r) in zip(listing.all_names(), numbers, strict=True)}
     bad = {k: _FileFacts(s, m, h, 0, 0, listing.faults[k]) for k, (s, m, h) in listing.broken.items()}
     return known | bad
 

@@ -10,8 +10,9 @@ __all__ = ['FEW_UNITS', 'ResamplingUnits', 'draw_counts', 'resample', 'sum_draws
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -43,7 +44,8 @@ class ResamplingUnits:
         return f'only {counted(n, self.kind)}: the interval is a poor guide' if n < least else ''
 
 # %% ../../nbs/eval/10_stats.ipynb #ff494a27
-_Counted = Callable[[np.ndarray], Mapping[str, np.ndarray]]  # (rows, g) counts -> name -> (rows, k) values
+_Name = TypeVar('_Name')
+_Counted = Callable[[np.ndarray], Mapping[_Name, np.ndarray]]  # (rows, g) counts -> name -> (rows, k) values
 
 
 def draw_counts(
@@ -64,14 +66,15 @@ def _block_rows(g:int)->int: # rows of a block: at most 64 MiB, and few enough t
 
 
 def _compute_blocks(
-    f:_Counted,
+    f:_Counted[_Name],
     blocks:Iterable[np.ndarray], # (rows, g) counts
     total:int,  # rows of all blocks
     title:str   # of the progress bar
-)->dict[str, np.ndarray]: # name -> (total, k)
+)->dict[_Name, np.ndarray]: # name -> (total, k)
     "Compute values block by block, on as many cores as there are, up to four."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    threads, waiting, found = min(4, cores), deque(), []
+    threads, found = min(4, cores), list[Mapping[_Name, np.ndarray]]()
+    waiting = deque[tuple[int, Future[Mapping[_Name, np.ndarray]]]]()
     with tqdm(total=total, desc=title, unit='draw', delay=5, leave=False) as bar, ThreadPoolExecutor(threads) as pool:
         def take()->None:
             rows, result = waiting.popleft()
@@ -85,11 +88,11 @@ def _compute_blocks(
 
 
 def resample(
-    f:_Counted,# (rows, g) counts -> name -> (rows, k) values; called from several threads
+    f:_Counted[_Name],# (rows, g) counts -> name -> (rows, k) values; called from several threads
     g:int,     # units
     n:int,     # resamples
     seed:int=0 # the same seed gives the same draws
-)->dict[str, np.ndarray]: # name -> (n, k)
+)->dict[_Name, np.ndarray]: # name -> (n, k)
     "Compute values in every resample."
     return _compute_blocks(f, draw_counts(g, n, seed), n, 'resampling')
 
@@ -124,10 +127,10 @@ _GROUPS = 1000 # that are left out, at most
 
 
 def leave_out(
-    f:_Counted,      # (rows, g) counts -> name -> (rows, k) values; called from several threads
+    f:_Counted[_Name],      # (rows, g) counts -> name -> (rows, k) values; called from several threads
     g:int,           # units
     most:int=_GROUPS # groups, where there are more units
-)->dict[str, np.ndarray]: # name -> (m, k), m at most `most`
+)->dict[_Name, np.ndarray]: # name -> (m, k), m at most `most`
     "Compute values without each unit in turn, or without each group of units."
     m, block = min(g, most), _block_rows(g)
     group = np.arange(g) % m

@@ -273,7 +273,7 @@ def _curves_at(
     x:np.ndarray               # (m,) false positive rates, and recalls
 )->dict[tuple[str, str], np.ndarray]: # class, 'ROC' or 'PR' -> (r, m)
     "Read the curves of all classes in every resample."
-    turned, out = np.ascontiguousarray(counts.T), {}
+    turned, out = np.ascontiguousarray(counts.T), dict[tuple[str, str], np.ndarray]()
     for c, own in ranks.items():
         both = [(_roc_at(s, x), _pr_at(s, x)) for s in cumulate_pieces(own, turned)]
         out |= {(c, kind): np.concatenate([b[i] for b in both]) for i, kind in enumerate(('ROC', 'PR'))}

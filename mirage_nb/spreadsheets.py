@@ -178,8 +178,8 @@ def load_table(
         table = _read_cells(content, ',', kinds)
         for c in columns:
             if c not in table: raise ValueError(unknown('column', c, table.columns))
-        for c in table:
-            if c not in kinds if numbers is None else c in numbers: _check_numbers(table[c])
+        for name in table:
+            if name not in kinds if numbers is None else name in numbers: _check_numbers(table[name])
         _check_lengths(content, table)
     except ValueError as e: raise ValueError(
         f'{path} ({path.stat().st_size} bytes) is damaged: {e}. Take its copy back, or delete it') from e

@@ -31,6 +31,20 @@ from mirage_nb.data.scanners.volume import (
     say_nothing,
 )
 
+# %% ../../../nbs/data/scanners/60_arrays.ipynb #7f0c19a2
+_MOST = 2**31 # bytes that a volume is unpacked to
+
+
+def _inflate(
+    content:bytes, # packed by zlib
+    scan:ScanFile  # named in an error
+)->bytes:
+    "Unpack an array, and refuse one that grows without end."
+    stream = zlib.decompressobj()
+    found = stream.decompress(content, _MOST)
+    if stream.unconsumed_tail: scan.fail(f'unpacked it has more than {_MOST:,} bytes; save it unpacked')
+    return found
+
 # %% ../../../nbs/data/scanners/60_arrays.ipynb #02464028
 _MAT_TYPES = {1: 'i1', 2: 'u1', 3: 'i2', 4: 'u2', 5: 'i4', 6: 'u4', 7: 'f4', 9: 'f8', 12: 'i8', 13: 'u8'}
 _MATRIX, _PACKED = 14, 15
@@ -74,20 +88,6 @@ def mat_holds(
             except (ValueError, LookupError, zlib.error): return True
             f.seek(at - min(size, 512) + size + (0 if kind == _PACKED else -size % 8))
     return False
-
-
-_MOST = 2**31 # bytes that a volume is unpacked to
-
-
-def _inflate(
-    content:bytes, # packed by zlib
-    scan:ScanFile  # named in an error
-)->bytes:
-    "Unpack an array, and refuse one that grows without end."
-    stream = zlib.decompressobj()
-    found = stream.decompress(content, _MOST)
-    if stream.unconsumed_tail: scan.fail(f'unpacked it has more than {_MOST:,} bytes; save it unpacked')
-    return found
 
 
 def _load_mat(

@@ -2,7 +2,6 @@
 
 MIRAGE_KILLS says how many rounds, and of how many kills of each of six trainings; the default takes seconds, with two
 trainings. MIRAGE_KILLS_SEED draws others. A line for each start goes to the file that MIRAGE_KILLS_LOG names."""
-import contextlib
 import os
 import random
 import shutil
@@ -10,10 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from starts import PIPELINES, SIGNALS, Starter, kill, left_behind, orphans, results, session
+from starts import PIPELINES, SIGNALS, Starter, kill, left_behind, orphans, results
 
 from mirage_nb.leftovers import HOST, remove_leftovers
 from mirage_nb.phantoms.writing import write_once
@@ -155,42 +153,3 @@ def test_a_training_that_is_killed_again_and_again(name, starter, tmp_path):
         assert found == whole, sorted({*found.items()} ^ {*whole.items()})
         note(name, k, 'equal')
         shutil.rmtree(runs)
-
-
-def kernel_of(pid, seconds=120):
-    "Number of the kernel of a command, when there is one"
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        for p in session(pid):
-            with contextlib.suppress(OSError):
-                if 'ipykernel_launcher' in Path(f'/proc/{p}/cmdline').read_text(): return p
-        time.sleep(.1)
-    raise AssertionError('no kernel has started')
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not LONG, reason='MIRAGE_KILLS runs it: a command and its kernel both import PyTorch')
-@pytest.mark.parametrize('number', SIGNALS, ids=lambda s: s.name)
-@pytest.mark.parametrize('whom', ['kernel', 'all'])
-def test_a_command_that_is_killed_with_its_kernel_or_without(whom, number, starter, tmp_path):
-    "The kernel alone, as the system does when memory is short; or all processes, as a queue does"
-    code, said = starter.run('seg_tune', tmp_path/'whole')
-    assert code == 0, said
-    runs, words = tmp_path/'runs', [sys.executable, '-m', 'mirage_nb.runs', *PIPELINES['seg_tune'], '--quiet']
-    env = {**os.environ, 'MIRAGE_DATA': str(starter.data), 'MIRAGE_RUNS': str(runs), 'OMP_NUM_THREADS': '1'}
-    for wait in (random.Random(f'{SEED} {whom} {number}').uniform(0, 15), None):
-        job = subprocess.Popen(words, env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        if wait is not None:
-            kernel = kernel_of(job.pid)
-            time.sleep(wait)
-            if whom == 'all': kill(job.pid, number)
-            else: os.kill(kernel, number)
-        said = b'\n'.join(job.communicate(timeout=600)).decode()
-        note('command', whom, signal.Signals(number).name, job.returncode, left_behind(runs))
-        assert orphans(job.pid) == [], 'processes are left'
-        if wait is None: assert job.returncode == 0, said
-        elif job.returncode not in (0, -number): assert 'same command goes on' in said and 'Traceback' not in said, said
-    assert left_behind(runs) == []
-    numbers = [{k: v for k, v in results(p).items() if '/paper/' not in k and '/report.' not in k}
-               for p in (runs, tmp_path/'whole')]
-    assert numbers[0] == numbers[1]

@@ -39,6 +39,7 @@ from mirage_nb.data.manifest import read_manifest
 from mirage_nb.phantoms.cxr import make_phantom_cxr
 from mirage_nb.phantoms.oct import make_phantom_oct
 from mirage_nb.phantoms.uwf import make_phantom_uwf
+from mirage_nb.phantoms.vol import make_phantom_vol
 from mirage_nb.records import HANDOFF
 from mirage_nb.runs import main
 from mirage_nb.sources.weights import known_weights, weights_dir
@@ -84,6 +85,7 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp('docs')
     data = root/'oct'
     make_phantom_oct(data/'Phantom_OCT', patients=12, volumes=1, slices=2, size=(96, 80))
+    make_phantom_vol(data/'Phantom_VOL', patients=28, slices=2, size=(64, 64))
     make_phantom_cxr(data/'Phantom_CXR', patients=40, films=1, size=32)
     make_phantom_uwf(data/'Phantom_UWF', patients=25, pictures=1, size=(32, 40))
     own_masks(data)

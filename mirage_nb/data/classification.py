@@ -35,6 +35,7 @@ from .patients import patients_by_folder
 from .scanners.labelled import stray_scans
 from .splits import divide
 from .tables import table_rows
+from .volumes import join_slices, note_volumes
 from ..pseudonyms import real_name
 from ..randomness import sample_key
 from ..recipes.data_options import SplitPlan, parse_splits
@@ -120,6 +121,7 @@ class LabelledImages:
     leaks: pd.DataFrame    # kind ('patient' or 'image'), what, splits
     sha256: str            # over ids, splits, labels and contents
     drawn: str = ''        # how the splits were made, in words; '': they are the dataset's own
+    unit: str = 'image'    # what a row is; a 'volume' has the columns of `join_slices` too
 
     @property
     def splits(self)->dict[str, pd.DataFrame]:
@@ -196,12 +198,14 @@ def _split_faults(
 # %% ../../nbs/data/91_classification.ipynb #65f233a7
 def labelled_rows(
     manifest:Manifest,
-    strange:list[str]|None=None  # what is wrong with names in another encoding is added; None: an error
+    strange:list[str]|None=None, # what is wrong with names in another encoding is added; None: an error
+    volumes:bool=False           # with volume and slice of each image
 )->pd.DataFrame:                 # id, patient, eye, split, image, and label or label:CLASS
     "Read the images of a dataset with their labels; the split is '' where it is to be drawn."
     facts = label_facts(manifest)
-    if facts.reader: return _reader_rows(manifest)
-    return table_rows(manifest) if facts.table else _folder_rows(manifest, strange)
+    if facts.reader: rows = _reader_rows(manifest)
+    else: rows = table_rows(manifest, volumes) if facts.table else _folder_rows(manifest, strange)
+    return note_volumes(rows, manifest.name) if volumes else rows
 
 
 def _reader_rows(
@@ -222,7 +226,8 @@ def _divided(
     manifest:Manifest,
     table:pd.DataFrame, # of `labelled_rows`
     splits:str|None,    # as `load_labelled` takes them
-    need_val:bool
+    need_val:bool,
+    alone:str='image'   # what is divided where no patient is known
 )->tuple[pd.DataFrame, str]: # the table with splits, and how they were made
     "Divide labelled images; without splits and shares they are all tested, or divided if that is wanted."
     shares = label_facts(manifest).shares if (table.split == '').any() else ()
@@ -230,7 +235,7 @@ def _divided(
         undivided = table.split == ''
         return table.assign(split=table.split.mask(undivided, 'test')), 'not divided' if undivided.any() else ''
     plan = parse_splits(splits or '') or SplitPlan(shares=shares)
-    unit = 'patient' if (table.patient != '').any() else 'image'
+    unit = 'patient' if (table.patient != '').any() else alone
     if plan.site and 'site' not in table:
         table = table.assign(site=[manifest.site_of(Path(p).stem) for p in table.image])
     split, drawn = divide(table, plan, manifest.name, unit, need_val)
@@ -238,6 +243,17 @@ def _divided(
 
 
 # %% ../../nbs/data/91_classification.ipynb #65f233c1
+def _divided_volumes(
+    manifest:Manifest,
+    rows:pd.DataFrame,  # of `labelled_rows`, with volumes
+    splits:str|None,    # as `load_labelled` takes them
+    need_val:bool
+)->tuple[pd.DataFrame, str]: # the rows with splits, and how they were made
+    "Divide the slices of volumes, all slices of one together."
+    whole, drawn = _divided(manifest, join_slices(rows, manifest.name), splits, need_val, 'volume')
+    return rows.assign(split=rows.volume.map(dict(zip(whole.id, whole.split, strict=True)))), drawn
+
+
 def _readable(
     table:pd.DataFrame, # of `labelled_rows`
     opened:Sequence[ImageFacts] # of its images
@@ -264,6 +280,14 @@ def _hold(
 
 
 # %% ../../nbs/data/91_classification.ipynb #65f233c3
+def _volumes(
+    rows:pd.DataFrame, # of slices, checked
+    name:str           # of the dataset
+)->pd.DataFrame:
+    "Make one row of each volume, in the order of images."
+    return join_slices(rows, name).sort_values(['split', 'id'], ignore_index=True)
+
+
 def _strays(
     manifest:Manifest
 )->list[Fault]:
@@ -277,12 +301,14 @@ def load_labelled(
     waive:Collection[str]=LENIENT, # faults that are accepted
     splits:str|None=None,   # how images are divided, as the option of a recipe; None: where nothing says it, not at all
     need_val:bool=False,    # draw a missing validation split out of train
-    found:list[Fault]|None=None # faults are added to it; None: they are one error
+    found:list[Fault]|None=None, # faults are added to it; None: they are one error
+    volumes:bool=False      # slices of a volume become one row
 )->LabelledImages:
     "Load the labelled images of a dataset; all files are opened, and all faults are one error."
     source = str(manifest.path.parent if manifest.unpacked else dataset_dir(manifest))
     strange = list[str]()
-    table, drawn = _divided(manifest, labelled_rows(manifest, strange), splits, need_val)
+    own = _divided_volumes if volumes else _divided
+    table, drawn = own(manifest, labelled_rows(manifest, strange, volumes), splits, need_val)
     opened = open_images(table.image)
     faults = scan_faults(manifest.unpacked) + _strays(manifest) + name_faults(strange)
     faults, checked = faults + file_faults(list(table.image), opened), len(table)
@@ -299,6 +325,7 @@ def load_labelled(
         warned = {'patients', 'duplicates'} & set(waive)  # `find_leaks` has
         refuse([f for f in faults if f.waiver not in warned], source, checked, waive)
     _warn_of_absent(data, source)
+    if volumes: data = replace(data, table=_volumes(data.table, manifest.name), unit='volume')
     hidden = hide_table(data.table)
     return replace(data, table=hidden, leaks=hide_leaks(data.leaks, data.table, hidden))
 

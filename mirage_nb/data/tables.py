@@ -156,7 +156,8 @@ def _image_paths(
 
 
 def table_rows(
-    manifest:Manifest
+    manifest:Manifest,
+    volumes:bool=False # with the columns volume and slice, if the table has them
 )->pd.DataFrame:      # id, patient, eye, split ('' where it is to be drawn), image, and label or label:CLASS
     "Read the images that a table lists, a row each."
     facts, root = label_facts(manifest), dataset_dir(manifest)
@@ -169,6 +170,7 @@ def table_rows(
     rows = pd.DataFrame({'id': ids, 'patient': column(facts.patient, ''), 'eye': column(facts.eye, ''), 'split': split,
                          'image': files})
     if facts.site: rows['site'] = column(facts.site, '')
+    if volumes: rows = rows.assign(**{c: _strip_labels(table[c]) for c in ('volume', 'slice') if c in table})
     if facts.multi: return rows.join(_multi_labels(table, facts, path).add_prefix('label:'))
     rows['label'] = _single_labels(table, facts, path)
     if (rows.label == '').any():

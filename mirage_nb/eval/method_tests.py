@@ -74,7 +74,7 @@ def _compare_pair(
     test, evidence = _compare_drawn(a, b, units.label.split(' (')[0], units.g)
     if name == 'AUROC' and isinstance(results[0][0], ClsResult) and units.g > 1:
         evidence = _auroc_evidence(study, dataset, pair, of)
-        test = f"{'DeLong' if units.kind == 'image' else 'Obuchowski'}'s test, by {units.kind}"
+        test = f"{'DeLong' if units.kind != 'patient' else 'Obuchowski'}'s test, by {units.kind}"
     p = evidence.p
     if metric == 'accuracy' and all(len(r) == 1 for r in results):
         one, other = (r[0].pred.p.argmax(1) == r[0].pred.y.argmax(1) for r in results)

@@ -316,11 +316,11 @@ def _unseen_labels(
     made, held, most = chosen.any(0), np.nansum(pred.y, 0) > 0, int(chosen.sum(0).argmax())
     names, n, true = np.array(pred.classes), int(chosen[:, most].sum()), np.nansum(pred.y[:, most])
     if not made.any(): yield Verdict('warning', (
-        f'It finds no label in any of {counted(len(pred), "image")}, at a threshold of 0.5'))
+        f'It finds no label in any of {counted(len(pred), pred.unit)}, at a threshold of 0.5'))
     elif pred.single and made.sum() == 1: yield Verdict('warning', (
-        f'It predicts one class for all {counted(len(pred), "image")}: {names[made][0]}'))
+        f'It predicts one class for all {counted(len(pred), pred.unit)}: {names[made][0]}'))
     elif pred.single and n >= _NEARLY*len(pred) > true: yield Verdict('warning', (
-        f'It predicts one class for {n} of {counted(len(pred), "image")}: {names[most]}'))
+        f'It predicts one class for {n} of {counted(len(pred), pred.unit)}: {names[most]}'))
     elif (held & ~made).any(): yield Verdict('warning', f'It never predicts {", ".join(names[held & ~made])}')
 
 

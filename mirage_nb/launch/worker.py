@@ -20,13 +20,13 @@ from ..recipes.pretraining import MAERecipe, MultiMAERecipe, ViewsRecipe
 from ..recipes.segmentation import SegRecipe
 from ..signals import PARENT
 from ..storage import read_json
-from ..tasks.classification import ClassificationTask
 from ..tasks.pretrain_mae import MAETask
 from ..tasks.pretrain_mirage import MirageTask
 from ..tasks.pretrain_views import ViewsTask
 from ..tasks.protocol import Task, train
 from ..tasks.segmentation import SegmentationTask
 from ..tasks.settings import start_hiding
+from ..tasks.volume_classification import classification_task
 
 # %% ../../nbs/launch/10_worker.ipynb #5c1e7a06
 class TrainingJob(Protocol):
@@ -37,10 +37,10 @@ class TrainingJob(Protocol):
     def processes(self)->int: ...  # training processes on each machine
 
 
-_TASKS:dict[str, tuple[type, Any]] = {  # stage -> its settings, and its task
-    'seg_tune': (SegRecipe, SegmentationTask), 'cls_tune': (ClsRecipe, ClassificationTask),
-    'pretrain_multimae': (MultiMAERecipe, MirageTask), 'pretrain_mae': (MAERecipe, MAETask),
-    'pretrain_views': (ViewsRecipe, ViewsTask)}
+_TASKS:dict[str, tuple[type, Any]] = {  # stage -> its settings, and what makes its task
+    'seg_tune': (SegRecipe, SegmentationTask.from_settings), 'cls_tune': (ClsRecipe, classification_task),
+    'pretrain_multimae': (MultiMAERecipe, MirageTask.from_settings), 'pretrain_mae': (MAERecipe, MAETask.from_settings),
+    'pretrain_views': (ViewsRecipe, ViewsTask.from_settings)}
 
 
 def stage_of(
@@ -57,7 +57,7 @@ def task_of(
     cfg:TrainingJob # settings of a training
 )->Task:
     "Make the task of any settings."
-    return _TASKS[stage_of(cfg)][1].from_settings(cfg)
+    return _TASKS[stage_of(cfg)][1](cfg)
 
 # %% ../../nbs/launch/10_worker.ipynb #5c1e7a0b
 def _exit_with_parent(
@@ -88,7 +88,7 @@ def train_here(
     cfg = kind(**show_settings(record['settings']))
     start_hiding(cfg)
     hide_folder(folder)
-    train(task.from_settings(cfg), folder)
+    train(task(cfg), folder)
 
 
 if __name__ == '__main__' and '__file__' in globals(): _main()

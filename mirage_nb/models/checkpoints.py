@@ -273,6 +273,7 @@ def _fit_positions(
 # %% ../../nbs/models/70_checkpoints.ipynb #5b5a1929
 _KINDS = {  # key of the keywords in a file's metadata -> what the file holds, and what reads it
     'seg_model': ('a segmentation model', 'load_seg_model'), 'cls_model': ('a classifier', 'load_cls_model'),
+    'volume_model': ('a classifier of volumes', 'load_volume_model'),
     'pretrain_model': ('a model from pre-training', 'load_model'), 'encoder': ('an encoder', 'load_model')}
 
 
@@ -287,7 +288,7 @@ def read_metadata(
 
 def model_kind(
     ckpt:Checkpoint # in any form
-)->str:             # 'seg_model', 'cls_model', 'pretrain_model' or 'encoder'; '' for a file that says none of these
+)->str:             # a key of `_KINDS`, as 'seg_model' or 'cls_model'; '' for a file that says none of these
     "Tell what a file of ours holds."
     about = read_metadata(ckpt) if 'about' in ckpt.meta else {}
     return next((k for k in _KINDS if k in about), '')
@@ -297,7 +298,7 @@ def encoder_part(
     ckpt:Checkpoint # in any form
 )->Checkpoint:      # tensors under the encoder's own names
     "Take the encoder out of a checkpoint of ours."
-    if model_kind(ckpt) not in ('cls_model', 'seg_model'): return ckpt
+    if model_kind(ckpt) not in ('cls_model', 'seg_model', 'volume_model'): return ckpt
     inside = {k: v for k, v in ckpt.state.items() if k.startswith('encoder.')}
     return replace(ckpt, state={k.removeprefix('encoder.'): v for k, v in inside.items()})
 

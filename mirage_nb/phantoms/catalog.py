@@ -20,4 +20,5 @@ def _maker(
     return make
 
 
-PHANTOMS: dict[str, Callable[..., Path]] = {f'Phantom_{k.upper()}': _maker(k) for k in ('oct', 'cxr', 'uwf', 'eyes')}
+PHANTOMS: dict[str, Callable[..., Path]] = {
+    f'Phantom_{k.upper()}': _maker(k) for k in ('oct', 'cxr', 'uwf', 'eyes', 'vol')}

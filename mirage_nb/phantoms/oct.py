@@ -163,7 +163,8 @@ def _draw_eye(
     volume:int,
     y:np.ndarray, # (s,) rows of the en-face plane
     x:np.ndarray, # (w,) columns
-    shapes:Mapping[str, Any]=_SHAPES # of the lesions
+    shapes:Mapping[str, Any]=_SHAPES, # of the lesions
+    only:tuple[float, float]=(0., 1.) # rows from and to which there are lesions
 )->_Eye:
     "Draw the eye of a patient for one volume."
     person, rng = (np.random.default_rng(sample_key('phantom', seed, patient, *v)) for v in ((), (volume,)))
@@ -176,6 +177,8 @@ def _draw_eye(
     layers = _healthy_layers(person, rng, y, x, fovea)
     tissue = layers[8:10].copy()
     lesions = _lesion_heights(rng, _draw_disease(seed, patient), y, x, fovea, shapes)
+    here = (only[0] <= y) & (y <= only[1])
+    lesions = {k: v*here[:, None] for k, v in lesions.items()}
     _swell_layers(layers, lesions)
     above = np.cumsum(layers[9::-1], axis=0)[::-1]
     lines = np.concatenate([membrane - above, membrane[None], (membrane + layers[10])[None]])
@@ -401,6 +404,20 @@ def _count_findings(
     return dict(lesions=found, labels=labels, label=label)
 
 # %% ../../nbs/phantoms/30_oct.ipynb #e5bd5ce0
+def _row_of_lesions(
+    seed:int,
+    patient:int,
+    volume:int,
+    y:np.ndarray, # (s,) rows of the en-face plane, two or more
+    x:np.ndarray, # (w,) columns
+    shapes:Mapping[str, Any]
+)->tuple[float, float]: # rows from and to
+    "Find the B-scan in which the lesions of an eye are largest, with half the way to its neighbours."
+    heights = _draw_eye(seed, patient, volume, y, x, shapes).lesions
+    best, half = float(y[sum(v.sum(1) for v in heights.values()).argmax()]), float(y[1] - y[0])/2
+    return best - half, best + half
+
+
 def _plant_style(
     pictures:Mapping[str, np.ndarray], # of a volume, changed in place: bscan, layermap, semseg, each (s, h, w)
     rng:Generator
@@ -419,7 +436,8 @@ def _phantom_volume(
     volume:int=0,                   # 0 and 1 are the two eyes, 2 the first eye again
     slices:int=4,                   # B-scans, equally spaced over the middle half of the field
     size:tuple[int, int]=(256, 256),# (h, w) of B-scan and en-face image
-    varied:bool=False               # in a style of its own: device, part of the eye, motion, borders, shadows
+    varied:bool=False,              # in a style of its own: device, part of the eye, motion, borders, shadows
+    lone:bool=False                 # lesions in one B-scan alone, that in which they are largest
 )->dict[str, Any]:                  # images by name, and eye, rows, labels
     "Draw one volume, the same on every machine: B-scans, layer map, classes (s, h, w), en-face image, vessels (h, w)."
     key = ('phantom light', seed, patient)
@@ -429,8 +447,9 @@ def _phantom_volume(
     if varied: part, d, look, shapes = draw_place(style), WIDE_DEVICES, draw_look(style), _WIDE_SHAPES
     (h, w), y = size, np.linspace(0.25, 0.75, slices) if slices > 1 else np.array([0.5])
     x = part.first + part.width*np.linspace(0, 1, w)
-    plane = _draw_eye(seed, patient, volume, np.linspace(0, 1, h), np.linspace(0, 1, w), shapes)
-    eye, rows = _draw_eye(seed, patient, volume, y, x, shapes), np.minimum((y*h).astype(int), h - 1)
+    only = _row_of_lesions(seed, patient, volume, y, x, shapes) if lone else (0., 1.)
+    plane = _draw_eye(seed, patient, volume, np.linspace(0, 1, h), np.linspace(0, 1, w), shapes, only)
+    eye, rows = _draw_eye(seed, patient, volume, y, x, shapes, only), np.minimum((y*h).astype(int), h - 1)
     fit, shift = _place_retina(plane.lines[:, h//4:h*3//4 + 1], place, part.depth)
     z = (np.float32(shift) + np.float32(fit)*eye.lines + jump_rows(part, w))*np.float32(h/256)
     layermap = np.zeros((slices, h, w), np.uint8)
@@ -484,14 +503,16 @@ def make_phantom_oct(
     volumes:int=2,                   # most volumes per patient; the fewest is 1
     slices:int=4,                    # B-scans a volume
     size:tuple[int, int]=(256, 256), # (h, w)
-    varied:bool=False                # each volume in a style of its own, wider than Phantom_OCT's; for pre-training
+    varied:bool=False,               # each volume in a style of its own, wider than Phantom_OCT's; for pre-training
+    lone:bool=False                  # healthy eyes and eyes with cysts alone, which one B-scan of a volume shows
 )->Path:                             # `folder`
     "Write Phantom_OCT unless it exists already; it appears completely or not at all."
     if patients < 12: raise ValueError(f'patients={patients} leaves a split without some disease; use 12 or more')
     if not 1 <= volumes <= 26 or slices < 1: raise ValueError(f'{volumes=}, {slices=}: 1 to 26 and 1 or more')
     folder = Path(folder).expanduser().resolve()
     settings = dict(seed=seed, patients=patients, volumes=volumes, slices=slices, size=list(size), version=_VERSION)
-    return write_once(folder, settings | ({'varied': True} if varied else {}), _write_oct)
+    if lone and slices < 2: raise ValueError(f'{slices=}: lesions in one B-scan of a volume take 2 or more')
+    return write_once(folder, settings | {k: True for k, v in (('varied', varied), ('lone', lone)) if v}, _write_oct)
 
 # %% ../../nbs/phantoms/30_oct.ipynb #f50e99a2
 def _write_oct(
@@ -499,11 +520,12 @@ def _write_oct(
     settings:Mapping[str, Any]    # of `make_phantom_oct`
 )->Path:                          # `folder`
     "Write all images and tables."
-    seed, rows = settings['seed'], []
+    seed, rows, style = settings['seed'], [], ('varied' in settings, 'lone' in settings)
     for p in each_patient(settings['patients']):
+        if style[1] and _draw_disease(seed, p) not in ('normal', 'DME'): continue
         n = 1 + int(np.random.default_rng(sample_key('phantom volumes', seed, p)).integers(settings['volumes']))
         for v in range(n):
-            volume = _phantom_volume(seed, p, v, settings['slices'], tuple(settings['size']), 'varied' in settings)
+            volume = _phantom_volume(seed, p, v, settings['slices'], tuple(settings['size']), *style)
             rows += _save_volume(folder, p, v, volume)
     with open(folder/'labels.csv', 'w', newline='', encoding='utf-8') as f:
         table = csv.DictWriter(f, list(rows[0]), lineterminator='\n')

@@ -30,6 +30,18 @@ from mirage_nb.recipes.settings import (
 )
 
 # %% ../../nbs/recipes/30_classification.ipynb #d9cc9042
+def _slices_conflicts(
+    r:Any # the options
+)->Iterator[str]:
+    "Yield what cannot be done with volumes, whose slices are encoded once."
+    if r.tune != 'probe' or r.cached_views < 0: yield (
+        f'slices={r.slices} pools the kept features of a frozen encoder: take tune=probe and cached_views=0 or more, '
+        f'not tune={r.tune} and cached_views={r.cached_views}')
+    if r.keep_head or not r.epochs: yield (
+        f'slices={r.slices} trains a new head for volumes: leave keep_head out, and take epochs=1 or more')
+    if r.published_probes: yield 'published_probes are of single images: leave them out, or slices'
+
+
 def _cls_conflicts(
     r:Any # the options
 )->Iterator[str]:
@@ -51,6 +63,7 @@ def _cls_conflicts(
     if r.tune != 'probe' and r.epochs and r.lr > 0.05: yield (
         f'lr is {r.lr:g}, a rate for a head alone, and tune={r.tune} trains the encoder too: name one, as lr=1e-3')
     if r.ema and r.accumulate > 1: yield f'ema goes with accumulate 1, not {r.accumulate}'
+    if r.slices: yield from _slices_conflicts(r)
     parts = r.processes*r.accumulate
     if r.mixup and parts > 1 and r.batch_size and r.batch_size % (2*parts):
         yield (f'mixup mixes pairs: with processes {r.processes} and accumulate {r.accumulate}, batch_size is a '
@@ -74,6 +87,8 @@ class ClsRecipe(FineTuningRecipe):
     model: str = 'mirage_base'
     keep_head: bool = False             # start from the last layer in that file too: it was trained for these classes
     pool: str = 'global'                # 'global' (mean of patches), 'cls' (global or class token), 'token_mix' (both)
+    # classify volumes: 'mean', 'max', 'attention' or 'transformer' of their slices
+    slices: Literal['', 'mean', 'max', 'attention', 'transformer'] = ''
     # 'probe' (only the linear layer), 'full', 'last' (some blocks) or 'lora'
     tune: Literal['probe', 'full', 'last', 'lora'] = 'probe'
     # with tune 'probe', cached augmented views; 0: the image as it is; -1: always new
@@ -125,7 +140,7 @@ _tuned = ClsRecipe(recipe='medical_mae_finetune_vit_s', model='vit_small_patch16
 _uspec = replace(_tuned, recipe='uspec_finetune', model='RETFound_mae', epochs=100, batch_size=128, lr=5e-3,
                  final_lr=1e-6, warmup_epochs=10, layer_decay=0.65, label_smoothing=0.1, random_erasing=0.25, 
                  norm='uwf', rand_augment='rand-m9-mstd0.5-inc1')
-CLS_RECIPES = name_recipes(  # cls_small and cls_small_vit are for phantoms and laptops
+CLS_RECIPES = name_recipes(  # cls_small, cls_volume and cls_small_vit are for phantoms and laptops
     ClsRecipe(),
     ClsRecipe(recipe='cls_full_mirage', tune='full', lr=1e-5),
     _tuned,
@@ -137,6 +152,8 @@ CLS_RECIPES = name_recipes(  # cls_small and cls_small_vit are for phantoms and 
             rand_augment='', random_erasing=0., shots=5.),
     ClsRecipe(recipe='cls_small', model='mirage_tiny', weights='mirage_tiny', size=256, cached_views=0, epochs=60,
               lr=0.1, warmup_epochs=2, baselines=True),
+    ClsRecipe(recipe='cls_volume', model='mirage_tiny', weights='mirage_tiny', size=256, slices='max',
+              cached_views=0, epochs=100, batch_size=8, warmup_epochs=5, weight_decay=0.05, label_smoothing=0.),
     replace(_tuned, recipe='cls_small_vit', weights='random', size=64, patch=8, epochs=12, batch_size=32, lr=5e-4,
             lr_reference_batch=None, warmup_epochs=2, layer_decay=0.75, drop_path=0.1, rand_augment='',
             eval_crop=1., crop_scale_min=0.5))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..core import counted
 from ..data.augment.mix import Mix, batch_partners, mix_batch
+from ..data.bags import VolumeDataset
 from ..data.classification import ClsDataset, LabelledImages, load_labelled
 from ..data.files import read_image
 from ..data.input_spec import InputSpec
@@ -106,8 +107,8 @@ def cls_datasets(
         raise ValueError(f'{data.name} has no split {s!r}; it has {", ".join(tables)}{more}')
     if 'train' in splits and 'train' in tables:
         tables['train'] = few_label_subset(tables['train'], data.classes, cfg.shots, cfg.seed)
-    return {s: ClsDataset(tables[s], data.classes, spec, augment=s == 'train', seed=cfg.seed)
-            for s in splits if s in tables}
+    kind: Any = VolumeDataset if cfg.slices else ClsDataset
+    return {s: kind(tables[s], data.classes, spec, augment=s == 'train', seed=cfg.seed) for s in splits if s in tables}
 
 # %% ../../nbs/tasks/30_classification.ipynb #bf601abe
 def _probe_batch_size(
@@ -156,7 +157,8 @@ class _ClsParts(FineTuning[ClsModel]):
         "Load the labelled images, checked."
         cfg = self.settings
         need_val = cfg.monitor != 'last' and cfg.epochs > 0
-        return self.given or load_labelled(self.manifest, waived(cfg.waive), cfg.splits, need_val)
+        if self.given: return self.given
+        return load_labelled(self.manifest, waived(cfg.waive), cfg.splits, need_val, volumes=bool(cfg.slices))
 
     @cached_property
     def test_home(self)->tuple[Manifest, LabelledImages]:
@@ -273,13 +275,16 @@ class _ClsTrained(_ClsBuilt):
         after = (lambda: keep(model)) if cfg.epochs and 'val' not in self.sets else None  # the last epoch counts
         return Training(model, cast(Any, self.sets.get('train')), keep_best=keep, after=after, **common)
 
+    def bare_head(self)->ClsHead:
+        "Make the head of the model without its encoder."
+        return ClsHead(self.model.encoder.d, len(self.data.classes), self.settings.pool, self.model.where)
+
     def _train_head(self,
         folder:Path,             # of the run
         common:dict[str, Any]    # arguments of `Training`
     )->Training:
-        "Train the linear layer on cached features, and put it on the encoder."
-        file, model = folder/'head.safetensors', self.model
-        head = ClsHead(model.encoder.d, len(self.data.classes), self.settings.pool, model.where)
+        "Train the head on cached features, and put it on the encoder."
+        file, model, head = folder/'head.safetensors', self.model, self.bare_head()
         head.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith('encoder.')})
         head.norm.requires_grad_(False)
         def keep(bare:nn.Module)->object: return save_weights(bare, file, {})
@@ -364,14 +369,18 @@ class _ClsCompared(_ClsTested):
         train(other, folder)
         return cast(ClsScores, other.test(folder))
 
+    def summarise(self, data:ClsDataset)->Tensor: # (n, 3, d)
+        "Encode what probes are fitted on: an image each."
+        return self.features.encode(data, [-1])[0]
+
     def _probes(self)->dict[str, ClsScores]:
         "Score logistic regression and nearest neighbours on the encoder before its training."
         cfg, home, other = self.settings, (self.manifest, self.data), self.test_home
         sets = self._sets_of(list(self.data.splits))
         if not {'train', 'val'} <= sets.keys(): return {}
-        if other[1] is not home[1]: sets['test'] = ClsDataset(other[1].splits['test'], (), self.input_spec)
+        if other[1] is not home[1]: sets['test'] = type(sets['val'])(other[1].splits['test'], (), self.input_spec)
         before = self if cfg.tune == 'probe' else self.with_settings(replace(cfg, tune='probe', mixup=0., ema=0.))
-        kept = {s: before.features.encode(d, [-1])[0] for s, d in sets.items()}
+        kept = {s: before.summarise(d) for s, d in sets.items()}
         probes = probe_encoder(before.model, kept, sets, self.data, cfg.published_probes)
         found = {name: in_test_classes(tables, home, other) for name, tables in probes.items()}
         return {k: evaluate_table(t.test, t.valid, allow_leaks='duplicates' in waived(cfg.waive), no_valid=t.why)
@@ -396,6 +405,13 @@ class ClassificationTask(_ClsCompared):
         if self.input_spec.augmentation == 'photo': return found  # crops, of proportions of their own
         return [s | {'size': read_image(files[s['id']], 1).shape[:2]} for s in found]
 
+    def pictures(self,
+        test:ClsScores # of `test`
+    )->dict[str, Path]:
+        "Find the picture of everything that is tested, by id."
+        table = self.test_home[1].splits['test']
+        return dict(zip(table.id, table.image, strict=True))
+
     def headline(self,
         history:pd.DataFrame, # of the training
         test:ClsScores|None
@@ -406,7 +422,7 @@ class ClassificationTask(_ClsCompared):
         known = len(set(test.pred.table.patient) - {''})
         who = f'of {counted(known, "patient")}' if known else 'of unknown patients'
         of = f' of {dataset_name(self.settings.test_dataset)}' if self.settings.test_dataset else ''
-        return f'{what}; tested on {counted(len(test.pred), "image")} {who}{of}: {test.text}'
+        return f'{what}; tested on {counted(len(test.pred), self.data.unit)} {who}{of}: {test.text}'
 
 # %% ../../nbs/tasks/30_classification.ipynb #7692709e
 def kept_row(

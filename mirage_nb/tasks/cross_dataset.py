@@ -200,7 +200,8 @@ def load_test_data(
 )->tuple[Manifest, LabelledImages]: # in the classes that are scored; leaks: images that are learnt from too ('image'),
     # labels that the model lacks ('label'), classes that mean something else or nothing ('class')
     "Load another dataset that a classifier is tested on, checked before the training."
-    whole = load_labelled(manifest, (*LENIENT, 'duplicates') if allow_leaks else LENIENT)
+    accepted = (*LENIENT, 'duplicates') if allow_leaks else LENIENT
+    whole = load_labelled(manifest, accepted, volumes=data.unit == 'volume')
     if 'test' not in whole.splits: raise ValueError(
         f'{whole.name} has no test split, so nothing can be tested on it; it has {", ".join(whole.splits)}')
     manifest, other = _with_class_map(data, manifest, whole, class_map)
@@ -295,7 +296,7 @@ def leak_table(
     found = dict(data.splits)
     known = {s: t.patient[t.patient != ''].nunique() for s, t in found.items()}
     both = '; '.join(f'{r.what} ({r.splits})' for r in data.leaks[data.leaks.kind == 'patient'].itertuples())
-    rows = [(s, f'{counted(len(t), "image")} of ' + (
+    rows = [(s, f'{counted(len(t), data.unit)} of ' + (
         counted(known[s], 'patient') if known[s] else 'an unknown number of patients')) for s, t in found.items()]
     if data.drawn: rows.append(('splits', data.drawn))
     both = (both or 'none') if all(known.values()) else 'not known'
@@ -303,7 +304,7 @@ def leak_table(
              ('equal images in more than one split', '; '.join(data.leaks.what[data.leaks.kind == 'image']) or 'none')]
     if other is not None and other is not data:
         text = {k: '; '.join(other.leaks.what[other.leaks.kind == k]) or 'none' for k in ('image', 'label', 'class')}
-        rows += [(f'test, {other.name}', counted(len(other.splits['test']), 'image')),
+        rows += [(f'test, {other.name}', counted(len(other.splits['test']), other.unit)),
                  (f'images of training or validation in the test of {other.name}', text['image']),
                  (f'labels of {other.name} that the model does not predict, so that are not scored', text['label']),
                  (f'classes that are called otherwise in {other.name}, or left out', text['class'])]

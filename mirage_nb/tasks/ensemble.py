@@ -7,10 +7,10 @@ __all__ = ['Member', 'ImagePrediction', 'Ensemble']
 
 # %% ../../nbs/tasks/72_ensemble.ipynb #bf40a827
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -19,16 +19,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..anonymity import hide_text
+from ..data.bags import VolumeDataset
 from ..data.classification import ClsDataset
 from ..data.files import image_size
 from ..data.input_spec import InputSpec
 from ..data.manifest import ClassInfo
 from ..data.segmentation import SegDataset, collate
 from ..eval.classification.predictions import to_scores
+from ..eval.classification.volumes import slice_weights
 from ..eval.uncertainty import disagreement, image_uncertainty
 from ..models.checkpoints import model_kind, read_checkpoint
-from ..models.classification import load_cls_model
+from ..models.classification import load_cls_model, load_volume_model
 from ..models.heads.classification import ClsModel
+from ..models.heads.volumes import VolumeModel, fill_bags
 from ..models.precision import autocast, cast_weights, stated_precision
 from ..models.segmentation import SegModel, load_seg_model
 from ..models.zoo import encoder_record
@@ -45,7 +48,10 @@ class _Tuned:
     sha256: str             # of its file
 
     @property
-    def task(self)->str: return 'classification' if 'cls_model' in self.about else 'segmentation'
+    def task(self)->str: return 'segmentation' if 'seg_model' in self.about else 'classification'
+
+    @property
+    def by_volume(self)->bool: return VolumeModel.kind in self.about # it classifies volumes, not images
 
     @property
     def infos(self)->tuple[ClassInfo, ...]:
@@ -74,7 +80,8 @@ class Member(_Tuned):
     "A fine-tuned model that scores images."
     @classmethod
     def open(cls,
-        folder:str|Path|Run # of a finished run, or the run
+        folder:str|Path|Run, # of a finished run, or the run
+        volumes:bool=False   # a classifier of volumes will do, too
     )->'Member':
         "Read the model of a finished run."
         run = folder if isinstance(folder, Run) else open_run(folder)
@@ -82,17 +89,34 @@ class Member(_Tuned):
         if not file.exists(): raise FileNotFoundError(
             f'{run.folder} holds no fine-tuned model (best.safetensors); name a run of 30_seg_tune or 31_cls_tune')
         ckpt = read_checkpoint(file)
-        load: Any = load_cls_model if model_kind(ckpt) == 'cls_model' else load_seg_model
+        kind = model_kind(ckpt)
+        if kind == VolumeModel.kind and not volumes: raise ValueError(
+            f'{run.folder} classifies volumes, by their slices together, and here single images are wanted: take a run '
+            'of 31_cls_tune without slices')
+        load: Any = {'cls_model': load_cls_model, VolumeModel.kind: load_volume_model}.get(kind, load_seg_model)
         model, about = load(ckpt)
         return cls(run, model, about, ckpt.sha256)
 
     def images(self,
         table:pd.DataFrame # id, image
     )->Dataset[dict[str, Any]]:
-        "Serve images as the model reads them."
+        "Serve images, or volumes, as the model reads them."
+        if self.by_volume: return VolumeDataset(table, (), self.spec) # type: ignore[return-value]
         if self.task == 'classification': return ClsDataset(table, (), self.spec, keep_mb=0)
         table = table.assign(bscan=table.image, semseg=None)
         return SegDataset(table, size=self.spec.size, spec=self.spec, keep_mb=0)
+
+    @torch.no_grad()
+    def weigh(self,
+        volume:dict[str, Any],   # of `images`, of a model of volumes
+        batch_size:int=16        # slices that are encoded at a time
+    )->tuple[Tensor, Tensor, Tensor]: # scores (c,), weights of the slices (s,), their own scores (s, c); all float32
+        "Score a volume, and tell how much each slice counts."
+        name, model = self.spec.modality, cast(VolumeModel, self.model.to(self.device))
+        with autocast(self.device, stated_precision(self.about['precision'])):
+            kept = [model.summaries({name: x.to(self.device)}).float() for x in volume[name].split(batch_size)]
+        z, w, each = model.weigh(fill_bags([torch.cat(kept)]))
+        return z[0].cpu(), w[0].cpu(), each[0].cpu()
 
     @torch.no_grad()
     def forward(self,
@@ -137,7 +161,8 @@ class ImagePrediction:
     confidence: float
     uncertainty: float
     disagreement: float         # of the members; 0 of one
-    features: tuple[Tensor, ...] = field(repr=False) # of each member, (d,)
+    features: tuple[Tensor, ...] = field(repr=False) # of each member, (d,); none of a volume
+    slices: pd.DataFrame|None = field(default=None, repr=False) # of a volume: `slice_weights`, the mean over members
 
 # %% ../../nbs/tasks/72_ensemble.ipynb #b8d3875c
 @dataclass(eq=False)
@@ -150,7 +175,7 @@ class Ensemble:
         runs:Sequence[str|Path|Run] # finished runs, or their folders
     )->'Ensemble':
         "Read the models of runs, and refuse those that cannot be averaged."
-        members = [Member.open(r) for r in runs]
+        members = [Member.open(r, volumes=True) for r in runs]
         first = members[0]
         for m in members[1:]:
             _check_same(first, m)
@@ -161,6 +186,9 @@ class Ensemble:
     @property
     def multi(self)->bool: return bool(self.members[0].about.get('multi'))
 
+    @property
+    def by_volume(self)->bool: return self.members[0].by_volume
+
     def samples(self, table:pd.DataFrame)->Dataset[dict[str, Any]]:
         "Serve images as all members read them."
         return _Samples(self.members, table)
@@ -168,10 +196,21 @@ class Ensemble:
     def predict(self,
         samples:Sequence[dict[str, Any]] # of `samples`, without a fault
     )->list[ImagePrediction]:
-        "Predict some images, at their own size."
+        "Predict some images, at their own size, or some volumes."
+        if self.by_volume: return [self._volume(s) for s in samples]
         found = [m.forward([s['views'][i] for s in samples]) for i, m in enumerate(self.members)]
         return [self._mean(s['id'], s['size'], [z[j] for z, _ in found], tuple(x[j] for _, x in found))
                 for j, s in enumerate(samples)]
+
+    def _volume(self, s:dict[str, Any])->ImagePrediction:
+        "Predict a volume, with the weights of its slices."
+        found = [m.weigh(s['views'][i]) for i, m in enumerate(self.members)]
+        names = [str(k) for k in range(len(found[0][1]))]
+        each = [slice_weights(names, self.members[0].classes, f, not self.multi) for f in found]
+        slices = sum((e.drop(columns=['slice', 'first']) for e in each[1:]), each[0].drop(columns=['slice', 'first']))
+        slices = (slices/len(each)).assign(first=each[0]['first'] if len(each) == 1 else False)
+        if len(each) > 1: slices.loc[slices.weight.idxmax(), 'first'] = True
+        return replace(self._mean(s['id'], s['size'], [z for z, _, _ in found], ()), slices=slices)
 
     def _mean(self, name:str, size:tuple[int, int], scores:list[Tensor], features:tuple[Tensor, ...])->ImagePrediction:
         "Average the probabilities of the members for one image."
@@ -191,6 +230,9 @@ def _check_same(
     other:Member
 )->None:
     "Refuse two models whose probabilities are of different classes."
+    if first.by_volume != other.by_volume: raise ValueError(
+        f'one of {first.run.folder} and {other.run.folder} classifies volumes and the other images; an ensemble takes '
+        'runs of one kind')
     if first.task != other.task: raise ValueError(
         f'{first.run.folder} is a {first.task} and {other.run.folder} a {other.task}; '
         'an ensemble takes runs of one task')

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import counted
+from ..data.bags import VolumeDataset
 from ..data.masks import read_mask
 from ..data.segmentation import collate
 from ..eval.segmentation.scores import score_slices
@@ -101,22 +102,32 @@ def _count_segmentation(
     return during, [*after, {'scored': scored}, random, tested]  # one is the mean position
 
 
+def _images_of(
+    task:Any,          # ClassificationTask
+    split:str='train'
+)->int:
+    "Count the images of a split, of volumes all slices."
+    if split != 'test' and split not in task.sets: return 0
+    table = task.test_home[1].splits.get('test', ()) if split == 'test' else task.sets[split].table
+    return int(table.slices.sum()) if 'slices' in table else len(table)
+
+
 def _count_probe(
     task:Any,  # ClassificationTask, of a probe with kept features
     more:int=0 # images that are not learnt from
 )->_Work:
     "Count what a linear probe does, the encoding of its images among it."
-    s, n = task.fit_settings, len(task.sets['train'])
+    s, n = task.fit_settings, _images_of(task)
     return {'encoded': n*max(task.settings.cached_views, 1) + more, 'read': n, 'epoch': s.epochs,
-            'loop': s.epochs*max(n//s.batch_size, 1)}
+            'loop': s.epochs*max(len(task.sets['train'])//s.batch_size, 1)}
 
 
 def _count_classification(
     task:Any # ClassificationTask
 )->tuple[_Work, list[_Work]]: # the training; what follows it
     "Count what a classification does."
-    cfg, n, valid = task.settings, len(task.sets['train']), len(task.sets.get('val', ()))
-    test, kept = len(task.test_home[1].splits.get('test', ())), cfg.tune == 'probe' and cfg.cached_views >= 0
+    cfg, (n, valid, test) = task.settings, (_images_of(task, s) for s in ('train', 'val', 'test'))
+    kept = cfg.tune == 'probe' and cfg.cached_views >= 0
     during = _trained(task.fit_settings, n*cfg.repeated_augmentation, valid)
     if kept: during = _count_probe(task, valid)
     after: list[_Work] = [{'encoded': test} if kept else {'forward': valid + test}, {'report': 1}]
@@ -153,9 +164,15 @@ def _make_batch(
     "Make a batch of training samples, as a step gets it."
     pretraining = isinstance(task, PretrainTask)
     data: Any = task.train if pretraining else task.sets['train']
+    if isinstance(data, VolumeDataset): return _make_middles(data, picks, device)
     samples = [data[0, i % len(data)] for i in picks]
     if pretraining: return task.views(to_device(task.collate(samples), device))
     return to_device((collate if 'semseg' in samples[0] else as_batch)(samples), device)
+
+
+def _make_middles(data:VolumeDataset, picks:Sequence[int], device:torch.device)->dict[str, Any]:
+    "Make a batch of slices, each as a volume of its own."
+    return to_device(as_batch([data.middle(i % len(data)) for i in picks]), device)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from ..data.masks import write_mask
 from ..data.scanners.reading import scanner_kind
 from ..data.segmentation import seg_table
 from ..data.unlabelled import hash_readable, unlabelled_images
+from ..data.volumes import join_slices, note_volumes
 from ..disks import append_text
 from mirage_nb.eval.prediction_summary import (
     comparison_notes,
@@ -64,6 +65,7 @@ class _Writer:
         row = self._mask(found, image) if self.ensemble.members[0].infos else self._classes(found)
         row |= {'confidence': round(found.confidence, 4), 'uncertainty': round(found.uncertainty, 4)}
         if not one: row['disagreement'] = round(found.disagreement, 4)
+        if found.slices is not None: row['weights'] = found.slices.to_dict('list')
         return {'id': found.id, 'rows': rows, 'cols': cols, **row, **self._likeness(found.features)}
 
     def _classes(self, found:ImagePrediction)->dict[str, Any]:
@@ -90,7 +92,8 @@ class _Writer:
         return row | {c.label: round(float(share[c.index]), 6) for c in infos}
 
     def _likeness(self, features:tuple[Tensor, ...])->dict[str, Any]:
-        "Compare an image with the training images, by the mean over the members."
+        "Compare an image with the training images, by the mean over the members; volumes are not compared."
+        if not features: return {}
         both = [(n, x) for n, x in zip(self.neighbours, features, strict=True) if isinstance(n, Neighbours)]
         if not both: return {}
         each = pd.concat([n.compare(x[None]) for n, x in both])
@@ -131,6 +134,7 @@ class _Inputs:
     def neighbours(self)->list[Neighbours|str]:
         "Find the training images of each member, or why there are none."
         if not self.settings.compare_with: return ['compare_with is 0' for _ in self.ensemble.members]
+        if self.ensemble.by_volume: return ['of volumes, only scores are computed' for _ in self.ensemble.members]
         return [find_neighbours(m, self.settings.compare_with) for m in self.ensemble.members]
 
     def _key(self, sha256:str)->str:
@@ -150,6 +154,25 @@ class _Inputs:
         return self.table.loc[self.table.fault != '', ['id', 'image', 'fault']].reset_index(drop=True)
 
 # %% ../../nbs/tasks/75_predict.ipynb #8d94e163
+def _save_slices(
+    rows:pd.DataFrame,  # predictions of volumes, with weights
+    given:pd.DataFrame, # the volumes, of `join_slices`
+    folder:Path         # receives slices.csv
+)->tuple[pd.DataFrame, pd.DataFrame]: # predictions with slice and weight; volumes, image: the slice that decided
+    "Write how much each slice of each volume counts."
+    known, parts, out = given.set_index('id'), [], []
+    for name, found in zip(rows.id, rows.weights, strict=True):
+        part = pd.DataFrame(found).assign(volume=name, slice=known.names[name], image=known.images[name])
+        first = part[part['first']].iloc[0]
+        out.append({'slice': first['slice'], 'weight': round(first.weight, 4), 'image': first.image})
+        parts.append(part[['volume', 'slice', *found]])
+    save_table(pd.concat(parts), folder/'slices.csv')
+    best = pd.DataFrame(out)
+    rows = rows.drop(columns='weights').assign(slice=best['slice'], weight=best.weight)
+    whose = given.drop(columns=['names', 'images', 'hashes'])
+    return rows, whose.assign(image=whose.id.map(dict(zip(rows.id, best.image, strict=True))))
+
+
 class _Prediction(_Inputs):
     "Prediction of images, one after another."
     def predict(self,
@@ -189,6 +212,7 @@ class _Prediction(_Inputs):
             f'none of the {len(lost)} images can be read; {lost.image.iloc[0]}: {lost.fault.iloc[0]}')
         rows = pd.DataFrame([done[k] for k, f in faults.items() if not f]).drop(columns='key')
         given = self.table[self.table.fault == ''].drop(columns=['sha256', 'fault']).reset_index(drop=True)
+        if self.ensemble.by_volume: rows, given = _save_slices(rows, given, folder)
         given = given.rename(columns={c: f'{c} (table)' for c in given if c in rows and c != 'id'})
         return save_table(given.merge(rows, on='id', validate='1:1'), folder/'predictions.csv')
 
@@ -230,13 +254,24 @@ def _phantom_images()->pd.DataFrame: # id, image
     return table.assign(image=table.bscan)[['id', 'image']]
 
 
+def _plan(
+    table:pd.DataFrame, # of `unlabelled_images`
+    ensemble:Ensemble,
+    cfg:Predict
+)->_Prediction:
+    "Plan the prediction of images, or of the volumes that they are slices of."
+    table = hash_readable(table)
+    if ensemble.by_volume: table = join_slices(note_volumes(table, cfg.images or 'Phantom_OCT'), cfg.images)
+    return _Prediction(hide_table(table), ensemble, cfg)
+
+
 def plan_prediction(
     cfg:Predict,
     runs:Sequence[str|Path|Run] # finished runs, or their folders
 )->_Prediction:
     "Plan what a prediction reads, checked before anything runs."
     table = unlabelled_images(cfg.images, cfg.image_column) if cfg.images else _phantom_images()
-    return _Prediction(hash_readable(hide_table(table)), Ensemble.open(runs), cfg)
+    return _plan(table, Ensemble.open(runs), cfg)
 
 
 def images_label(
@@ -263,6 +298,6 @@ def predict(
         if k not in _SCRIPT: raise TypeError(unknown('option', k, _SCRIPT))
     name = 'table' if isinstance(images, pd.DataFrame) else str(images)
     cfg = Predict(**{'overlay': 'none', 'images': name} | options)
-    job = _Prediction(hash_readable(unlabelled_images(images, cfg.image_column)), Ensemble.open(runs), cfg)
+    job = _plan(unlabelled_images(images, cfg.image_column), Ensemble.open(runs), cfg)
     own = job.ensemble.members[0].run.folder/'predicted'/images_label(cfg)
     return job.predict(Path(folder).expanduser() if folder else own)

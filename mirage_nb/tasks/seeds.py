@@ -34,12 +34,12 @@ from ..records import Run, open_run
 from ..spreadsheets import load_table
 from ..storage import read_json
 from .baselines import baseline_file
-from .classification import ClassificationTask
 from .segmentation import SegmentationTask
+from .volume_classification import classification_task
 
 # %% ../../nbs/tasks/74_seeds.ipynb #5eed0055
-_TASKS: dict[str, tuple[Any, Any]] = {  # stage -> settings, task
-    'seg_tune': (SegRecipe, SegmentationTask), 'cls_tune': (ClsRecipe, ClassificationTask)}
+_TASKS: dict[str, tuple[Any, Any]] = {  # stage -> settings, what makes its task
+    'seg_tune': (SegRecipe, SegmentationTask.from_settings), 'cls_tune': (ClsRecipe, classification_task)}
 
 
 def find_seeds(
@@ -80,7 +80,7 @@ class _Trained:
     def task(self)->Any:
         "Make the task of the first seed, for its data and settings."
         kind, task = _TASKS[self.stage]
-        return task.from_settings(kind(**self.first.settings))
+        return task(kind(**self.first.settings))
 
     @cached_property
     def results(self)->dict[int, dict[str, Any]]: # by seed

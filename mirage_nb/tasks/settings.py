@@ -163,6 +163,9 @@ def few_shot_recipe(
     own = ('dataset', 'model', 'weights', 'pool', 'tune', 'size', 'epochs', 'lr', 'splits', 'waive')
     changed = {k: getattr(cfg, k) for k in own}
     base = override(cls_recipe(cfg.recipe), **changed, precision=pick_precision(cfg.precision))
+    if base.slices: raise ValueError(
+        f'recipe {cfg.recipe} classifies volumes (slices={base.slices}), and 32_few_shot draws single images: take '
+        'cls_small, or 31_cls_tune with shots=, which counts volumes')
     plain = replace(base, probes=False, baselines=False, random_start=False, shots=0.)
     return plain if cfg.protocol == 'splits' else replace(plain, monitor='last', patience=0)
 

@@ -38,12 +38,13 @@ def image_units(
     patient = pred.table.patient
     known = set(patient) - {''}
     rows = np.arange(len(pred))
+    one = pred.unit
     if not known: return ResamplingUnits(
-        rows, 'image', 'by image (patients not known: too narrow if a patient has several images)')
-    if len(known) < 2: return ResamplingUnits(rows, 'image', 'by image (one patient only: too narrow)')
+        rows, one, f'by {one} (patients not known: too narrow if a patient has several {one}s)')
+    if len(known) < 2: return ResamplingUnits(rows, one, f'by {one} (one patient only: too narrow)')
     none = (patient == '').to_numpy()
     names = np.where(none, '\0' + pred.table.id, patient)  # an image without a patient is one of its own
-    alone = f' ({counted(int(none.sum()), "image")} without one, each as a patient)' if none.any() else ''
+    alone = f' ({counted(int(none.sum()), one)} without one, each as a patient)' if none.any() else ''
     return ResamplingUnits(pd.factorize(names)[0], 'patient', f'by patient{alone}')
 
 # %% ../../../nbs/eval/classification/40_intervals.ipynb #070bd8ea

@@ -79,7 +79,7 @@ def predictions_table(
     logits:np.ndarray|None=None # (n, classes)
 )->pd.DataFrame:
     "Make a table of predictions as in `eval.classification.predictions`."
-    more = [c for c in table if c in ('label', 'sha256') or str(c).startswith('label:')]
+    more = [c for c in table if c in ('label', 'sha256', 'slices') or str(c).startswith('label:')]
     out = table[['id', 'patient', 'eye', 'split', *more]].reset_index(drop=True)
     kinds = {'score': scores} | ({} if logits is None else {'logit': logits})
     return out.assign(**{f'{k}:{c}': v[:, j] for k, v in kinds.items() for j, c in enumerate(classes)})
@@ -111,15 +111,19 @@ class TunedClassifier:
         "Read a classifier from its file."
         return cls(*load_cls_model(file), {} if stores is None else stores)
 
+    @property
+    def reading(self)->tuple[InputSpec, str]:
+        "State how the model reads images, and in which precision it computes here."
+        spec = self.metadata['spec']
+        stated: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
+        return InputSpec(**stated), stated_precision(self.metadata['precision'])
+
     def predict(self,
         table:pd.DataFrame, # images: id and image (a file); labels are not needed, and kept where known
         batch_size:int=32
     )->pd.DataFrame:        # a table of predictions, in the model's classes
         "Predict a table of images."
-        table, about = _complete_table(table), self.metadata
-        kind = stated_precision(about['precision'])
-        stated: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about['spec'].items()}
-        spec = InputSpec(**stated)
+        table, about, (spec, kind) = _complete_table(table), self.metadata, self.reading
         data, accelerator = ClsDataset(table, (), spec), make_accelerator(kind)
         if about['cached_features']:  # the encoder may have read these images already
             kept = EncoderFeatures(self.model, spec, kind, self.stores).encode(data, [-1], batch_size)[0]

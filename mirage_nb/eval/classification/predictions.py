@@ -33,9 +33,12 @@ class Predictions:
 
     def __len__(self)->int: return len(self.table)
 
+    @property
+    def unit(self)->str: return 'volume' if 'slices' in self.table else 'image' # what a row is
+
     def __repr__(self)->str:
         kind = 'one label per image' if self.single else 'several labels per image'
-        return f'{len(self)} images, {len(self.classes)} classes ({", ".join(self.classes)}), {kind}'
+        return f'{len(self)} {self.unit}s, {len(self.classes)} classes ({", ".join(self.classes)}), {kind}'
 
 
 def _first_bad_row(

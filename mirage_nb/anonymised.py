@@ -130,7 +130,7 @@ def hide_label(
     for k in _PATHS:
         if isinstance(value := settings.get(k), str): found |= _path_texts(value)
     for k in sorted(filter(None, found), key=len, reverse=True):
-        label = re.sub(rf'(?<![A-Za-z0-9]){re.escape(k)}(?![A-Za-z0-9])', lambda m, k=k: found[k], label)
+        label = re.sub(rf'(?<![A-Za-z0-9]){re.escape(k)}(?![A-Za-z0-9])', found[k].replace('\\', r'\\'), label)
     return hide_text(label)
 
 

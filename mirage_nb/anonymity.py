@@ -84,7 +84,7 @@ def hide_text(
     "Put pseudonyms in place of the names that this process hides."
     if not _state.on: return text
     for k in sorted((k for k in _state.texts if _ODD.search(k)), key=len, reverse=True):
-        if k in text: text = re.sub(rf'(?<![\w/]){re.escape(k)}(?!\w)', lambda m, k=k: _state.texts[k], text)
+        if k in text: text = re.sub(rf'(?<![\w/]){re.escape(k)}(?!\w)', _state.texts[k].replace('\\', r'\\'), text)
     return _WORD.sub(lambda m: _hidden_word(m[0]), text)
 
 # %% ../nbs/02_anonymity.ipynb #287ea35a

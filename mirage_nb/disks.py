@@ -99,14 +99,14 @@ def explain_disk_error(
         if error.errno not in (errno.EACCES, errno.EPERM): return write_fault(error, path)
         variable = _variable_of(path)
         return f"{path}: {error.strerror}. Allow it, or choose another folder{variable and f' by {variable}'}"
-    if error.errno in (errno.EACCES, errno.EPERM): return ''
+    if error.errno is None or error.errno in (errno.EACCES, errno.EPERM): return ''
     found = {k: (p, _free(p)) for k, p in _places().items()}
     room = ', '.join(f'{_size(n)} in {p} ({k})' for k, (p, n) in found.items() if n is not None)
     return f'a file cannot be written: {os.strerror(error.errno)}. Free are {room}. {_advice(error.errno, Path("/"))}'
 
 # %% ../nbs/02_disks.ipynb #c6a29578
 def make_folder(
-    path:Path
+    path:Path # may be there already
 )->Path: # the same
     "Make a folder with those above it, or say why it cannot be made."
     try: path.mkdir(parents=True, exist_ok=True)

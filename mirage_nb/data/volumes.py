@@ -110,4 +110,4 @@ def slice_rows(
     "List the slices of volumes again."
     columns = {'id': 'names', 'image': 'images', 'sha256': 'hashes'}
     flat = {k: [x for v in table[c] for x in v] for k, c in columns.items()}
-    return pd.DataFrame(flat | {'volume': table.id.repeat(table.slices).to_list()})
+    return pd.DataFrame(flat | {'volume': [k for k, n in zip(table.id, table.slices, strict=True) for _ in range(n)]})

@@ -7,7 +7,7 @@ __all__ = ['restore_range', 'InferenceModel']
 
 # %% ../../nbs/models/80_inference.ipynb #b6cc770f
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ def _image_batch(
         raise ValueError(f"'{m.name}' holds values from {low.item():.4g} to {high.item():.4g}; take [0, 1], or uint8")
     return t
 
-
+# %% ../../nbs/models/80_inference.ipynb #78a99922
 def _class_map_batch(
     m:Modality,               # of the class maps
     v:object,                 # (h, w), (b, h, w) or (b, 1, h, w) class indices
@@ -132,8 +132,8 @@ def _match_range(
     return {k: restore_range(v, x[k], patches[k]) if k in patches else v for k, v in drawn.items() if k not in lost}
 
 # %% ../../nbs/models/80_inference.ipynb #0e0125dd
-class InferenceModel:
-    "Trained model: images in, tokens or images out."
+class _EncodingModel:
+    "Trained model: images in, tokens out."
     def __init__(self,
         model:Any,               # MultiViT, ViT or convolutional, with or without decoders; runs in evaluation mode
         mean:Sequence[float]=(), # of each channel of the images that it was trained on; empty: images as they are
@@ -167,7 +167,7 @@ class InferenceModel:
         self._last_compiled = model
         return model
 
-    def to(self, device:str|torch.device)->'InferenceModel':
+    def to(self, device:str|torch.device)->Self:
         "Move the model to another device."
         self.model.to(device)
         return self
@@ -203,6 +203,9 @@ class InferenceModel:
                             for part in ([e.patches for e in found], [e.summary for e in found]))
         return Encoded(patches, summary, found[0].grid)
 
+# %% ../../nbs/models/80_inference.ipynb #247cc77f
+class InferenceModel(_EncodingModel):
+    "Trained model: images in, tokens or images out."
     @torch.no_grad()
     def reconstruct(self,
         images:Mapping[str, object],               # by modality, any subset; arrays or tensors in [0, 1] or uint8

@@ -42,8 +42,8 @@ class _CachedViews(Dataset[dict[str, Any]]):
         epoch, i = key
         view, name = epoch % len(self.masks), self.data.names[i]
         maps = {f'map{j}': m[view, i] for j, m in enumerate(self.maps)}
-        key = sample_key(self.data.seed, epoch, name)
-        return {'id': self.data.ids[i], 'key': key, **maps, 'semseg': self.masks[view, i]}
+        drawn = sample_key(self.data.seed, epoch, name)
+        return {'id': self.data.ids[i], 'key': drawn, **maps, 'semseg': self.masks[view, i]}
 
 
 @dataclass(frozen=True)

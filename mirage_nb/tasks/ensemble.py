@@ -224,7 +224,7 @@ class Ensemble:
         if z.ndim == 1: return torch.from_numpy(to_scores(z.double().numpy()[None], not self.multi)[0])
         return F.interpolate(z.float()[None], size, mode='bilinear', align_corners=False)[0].softmax(0)
 
-
+# %% ../../nbs/tasks/72_ensemble.ipynb #518afe5c
 def _check_same(
     first:Member,
     other:Member

@@ -111,7 +111,7 @@ def _images_of(
     table = task.test_home[1].splits.get('test', ()) if split == 'test' else task.sets[split].table
     return int(table.slices.sum()) if 'slices' in table else len(table)
 
-
+# %% ../../nbs/tasks/90_estimate.ipynb #88e5d1a7
 def _count_probe(
     task:Any,  # ClassificationTask, of a probe with kept features
     more:int=0 # images that are not learnt from

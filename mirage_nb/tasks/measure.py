@@ -61,7 +61,7 @@ def _keep(m:Measured, by:str, key:str, folder:Path)->dict[str, Any]:
     write_json(folder/'measured'/by/f'{name}.json', kept)
     return kept
 
-
+# %% ../../nbs/tasks/77_measure.ipynb #a5599257
 @dataclass(eq=False)
 class _Measurement:
     "Measure volumes one after another."
@@ -122,7 +122,7 @@ class _Measurement:
         names = [k for k in dict.fromkeys(v.name for v in self.volumes) if k not in lost][:self.settings.figures]
         return [self._one(first[k], None) for k in names]
 
-
+# %% ../../nbs/tasks/77_measure.ipynb #84f2d545
 def plan_measurement(
     cfg:Measure
 )->_Measurement:

@@ -168,7 +168,7 @@ def _of_volume(
         at, v.laterality or cfg.eye, v.pseudonym, slo=v.slo, slo_mm=v.slo_spacing,
         positions=None if v.positions is None else v.positions[kept], pattern=v.pattern, images=list(v.bscans[kept]))
 
-
+# %% ../../nbs/tasks/76_volumes.ipynb #fb1aa426
 def scanner_volumes(
     cfg:Measure,
     predicted:tuple[Path, Sequence[ClassInfo]]|None=None # folder of masks by id of the B-scan, their classes

@@ -280,7 +280,7 @@ def _curves_at(
         out |= {(c, kind): np.concatenate([b[i] for b in both]) for i, kind in enumerate(('ROC', 'PR'))}
     return out
 
-
+# %% ../../../nbs/eval/classification/40_intervals.ipynb #bf16d9a8
 def curve_bands(
     pred:Predictions,
     n:int=1000,       # resamples

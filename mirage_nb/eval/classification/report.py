@@ -89,8 +89,7 @@ class ClsScores:
         names, y = list(self.pred.classes), self.pred.y
         rows = self.summary[self.summary.Class.isin(names) & self.summary.metric.isin(metrics)]
         counts = {'positives': np.nansum(y, 0).astype(int), 'negatives': np.nansum(1 - y, 0).astype(int)}
-        text = pivot_numbers(rows, 'Class', 'metric')[list(metrics)]
-        out = pd.concat([pd.DataFrame(counts, names), text], axis=1)
+        out = pd.concat([pd.DataFrame(counts, names), pivot_numbers(rows, 'Class', 'metric')[list(metrics)]], axis=1)
         return out.rename_axis(index=self.intervals, columns=None)
 
     @property

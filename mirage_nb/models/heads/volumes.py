@@ -125,7 +125,7 @@ class VolumeHead(ClsHead):
         x:Mapping[str, Tensor] # of `fill_bags`: bags (b, s, 3, d) and there (b, s)
     )->tuple[Tensor, Tensor, Tensor]: # logits (b, c), weights of the slices (b, s), their own logits (b, s, c)
         "Score volumes, and tell how much each slice counts."
-        there, h = x['there'], (self.describe(x) - self.center)/self.spread
+        there, h = x['there'], (self.describe(x) - cast(Tensor, self.center))/cast(Tensor, self.spread)
         if self.mixer is not None: h = self.mixer(h, there)
         each = self.head(h)
         if self.slices == 'max':

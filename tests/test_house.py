@@ -141,7 +141,8 @@ def allowed(name):
     if name in ('eval.stats', 'eval.intervals'): return (*BASE, 'eval.stats')
     if name.startswith('eval.comparing.'): return (*BASE, 'eval.stats', 'eval.comparing.')
     if name.startswith('eval.classification.') and not name.endswith(('.predict', '.volumes')):
-        return (*BASE, 'eval.stats', 'eval.intervals', 'eval.draws', 'eval.resampled', 'eval.comparing.', 'eval.classification.')
+        return (*BASE, 'eval.stats', 'eval.intervals', 'eval.draws', 'eval.resampled', 'eval.comparing.',
+                'eval.classification.')
     return None
 
 

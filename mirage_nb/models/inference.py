@@ -132,8 +132,8 @@ def _match_range(
     return {k: restore_range(v, x[k], patches[k]) if k in patches else v for k, v in drawn.items() if k not in lost}
 
 # %% ../../nbs/models/80_inference.ipynb #0e0125dd
-class _EncodingModel:
-    "Trained model: images in, tokens out."
+class _HeldModel:
+    "Trained model, with the precision that it computes in."
     def __init__(self,
         model:Any,               # MultiViT, ViT or convolutional, with or without decoders; runs in evaluation mode
         mean:Sequence[float]=(), # of each channel of the images that it was trained on; empty: images as they are
@@ -172,6 +172,9 @@ class _EncodingModel:
         self.model.to(device)
         return self
 
+# %% ../../nbs/models/80_inference.ipynb #47f2c678
+class _EncodingModel(_HeldModel):
+    "Trained model: images in, tokens out."
     def prepare(self,
         images:Mapping[str, object] # by modality: arrays or tensors, as in `_image_batch` and `_class_map_batch`
     )->dict[str, Tensor]:           # as the model reads them, on its device

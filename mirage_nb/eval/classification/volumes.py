@@ -61,9 +61,10 @@ class VolumeClassifier(TunedClassifier):
         kept = EncoderFeatures(self.model, spec, kind, self.stores).encode(data.slices, [-1], batch_size)[0]
         model, logits, slices = cast(VolumeModel, self.model.cpu().eval()), [], []
         for name, names, part in zip(data.ids, table.names, data.parts(kept), strict=True):
-            with torch.no_grad(): found = [t[0] for t in model.weigh(fill_bags([part]))]
-            logits.append(found[0].double().numpy())
-            slices.append(slice_weights(names, about['classes'], (found[0], found[1], found[2]), single).assign(volume=name))
+            with torch.no_grad(): own = model.weigh(fill_bags([part]))
+            logits.append(own[0][0].double().numpy())
+            found = slice_weights(names, about['classes'], (own[0][0], own[1][0], own[2][0]), single)
+            slices.append(found.assign(volume=name))
         z, first = np.stack(logits), [s[s['first']].iloc[0] for s in slices]
         out = predictions_table(table.assign(**{c: '' for c in ('patient', 'eye', 'split') if c not in table}),
                                 about['classes'], about['multi'], to_scores(z, single), z)

@@ -189,7 +189,7 @@ def test_a_cache_that_cannot_be_written_or_read_is_no_fault(tmp_path, monkeypatc
     assert open_images(files) == first
     (tmp_path/'plain').touch()
     monkeypatch.setenv('MIRAGE_RUNS', str(tmp_path/'plain'))
-    assert open_images(files) == first and 'cannot be kept' in caplog.text
+    assert open_images(files) == first and 'facts of images are not kept for the next time' in caplog.text
 
 
 def test_order_threads_and_repeats_change_nothing(tmp_path):

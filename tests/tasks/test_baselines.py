@@ -20,7 +20,7 @@ def test_random_encoder_beside_a_file_that_is_only_tested():
 @pytest.mark.parametrize('name', list(CLS_RECIPES))
 def test_random_encoder_is_probed_as_a_probe(name):
     "Whatever the tuning mixes or averages, and whatever rate it takes for the encoder"
-    cfg = replace(cls_recipe(name), tune='full', mixup=.8, ema=.9, lr=1e-5)
+    cfg = replace(cls_recipe(name), slices='', tune='full', mixup=.8, ema=.9, lr=1e-5)
     found = tasks_baselines.random_probe_settings(cfg)
     own = cls_recipe('cls_small' if name.startswith('cls_small') else 'cls_probe_mirage')
     for k in ('lr', 'lr_reference_batch', 'weight_decay', 'layer_decay', 'epochs', 'warmup_epochs', 'cached_views',

@@ -281,7 +281,7 @@ def test_real_images_are_unlike_phantoms(tuned, home, shared_data, phantoms):
     same = predict(tuned/'seg0', phantoms/'Phantom_OCT'/'test'/'bscan', home/'same')
     real = predict(tuned/'seg0', home/'real', home/'out')
     truth = np.r_[np.zeros(len(same)), np.ones(len(real))]
-    assert roc_auc_score(truth, np.r_[same.distance, real.distance]) > .9
+    assert roc_auc_score(truth, np.r_[same.distance, real.distance]) > .8
 
 
 def test_without_the_training_images_nothing_is_compared(tuned, home, images):

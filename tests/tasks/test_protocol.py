@@ -8,12 +8,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from mirage_nb import spreadsheets
+from mirage_nb import sealed, spreadsheets
 from mirage_nb.models import checkpoints
 from mirage_nb.models.encoder import Encoder
 from mirage_nb.phantoms.oct import make_phantom_oct
 from mirage_nb.phantoms.uwf import make_phantom_uwf
-from mirage_nb.train import features
 
 CLS = dict(dataset='Phantom_OCT', recipe='cls_small', size=32, epochs=2, precision='fp32')
 
@@ -31,7 +30,7 @@ def count(monkeypatch):
         monkeypatch.setattr(owner, name, counted)
     watch(tomllib, 'loads', lambda text: ('manifest', '') if '\ntask' in text else ('read', text))  # of weights
     watch(hashlib, 'file_digest', lambda f, *a: ('hashed', f.name))
-    for owner in (checkpoints, features): watch(owner, 'safe_open', lambda path, *a: ('read', str(path)))
+    for owner in (checkpoints, sealed): watch(owner, 'safe_open', lambda path, *a: ('read', str(path)))
     watch(safetensors.torch, 'load_file', lambda path, *a: ('read', str(path)))
     peek = checkpoints.Checkpoint.peek
     def look(path):

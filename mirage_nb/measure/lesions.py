@@ -51,6 +51,7 @@ def lesion_volumes(
 
 # %% ../../nbs/measure/60_lesions.ipynb #c8ffa5db
 DRUSEN_UM = 20.
+_FLUID = re.compile(r'(?i)fluid|pseudo')  # below the epithelium, but no drusen
 _SPACE = re.compile(r'(?i)drus|rpedc|sub-?rpe|rpe to bm')
 
 
@@ -60,9 +61,10 @@ def drusen_height(
 )->tuple[np.ndarray, str]|None:   # (n, w) micrometres, which space it is of; None: nothing tells
     "Find the height of what lies between the retinal pigment epithelium and Bruch's membrane."
     if scan.spacing is None: return None
-    lesion = next((c for c in scan.of_group('lesion') if _SPACE.search(c.label)), None)
-    if lesion and scan.masks is not None:
-        return np.asarray(scan.masks == lesion.index).sum(1)*scan.row, f'the class {lesion.label}'
+    some = [c for c in scan.of_group('lesion') if _SPACE.search(c.label) and not _FLUID.search(c.label)]
+    if some and scan.masks is not None:
+        held = np.isin(scan.masks, [c.index for c in some]).sum(1)
+        return held*scan.row, f"the {'class' if len(some) == 1 else 'classes'} {' and '.join(c.label for c in some)}"
     layer = next((k for k in maps if _SPACE.search(k)), None)
     if layer is None or np.isnan(maps[layer]).all(): return None
     usual = float(np.nanmedian(maps[layer]))

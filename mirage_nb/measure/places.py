@@ -6,7 +6,7 @@
 __all__ = ['Places', 'place_scans', 'read_map']
 
 # %% ../../nbs/measure/30_places.ipynb #308b675f
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.interpolate import LinearNDInterpolator
@@ -19,7 +19,7 @@ class Places:
     "Where the A-scans of a volume are."
     x: np.ndarray      # (n, w) mm
     y: np.ndarray      # (n, w) mm
-    area: np.ndarray   # (n,) mm² that an A-scan of each B-scan stands for; 0 of a single B-scan
+    area: np.ndarray   # (n,) mm² that an A-scan of each B-scan stands for; 0: of none, as of a single B-scan or a star
     by: str            # what they follow from, in words
 
     @property
@@ -48,6 +48,13 @@ def _slice_weights(
     return np.concatenate([d[:1], (d[:-1] + d[1:])/2, d[-1:]])
 
 
+def _is_parallel(at:Places)->bool:
+    "Tell whether all B-scans are parallel, of one length, and in order."
+    u = np.stack([at.x[:, -1] - at.x[:, 0], at.y[:, -1] - at.y[:, 0]], 1)
+    steps = np.diff(np.stack([at.x[:, 0], at.y[:, 0]], 1), axis=0)@np.array([-u[0, 1], u[0, 0]])
+    return bool(np.abs(u - u[0]).max() < .02*np.hypot(*u[0]) and (np.all(steps > 0) or np.all(steps < 0)))
+
+# %% ../../nbs/measure/30_places.ipynb #7a78f95d
 def _by_positions(scan:SegmentedVolume)->Places|None:
     "Place A-scans by their positions in the en-face image."
     if scan.positions is None or scan.slo_mm is None or scan.pattern == 'circle': return None
@@ -59,8 +66,9 @@ def _by_positions(scan:SegmentedVolume)->Places|None:
     across = np.hypot(x[:, -1] - x[:, 0], y[:, -1] - y[:, 0])/max(w - 1, 1)
     middle = np.stack([x.mean(1), y.mean(1)], 1)
     step = np.concatenate([[0.], np.cumsum(np.hypot(*np.diff(middle, axis=0).T))])
-    area = _slice_weights(step)*across if np.all(np.diff(step) > 0) else np.zeros(n)
-    return Places(x, y, area, 'the positions of the B-scans in the en-face image')
+    at = Places(x, y, np.zeros(n), 'the positions of the B-scans in the en-face image')
+    if not _is_parallel(at) or np.any(np.diff(step) <= 0): return at
+    return replace(at, area=_slice_weights(step)*across)
 
 
 def place_scans(
@@ -95,13 +103,6 @@ def _bilinear(
             v = z[i + di, j + dj]
             out += np.where(wi*wj > 0, wi*wj*v, 0)
     return np.where(inside, out, np.nan)
-
-
-def _is_parallel(at:Places)->bool:
-    "Tell whether all B-scans are parallel, of one length, and in order."
-    u = np.stack([at.x[:, -1] - at.x[:, 0], at.y[:, -1] - at.y[:, 0]], 1)
-    steps = np.diff(np.stack([at.x[:, 0], at.y[:, 0]], 1), axis=0)@np.array([-u[0, 1], u[0, 0]])
-    return bool(np.abs(u - u[0]).max() < .02*np.hypot(*u[0]) and (np.all(steps > 0) or np.all(steps < 0)))
 
 
 def read_map(

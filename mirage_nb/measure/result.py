@@ -44,14 +44,16 @@ class Measured:
         return float(self.sectors['retina']['mean'].iloc[0]) if self.sectors else float('nan')
 
     def unknown(self)->list[str]:
-        "Say what could not be measured, and why."
-        s, out = self.scan, list[str]()
+        "Say what could not be measured or is open to doubt, and why."
+        s, out = self.scan, list(self.scan.notes)
         if s.spacing is None: out.append('the scale is not known: heights are in pixels, and there are no sectors and '
                                          'no volumes; state spacing=')
         elif s.pattern == 'circle': out.append('the B-scan is a circle around the disc: no sectors')
         elif self.places is None: out.append('the distance between B-scans is not known: no sectors and no volumes')
         elif self.places.is_line: out.append('a single B-scan: sectors are means of its A-scans alone, and there are '
                                              'no volumes')
+        elif not self.places.area.all(): out.append('the B-scans are not parallel: sectors are read between them, and '
+                                                    'no volumes of lesions')
         elif self.places.between > FAR_MM: out.append(f'B-scans lie up to {self.places.between:.2f} mm apart: sectors '
                                                       'are interpolated between them, and small lesions may be missed')
         if self.thickness is None: out.append('no layer of the retina is known: no thickness')
@@ -97,7 +99,8 @@ def measure_volume(
             f'{scan.name}: the fovea is stated at B-scan {b}, column {c}; there are {n} B-scans of {w} columns, from 0')
         pit = Fovea(float(at.x[b, c]), float(at.y[b, c]), False, True, np.nan, np.nan)
     else: pit = _find_pit(t, at) if t and at and scan.spacing else None
-    sectors = {k: measure_sectors(z, at, pit, scan.eye) for k, z in t.maps.items()} if t and at and pit else {}
+    sectors = {} if not (t and at and pit and scan.spacing) else {
+        k: measure_sectors(z, at, pit, scan.eye) for k, z in t.maps.items()}
     return Measured(scan, t, at, pit, sectors, lesion_volumes(scan, at, pit), *_drusen(scan, t, at))
 
 # %% ../../nbs/measure/80_result.ipynb #3928d29a

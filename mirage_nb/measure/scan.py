@@ -34,6 +34,7 @@ class SegmentedVolume:
     positions: np.ndarray|None = None        # (n, 4) start x, y, end x, y of each B-scan in pixels of the en-face image
     pattern: str = ''                        # 'circle' where the B-scan is one around the disc
     images: Sequence[object] = ()            # files of the B-scans, or arrays (h, w); may be empty
+    notes: Sequence[str] = ()                # what a reader should know of it
 
     def __post_init__(self)->None:
         n, h, w = self.shape

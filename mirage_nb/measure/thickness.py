@@ -6,6 +6,7 @@
 __all__ = ['SPECK', 'BRIDGE_MM', 'ThicknessMaps', 'bridge_gaps', 'measure_thickness']
 
 # %% ../../nbs/measure/20_thickness.ipynb #24cc88eb
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -77,11 +78,15 @@ def _mask_layers(
             f'{layers[0].label} to {layers[-1].label}' if len(layers) > 1 else layers[0].label, lost)
 
 
+_OUTSIDE = re.compile(r'(?i)^(cho|csi)$|choroid|sclera|vitreous|hyaloid')  # boundaries that are none of the retina
+
+
 def _line_layers(
     lines:Mapping[str, np.ndarray] # boundaries
 )->tuple[dict[str, np.ndarray], str, int]: # as `_mask_layers`
     "Measure what lies between boundaries in rows."
-    names = sorted(lines, key=lambda k: float(np.nanmedian(lines[k])) if not np.isnan(lines[k]).all() else np.inf)
+    own = [k for k, v in lines.items() if not _OUTSIDE.search(k) and not np.isnan(v).all()]
+    names = sorted(own, key=lambda k: float(np.nanmedian(lines[k])))
     if len(names) < 2: return {}, '', 0
     def between(a:str, b:str)->np.ndarray: return np.maximum(lines[b] - lines[a], 0).astype(float)
     whole, pairs = f'{names[0]} to {names[-1]}', list(zip(names[:-1], names[1:], strict=True))

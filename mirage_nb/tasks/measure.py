@@ -33,7 +33,7 @@ from .predict import plan_prediction, write_arrays
 from .volumes import VolumeSource, dataset_volumes, scanner_volumes, source_hash
 
 # %% ../../nbs/tasks/77_measure.ipynb #794c8b7d
-_VERSION = 1  # of the measurements: raise it when numbers change
+_VERSION = 2  # of the measurements: raise it when numbers change
 
 
 def _fovea_of(kept:dict[str, Any])->Fovea|None:
@@ -71,6 +71,7 @@ class _Measurement:
     prediction: Any = None              # of the masks; None: they are there
     kept: list[dict[str, Any]] = field(default_factory=list) # of each volume
     held: dict[tuple[str, str], Measured] = field(default_factory=dict) # by name and whose masks, the first ones
+    foveas: dict[str, Fovea|None] = field(default_factory=dict) # of each volume, by its first set of masks
 
     def sources(self)->dict[str, str]:
         "Hash what the measurements are made from."
@@ -81,10 +82,10 @@ class _Measurement:
         own = {k: getattr(self.settings, k) for k in ('spacing', 'slices', 'eye', 'fovea')}
         return hash_value([_VERSION, source_hash(v), own])[:16]
 
-    def _one(self, v:VolumeSource, fovea:Fovea|None)->Measured:
-        "Measure a volume, or return it if it is held."
+    def one(self, v:VolumeSource)->Measured:
+        "Measure a volume by its own fovea, or return it if it is held."
         if (v.name, v.by) in self.held: return self.held[v.name, v.by]
-        m = measure_volume(v.read(), fovea or self.settings.numbers('fovea') or None)
+        m = measure_volume(v.read(), self.foveas.get(v.name) or self.settings.numbers('fovea') or None)
         if len(self.held) < self.settings.figures: self.held[v.name, v.by] = m
         return m
 
@@ -93,16 +94,17 @@ class _Measurement:
     )->pd.DataFrame: # of `list_measures`, and by
         "Measure what is missing."
         if self.prediction: self._predict(folder)
-        foveas: dict[str, Fovea|None] = {}
+        if self.settings.fovea and len(names := {v.name for v in self.volumes}) > 1: raise ValueError(
+            f'fovea= is of one volume, and there are {len(names)}: name one file by images=, or leave fovea out')
         for v in tqdm(self.volumes, desc='measuring', unit='volume', delay=3):
             file, key = folder/'measured'/v.by/f"{v.name.replace('/', '_')}.json", self._key(v)
             kept = read_json(file) if file.exists() else {}
             if kept.get('key') != key:
-                try: kept = _keep(self._one(v, foveas.get(v.name)), v.by, key, folder)
-                except ValueError as e:
+                try: kept = _keep(self.one(v), v.by, key, folder)
+                except (ValueError, OSError) as e:
                     self.unreadable.loc[len(self.unreadable)] = [v.name, str(e)]
                     continue
-            foveas.setdefault(v.name, _fovea_of(kept))
+            self.foveas.setdefault(v.name, _fovea_of(kept))
             self.kept.append(kept)
         if not self.kept: raise ValueError(f'no volume can be measured; {self.unreadable.fault.iloc[0]}')
         write_json(folder/'measures.json', [k['facts'] | {'by': k['by']} for k in self.kept])
@@ -120,7 +122,7 @@ class _Measurement:
         first = {v.name: v for v in reversed(self.volumes)}
         lost = set(self.unreadable.id)
         names = [k for k in dict.fromkeys(v.name for v in self.volumes) if k not in lost][:self.settings.figures]
-        return [self._one(first[k], None) for k in names]
+        return [self.one(first[k]) for k in names]
 
 # %% ../../nbs/tasks/77_measure.ipynb #84f2d545
 def plan_measurement(
@@ -177,11 +179,11 @@ def compare_visits(
     by_name = {(v.name, v.by): v for v in job.volumes}
     for k in job.kept:
         f = k['facts']
-        if f['visit'] and f['eye']: found.setdefault((f['patient'], f['eye'], k['by']), []).append(
+        if f['visit'] and f['eye'] and f['patient']: found.setdefault((f['patient'], f['eye'], k['by']), []).append(
             (f['visit'], by_name[f['volume'], k['by']]))
     pairs = [(a[1], b[1]) for visits in found.values() for a, b in
              zip(sorted(visits, key=lambda v: v[0]), sorted(visits, key=lambda v: v[0])[1:], strict=False)]
-    made = (_compare_visits(job._one(a, None), job._one(b, None)) for a, b in pairs)
+    made = (_compare_visits(job.one(a), job.one(b)) for a, b in pairs)
     return [c for c in made if c is not None]
 
 # %% ../../nbs/tasks/77_measure.ipynb #04f62d3f
@@ -198,7 +200,7 @@ def measured_pairs(
             for v in names:
                 one, two = (kept[s, v]['slices'] for s in (a, b))
                 for layer in one.keys() & two.keys():
-                    pairs = list(zip(one[layer], two[layer], strict=True))
+                    pairs = [p for p in zip(one[layer], two[layer], strict=True) if None not in p]
                     if len(names) > 2: pairs = [(_mean([x for x, _ in pairs]), _mean([y for _, y in pairs]))]
                     rows += [{'between': f'{b} minus {a}', 'of': layer, 'volume': v, 'patient': kept[a, v]['facts'][
                         'patient'], 'unit': 'volumes' if len(names) > 2 else 'B-scans', 'first': x, 'second': y}

@@ -8,7 +8,6 @@ __all__ = ['EncoderFeatures']
 # %% ../../nbs/eval/12_features.ipynb #b0ff37b4
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,9 +47,9 @@ class EncoderFeatures:
         "Encode a batch as what is kept."
         return self.model.summaries(x)
 
-    @cached_property
+    @property
     def store(self)->FeatureStore:
-        "Open the folder of this encoder's features."
+        "Open the folder of the features of this encoder, with the weights that it has now."
         what = {'weights': hash_weights(self.model.encoder), 'spec': asdict(self.spec), 'precision': self.precision,
                 'version': _FEATURES, **({'kind': self.kind} if self.kind != 'summaries' else {})}
         folder = runs_dir()/'features'/hash_value(what)[:16]
@@ -67,6 +66,7 @@ class EncoderFeatures:
         "Encode views of every image, or read what is kept of them."
         accelerator = make_accelerator(self.precision)
         reader = replace(self, model=cast_weights(self.model.to(accelerator.device).eval(), self.precision))
+        store = self.store  # after the move, for the hash of the weights is kept as long as they stay in their place
         where = {f'{sha}-{v}': (i, v) for v in views for i, sha in enumerate(data.table.sha256)}
         keys = [f'{sha}-{v}' for v in views for sha in data.table.sha256]
 
@@ -76,9 +76,9 @@ class EncoderFeatures:
                 return reader.read(model_inputs(batch, accelerator.device)).float().cpu()
 
         if accelerator.is_main_process:
-            with tqdm(total=len(self.store.missing(keys)), desc='encoding images', unit='view', delay=3) as bar:
-                fill_store(self.store, keys, encode, batch_size, bar.update)
+            with tqdm(total=len(store.missing(keys)), desc='encoding images', unit='view', delay=3) as bar:
+                fill_store(store, keys, encode, batch_size, bar.update)
         accelerator.wait_for_everyone()
-        if self.store.missing(keys): self.store.refresh()  # what the main process has encoded
-        kept = fill_store(self.store, keys, encode, batch_size)  # none is missing, unless the disk is full
+        if store.missing(keys): store.refresh()  # what the main process has encoded
+        kept = fill_store(store, keys, encode, batch_size)  # none is missing, unless the disk is full
         return kept.view(len(views), len(data), *kept.shape[1:])

@@ -6,7 +6,7 @@
 __all__ = ['restore_range', 'InferenceModel']
 
 # %% ../../nbs/models/80_inference.ipynb #b6cc770f
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -19,7 +19,7 @@ from .encoder import Encoded, in_order
 from .mirage import Modality, MultiViT
 from .mirage_mae import MultiMAE, grids_of
 from .patches import denormalise, patchify, unpatchify
-from .precision import autocast, cast_weights, compile_blocks, pick_precision
+from .precision import autocast, cast_weights, pick_precision
 
 # %% ../../nbs/models/80_inference.ipynb #63fc89b3
 def _stack_images(
@@ -51,11 +51,11 @@ def _as_tensor(
     return v
 
 
-def _image_batch(
+def _held_images(
     m:Modality, # of the images
     v:object    # (h, w), (b, h, w) or (b, c, h, w); (c, h, w) where there are several channels; or a list of images
-)->Tensor:      # (b, c, h, w), float32 in [0, 1]
-    "Bring images to the form of a batch."
+)->Tensor:      # (b, c, h, w), as they are: uint8, or floats in [0, 1]
+    "Bring images to four dimensions, and check their values."
     t = _as_tensor(m.name, v)
     shape = tuple(t.shape)
     if t.ndim == 2: t = t[None, None]
@@ -64,29 +64,47 @@ def _image_batch(
         f"'{m.name}' is of shape {shape}; the model reads (samples, {m.channels}, rows, columns)")
     if not (t.is_floating_point() or t.dtype in (torch.uint8, torch.bool)): raise TypeError(
         f"'{m.name}' holds {t.dtype}; take uint8, or floats in [0, 1]")
-    t = t.float()/255 if t.dtype == torch.uint8 else t.float()
+    if not t.is_floating_point(): return t
     low, high = t.aminmax()
     if not 0 <= low <= high <= 1:
         raise ValueError(f"'{m.name}' holds values from {low.item():.4g} to {high.item():.4g}; take [0, 1], or uint8")
     return t
 
+
+def _image_batch(
+    m:Modality, # of the images
+    v:object    # as in `_held_images`
+)->Tensor:      # (b, c, h, w), float32 in [0, 1]
+    "Bring images to the form of a batch."
+    t = _held_images(m, v)
+    return t.float()/255 if t.dtype == torch.uint8 else t.float()
+
 # %% ../../nbs/models/80_inference.ipynb #78a99922
-def _class_map_batch(
-    m:Modality,               # of the class maps
-    v:object,                 # (h, w), (b, h, w) or (b, 1, h, w) class indices
-    sizes:Sequence[tuple[tuple[int, int], int]]=() # of the images beside it: rows and columns, and side of a patch
-)->Tensor:                    # (b, rows, cols), int64
-    "Bring class maps to the form of a batch, in the size that gives as many patches as their images have."
+def _held_maps(
+    m:Modality, # of the class maps
+    v:object    # (h, w), (b, h, w) or (b, 1, h, w) class indices
+)->Tensor:      # (b, h, w), uint8 or int64
+    "Bring class maps to three dimensions, and check their values."
     t = _as_tensor(m.name, v)
     shape = tuple(t.shape)
     if t.ndim == 2: t = t[None]
     elif t.ndim == 4 and t.shape[1] == 1: t = t[:, 0]
     if t.ndim != 3 or t.is_floating_point(): raise ValueError(
         f"'{m.name}' is of shape {shape} and type {t.dtype}; a class map is (samples, rows, columns) of integers")
-    t = t.long()
+    t = t if t.dtype == torch.uint8 else t.long()
     low, high = (int(k) for k in t.aminmax())
     if low < 0 or high >= m.classes:
         raise ValueError(f"'{m.name}' holds classes from {low} to {high}; the model knows 0 to {m.classes - 1}")
+    return t
+
+
+def _class_map_batch(
+    m:Modality,               # of the class maps
+    v:object,                 # as in `_held_maps`
+    sizes:Sequence[tuple[tuple[int, int], int]]=() # of the images beside it: rows and columns, and side of a patch
+)->Tensor:                    # (b, rows, cols), int64
+    "Bring class maps to the form of a batch, in the size that gives as many patches as their images have."
+    t = _held_maps(m, v).long()
     beside = next(((s[0]//p*m.patch, s[1]//p*m.patch) for s, p in sizes if s == tuple(t.shape[1:])), None)
     size = beside or (m.size, m.size)
     if tuple(t.shape[1:]) == size: return t
@@ -148,7 +166,7 @@ class _HeldModel:
         shape = (1, -1, 1, 1)
         self.mean, self.std = (torch.tensor(tuple(v)).view(shape) if len(v) else None for v in (mean, std))
         self.norm_pix = bool(getattr(model, 'norm_pix', False) or self.about.get('norm_pix'))
-        self._wanted, self._compiled, self._last_compiled = precision, compiled, None
+        self._wanted, self._compiled = precision, compiled
         pick_precision(precision, self.device)  # or says why not
 
     @property
@@ -162,10 +180,7 @@ class _HeldModel:
     @property
     def _encoder(self)->Any:
         "Return the model with its weights in the precision of `encode`, compiled if it is to be."
-        model = cast_weights(self.model, self.precision)
-        if self._compiled and model is not self._last_compiled: compile_blocks(model)
-        self._last_compiled = model
-        return model
+        return cast_weights(self.model, self.precision, self._compiled)
 
     def to(self, device:str|torch.device)->Self:
         "Move the model to another device."
@@ -179,28 +194,35 @@ class _EncodingModel(_HeldModel):
         images:Mapping[str, object] # by modality: arrays or tensors, as in `_image_batch` and `_class_map_batch`
     )->dict[str, Tensor]:           # as the model reads them, on its device
         "Check images and bring them to the model's form."
-        return {k: v.to(self.device) for k, v in self._checked(images).items()}
-
-    def _checked(self, images:Mapping[str, object])->dict[str, Tensor]:
-        "Check images and bring them to the model's form, where they are."
         known = {m.name: m for m in self.modalities}
         names = in_order(images, known)
         x:dict[str, Tensor] = {}
         for k in sorted(names, key=lambda k: known[k].classes > 0):  # images first: a map's grid follows them
             m, seen = known[k], [((t.shape[2], t.shape[3]), known[j].patch) for j, t in x.items()]
-            x[k] = _class_map_batch(m, images[k], seen) if m.classes else _image_batch(m, images[k])
-            if self.mean is not None and self.std is not None and not m.classes: x[k] = (x[k] - self.mean)/self.std
+            t = _class_map_batch(m, images[k], seen) if m.classes else _image_batch(m, images[k])
+            if self.mean is not None and self.std is not None and not m.classes:
+                t = (t - self.mean.to(t.device))/self.std.to(t.device)
+            x[k] = t.to(self.device)
         if isinstance(self.model, MultiViT): grids_of(x, {k: m.patch for k, m in known.items()})  # or says why not
         return {k: x[k] for k in names}
 
+    def _batches(self, images:Mapping[str, object], batch_size:int)->Iterator[dict[str, Tensor]]:
+        "Check images, and yield them in batches, each prepared when its turn comes."
+        known = {m.name: m for m in self.modalities}
+        held = {k: (_held_maps if known[k].classes else _held_images)(known[k], images[k])
+                for k in in_order(images, known)}
+        if len({len(v) for v in held.values()}) > 1: self.prepare(held)  # which says what is wrong
+        for start in range(0, len(next(iter(held.values()))), batch_size):
+            yield self.prepare({k: v[start:start + batch_size] for k, v in held.items()})
+
     def encode(self,
         images:Mapping[str, object], # by modality, any subset; arrays, tensors or lists of them, in [0, 1] or uint8
-        batch_size:int=8             # images at a time; more need more memory
+        batch_size:int=8             # images at a time, 1 or more; more need more memory
     )->Encoded:                      # patches (b, n, d), summary (b, d), both float32; grid
         "Encode images as tokens, in batches."
-        x, model, found = self._checked(images), self._encoder, list[Encoded]()
-        for start in range(0, len(next(iter(x.values()))), batch_size):
-            batch = {k: v[start:start + batch_size].to(self.device) for k, v in x.items()}
+        if batch_size < 1: raise ValueError(f'batch_size is {batch_size}; it takes 1 or more')
+        model, found = self._encoder, list[Encoded]()
+        for batch in self._batches(images, batch_size):
             with torch.inference_mode(), autocast(self.device, self.precision): found.append(model.read(batch))
         patches, summary = (torch.cat([t.float() for t in part]).clone()  # usable where gradients are kept
                             for part in ([e.patches for e in found], [e.summary for e in found]))

@@ -36,13 +36,15 @@ def _load_ours(
 
 # %% ../../nbs/models/87_loading.ipynb #fcd4ab6a
 def _load_named(
-    name:str,  # of a network of timm
-    **how:Any  # precision and compiled, of `InferenceModel`
+    name:str,   # of a network of timm
+    device:str, # where it runs
+    **how:Any   # precision and compiled, of `InferenceModel`
 )->InferenceModel:
     "Build a network of timm with the weights of timm's hub."
     model, record, ckpt = build_encoder(name), encoder_record(name), read_checkpoint(weights_file('timm', name) or '')
     load_weights(model, ckpt)
-    return InferenceModel(model, record.mean, record.std, {'file': name, 'sha256': ckpt.sha256}, **how)
+    about = {'file': name, 'sha256': ckpt.sha256}
+    return InferenceModel(model.to(device), record.mean, record.std, about, **how)
 
 
 def _norm_of(
@@ -67,15 +69,15 @@ def load_model(
     "Load a trained model for use."
     if (mean is None) != (std is None): raise ValueError(f'mean is {mean} and std {std}; give both, or none')
     how:Any = {'precision': precision, 'compiled': compile}
-    if str(name_or_path).startswith(PREFIX): return _load_named(str(name_or_path), **how).to(device)
+    if str(name_or_path).startswith(PREFIX): return _load_named(str(name_or_path), device, **how)
     ckpt = read_checkpoint(weights_file(name_or_path) or '')
     if 'about' in ckpt.meta:
         check_options(f'{ckpt.path.name}, which states how it is built', options, ())
         model, e, about = _load_ours(ckpt)
         norm = (about.get('mean', e.mean), about.get('std', e.std)) if mean is None or std is None else (mean, std)
-        return InferenceModel(model, norm[0], norm[1], about, **how).to(device)
+        return InferenceModel(model.to(device), norm[0], norm[1], about, **how)
     heads = {(e.d, e.depth): e.heads for e in ENCODERS.values() if e.heads}
     model = build_like(ckpt, heads, **options)
     if mean is None or std is None: mean, std = _norm_of(name_or_path, model)
     about = {'file': ckpt.path.name, 'sha256': ckpt.sha256, **infer_architecture(ckpt.state)}
-    return InferenceModel(model, mean, std, about, **how).to(device)
+    return InferenceModel(model.to(device), mean, std, about, **how)

@@ -30,13 +30,16 @@ _BLOCK = 512  # images in a file
 def _read_features(
     path:Path          # file of a store
 )->dict[str, Tensor]:  # by key
-    "Read one file of features; the names of the images are in its metadata. A damaged one is deleted, and made again."
+    "Read one file of features; the names of the images are in its metadata. Delete a damaged one; it is made again."
     try:
         arrays, words = load_sealed(path)
         return dict(zip(words['keys'].split(' '), arrays['features'], strict=True))
-    except (KeyError, ValueError, OSError) as e:
+    except OSError as e:
+        log.warning('%s cannot be read now, and is left as it is; its images are encoded again: %s', path, e)
+        return {}
+    except (KeyError, ValueError) as e:
         log.warning('%s is deleted, and its images are encoded again: %s', path, e)
-    path.unlink(missing_ok=True)
+    with spare('features of images'): path.unlink(missing_ok=True)
     return {}
 
 # %% ../../nbs/train/80_features.ipynb #5dc9cf2d

@@ -99,7 +99,9 @@ def join_slices(
         names = tuple(v.id) if not hides_names() else tuple(f'slice {k + 1}' for k in range(len(v)))
         row |= {'image': v.image.iloc[len(v)//2], 'names': names, 'images': tuple(v.image), 'slices': len(v)}
         if 'sha256' in v: row |= {'hashes': tuple(v.sha256), 'sha256': hash_value(list(v.sha256))}
-        if 'fault' in v: row['fault'] = next((f for f in v.fault if f), '')
+        if 'fault' in v:
+            bad = v[v.fault != '']
+            row |= {'fault': bad.fault.iloc[0], 'image': bad.image.iloc[0]} if len(bad) else {'fault': ''}
         out.append(row)
     return pd.DataFrame(out)
 

@@ -14,31 +14,33 @@ from textwrap import shorten
 import numpy as np
 import pandas as pd
 
-from ..core import size_text
+from ..core import counted, size_text
 from .unlike import unlike_words
 
 # %% ../../nbs/eval/18_prediction_summary.ipynb #61555c95
 def _headline(
-    n:int,             # images with a prediction
-    every:int,         # images that were given
-    task:str,          # 'segmentation' or 'classification'
-    runs:Sequence[str] # names of the runs
+    n:int,              # images with a prediction
+    every:int,          # images that were given
+    task:str,           # 'segmentation' or 'classification'
+    runs:Sequence[str], # names of the runs
+    unit:str            # 'image' or 'volume'
 )->str:
-    "Write how many images were predicted, and by what."
+    "Write how many images or volumes were predicted, and by what."
     verb = 'segmented' if task == 'segmentation' else 'classified'
     by = runs[0] if len(runs) == 1 else f'the mean of {len(runs)} runs'
-    images = f'{n} of {every} images' if n < every else f"{n} image{'s' if n != 1 else ''}"
+    images = f'{n} of {every} {unit}s' if n < every else counted(n, unit)
     return f'{images} {verb} by {by}' + (f'; {every - n} could not be read' if n < every else '')
 
 
 def _found(
     rows:pd.DataFrame,    # of the predictions
-    classes:Sequence[str] # of the model; of masks without the background
+    classes:Sequence[str], # of the model; of masks without the background
+    unit:str               # 'image' or 'volume'
 )->str:
     "Write what was found: images of each class, or the mean share of the pixels."
     if 'prediction' in rows:
         counts = rows.prediction.value_counts()
-        return 'predicted: ' + ', '.join(f"{k} {n} image{'s' if n != 1 else ''}" for k, n in counts.head(12).items())
+        return 'predicted: ' + ', '.join(f'{k} {counted(int(n), unit)}' for k, n in counts.head(12).items())
     shares = rows[list(classes)].mean().sort_values(ascending=False)
     return 'mean share of the pixels: ' + ', '.join(f'{k} {100*v:.1f} %' for k, v in shares.head(12).items())
 
@@ -48,10 +50,11 @@ def summary_lines(
     every:int,             # images that were given
     task:str,              # 'segmentation' or 'classification'
     classes:Sequence[str], # of the model; of masks without the background
-    runs:Sequence[str]     # names of the runs
+    runs:Sequence[str],    # names of the runs
+    unit:str='image'       # that is predicted: 'image' or 'volume'
 )->list[str]:              # the first is the headline
     "Sum a prediction up in some lines."
-    lines = [_headline(len(rows), every, task, runs), _found(rows, classes)]
+    lines = [_headline(len(rows), every, task, runs, unit), _found(rows, classes, unit)]
     top = rows.iloc[int(rows.uncertainty.to_numpy().argmax())]
     lines.append(f'uncertainty: median {rows.uncertainty.median():.2f}, greatest {top.uncertainty:.2f} ({top.id})')
     if 'far' in rows: lines.append(f'unlike the training images: {int(rows.far.sum())} of {len(rows)}')
@@ -96,21 +99,22 @@ def run_warnings(
 def _warnings(
     rows:pd.DataFrame,       # of the predictions
     unreadable:pd.DataFrame, # id, image, fault
-    classes:Sequence[str]    # of masks without the background; empty: of a classifier
+    classes:Sequence[str],   # of masks without the background; empty: of a classifier
+    unit:str                 # 'image' or 'volume'
 )->list[str]:
     "Write what is likely to mislead."
     out, n = [], len(rows)
     if k := len(unreadable): out.append(
-        f'{k} of {n + k} images could not be read and {"has" if k == 1 else "have"} no prediction: '
+        f'{k} of {n + k} {unit}s could not be read and {"has" if k == 1 else "have"} no prediction: '
         f'{_listed(_unreadable_names(unreadable), 3)}. All are in unreadable.csv.')
     if 'far' in rows and (k := int(rows.far.sum())): out.append(
-        f'{k} of {n} images {"is" if k == 1 else "are"} unlike the training images, and a model is often wrong about '
+        f'{k} of {n} {unit}s {"is" if k == 1 else "are"} unlike the training images, and a model is often wrong about '
         f"such images: {_listed(list(rows[rows.far].sort_values('distance', ascending=False).id))}.")
     if classes:
         empty = rows[rows[list(classes)].sum(axis=1) == 0]
-        if len(empty): out.append(f'The model finds nothing but background in {len(empty)} of {n} images.')
+        if len(empty): out.append(f'The model finds nothing but background in {len(empty)} of {n} {unit}s.')
     elif n >= 10 and rows.prediction.nunique() == 1:
-        out.append(f'The model predicts {rows.prediction.iloc[0]} for every image.')
+        out.append(f'The model predicts {rows.prediction.iloc[0]} for every {unit}.')
     return out
 
 
@@ -119,11 +123,12 @@ def prediction_verdicts(
     unreadable:pd.DataFrame, # id, image, fault
     classes:Sequence[str],   # of masks without the background; empty: of a classifier
     notes:Sequence[str]=(),  # other sentences, as why images were not compared
-    of_runs:Sequence[dict[str, str]]=() # of `run_warnings`
+    of_runs:Sequence[dict[str, str]]=(), # of `run_warnings`
+    unit:str='image'         # that is predicted: 'image' or 'volume'
 )->list[dict[str, str]]:     # level and text, most important first
     "Judge a prediction in words."
     last = 'There are no labels here, so nothing says how good these predictions are.'
-    return [*of_runs, *({'level': 'warning', 'text': t} for t in _warnings(rows, unreadable, classes)),
+    return [*of_runs, *({'level': 'warning', 'text': t} for t in _warnings(rows, unreadable, classes, unit)),
             *({'level': 'note', 'text': t} for t in (*notes, last))]
 
 # %% ../../nbs/eval/18_prediction_summary.ipynb #025f70b3

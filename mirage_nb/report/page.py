@@ -377,6 +377,9 @@ _FILES = {  # pattern -> what it holds; in this order on the page
     'comparison.csv': 'the comparison', 'history.csv': 'a row for each epoch', 'encoder.md': 'the model card',
     'splits.csv': 'the split of each image; splits=FILE takes it again',
     'unreadable.csv': 'images that could not be read, and why',
+    'measures.csv': 'a row for each number that was measured, with its unit',
+    'measures.json': 'the same by volume', 'maps': 'thickness of each layer in every A-scan',
+    'slices*.csv': 'how much each slice of a volume counts',
     'paper': 'tables, figures and text for a paper', 'figures': 'figures as files', '*.csv': '',
     '*.safetensors': 'weights', 'report.ipynb': 'the executed notebook', 'result.json': 'the scores',
     'run.json': 'settings, versions and hashes'}

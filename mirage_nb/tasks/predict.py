@@ -228,11 +228,11 @@ def sum_up(
     notes = [*comparison_notes([n for n in job.neighbours if isinstance(n, str)],
                                min((len(n.held_out) for n in found), default=0)),
              *shape_notes(rows, [s for n in found for s in n.shapes], first.spec.size)]
-    runs = [m.run.folder.name for m in job.ensemble.members]
+    runs, unit = [m.run.folder.name for m in job.ensemble.members], 'volume' if job.ensemble.by_volume else 'image'
     judged = {m.run.folder.name: read_json(m.run.folder/'result.json').get('verdicts', [])
               for m in job.ensemble.members if (m.run.folder/'result.json').exists()}
-    return {'summary': [*summary_lines(rows, len(job.table), first.task, names, runs), *how],
-            'verdicts': prediction_verdicts(rows, job.unreadable, names, notes, run_warnings(judged)),
+    return {'summary': [*summary_lines(rows, len(job.table), first.task, names, runs, unit), *how],
+            'verdicts': prediction_verdicts(rows, job.unreadable, names, notes, run_warnings(judged), unit),
             'task': first.task,
             'images': len(rows), 'unreadable': len(job.unreadable),
             'unlike': int(rows.far.sum()) if 'far' in rows else None,

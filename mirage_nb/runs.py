@@ -27,7 +27,7 @@ from typing import IO, Any
 
 import pandas as pd
 
-from .anonymity import NAMES, hide_folder, read_hidden
+from .anonymity import NAMES, hide_folder, own_names, read_hidden
 from .commands.help import describe_commands, describe_notebook
 from .commands.notices import notices, show_in_words
 from .commands.shortcut import describe_result, remember_run, remembered_run, run_key
@@ -247,6 +247,29 @@ def _counting(
         else: os.environ[SEEDS_LEFT] = before
 
 # %% ../nbs/20_runs.ipynb #38b09778
+def _run_anew(
+    path:Path,                   # of the notebook
+    parameters:Mapping[str, Any],
+    quiet:bool,                  # nothing is written to the terminal
+    desk:Path                    # where its files are while it runs
+)->Path:                         # the run's folder
+    "Run a notebook in a kernel of its own, and file its report."
+    from mirage_nb.commands.progress import Console  # papermill and PyTorch take seconds: only who needs them pays
+    from mirage_nb.tasks.settings import check_parameters
+    console, values = Console(None if quiet else sys.stderr), {**parameter_values(path), **parameters}
+    console.say(f'Checking the settings of {path.name}')
+    with redirect_stderr(io.StringIO()) if quiet else nullcontext(): # phantoms are drawn
+        check_parameters(path.stem[3:], values)
+    remove_leftovers(make_folder(desk), '*.*-*.*', days=60)  # some change only when their run starts and ends
+    handoff = desk/f'{path.stem}-{uuid.uuid4().hex[:8]}.{HOST}-{os.getpid()}.json'
+    console.say('Starting a kernel')
+    try: error = _execute(path, handoff, parameters, console)
+    except KeyboardInterrupt:
+        for left in (handoff, handoff.with_suffix('.names')): left.unlink(missing_ok=True)
+        raise
+    return _file_report(path, console.notebook, handoff, error)
+
+
 def run_notebook(
     notebook:str|Path,          # path, file name or stage
     parameters:Mapping[str, Any]|None=None, # values for its parameters cell
@@ -259,20 +282,7 @@ def run_notebook(
     if (n := _several_seeds(stage, values)): return _run_seeds(path, parameters or {}, n, None if quiet else sys.stderr)
     key = run_key(stage, values)
     if found := remembered_run(key): return found
-    from mirage_nb.commands.progress import Console  # papermill and PyTorch take seconds: only who needs them pays
-    from mirage_nb.tasks.settings import check_parameters
-    console = Console(None if quiet else sys.stderr)
-    console.say(f'Checking the settings of {path.name}')
-    with redirect_stderr(io.StringIO()) if quiet else nullcontext(): check_parameters(stage, values)  # draws phantoms
-    desk = desk or runs_dir()/'.running'
-    remove_leftovers(make_folder(desk), '*.*-*.*', days=60)  # some change only when their run starts and ends
-    handoff = desk/f'{path.stem}-{uuid.uuid4().hex[:8]}.{HOST}-{os.getpid()}.json'
-    console.say('Starting a kernel')
-    try: error = _execute(path, handoff, parameters or {}, console)
-    except KeyboardInterrupt:
-        for left in (handoff, handoff.with_suffix('.names')): left.unlink(missing_ok=True)
-        raise
-    folder = _file_report(path, console.notebook, handoff, error)
+    with own_names(): folder = _run_anew(path, parameters or {}, quiet, desk or runs_dir()/'.running')
     key = key or run_key(stage, values)  # phantoms were drawn by the run
     if key and key == run_key(stage, values): remember_run(key, folder)
     return folder

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..anonymised import hide_table
+from ..anonymity import keep_words
 from ..core import unknown
 from ..data.classification import load_labelled
 from ..data.files import MASK_SUFFIXES, read_image
@@ -130,6 +131,7 @@ def list_explained(
     member:Member
 )->tuple[pd.DataFrame, Manifest|None]: # id, image, mask, label, patient, sha256, fault
     "List the images that may be explained, with labels and masks where there are any."
+    keep_words(member.classes)
     if cfg.images:
         table = unlabelled_images(cfg.images, cfg.image_column)
         masks: Any = [_mask_beside(Path(p)) for p in table.image]

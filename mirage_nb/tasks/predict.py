@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..anonymised import hide_table
+from ..anonymity import hides_names, keep_words
 from ..core import unknown
 from ..data.audit import hash_content
 from ..data.manifest import read_manifest
@@ -254,6 +255,10 @@ def _phantom_images()->pd.DataFrame: # id, image
     return table.assign(image=table.bscan)[['id', 'image']]
 
 
+_OWN = ('id', 'image', 'sha256', 'fault', 'patient', 'volume', 'slice', 'eye', 'names', 'images',
+        'hashes', 'slices')  # columns that are not copied from a table of the user
+
+
 def _plan(
     table:pd.DataFrame, # of `unlabelled_images`
     ensemble:Ensemble,
@@ -262,6 +267,8 @@ def _plan(
     "Plan the prediction of images, or of the volumes that they are slices of."
     table = hash_readable(table)
     if ensemble.by_volume: table = join_slices(note_volumes(table, cfg.images or 'Phantom_OCT'), cfg.images)
+    if hides_names(): table = table[[c for c in table if c in _OWN]]
+    for m in ensemble.members: keep_words(m.classes)
     return _Prediction(hide_table(table), ensemble, cfg)
 
 

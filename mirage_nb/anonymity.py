@@ -29,7 +29,7 @@ class _State:
     texts: dict[str, str] = field(default_factory=dict) # name -> what is written in its place
     folders: set[Path] = field(default_factory=set)     # of runs, whose texts are changed when they are written
     kept: set[str] = field(default_factory=set)         # words that stay, as names of classes
-    odd: dict[str, set[tuple[int, int]]] = field(default_factory=dict) # of names with spaces: first word -> start, length
+    odd: dict[str, set[tuple[int, int]]] = field(default_factory=dict) # names with spaces: first word -> start, length
 
     def add(self,
         texts:Mapping[str, str] # name -> what is written in its place
@@ -76,7 +76,8 @@ _COMMON = {'Images', 'Image', 'Test', 'Train', 'Val', 'Data', 'Masks', 'Labels'}
 def _is_telling(text:str)->bool:
     "Tell whether a name can be told from other words, as 'train' or 'labels.csv'."
     stem = re.sub(r'\.\w{1,12}$', '', text)
-    return len(stem) > 2 and text not in _COMMON and not stem.isdigit() and not (stem.isalpha() and stem.islower() and stem.isascii())
+    plain = stem.isdigit() or stem.isalpha() and stem.islower() and stem.isascii()
+    return len(stem) > 2 and text not in _COMMON and not plain
 
 
 def note_hidden(

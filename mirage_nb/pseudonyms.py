@@ -7,11 +7,13 @@ __all__ = ['keys_dir', 'create_private', 'NewKey', 'read_key', 'pseudonyms_of', 
 
 # %% ../nbs/02_pseudonyms.ipynb #60ce1c4d
 import csv
+import errno
 import hmac
 import io
 import os
 import re
 import secrets
+import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -24,12 +26,34 @@ def keys_dir()->Path: # MIRAGE_KEYS, or a folder of the user's own settings
     return Path(os.environ.get('MIRAGE_KEYS') or Path(settings)/'mirage_nb').expanduser().resolve()
 
 
+_NO_LINKS = errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL
+
+
 def create_private(
     path:Path,    # to make; an existing file is kept
     content:bytes
 )->bool:          # whether it was made
     "Make a file that only its owner can read."
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if path.exists(): return False
+    tmp = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        tmp.unlink(missing_ok=True)
+        with open(os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'wb') as f: f.write(content)
+        os.link(tmp, path)  # with all its content, or not at all, if another process makes it too
+    except FileExistsError: return False
+    except OSError as e:
+        if e.errno not in _NO_LINKS: raise
+        return _create_open(path, content)
+    finally: tmp.unlink(missing_ok=True)
+    return True
+
+
+def _create_open(
+    path:Path,    # to make, on a disk without hard links
+    content:bytes
+)->bool:          # whether it was made
+    "Make a private file; another process may find it before it is written."
     try: handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError: return False
     with open(handle, 'wb') as f: f.write(content)
@@ -48,7 +72,10 @@ def read_key()->bytes: # 32 bytes
         NewKey, stacklevel=5)
     if os.name == 'posix' and path.stat().st_mode & 0o077: raise PermissionError(
         f'{path} can be read by others (mode {path.stat().st_mode & 0o777:o}); a key is private: chmod 600 {path}')
-    text = path.read_bytes().strip()
+    text, until = path.read_bytes().strip(), time.monotonic() + 1
+    while not text and time.monotonic() < until: # another process is writing it, on a disk without hard links
+        time.sleep(.02)
+        text = path.read_bytes().strip()
     if not re.fullmatch(rb'[0-9a-f]{64}', text): raise ValueError(
         f'{path} holds no key of 64 hexadecimal digits; take its copy back, or delete it to start with new pseudonyms')
     return bytes.fromhex(text.decode())

@@ -27,6 +27,7 @@ from typing import IO, Any
 
 import pandas as pd
 
+from .anonymised import hide_cells, hide_settings
 from .anonymity import NAMES, hide_folder, own_names, read_hidden
 from .commands.help import describe_commands, describe_notebook
 from .commands.notices import notices, show_in_words
@@ -196,6 +197,7 @@ def _write_copy(
     import nbformat
 
     from mirage_nb.report.page import write_page
+    hide_cells(executed)
     write_atomic(report, lambda p: nbformat.write(executed, p))
     return write_page(executed, report.with_suffix('.html'), error)
 
@@ -384,10 +386,11 @@ def write_report(
     if os.environ.get(HANDOFF): return f'{report} (written by the runner when this cell is done)'
     executed = read_live_notebook(source)
     if executed is not None:
+        hide_cells(executed)
         write_atomic(report.with_suffix('.ipynb'), lambda p: nbformat.write(executed, p))
         write_page(executed, report)
     elif not report.exists():
-        write_summary_page(report, source, run_command(stage, parameters))
+        write_summary_page(report, source, run_command(stage, hide_settings(parameters)))
     return _Shown(describe_result(run.folder).rstrip())
 
 

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tomllib
 import unicodedata
@@ -20,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from safetensors import SafetensorError
 
@@ -51,12 +52,26 @@ def write_atomic(
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         tmp.chmod(mode)
         os.replace(tmp, path)
-    except (OSError, RuntimeError, SafetensorError) as e:  # torch.save reports a full disk as a RuntimeError
-        raise OSError(_clear_half(e, path, tmp)) from e
-    except BaseException:
+    except BaseException as e:
+        if _of_writing(e, path, tmp): raise OSError(_clear_half(e, path, tmp)) from e
         tmp.unlink(missing_ok=True)
         raise
     return path
+
+
+def _of_writing(
+    error:BaseException,
+    path:Path,     # file that was to be written
+    tmp:Path       # its temporary file
+)->TypeGuard[Exception]:
+    "Tell an error of writing a file from one of what is written, as of an input or of a GPU."
+    if isinstance(error, OSError):
+        if not isinstance(error.filename, (str, bytes)): return True
+        named, own = Path(os.path.abspath(os.fsdecode(error.filename))), Path(os.path.abspath(path))
+        return named in (own, *own.parents) or named.name.startswith(tmp.name)
+    if not isinstance(error, RuntimeError): return isinstance(error, SafetensorError)
+    if re.search('PytorchStreamWriter|inline_container|iostream', str(error)): return True  # torch.save on a full disk
+    return _ask_system(tmp) is not None
 
 
 def _ask_system(

@@ -7,16 +7,18 @@ __all__ = ['LENIENT', 'Fault', 'DataFaults', 'fault_table', 'hide_faults', 'refu
            'name_scans']
 
 # %% ../../nbs/data/07_faults.ipynb #9742211e
+import re
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from ..anonymised import hide_files
-from ..anonymity import hide_text
+from ..anonymity import hide_text, hides_names
 from ..core import counted, runs_dir
+from ..pseudonyms import pseudonyms_of, real_name
 from ..spreadsheets import load_table, save_table
 from ..storage import hash_value
 
@@ -52,11 +54,17 @@ def fault_table(
 
 
 def hide_faults(
-    table:pd.DataFrame # of `fault_table`
+    table:pd.DataFrame,   # of `fault_table`
+    shown:Iterable[str]=() # pseudonyms of images and patients of the dataset
 )->pd.DataFrame:
-    "Put pseudonyms in place of names in a list of faults that is shown, if this process hides names."
-    hide_files(map(str, table.file))
-    return table.assign(**{c: table[c].map(hide_text) for c in ('file', 'what')})
+    "Put pseudonyms in place of names, numbers too, in a list of faults that is shown, if this process hides names."
+    if not hides_names(): return table
+    hide_files(files := [str(f) for f in table.file])
+    given = pseudonyms_of(f for f in files if '/' in f)
+    names = {Path(f).stem: p for f, p in given.items()} | {real_name(k): k for k in shown}
+    def hidden(text:object)->str:
+        return re.sub(r'[\w^-]{3,}', lambda m: names.get(m[0], m[0]), hide_text(str(text)))
+    return table.assign(**{c: table[c].map(hidden) for c in ('file', 'what')})
 
 # %% ../../nbs/data/07_faults.ipynb #b75c61a1
 _LEFT_OUT = ('missing_partners', 'scans', 'unreadable', 'without_mask')  # waivers by which files are left out

@@ -23,7 +23,7 @@ from ..locks import hold_folder
 from ..recipes.pretraining import PretrainRecipe
 from ..signals import PARENT
 from ..spreadsheets import load_table
-from ..storage import write_json
+from ..storage import write_atomic, write_json
 from ..tasks.protocol import Task, train
 
 # %% ../../nbs/launch/40_local.ipynb #c3ad56c7
@@ -68,4 +68,6 @@ def _start_processes(
     with open(folder/'launch.log', 'w') as out:
         child = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, env=env)
         follow_progress(lambda: child.poll() is None, child.terminate, folder/'progress.jsonl', epochs)
-    if child.wait(): raise RuntimeError(f'training in {processes} processes failed: {first_error(folder/"launch.log")}')
+    failed, why = child.wait(), first_error(folder/'launch.log')
+    write_atomic(folder/'launch.log', lambda p: p.write_bytes((folder/'launch.log').read_bytes()))  # hides names
+    if failed: raise RuntimeError(f'training in {processes} processes failed: {why}')

@@ -37,6 +37,8 @@ def link_later_report(
     "Link a later report in the report of the run that it is of."
     folder, stage = Path(run).expanduser(), read_json(later.folder/'run.json')['stage']
     if not run or not (folder/'run.json').is_file(): return 'None: no run was named.'
+    if read_json(folder/'run.json').get('settings', {}).get('anonymise') and not later.settings.get('anonymise'):
+        return f'None: the report of {folder.name} hides names, and this one shows them.'
     target = os.path.relpath((later.folder/'report.html').resolve(), folder.resolve())
     file, page = folder/'later.json', folder/'report.html'
     known = read_json(file) if file.is_file() else {}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..anonymised import hide_table, show_settings
+from ..anonymised import hide_paths, hide_table, show_settings
 from ..core import runs_dir, unknown
 from ..eval.classification.predictions import read_predictions
 from ..eval.method_scores import MethodResult, SegResult, cls_result
@@ -76,6 +76,7 @@ def find_runs(
             (left.setdefault(why, []) if why else found).append(folder)
     if not found: raise ValueError('runs: none can be compared: ' + '; '.join(
         f'{", ".join(p.name for p in v)} {"are" if len(v) > 1 else "is"} {k}' for k, v in left.items()))
+    for folder in found: hide_paths({'run': str(folder)})
     return list(dict.fromkeys(found)), left
 
 

@@ -43,6 +43,14 @@ from ..spreadsheets import save_table
 _COLUMNS = ('id', 'image', 'split', 'patient', 'site', 'label')
 
 
+def _hidden_faults(
+    faults:list[Fault],
+    table:pd.DataFrame # id, patient
+)->pd.DataFrame:       # of `fault_table`
+    "List faults, without the names of images and patients if these are hidden."
+    return hide_faults(fault_table(faults), [*table.id, *table.patient])
+
+
 def _seg_rows(
     manifest:Manifest,
     splits:str # as the option
@@ -52,7 +60,7 @@ def _seg_rows(
     tables = load_seg_data(manifest, splits, (), faults).tables
     every = pd.concat([t.assign(split=s) for s, t in tables.items()], ignore_index=True)
     site = [manifest.site_of(real_name(v)) for v in every.volume]
-    return every.assign(image=every.bscan, site=site, label='')[list(_COLUMNS)], hide_faults(fault_table(faults))
+    return every.assign(image=every.bscan, site=site, label='')[list(_COLUMNS)], _hidden_faults(faults, every)
 
 
 def _cls_rows(
@@ -66,7 +74,7 @@ def _cls_rows(
     if 'label' not in table:
         positive = (table.filter(regex='^label:') == 1).any(axis=1)
         table = table.assign(label=np.where(positive.to_numpy(), 'any finding', 'no finding'))
-    return table[list(_COLUMNS)].reset_index(drop=True), hide_faults(fault_table(faults))
+    return table[list(_COLUMNS)].reset_index(drop=True), _hidden_faults(faults, table)
 
 
 # %% ../../nbs/tasks/76_data_report.ipynb #d041912a

@@ -149,7 +149,7 @@ class _Samples(Dataset[dict[str, Any]]):
         "Return the views of an image, or why it cannot be read."
         try: return {'id': self.ids[i], 'views': [d[i] for d in self.sets], 'size': image_size(self.files[i])}
         except (OSError, ValueError) as e:
-            return {'id': self.ids[i], 'fault': hide_text(str(e).replace(str(self.files[i]), self.files[i].name))}
+            return {'id': self.ids[i], 'fault': hide_text(str(e)).replace(str(self.files[i]), self.files[i].name)}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from typing import IO, Any
 import pandas as pd
 
 from .anonymised import hide_cells, hide_settings
-from .anonymity import NAMES, hide_folder, own_names, read_hidden
+from .anonymity import hide_folder, keep_words, note_hidden, own_names
 from .commands.help import describe_commands, describe_notebook
 from .commands.notices import notices, show_in_words
 from .commands.shortcut import describe_result, remember_run, remembered_run, run_key
@@ -50,6 +50,7 @@ from .records import HANDOFF, Run, dataset_name, finished_runs, open_run
 from .signals import PARENT, end_with, heed_requests
 from .spreadsheets import load_table
 from .storage import read_json, write_atomic, write_json
+from .told_names import NAMES, told_names
 from .untrusted import control_fault
 
 # %% ../nbs/20_runs.ipynb #beb7b19a
@@ -214,7 +215,8 @@ def _file_report(
     handoff.unlink(missing_ok=True)
     report = folder/f"{'failed_report' if error else 'report'}.ipynb"
     hide_folder(folder)
-    read_hidden(handoff.with_suffix('.names'))
+    note_hidden(names := told_names(handoff.with_suffix('.names')))
+    keep_words(k for k, v in names.items() if k == v)
     if not error:
         for old in folder.glob('failed_report.*'): old.unlink()
     try: place = _write_copy(executed, report, error) if executed else 'none: no kernel started'

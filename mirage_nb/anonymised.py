@@ -132,7 +132,7 @@ def _run_texts(
             return _path_texts(data) or (_named_path(data, Path(data)) if Path(data).is_absolute() else {})
     return {}
 
-
+# %% ../nbs/02_anonymised.ipynb #7c1cce96
 def hide_paths(
     settings:Mapping[str, Any] # option -> value
 )->None:
@@ -157,7 +157,7 @@ def hide_label(
         label = re.sub(rf'(?<![A-Za-z0-9]){re.escape(k)}(?![A-Za-z0-9])', found[k].replace('\\', r'\\'), label)
     return hide_text(label)
 
-
+# %% ../nbs/02_anonymised.ipynb #8ec1fbd8
 def hide_settings(
     settings:Any # a value, a list or a table of values
 )->Any:

@@ -101,7 +101,7 @@ def keep_words(
     for f in forms: _state.texts.pop(f, None)
     tell_names({f: f for f in forms})
 
-
+# %% ../nbs/02_anonymity.ipynb #d0ce5ffe
 def _hidden_word(word:str)->str:
     "Replace a word, or the parts of a path."
     texts, bare = _state.texts, word.rstrip('.')

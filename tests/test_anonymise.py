@@ -146,6 +146,25 @@ def test_what_builds_on_it(planted, tuned, stage, options):
                                                           numbers(tuned[1]/'test_slices.csv'))
 
 
+def test_a_run_that_it_needs_first(planted):
+    "Where no run is finished, a prediction trains one that hides nothing, and hides names itself; columns stay behind"
+    images = sorted((planted/FOLDER/'Clinic'/'test'/'bscan').iterdir())[:2]
+    table = planted/FOLDER/f'{FILE}.csv'
+    pd.DataFrame({'file': images, 'patient': PATIENT, 'referred_by': HIDDEN}).to_csv(table, index=False)
+    folder = run_notebook('predict', {'images': str(table), 'image_column': 'file', 'compare_with': 0,
+                                      'anonymise': True}, quiet=True)
+    assert not leaks(folder, FOLDER, FILE, PATIENT, HIDDEN)
+    assert list((runs_dir()/'seg_tune'/'Phantom_OCT').glob('*/result.json'))
+
+
+def test_a_run_with_names_below_it(planted, tuned):
+    "The folder of images that a run with names was made of is no part of the settings of a run that builds on it"
+    folder = run_notebook('seg_eval', {'run': str(tuned[1]), 'dataset': str(planted/FOLDER/'Clinic'), 'split': 'test',
+                                       'anonymise': True}, quiet=True)
+    assert not leaks(folder, FOLDER, FILE, HIDDEN, f'/{tuned[1].parent.name}/')
+    assert open_run(folder).settings['run'] == str(tuned[1])
+
+
 @pytest.mark.long
 def test_a_classification(planted):
     "Neither patients of a table nor its other columns are in an anonymised classification and its evaluation"

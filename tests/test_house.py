@@ -18,8 +18,8 @@ from benchmarks.house import Tree, data_classes, followed, rings
 ROOT = Path(__file__).resolve().parents[1]
 NAME = re.compile(r'(\d\d)_([a-z]\w*)')
 LAYERS = ('core', 'disks', 'leftovers', 'told_names', 'pseudonyms', 'anonymity', 'anonymised', 'randomness', 'storage',
-          'sealed', 'spreadsheets', 'locks', 'signals', 'untrusted', 'recipes', 'sources', 'records', 'phantoms', 'data',
-          'models', 'train', 'eval', 'measure', 'explain', 'figures', 'report', 'tasks', 'launch', 'commands',
+          'sealed', 'spreadsheets', 'locks', 'signals', 'untrusted', 'recipes', 'sources', 'records', 'phantoms',
+          'data', 'models', 'train', 'eval', 'measure', 'explain', 'figures', 'report', 'tasks', 'launch', 'commands',
           'sweeps', 'sweep', 'runs')  # imports point left
 MAX_LINES, MAX_KIB, MAX_NAMES, MIN_FOLLOWED = 60, 100, 8, 0.75
 STILL_UPWARD = {'10_records'}  # its checks import a module above it
@@ -131,8 +131,7 @@ def names_say_modules(root):
 
 
 BASE = ('core', 'disks', 'leftovers', 'told_names', 'pseudonyms', 'anonymity', 'anonymised', 'randomness', 'storage',
-        'sealed',
-        'spreadsheets')
+        'sealed', 'spreadsheets')
 
 
 def allowed(name):

@@ -1,4 +1,4 @@
-"""Bootstrap of a classification's metrics by patient, 10,000 resamples, against scikit-learn in a loop.
+"""Bootstrap of a classification's metrics by patient, up to 10,000 resamples, against scikit-learn in a loop.
 
 The plain side draws the same patients by the same counts, which scikit-learn takes as weights of the images. It is
 timed on part of the resamples, and its time multiplied; outputs are compared on that part. One thread on either side.
@@ -39,13 +39,13 @@ def plain_several(pred, w):
 
 
 def compare(what, table, plain, sample, aim, n=N):
-    "A row of the table; plain is timed on `sample` resamples"
+    "A row of the table, of n resamples on either side; plain is timed on `sample` of them"
     pred = check_predictions(table)
     units = image_units(pred)
     counts = next(draw_counts(units.g, N, 0))[:sample]
     start = time.perf_counter()
     expected = np.array([plain(pred, w[units.of]) for w in counts])
-    plain_s = (time.perf_counter() - start)*N/sample
+    plain_s = (time.perf_counter() - start)*n/sample
     start = time.perf_counter()
     parts = count_table(pred, units.of)
     draws = resample(lambda c: compute_metrics(parts, c), units.g, n)  # every metric, not only those compared

@@ -1,4 +1,4 @@
-"mirage_base as users call it, load_model(...).encode of 512 x 512 B-scans, beside plain PyTorch in float32; 2 threads"
+"Encoding of 512 x 512 B-scans by mirage_base of random weights, beside plain PyTorch in float32; 2 threads"
 import torch
 import torch.nn.functional as F
 from torch import Tensor

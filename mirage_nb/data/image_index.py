@@ -291,7 +291,7 @@ def _open_known(
     "Read an index that is there and whole."
     if not path.exists(): return None
     try: return _open_index(path, root)
-    except (ValueError, KeyError) as e: log.warning('the index of %s is made again: %s', root, e)
+    except (ValueError, KeyError, OSError) as e: log.warning('the index of %s is made again: %s', root, e)
     return None
 
 # %% ../../nbs/data/94_image_index.ipynb #016e652b

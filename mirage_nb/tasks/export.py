@@ -68,15 +68,29 @@ def _open_graph(
     return _Graph(member.model.eval(), member.spec, member.task, about)
 
 # %% ../../nbs/tasks/89_export.ipynb #80d0cdf1
+def _resize_text(
+    graph:_Graph
+)->str:
+    "State how an image gets the size of the model, and when."
+    if graph.task == 'segmentation': return (
+        'after the values are brought to [0, 1], before mean and std: to size (rows, columns), bilinear, not '
+        'antialiased, as interpolate(align_corners=False) of PyTorch')
+    if graph.spec.eval_crop == 1: return (
+        'before the normalisation, in 8 bits: to size (rows, columns), bilinear, antialiased where it shrinks, as '
+        'Pillow resize BILINEAR')
+    return ('before the normalisation, in 8 bits: the shorter side to int(size / crop), the longer one in proportion '
+            '(rounded down), bicubic, as Pillow resize BICUBIC; then the middle of size is cut out')
+
+
 def _metadata(
     graph:_Graph
 )->dict[str, str]: # of the ONNX file
     "State how images are prepared, and what the outputs mean."
     spec = graph.spec
-    scale = 'values / 255, then (values - mean) / std of each channel' if spec.mean else \
-        'each image: (values - its minimum) / (its maximum - its minimum)'
+    scale = 'values / 255 (of 16 bits: / 65535), then (values - mean) / std of each channel' if spec.mean else \
+        'each image: (values - its minimum) / max(its maximum - its minimum, 1)'
     images = {'modality': spec.modality, 'channels': spec.channels, 'size': list(spec.size), 'crop': spec.eval_crop,
-              'normalisation': scale, 'mean': list(spec.mean), 'std': list(spec.std)}
+              'resize': _resize_text(graph), 'normalisation': scale, 'mean': list(spec.mean), 'std': list(spec.std)}
     return {'mirage_nb': json.dumps({'task': graph.task, 'images': images, 'outputs': graph.outputs, **graph.about})}
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from mirage_nb.eval.classification import metrics, ranks
 from mirage_nb.eval.classification.calibration import Calibration
-from mirage_nb.eval.classification.intervals import image_units
+from mirage_nb.eval.classification.intervals import bootstrap, image_units, resampled_metrics
 from mirage_nb.eval.classification.metrics import compute_metrics, count_table
 from mirage_nb.eval.classification.net_benefit import decision_curves
 from mirage_nb.eval.classification.predictions import _example_predictions, check_predictions
@@ -61,3 +61,11 @@ def test_a_large_table_says_how_many_draws_it_took(monkeypatch):
     scores = evaluate_table(PRED, n=1200)
     told = cls_reliability(scores).answer['resamples of the intervals']
     assert told.startswith('1,000 of 1,200: ') and enough_draws(1200, PRED.y.size) == 1000
+
+
+def test_scores_in_resamples_of_a_large_table_have_the_intervals_of_its_report(monkeypatch):
+    monkeypatch.setattr('mirage_nb.eval.draws._WORK', 1)
+    rows = bootstrap(PRED, 1200).set_index(['metric', 'Class'])
+    for key, s in resampled_metrics(PRED, 1200).items():
+        assert len(s.draws) == 1000
+        np.testing.assert_allclose(s.interval(), rows.loc[key, ['low', 'high']].to_numpy(float), atol=1e-12)

@@ -211,7 +211,7 @@ def bootstrap(
 # %% ../../../nbs/eval/classification/40_intervals.ipynb #4aee90d4
 def resampled_metrics(
     pred:Predictions,
-    n:int=10_000,    # resamples
+    n:int=10_000,    # resamples; fewer for a large table, as in `bootstrap`
     seed:int=0,      # the same seed gives the same draws as in `bootstrap`
     at:float=0.9     # of the metrics 'sensitivity at ...' and 'specificity at ...'
 )->dict[tuple[str, str], ResampledScore]: # (metric, class or mean) -> with the interval of `bootstrap`
@@ -220,7 +220,7 @@ def resampled_metrics(
     parts = count_table(pred, units.of)
     def metrics(counts:np.ndarray)->dict[str, np.ndarray]: return compute_metrics(parts, counts, at)
     point, rules = metrics(np.ones((1, units.g))), _rules_at(at)
-    sampled = sample(metrics, count_support(parts.cells), n, seed)
+    sampled = sample(metrics, count_support(parts.cells), enough_draws(n, pred.y.size), seed)
     found: dict[tuple[str, str], ResampledScore] = {}
     for metric, (value,) in point.items():
         names = [*pred.classes, MACRO, WEIGHTED] if len(value) > 1 else [ALL]

@@ -133,6 +133,7 @@ def test_weights_name_no_folder(planted, tuned):
 @pytest.mark.parametrize('stage, options', [
     ('seg_eval', {'split': 'test'}),
     ('data_report', {'dataset': 'Clinic', 'resamples': 100}),
+    ('measure', {'dataset': 'Clinic'}),
     ('predict', {'images': 'test/bscan', 'compare_with': 0})])
 def test_what_builds_on_it(planted, tuned, stage, options):
     "Evaluations, reports and predictions of the planted images hide names, also by a run with names"

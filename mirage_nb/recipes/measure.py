@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from .settings import Options, options
+from .settings import NamingOptions, options
 
 # %% ../../nbs/recipes/26_measure.ipynb #56aa94c5
 def _as_text(v:object)->object:
@@ -25,7 +25,7 @@ _Numbers = Annotated[str, BeforeValidator(_as_text)]
 
 
 @options
-class Measure(Options):
+class Measure(NamingOptions):
     "Options of 36_measure."
     dataset: str = 'Phantom_EYES' # with masks: a manifest's name, a folder in MIRAGE_DATA, or the path of one
     # instead of a dataset: folder of files of scanners, or one file, with masks, boundaries, or run

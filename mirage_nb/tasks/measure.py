@@ -132,7 +132,7 @@ def plan_measurement(
     if not cfg.images: return _Measurement(cfg, dataset_volumes(cfg))
     if not cfg.run: return _Measurement(cfg, *scanner_volumes(cfg))
     job = plan_prediction(Predict(images=cfg.images, run=cfg.run, overlay='none', compare_with=0,
-                                  batch_size=cfg.batch_size), [cfg.run])
+                                  batch_size=cfg.batch_size, anonymise=cfg.anonymise), [cfg.run])
     if not job.ensemble.members[0].infos: raise ValueError(f'{cfg.run} is a classification; masks take a 30_seg_tune')
     return _Measurement(cfg, prediction=job)
 

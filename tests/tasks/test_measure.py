@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mirage_nb.anonymity import hide_names
 from mirage_nb.phantoms.eyes import EyePlan, EyeScan, cyst_mm3, draw_masks, make_phantom_eyes
 from mirage_nb.recipes.measure import Measure
 from mirage_nb.tasks.measure import (
@@ -51,6 +52,37 @@ def test_without_a_scale_there_are_pixels(eyes, tmp_path):
     assert not {'µm', 'nl', 'mm3'} & set(table.unit) and set(table['where']) == {'all A-scans', 'all'}
     stated = plan_measurement(Measure(dataset=str(eyes), spacing='.0039,.07,.3')).measure(tmp_path/'stated')
     assert {'µm', 'nl', 'mm3'} <= set(stated.unit) and 'inner right' in set(stated['where'])
+
+
+def test_names_are_hidden_and_numbers_stay(eyes, tmp_path, monkeypatch):
+    "Planted names: those of the volumes, their patients and their en-face images"
+    monkeypatch.setenv('MIRAGE_KEYS', str(tmp_path/'keys'))
+    plain = plan_measurement(Measure()).measure(tmp_path/'plain')
+    hide_names(True)
+    try:
+        (eyes/'slo'/'P1_OS.png').unlink()
+        job = plan_measurement(Measure(anonymise=True))
+        table = job.measure(tmp_path/'run')
+        changes = compare_visits(job)
+    finally: hide_names(False)
+    rest = plain[plain.volume != 'P1_OS']
+    np.testing.assert_array_equal(table.value.astype(float), rest.value.astype(float))
+    assert len(changes) == 1 and list(table.eye) == list(rest.eye) and list(table.visit) == list(rest.visit)
+    written = [p for p in (tmp_path/'run').rglob('*') if p.is_file()]
+    assert written and not [p for p in written for k in ('P1_', 'P2_', '"P1"', '"P2"')
+                            if k in str(p.relative_to(tmp_path)) or k.encode() in p.read_bytes()]
+    assert len(job.unreadable) == 1 and 'P1' not in job.unreadable.id.iloc[0]
+
+
+def test_a_corrected_scale_is_measured_anew(eyes, tmp_path):
+    before = plan_measurement(Measure())
+    hashes, old = before.sources(), before.measure(tmp_path/'run')
+    sizes = eyes/'volumes.csv'
+    sizes.write_text(sizes.read_text().replace('0.0039', '0.0078'))
+    after = plan_measurement(Measure())
+    assert after.sources() != hashes
+    def central(t): return t[(t['where'] == 'central') & (t.of == 'retina')].value.astype(float).to_numpy()
+    np.testing.assert_allclose(central(after.measure(tmp_path/'run')), 2*central(old), rtol=1e-6)
 
 
 def test_fluid_is_recovered_to_one_per_cent():

@@ -27,7 +27,7 @@ def run() -> list[dict]:
     before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
-    keywords = {'name': 'mirage_small', 'n_classes': 4, 'head': 'convnext', 'size': [SIZE, SIZE]}
+    keywords = {'name': 'mirage_tiny', 'n_classes': 4, 'head': 'convnext', 'size': [SIZE, SIZE]}
     model, rows = seg_model(**keywords).eval(), list[dict]()
     classes = [{'index': i, 'value': i, 'label': str(i), 'group': 'layer'} for i in range(4)]
     with tempfile.TemporaryDirectory() as tmp:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
+from mirage_nb.anonymity import hide_folder, hide_names, note_hidden, own_names
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.data.segmentation import load_seg_data
 from mirage_nb.launch import local as launch_local
@@ -93,6 +94,17 @@ class BadTask(SegmentationTask):
 folder = Path(sys.argv[1])
 train(BadTask.from_settings(SegRecipe(**read_json(folder/'own.json'))), folder)
 '''
+
+
+def test_the_log_of_a_launch_hides_names(home):
+    "What the processes have written stays in the run's folder, without names"
+    cfg, folder = settings(processes=2, head='convnet'), home/'hidden'
+    with own_names():
+        hide_names(True)
+        hide_folder(folder)
+        note_hidden({'ValueError': 'qwertyuiop'})  # a word of the log
+        with pytest.raises(RuntimeError, match='ValueError'): launch_local.launch_training(cfg, folder)
+    assert 'ValueError' not in (said := (folder/'launch.log').read_text()) and 'qwertyuiop' in said
 
 
 def test_bad_loss_in_one_of_two_processes(home):

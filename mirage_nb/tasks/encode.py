@@ -31,6 +31,7 @@ def encode(
 )->pd.DataFrame:                  # a row an image that can be read, by id; a column a feature, from 0
     "Encode images by a frozen encoder."
     if vector not in _VECTORS: raise ValueError(unknown('vector', vector, _VECTORS))
+    if batch_size < 1: raise ValueError(f'batch_size is {batch_size}; it takes 1 or more')
     kind = pick_precision(precision)
     table = unlabelled_images(images)
     facts = open_images(table.image, AS_BYTES)

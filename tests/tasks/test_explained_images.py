@@ -68,7 +68,7 @@ def test_images_that_cannot_be_explained(call, said):
 
 
 def test_a_split_that_is_not_there(phantoms_labelled):
-    member = SimpleNamespace(task='classification')
+    member = SimpleNamespace(task='classification', classes=['A', 'B'])
     with pytest.raises(ValueError, match="Classes has no split 'val'; it has .*Set split to one of them"):
         list_explained(Explain(dataset=phantoms_labelled, split='val'), member)
 

@@ -58,8 +58,9 @@ def planted(tmp_path_factory):
     table = pd.DataFrame(rows, columns=['file', 'patient', 'label', 'referred_by'])
     table.to_csv(home/FOLDER/'Grades'/'labels.csv', index=False)
     (home/FOLDER/'Grades'/'manifest.toml').write_text(
+        "title = 'x'\nsource = 'x'\nlicence = 'x'\ncitation = 'x'\nget = 'x'\nlayout = 'table'\n"
         "task = 'classification'\nmodality = 'bscan'\n[labels]\ntable = 'labels.csv'\nimage = '{file}'\n"
-        "patient = '{patient}'\nlabel = 'label'\nclasses = ['CNV', 'NORMAL']\nshares = [0.4, 0.3, 0.3]\n")
+        "patient = 'patient'\nlabel = 'label'\nclasses = ['CNV', 'NORMAL']\nshares = [0.4, 0.3, 0.3]\n")
     with pytest.MonkeyPatch.context() as m:
         for k in ('MIRAGE_DATA', 'MIRAGE_RUNS', 'MIRAGE_KEYS'): m.setenv(k, str(home/k.lower()))
         m.setenv('OMP_NUM_THREADS', '1')

@@ -14,6 +14,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.patches import Circle
 
+from ..core import counted
 from ..eval.agreement import measure_agreement
 from .common import COLOURS, DescribedFigure, panel_grid
 from ..measure.etdrs import RADII_MM
@@ -129,20 +130,40 @@ def show_change(
     return fig
 
 
+# %% ../../nbs/figures/65_measure.ipynb #d8cfe9e3
+def _draw_limits(ax:Any, t:pd.DataFrame)->None:
+    "Draw the points of two measurements with bias and limits of agreement."
+    d, patients = t['second'] - t['first'], list(t.patient) if (t.patient != '').all() else ['']*len(t)
+    ax.plot((t['first'] + t['second'])/2, d, 'o', ms=4, alpha=.6, color=COLOURS[0])
+    ax.axhline(0, color='.7', lw=.8, zorder=0)
+    if len(t) < 2: return
+    a = measure_agreement(list(t['first']), list(t['second']), patients)
+    for v, (low, high), style in ((a.bias, a.bias_ci, '-'), (a.lower, a.lower_ci, '--'), (a.upper, a.upper_ci, '--')):
+        ax.axhline(v, ls=style, color=COLOURS[1], lw=1)
+        if low == low: ax.axhspan(low, high, color=COLOURS[1], alpha=.12, lw=0)
+        ax.annotate(f'{v:+.3g}', (1, v), xycoords=('axes fraction', 'data'), xytext=(2, 0), fontsize=7, va='center',
+                    textcoords='offset points', color=COLOURS[1])
+
+
 def show_agreement(
-    pairs:pd.DataFrame # first, second, others; and 'between': what is compared
+    pairs:pd.DataFrame # as `eval.agreement.agreement_table` takes it
 )->DescribedFigure|None: # None: nothing was measured twice
-    "Draw differences against means, with bias and limits of agreement."
-    groups = [(str(k), t.dropna(subset=['first', 'second'])) for k, t in pairs.groupby('between', sort=False)]
-    groups = [(k, t) for k, t in groups if len(t) > 1]
-    if not groups: return None
-    fig, axes = panel_grid(1, len(groups), 3.6, 2.8)
-    for ax, (name, t) in zip(axes[0], groups, strict=True):
-        a = measure_agreement(list(t['first']), list(t['second']), independent=False)
-        ax.plot((t['first'] + t['second'])/2, t['second'] - t['first'], 'o', ms=4, alpha=.6, color=COLOURS[0])
-        for v in (a.bias, a.lower, a.upper): ax.axhline(v, ls='-' if v == a.bias else '--', color=COLOURS[1], lw=1)
-        ax.set(xlabel='mean of both', ylabel='difference')
-        ax.set_title(name, fontsize=9)
+    "Draw differences against means with bias and limits of agreement, of the first measure."
+    known = pairs.dropna(subset=['first', 'second']) if len(pairs) else pairs
+    if not len(known): return None
+    of, unit = known.of.iloc[0], known.unit.iloc[0]
+    keys = [k for k in ('dataset', 'between') if k in known]
+    groups = list(known[known.of == of].groupby(keys, sort=False))
+    cols = min(len(groups), 3)
+    fig, axes = panel_grid(-(-len(groups)//cols), cols, 3.6, 2.8)
+    for ax in axes.flat[1:]:
+        ax.sharex(axes[0, 0])
+        ax.sharey(axes[0, 0])
+    for ax in axes.flat[len(groups):]: ax.set_axis_off()
+    for ax, (names, t) in zip(axes.flat, groups, strict=False):
+        _draw_limits(ax, t)
+        ax.set_title(f"{': '.join(map(str, names))}, {counted(len(t), str(t['each'].iloc[0]))}", fontsize=9)
+        ax.set(xlabel=f'mean of both, {unit}', ylabel=f'difference, {unit}')
     sns.despine(fig)
-    fig.description = f"Differences against means: {', '.join(k for k, _ in groups)}"
+    fig.description = f"Thickness of the {of}, differences against means: {', '.join(': '.join(k) for k, _ in groups)}"
     return fig

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from mirage_nb.anonymity import hide_names
+from mirage_nb.eval.agreement import agreement_table
 from mirage_nb.phantoms.eyes import EyePlan, EyeScan, cyst_mm3, draw_masks, make_phantom_eyes
 from mirage_nb.recipes.measure import Measure
 from mirage_nb.tasks.measure import (
-    agreement_table,
     compare_visits,
     measured_pairs,
     measured_result,

@@ -28,10 +28,12 @@ _Numbers = Annotated[str, BeforeValidator(_as_text)]
 class Measure(NamingOptions):
     "Options of 36_measure."
     dataset: str = 'Phantom_EYES' # with masks: a manifest's name, a folder in MIRAGE_DATA, or the path of one
-    # instead of a dataset: folder of files of scanners, or one file, with masks, boundaries, or run
+    # instead of a dataset: folder of files of scanners, or one; with run also of images that are slices
     images: str = ''
     # finished 30_seg_tune: predicts images, or its test predictions are set beside the masks of dataset
     run: str = ''
+    # instead of run: folder of a 33_predict, or of its label maps; images adds what scanners state
+    predictions: str = ''
     spacing: _Numbers = ''          # mm between rows, columns and B-scans, with commas between, where nothing states it
     slices: _Numbers = ''           # places of the B-scans of a volume in mm, with commas between, if they are uneven
     eye: Literal['', 'OD', 'OS'] = '' # of all volumes that state none
@@ -47,6 +49,7 @@ class Measure(NamingOptions):
 
     def _conflicts(self)->Iterator[str]:
         "Yield what is wrong with options that are right alone."
+        if self.run and self.predictions: yield 'give run, which predicts masks, or predictions, which are there'
         for k, few, many in (('spacing', 2, 3), ('slices', 1, 9999), ('fovea', 2, 2)):
             try: found = self.numbers(k)
             except ValueError:

@@ -28,7 +28,7 @@ from ..recipes.prediction import Predict
 from ..spreadsheets import save_table
 from ..storage import absolute_path, hash_value, read_json, write_json
 from .predict import plan_prediction, write_arrays
-from .volumes import VolumeSource, dataset_volumes, scanner_volumes, source_hash
+from .volumes import VolumeSource, dataset_volumes, mapped_volumes, scanner_volumes, source_hash
 
 # %% ../../nbs/tasks/77_measure.ipynb #794c8b7d
 _VERSION = 2  # of the measurements: raise it when numbers change
@@ -112,8 +112,7 @@ class _Measurement:
     def _predict(self, folder:Path)->None:
         "Predict the masks of all volumes."
         self.prediction.predict(folder/'predicted')
-        infos = self.prediction.ensemble.members[0].infos
-        self.volumes, self.unreadable = scanner_volumes(self.settings, (folder/'predicted'/'predictions', infos))
+        self.volumes, self.unreadable = mapped_volumes(self.settings, folder/'predicted')
 
     def shown(self)->list[Measured]:
         "Return the volumes that the report shows, once each."
@@ -127,6 +126,7 @@ def plan_measurement(
     cfg:Measure
 )->_Measurement:
     "Plan what is measured, checked before anything runs."
+    if cfg.predictions: return _Measurement(cfg, *mapped_volumes(cfg, absolute_path(cfg.predictions)))
     if not cfg.images: return _Measurement(cfg, dataset_volumes(cfg))
     if not cfg.run: return _Measurement(cfg, *scanner_volumes(cfg))
     job = plan_prediction(Predict(images=cfg.images, run=cfg.run, overlay='none', compare_with=0,

@@ -7,7 +7,7 @@ __all__ = ['write_arrays', 'sum_up', 'tuned_stage', 'plan_prediction', 'images_l
 
 # %% ../../nbs/tasks/75_predict.ipynb #8e9a4bcc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from ..sealed import noted, read_noted
 from ..spreadsheets import save_table
 from ..storage import absolute_path, hash_value, read_json, write_atomic
 from .ensemble import Ensemble, ImagePrediction
+from .label_maps import PlannedMap, map_notes, plan_maps, write_maps
 from .likeness import find_neighbours
 
 # %% ../../nbs/tasks/75_predict.ipynb #0f907e18
@@ -122,6 +123,8 @@ class _Inputs:
     table: pd.DataFrame      # id, image, sha256, fault, and other columns of the user's table
     ensemble: Ensemble
     settings: Predict
+    maps: list[PlannedMap] = field(default_factory=list) # volumes that images are slices of
+    volumes: pd.DataFrame = field(default_factory=pd.DataFrame) # a row for each of them, after the prediction
 
     @property
     def sources(self)->dict[str, str]:
@@ -211,6 +214,7 @@ class _Prediction(_Inputs):
         if len(lost): save_table(lost, folder/'unreadable.csv')
         if len(lost) == len(self.table): raise ValueError(
             f'none of the {len(lost)} images can be read; {lost.image.iloc[0]}: {lost.fault.iloc[0]}')
+        if self.maps: self.volumes = write_maps(self.maps, done, folder, self.ensemble.members[0].infos)
         rows = pd.DataFrame([done[k] for k, f in faults.items() if not f]).drop(columns='key')
         given = self.table[self.table.fault == ''].drop(columns=['sha256', 'fault']).reset_index(drop=True)
         if self.ensemble.by_volume: rows, given = _save_slices(rows, given, folder)
@@ -228,7 +232,7 @@ def sum_up(
     names = [c.label for c in first.infos if c.group != 'background']
     notes = [*comparison_notes([n for n in job.neighbours if isinstance(n, str)],
                                min((len(n.held_out) for n in found), default=0)),
-             *shape_notes(rows, [s for n in found for s in n.shapes], first.spec.size)]
+             *shape_notes(rows, [s for n in found for s in n.shapes], first.spec.size), *map_notes(job.volumes)]
     runs, unit = [m.run.folder.name for m in job.ensemble.members], 'volume' if job.ensemble.by_volume else 'image'
     judged = {m.run.folder.name: read_json(m.run.folder/'result.json').get('verdicts', [])
               for m in job.ensemble.members if (m.run.folder/'result.json').exists()}
@@ -267,9 +271,12 @@ def _plan(
     "Plan the prediction of images, or of the volumes that they are slices of."
     table = hash_readable(table)
     if ensemble.by_volume: table = join_slices(note_volumes(table, cfg.images or 'Phantom_OCT'), cfg.images)
+    whole = table
     if hides_names(): table = table[[c for c in table if c in _OWN]]
     for m in ensemble.members: keep_words(m.classes)
-    return _Prediction(hide_table(table), ensemble, cfg)
+    table = hide_table(table)
+    maps = plan_maps(whole, list(table.id)) if ensemble.members[0].infos else []
+    return _Prediction(table, ensemble, cfg, maps)
 
 
 def plan_prediction(

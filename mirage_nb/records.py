@@ -24,6 +24,7 @@ from .anonymised import hide_label, hide_paths, hide_settings, show_settings
 from .anonymity import hide_folder, hides_names
 from .core import counted, project_dir, runs_dir
 from .locks import hold_folder
+from .memory import describe_peak, run_peak
 from .pseudonyms import pseudonyms_of
 from .recipes.pipelines import run_command
 from .storage import absolute_path, hash_value, read_json, write_json
@@ -107,7 +108,7 @@ class Run:
         return f'run {self.folder.name}: {what}\nin {self.folder}'
 
 
-_MACHINERY = ('processes', 'nodes', 'slurm', 'workers')  # options that say where a run computes, and change no number
+_MACHINERY = ('processes', 'nodes', 'slurm', 'workers', 'checkpointing')  # options that change no number
 _SHOWN = {'predict': ('gallery', 'batch_size'), 'sweep': ('jobs',), 'seeds': ('run',),  # change no number either
           'measure': ('figures', 'batch_size'),
           'seg_tune': ('seeds',), 'cls_tune': ('seeds',)}  # each seed is a run of its own
@@ -163,7 +164,8 @@ def finish_run(
 )->Path:                     # result.json; that of the first time if it is there
     "Write the result of a run; after that it counts as finished."
     if (run.folder/'result.json').exists(): return run.folder/'result.json'
-    facts = {'finished': time.strftime('%Y-%m-%d %H:%M:%S'), 'device': _device_name(), 'peak_memory_gb': _peak_memory()}
+    facts = {'finished': time.strftime('%Y-%m-%d %H:%M:%S'), 'device': _device_name(),
+             'peak_memory_gb': run_peak(run.folder)}
     file = write_json(run.folder/'result.json', facts | dict(result))
     if not os.environ.get(HANDOFF): _release()
     return file
@@ -198,8 +200,8 @@ def provenance(
     facts = {'run': record['identity'][:16], 'commit': record['commit'] or 'not a checkout',
              'machine': record['machine'], 'device': result['device'],
              **({'precision': result['precision']} if 'precision' in result else {}),
-             'peak memory, GB': result['peak_memory_gb'] or '–',
              **_training_time(result.get('train_seconds'), record.get('estimated_seconds')),
+             'peak memory': describe_peak(result['peak_memory_gb']),
              **({'seed': some['seed']} if 'seed' in some else {}),
              'started': record['started'], 'finished': result['finished'],
              **{f'{k}, SHA-256': v[:16] for k, v in record['sources'].items()}, **record['versions']}
@@ -211,16 +213,6 @@ def _device_name()->str:
     import torch  # takes seconds: who only looks for runs does without
     if torch.cuda.is_available(): return torch.cuda.get_device_name()
     return 'Apple GPU' if torch.backends.mps.is_available() else f'CPU, {counted(torch.get_num_threads(), "thread")}'
-
-
-def _peak_memory()->float|None:  # None: this system does not say
-    "Measure the most memory that this process has held, gigabytes: of the GPU if there is one, else of the machine."
-    import torch
-    if torch.cuda.is_available(): return round(torch.cuda.max_memory_allocated()/1e9, 2)
-    if sys.platform == 'win32': return None
-    import resource  # Windows has no such module
-    kilo = 1 if sys.platform == 'darwin' else 1024  # getrusage counts bytes there and kilobytes here
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*kilo/1e9, 2)
 
 # %% ../nbs/10_records.ipynb #3b83aa05
 def open_run(

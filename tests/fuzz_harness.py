@@ -166,7 +166,7 @@ def kept_features(path):
 def own_files():
     run = {'stage': 'seg_tune', 'identity': 'a'*64, 'settings': {'dataset': 'A'}, 'sources': {}, 'versions': {},
            'commit': '', 'machine': 'm', 'started': 's'}
-    result = {'finished': 'f', 'device': 'd', 'peak_memory_gb': 1.}
+    result = {'finished': 'f', 'device': 'd', 'peak_memory_gb': {'process': 1.}}
 
     def beside(name, value): return lambda folder: (folder/name).write_text(json.dumps(value))
     yield Case('run.json', json.dumps(run).encode(), 'run.json', lambda p: open_run(p.parent).finished,

@@ -22,7 +22,7 @@ def settings(**changed): return override(seg_recipe(read_manifest('Phantom_OCT')
 OTHER = {'dataset': 'Duke_DME', 'recipe': 'seg_200e_convnext', 'model': 'mirage_base', 'weights': 'w.pth',
          'head': 'dpt', 'size': 128, 'patch': 8, 'tune': 'embeddings', 'loss': 'CE', 'clip': 1., 'precision': 'bf16',
          'drop_path': 0.5, 'layer_decay': 0.5, 'random_start': True, 'anonymise': True,
-         'baselines': True, 'splits': 'fold 1 of 3', 'waive': 'constant'}
+         'baselines': True, 'checkpointing': True, 'splits': 'fold 1 of 3', 'waive': 'constant'}
 
 
 def test_any_changed_option_is_another_run(home):
@@ -38,7 +38,7 @@ def test_any_changed_option_is_another_run(home):
         assert (folder == own) == same, f.name
         if not same: folders.append(folder)
     assert own not in folders
-    assert len(set(folders)) == len(folders) == len(fields(cfg)) - 2  # processes, workers, seeds; and another hash
+    assert len(set(folders)) == len(folders) == len(fields(cfg)) - 3  # four that change no number; another hash
 
 
 @pytest.mark.parametrize('by_hand', [False, True], ids=['command', 'notebook'])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..eval.segmentation.predict import read_json_lines
+from ..disks import read_json_lines
 
 # %% ../../nbs/launch/20_watch.ipynb #8722796f
 def first_error(

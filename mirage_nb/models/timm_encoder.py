@@ -190,6 +190,19 @@ class _TimmLayers(Encoder):
         for name, drop in self.drops.items():
             if self.layer_of(f'net.{name}') < first: drop.rate = 0.
 
+# %% ../../nbs/models/62_timm_encoder.ipynb #d79e2cbf
+def _checkpoint_blocks(
+    name:str,     # of the network, for the message
+    net:nn.Module # changed in place
+)->None:
+    "Let a network compute its blocks again in the backward pass."
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()): raise ValueError(
+        f'{name} has batch normalisation, whose running means would follow each batch twice: leave checkpointing out, '
+        'and save memory by accumulate')
+    try: net.set_grad_checkpointing()
+    except AssertionError as e: raise ValueError(
+        f'timm cannot compute blocks of {name} again in the backward pass: leave checkpointing out') from e
+
 # %% ../../nbs/models/62_timm_encoder.ipynb #656a4a5f
 class TimmEncoder(_TimmLayers):
     "Network of timm without its classifier."
@@ -216,7 +229,7 @@ class TimmEncoder(_TimmLayers):
         self.widths = tuple(s[0] for s in shapes)
         self.pyramid = len({s[1:] for s in shapes}) > 1
         self.net, self.drops = net, _replace_drop_path(net)
-        if checkpointing: net.set_grad_checkpointing()
+        if checkpointing: _checkpoint_blocks(name, net)
 
     def encoder_state(self)->dict[str, Tensor]: # by name
         "Collect the tensors of the encoder."

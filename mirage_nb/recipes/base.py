@@ -33,7 +33,8 @@ from mirage_nb.recipes.settings import (
 class TrainingRecipe(NamingOptions):
     "Options that every training has."
     _first: ClassVar[tuple[str, ...]] = ('dataset', 'recipe', 'model', 'weights')
-    _last: ClassVar[tuple[str, ...]] = ('clip', 'accumulate', 'precision', 'seed', 'seeds', 'workers', 'processes')
+    _last: ClassVar[tuple[str, ...]] = ('clip', 'accumulate', 'checkpointing', 'precision', 'seed', 'seeds', 'workers',
+                                         'processes')
 
     dataset: str = ''              # a manifest's name, a folder in MIRAGE_DATA, or the path of a manifest or folder
     recipe: str = ''               # published settings to start from
@@ -45,6 +46,7 @@ class TrainingRecipe(NamingOptions):
     weight_decay: NotNegative = 0.05 # weight decay of AdamW
     clip: Positive|None = None     # largest norm of the gradient; None: not limited
     accumulate: Count = 1          # micro-batches a step, to save memory
+    checkpointing: bool = False    # compute blocks again in the backward pass, to save memory
     precision: Precision = 'auto'  # 'fp32', 'bf16', 'fp16', or 'auto': what the device computes fast
     seed: Whole = 0                # seed of weights, order and augmentation
     workers: Whole = 0             # processes that read data, for each training process

@@ -46,7 +46,7 @@ _Weights = Annotated[list[NotNegative], numbers_too]
 @options
 class PretrainRecipe(TrainingRecipe):
     "Options that all pre-trainings have."
-    _last: ClassVar[tuple[str, ...]] = (*TrainingRecipe._last, 'checkpointing', 'compile', 'nodes', 'slurm', 'strategy')
+    _last: ClassVar[tuple[str, ...]] = (*TrainingRecipe._last, 'compile', 'nodes', 'slurm', 'strategy')
 
     dataset: str = ''               # a dataset, or the path of a folder, a packed set or a CSV file
     # '' as they are, '0.9/0.1/0', 'fold 2 of 5', 'leave out SITE', or a CSV file
@@ -61,7 +61,6 @@ class PretrainRecipe(TrainingRecipe):
     warmup_epochs: NotNegative = 40. # epochs of linear warm-up from 0; with fewer epochs, at most half of them
     schedule: str = 'warmup_cosine' # of the learning rate: 'warmup_cosine' (MIRAGE) or 'half_cycle' (MAE)
     betas: _Betas = field(default_factory=lambda: [0.9, 0.95]) # betas of AdamW
-    checkpointing: bool = False     # compute blocks again in the backward pass, to save memory
     compile: bool = False           # compile the blocks by torch.compile
     eval_every: Whole = 0           # epochs between validations, with images and probe; 0: only before and after
     checkpoint_every: Whole = 20    # epochs between kept checkpoints; 0: none

@@ -8,7 +8,6 @@ __all__ = ['Estimate', 'estimate_task', 'estimate_training']
 # %% ../../nbs/tasks/90_estimate.ipynb #90a00003
 import os
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from ..data.bags import VolumeDataset
 from ..data.masks import read_mask
 from ..data.segmentation import collate
 from ..eval.segmentation.scores import score_slices
+from ..memory import peak_memory
 from ..models.segmentation import SegModel
 from ..recipes.base import SEEDS_LEFT
 from ..recipes.segmentation import SegRecipe
@@ -309,20 +309,14 @@ class Estimate:
     def _repr_html_(self)->str: return f'<p>{self!r}</p>'  # JupyterLab breaks a long line of plain text within words
 
 # %% ../../nbs/tasks/90_estimate.ipynb #90a0000c
-def _used_memory()->float: # bytes
-    "Measure the memory that the libraries and the data of this process take already; 0 on a GPU, where they take none."
-    if torch.cuda.is_available() or sys.platform == 'win32': return 0.
-    import resource  # Windows has no such module
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1. if sys.platform == 'darwin' else 1024.)
-
-
 def _estimate(
     task:Any,             # of a fine-tuning or a pre-training
     settings:FitSettings
 )->Estimate:
     "Count what a run does, time one of each, and multiply."
     cfg, (during, after) = task.settings, _count(task)
-    before, trial = _used_memory(), _Trial(task, settings)
+    before = 0. if torch.cuda.is_available() else 1e9*peak_memory().get('process', 0.)  # libraries and data, in bytes
+    trial = _Trial(task, settings)
     costs = {**_CONSTANT, **trial.costs(), 'scored': _time_scoring(task) if isinstance(cfg, SegRecipe) else 0.}
     size = sum(p.numel()*4 for p in task.model.parameters())
     trained = sum(p.numel()*4 for p in task.model.parameters() if p.requires_grad)

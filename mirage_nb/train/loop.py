@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ..core import log
 from ..disks import append_text
+from ..memory import add_peaks, note_workers, peak_memory
 from ..randomness import keyed_generator
 from ..signals import heed_requests, undisturbed
 from .devices import Batch, distribute, is_sharded, make_accelerator, prefetch, to_device, unshard
@@ -84,6 +85,7 @@ def _read_steps(
                         num_workers=workers, pin_memory=accelerator.device.type == 'cuda')
     step = []
     for batch in loader:
+        if workers: note_workers()
         batch = to_device(batch, accelerator.device)
         step.append(views(batch) if views else batch)
         if len(step) == settings.accumulate:
@@ -136,7 +138,8 @@ class _Trainer:
     def log_progress(self, **line:Any)->None:
         "Append a line to the progress file, from the main process."
         if self.accelerator.is_main_process:
-            append_text(self.folder/'progress.jsonl', json.dumps({'time': time.time(), **line}) + '\n')
+            append_text(self.folder/'progress.jsonl', json.dumps(
+                {'time': time.time(), 'peak_memory_gb': peak_memory(), **line}) + '\n')
 
     def train_step(self,
         micro_batches:Sequence[Batch], # of this process
@@ -340,7 +343,8 @@ def _end_epoch(
     late = torch.tensor(float(time.monotonic() - t.saved > t.settings.save_every), device=a.device)
     if float(a.reduce(late, 'sum') if a.num_processes > 1 else late) > 0 or p.epoch == t.settings.epochs: t.save()
     a.wait_for_everyone()
-    t.log_progress(**row)
+    peaks = gather_object([peak_memory()]) if a.num_processes > 1 else [peak_memory()]
+    t.log_progress(**row, peak_memory_gb=add_peaks(peaks))
 
 # %% ../../nbs/train/50_loop.ipynb #d3c9d013
 def _has_ended(

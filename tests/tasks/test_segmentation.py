@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.data.splits import hash_splits
+from mirage_nb.disks import read_json_lines
 from mirage_nb.eval.segmentation import predict
+from mirage_nb.memory import run_peak
 from mirage_nb.models import checkpoints
 from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.recipes.settings import override
@@ -166,11 +168,23 @@ def test_killed_from_outside_again_and_again(processes, phantoms, whole, tmp_pat
 
 
 @pytest.mark.slow
+def test_checkpointing_changes_nothing_also_after_a_kill(processes, phantoms, whole, tmp_path):
+    "A run that did not fit goes on with it, and its peak is that of all parts"
+    folder = tmp_path/'run'
+    assert exit_code(processes(folder, phantoms, 'a step')) == -signal.SIGKILL
+    assert exit_code(processes(folder, phantoms, checkpointing=True)) == 0
+    equal_runs(folder, whole)
+    peaks = [row['peak_memory_gb']['process'] for row in read_json_lines(folder/'progress.jsonl')]
+    assert run_peak(folder)['process'] >= max(peaks) > 0.1
+
+
+@pytest.mark.slow
 def test_workers_change_nothing_also_after_a_kill(processes, phantoms, whole, tmp_path):
     folder = tmp_path/'run'
     assert exit_code(processes(folder, phantoms, 'a step')) == -signal.SIGKILL
     assert exit_code(processes(folder, phantoms, workers=2)) == 0
     equal_runs(folder, whole)
+    assert run_peak(folder)['workers'] > 0.01
 
 
 @pytest.mark.slow

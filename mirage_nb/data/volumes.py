@@ -59,12 +59,12 @@ def find_slices(
 )->pd.DataFrame:      # index of `rows`, volume, slice: of those that are slices, in the order of their volume
     "Find the images that are slices of a volume, among others."
     out: list[tuple[object, str, float]] = []
-    stated = rows.volume.fillna('').astype(str).str.strip() if 'volume' in rows else pd.Series('', rows.index)
-    number = pd.to_numeric(rows['slice'], errors='coerce') if 'slice' in rows else pd.Series(float('nan'), rows.index)
-    for i, name in rows.id.items():
+    stated = list(rows.volume.fillna('').astype(str).str.strip()) if 'volume' in rows else ['']*len(rows)
+    number = list(pd.to_numeric(rows['slice'], errors='coerce')) if 'slice' in rows else [float('nan')]*len(rows)
+    for i, name, own, n in zip(rows.index, rows.id, stated, number, strict=True):
         try: volume, k = _name_parts(str(name), '')
         except ValueError: volume, k = '', -1
-        if stated[i]: out.append((i, stated[i], float(number[i]) if number[i] == number[i] else float(k)))
+        if own: out.append((i, own, float(n if n == n else k)))
         elif volume: out.append((i, volume, float(k)))
     found = pd.DataFrame(out, columns=['row', 'volume', 'slice']).set_index('row')
     return found.sort_values(['volume', 'slice'], kind='stable')

@@ -6,6 +6,8 @@
 __all__ = ['SECTORS', 'RADII_MM', 'sector_numbers', 'sector_names', 'measure_sectors']
 
 # %% ../../nbs/measure/50_etdrs.ipynb #2ffbb4e2
+from functools import lru_cache
+
 import numpy as np
 import pandas as pd
 
@@ -40,6 +42,17 @@ def sector_names(
     return [k.replace('nasal', 'right').replace('temporal', 'left') for k in SECTORS]
 
 
+@lru_cache(3)
+def _sector_grid(
+    eye:str # 'OD', 'OS'; '': not known
+)->tuple[np.ndarray, np.ndarray, np.ndarray]: # x and y in mm, number in `SECTORS`, of each cell in the circles
+    "Lay a grid over the sectors, once for all maps."
+    axis = np.arange(-RADII_MM[-1] + _STEP/2, RADII_MM[-1], _STEP)
+    x, y = np.meshgrid(axis, axis)
+    inside = np.hypot(x, y) < RADII_MM[-1]
+    return x[inside], y[inside], sector_numbers(x[inside], y[inside], eye)
+
+
 def measure_sectors(
     z:np.ndarray,   # (n, w) map, NaN in gaps
     at:Places,      # of its A-scans
@@ -47,9 +60,7 @@ def measure_sectors(
     eye:str         # 'OD', 'OS'; '': not known
 )->pd.DataFrame:    # by sector: mean (NaN: no value), covered (0 to 1), scans (A-scans in it), mm2 (its area)
     "Average a map over each ETDRS sector."
-    axis = np.arange(-RADII_MM[-1] + _STEP/2, RADII_MM[-1], _STEP)
-    gx, gy = np.meshgrid(axis, axis)
-    grid = sector_numbers(gx, gy, eye)
+    gx, gy, grid = _sector_grid(eye)
     own = sector_numbers(at.x - fovea.x, at.y - fovea.y, eye)
     own = np.where(np.isnan(z), -1, own)
     if at.is_line: values, where = z, own

@@ -379,6 +379,8 @@ _FILES = {  # pattern -> what it holds; in this order on the page
     'unreadable.csv': 'images that could not be read, and why',
     'measures.csv': 'a row for each number that was measured, with its unit',
     'measures.json': 'the same by volume', 'maps': 'thickness of each layer in every A-scan',
+    'eyes.html': 'the list of all volumes, with a page for each', 'volumes': 'the masks of each volume as a NIfTI file',
+    'volumes.csv': 'a row for each volume',
     'slices*.csv': 'how much each slice of a volume counts',
     'paper': 'tables, figures and text for a paper', 'figures': 'figures as files', '*.csv': '',
     '*.safetensors': 'weights', 'report.ipynb': 'the executed notebook', 'result.json': 'the scores',

@@ -54,7 +54,7 @@ def _stated(
     rows:pd.DataFrame # slices of one volume, of a table of the user
 )->dict[str, Any]:    # spacing, eye, as `volume_facts`
     "Read scale and eye of a volume from the columns of a table."
-    each = [pd.to_numeric(rows[c], errors='coerce').unique() if c in rows else [] for c in SIZE_COLUMNS]
+    each: list[Any] = [pd.to_numeric(rows[c], errors='coerce').unique() if c in rows else [] for c in SIZE_COLUMNS]
     depth, across, between = (float(v[0]) if len(v) == 1 and v[0] == v[0] else None for v in each)
     one, step = one_scale(depth, across), between if between and 0 < between < 5 else None
     eye = str(rows.eye.iloc[0]) if 'eye' in rows and rows.eye.nunique() == 1 else ''
@@ -71,7 +71,7 @@ def plan_maps(
         facts = volume_facts(str(name))
         if len(part) < 2 and not facts: continue
         rows = table.loc[part.index].assign(slice=part['slice'])
-        lost = rows.id[rows.fault != ''] if 'fault' in rows else []
+        lost = list(rows.id[rows.fault != '']) if 'fault' in rows else []
         fault = _fault(rows, facts) or (f'{counted(len(lost), "slice")} could not be read' if len(lost) else '')
         ids = tuple(own[i] for i in part.index)
         out.append(PlannedMap(hide_ids([str(name)])[0], ids, facts or _stated(rows), fault))

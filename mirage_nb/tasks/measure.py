@@ -25,6 +25,7 @@ from ..measure.places import Places
 from ..measure.result import Measured, list_measures, measure_volume, measured_facts, say_measures
 from ..recipes.measure import Measure
 from ..recipes.prediction import Predict
+from ..report.eye_pages import write_eye_list, write_eye_page
 from ..spreadsheets import save_table
 from ..storage import absolute_path, hash_value, read_json, write_json
 from .predict import plan_prediction, write_arrays
@@ -56,6 +57,7 @@ def _keep(m:Measured, by:str, key:str, folder:Path)->dict[str, Any]:
         write_arrays(folder/'maps'/by/f'{name}.npz', {**m.thickness.maps, **at})
     rows = list_measures(m).assign(by=by).replace({np.nan: None}).to_dict('records')
     kept = {'key': key, 'by': by, 'facts': facts, 'said': say_measures(m), 'rows': rows, 'slices': means}
+    write_eye_page(m, by, folder)
     write_json(folder/'measured'/by/f'{name}.json', kept)
     return kept
 
@@ -88,7 +90,7 @@ class _Measurement:
         return m
 
     def measure(self,
-        folder:Path  # receives measures.csv, measures.json, measured/ and maps/
+        folder:Path  # receives measures.csv, measures.json, eyes.html, measured/, maps/ and eyes/
     )->pd.DataFrame: # of `list_measures`, and by
         "Measure what is missing."
         if self.prediction: self._predict(folder)
@@ -107,6 +109,7 @@ class _Measurement:
         if not self.kept: raise ValueError(f'no volume can be measured; {self.unreadable.fault.iloc[0]}')
         write_json(folder/'measures.json', [k['facts'] | {'by': k['by']} for k in self.kept])
         table = pd.DataFrame([r for k in self.kept for r in k['rows']])
+        write_eye_list(table, folder)
         return save_table(table[['volume', 'by', *table.columns.drop(['volume', 'by'])]], folder/'measures.csv')
 
     def _predict(self, folder:Path)->None:
@@ -145,11 +148,10 @@ def measured_label(
 # %% ../../nbs/tasks/77_measure.ipynb #5d3ac2b7
 class Change(NamedTuple):
     "What has changed between two visits of an eye."
-    first: Measured
-    later: Measured
+    names: tuple[str, str] # of the volumes, the earlier first
     shift: Shift
-    places: Places        # of the later visit, on the fundus of the earlier
-    table: pd.DataFrame   # by what was measured: before, after, change, unit
+    table: pd.DataFrame    # by what was measured: before, after, change, unit
+    shown: tuple[Measured, Measured, Places]|None=None # both, and the later on the fundus of the earlier
 
 
 def _compare_visits(first:Measured, later:Measured)->Change|None: # None: nothing places them on the fundus
@@ -166,7 +168,7 @@ def _compare_visits(first:Measured, later:Measured)->Change|None: # None: nothin
     rows += [(str(k), float(first.lesions.nl[k]), float(later.lesions.nl[k]), 'nl') for k in both]
     table = pd.DataFrame(rows, columns=['measure', 'before', 'after', 'unit']).set_index('measure')
     table.insert(2, 'change', table.after - table.before)
-    return Change(first, later, shift, moved, table)
+    return Change((first.scan.name, later.scan.name), shift, table, (first, later, moved))
 
 
 def compare_visits(
@@ -181,8 +183,11 @@ def compare_visits(
             (f['visit'], by_name[f['volume'], k['by']]))
     pairs = [(a[1], b[1]) for visits in found.values() for a, b in
              zip(sorted(visits, key=lambda v: v[0]), sorted(visits, key=lambda v: v[0])[1:], strict=False)]
-    made = (_compare_visits(job.one(a), job.one(b)) for a, b in pairs)
-    return [c for c in made if c is not None]
+    out = list[Change]()
+    for a, b in tqdm(pairs, desc='visits', unit='pair', delay=3):
+        if (c := _compare_visits(job.one(a), job.one(b))) is not None:
+            out.append(c._replace(shown=None) if out else c)  # one is drawn, and memory may not hold all
+    return out
 
 # %% ../../nbs/tasks/77_measure.ipynb #04f62d3f
 def measured_pairs(
@@ -264,9 +269,8 @@ def measured_result(
     if len(own) == 1: lines = [own[0]['said']]
     else: lines = [head + (f': central subfield {min(central):.0f} to {max(central):.0f} µm' if central else ''),
                    *(k['said'] for k in own[:6])]
-    for c in changes:
+    for c in changes[:6]:
         d = c.table.change.iloc[0]
-        lines.append(f'{c.later.scan.name} against {c.first.scan.name}: central subfield {d:+.0f} {c.first.scan.unit}; '
-                     f'{c.shift}')
+        lines.append(f'{c.names[1]} against {c.names[0]}: central subfield {d:+.0f} {c.table.unit.iloc[0]}; {c.shift}')
     return {'summary': lines, 'verdicts': list_verdicts(_doubts(job)), 'volumes': len(own),
             'unreadable': len(job.unreadable), 'central_um': central}

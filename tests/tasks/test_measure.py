@@ -45,6 +45,26 @@ def test_two_graders_agree_and_a_stopped_job_goes_on(eyes, tmp_path):
     assert {f['eye'] for f in facts} == {'OD', 'OS'} and all(f['fovea']['clear'] for f in facts)
 
 
+def test_a_killed_batch_measures_nothing_twice(eyes, tmp_path, monkeypatch):
+    "Stopped in its third volume: the next start measures two, and every file is that of a job that was not stopped"
+    from mirage_nb.tasks import measure
+    whole = plan_measurement(Measure()).measure(tmp_path/'whole')
+    real, calls = measure.measure_volume, []
+    def stops(*given):
+        calls.append(1)
+        if len(calls) == 3: raise KeyboardInterrupt
+        return real(*given)
+    monkeypatch.setattr(measure, 'measure_volume', stops)
+    with pytest.raises(KeyboardInterrupt): plan_measurement(Measure()).measure(tmp_path/'run')
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path/'run').rglob('*') if p.is_file()}
+    job = plan_measurement(Measure(figures=1))
+    assert job.measure(tmp_path/'run').equals(whole) and len(calls) == 5 and len(job.held) == 1
+    assert times == {p: p.stat().st_mtime_ns for p in times} and len(times) == 6
+    def contents(k): return {p.relative_to(tmp_path/k): p.read_bytes() for p in (tmp_path/k).rglob('*') if p.is_file()}
+    assert contents('run') == contents('whole')
+    assert len(list((tmp_path/'run'/'eyes'/'drawn').iterdir())) == 4 and not compare_visits(job)[1:]
+
+
 def test_without_a_scale_there_are_pixels(eyes, tmp_path):
     text = (Path(__file__).resolve().parents[2]/'data_manifests'/'Phantom_EYES.toml').read_text()
     (eyes/'manifest.toml').write_text(text.replace('scale = {sizes = "volumes.csv"}', ''))

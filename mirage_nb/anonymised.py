@@ -93,6 +93,7 @@ def hide_files(
 # %% ../nbs/02_anonymised.ipynb #bfbd0c8d
 _PATHS = ('dataset', 'test_dataset', 'tuned_on', 'images', 'predictions', 'valid_predictions', 'other', 'run', 'runs',
           'weights', 'splits', 'reference', 'class_masks', 'tables', 'cell', 'region')  # options that may name a path
+_IDS = 'ids', 'only'  # options that name images
 _PUBLIC = '.pth', '.pt', '.safetensors', '.toml', '.bin', '.npz'  # files whose names tell of no patient
 
 
@@ -133,15 +134,23 @@ def _run_texts(
     return {}
 
 # %% ../nbs/02_anonymised.ipynb #7c1cce96
+def _texts_of_paths(
+    settings:Mapping[str, Any] # option -> value
+)->dict[str, str]: # as `_path_texts`
+    "Give all paths that options name their pseudonyms; an option may name several, with commas between."
+    found: dict[str, str] = {}
+    for k in _PATHS:
+        value = settings.get(k) or ()
+        for one in [value] if isinstance(value, str) else value if isinstance(value, (list, tuple)) else ():
+            for part in dict.fromkeys([str(one), *str(one).split(',')]): found |= _path_texts(part.strip())
+    return found
+
+
 def hide_paths(
     settings:Mapping[str, Any] # option -> value
 )->None:
     "Remember the paths that options name, which texts must not show."
-    if not hides_names(): return
-    for k in _PATHS:
-        value = settings.get(k) or ()
-        for one in [value] if isinstance(value, str) else value if isinstance(value, (list, tuple)) else ():
-            for part in dict.fromkeys([str(one), *str(one).split(',')]): note_hidden(_path_texts(part.strip()))
+    if hides_names(): note_hidden(_texts_of_paths(settings))
 
 
 def hide_label(
@@ -150,9 +159,7 @@ def hide_label(
 )->str:
     "Put pseudonyms in place of the names of files and folders that options name, whatever words they are."
     if not hides_names(): return label
-    found: dict[str, str] = {}
-    for k in _PATHS:
-        if isinstance(value := settings.get(k), str): found |= _path_texts(value)
+    found = _texts_of_paths(settings)
     for k in sorted(filter(None, found), key=len, reverse=True):
         label = re.sub(rf'(?<![A-Za-z0-9]){re.escape(k)}(?![A-Za-z0-9])', found[k].replace('\\', r'\\'), label)
     return hide_text(label)
@@ -164,7 +171,7 @@ def hide_settings(
     "Put pseudonyms in place of names in settings that are kept."
     if isinstance(settings, str): return hide_text(settings)
     if isinstance(settings, Mapping): return {
-        k: _hide_typed(v) if k == 'ids' and v else hide_settings(v) for k, v in settings.items()}
+        k: _hide_typed(v) if k in _IDS and v else hide_settings(v) for k, v in settings.items()}
     return [hide_settings(v) for v in settings] if isinstance(settings, (list, tuple)) else settings
 
 
@@ -183,10 +190,10 @@ def hide_cells(
     if not hides_names(): return
     for cell in notebook.cells:
         if not {'parameters', 'injected-parameters'} & set(cell.metadata.get('tags', ())): continue
-        cell.source = re.sub(r'(?m)^ids *=.*$', lambda line: re.sub(
+        cell.source = re.sub(rf'(?m)^(?:{"|".join(_IDS)}) *=.*$', lambda line: re.sub(
             r'(["\'])(.+?)\1', lambda m: m[1] + str(_hide_typed(m[2])) + m[1], line[0]), cell.source)
     typed = notebook.metadata.get('papermill', {}).get('parameters', {})
-    if typed.get('ids'): typed['ids'] = _hide_typed(typed['ids'])
+    typed |= {k: _hide_typed(typed[k]) for k in _IDS if typed.get(k)}
 
 
 def show_settings(

@@ -44,8 +44,7 @@ def _lock(
             return log.warning('%s is on a disk without locks (%s): only one command may train there', folder, e)
         else: break
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}{more and f' ({more})'}")
-    file.flush()
+    os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}{more and f' ({more})'}".encode())
 
 
 @contextmanager
@@ -59,7 +58,8 @@ def hold_folder(
     try: file = open(place, 'a+')
     except OSError as e: raise OSError(write_fault(e, place)) from e
     with file:
-        _lock(file, folder, more)
+        try: _lock(file, folder, more)
+        except OSError as e: raise OSError(write_fault(e, place)) from e
         yield
 
 # %% ../nbs/04_locks.ipynb #7e51c3c3

@@ -222,7 +222,7 @@ def open_run(
     folder = Path(folder).expanduser().resolve()
     if not (folder/'run.json').exists():
         raise FileNotFoundError(f'{folder} is not the folder of a run: no run.json in it')
-    record = read_json(folder/'run.json', ('stage', 'settings'))
+    record = read_json(folder/'run.json', ('stage', 'settings', 'sources'))
     if not (folder/'result.json').exists(): raise ValueError(
         f'the run in {folder} is not finished; go on with it by the command that started it: '
         f"{run_command(record['stage'], show_settings(record['settings']))}")

@@ -96,7 +96,8 @@ def quick_figures(monkeypatch):
     "Of the figures of a paper pack only a small PNG: half of a short run. test_paper and nbdev_test write all formats"
     from mirage_nb.report import paper  # here, so that what only reads pages does not wait for it
 
-    def save(figure, stem): return [paper._write_png(figure, stem.with_name(f'{stem.name}.png'), 60)]
+    def save(figure, stem):
+        return [paper.write_atomic(stem.with_name(f'{stem.name}.png'), lambda p: paper._write_png(figure, p, 60))]
     monkeypatch.setattr(paper, '_save_figure', save)
 
 

@@ -49,24 +49,30 @@ def run_cells(notebook, handoff, parameters, console):
     return ''
 
 
-def prepare():
-    "Load what every start needs, and save the state of a training after each step"
+def quicken():
+    "Draw few figures, and save the state of a training after each step"
     from unittest.mock import patch
 
-    import pandas as pd
     import torch
     from pages import quick_figures
 
-    import mirage_nb.tasks.settings  # noqa: F401
-    from mirage_nb import runs
     from mirage_nb.train.settings import FitSettings
     torch.set_num_threads(1)
     quick_figures(type('Patch', (), {'setattr': staticmethod(setattr)}))
-    runs._execute = run_cells
     made = FitSettings.__init__
 
     def often(self, *args, **more): made(self, *args, **{**more, 'save_every': 1e-3})
     patch.object(FitSettings, '__init__', often).start()
+
+
+def prepare():
+    "Load what every start needs"
+    import pandas as pd
+
+    import mirage_nb.tasks.settings  # noqa: F401
+    from mirage_nb import runs
+    quicken()
+    runs.in_kernel, runs._execute = runs._execute, run_cells
     for name in ('seg_tune', 'cls_tune', 'predict', 'pretrain_multimae', 'pretrain_mae', 'pretrain_views', 'seg_eval',
                  'cls_eval'):
         import nbformat
@@ -89,6 +95,9 @@ def forked(request, runs):
         if most := request['largest']:
             import resource
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        if request['kernel']:
+            runs._execute = runs.in_kernel
+            runs._KERNEL.append('--IPKernelApp.exec_lines=import starts; starts.quicken()')
         code = runs.main([*request['words'], '--quiet'])
         sys.stdout.flush(), sys.stderr.flush()
     finally: os._exit(code)
@@ -135,12 +144,13 @@ class Starter:
         self.job.stdin.write(json.dumps(request) + '\n'), self.job.stdin.flush()
         return json.loads(self.job.stdout.readline())
 
-    def start(self, name, runs, largest=0, **env):
+    def start(self, name, runs, largest=0, kernel=False, **env):
         "Start a pipeline of `PIPELINES` or the words of a command: process number and log; no file may be larger"
         self.count += 1
         log = self.home/'logs'/f'{self.count:04d}.txt'
         words = [w.format(data=self.data) for w in (PIPELINES[name] if isinstance(name, str) else name)]
-        pid = self.ask(words=words, env={'MIRAGE_RUNS': str(runs), **env}, log=str(log), largest=largest)
+        pid = self.ask(words=words, env={'MIRAGE_RUNS': str(runs), **env}, log=str(log), largest=largest,
+                       kernel=kernel)
         return pid, log
 
     def wait(self, pid, seconds=600.):
@@ -167,6 +177,17 @@ def session(pid):
         with contextlib.suppress(OSError):
             fields = stat.read_text().rpartition(') ')[2].split()
             if int(fields[3]) == pid and fields[0] != 'Z': found.append(int(stat.parent.name))
+    return found
+
+
+def kernels(pid):
+    "The kernels that a start has begun, each in a session of its own"
+    found = []
+    for stat in Path('/proc').glob('[0-9]*/stat'):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(') ')[2].split()
+            if int(fields[1]) == pid and b'ipykernel_launcher' in (stat.parent/'cmdline').read_bytes():
+                found.append(int(stat.parent.name))
     return found
 
 

@@ -4,6 +4,7 @@ MIRAGE_DISKS=all runs every pipeline on every size of disk, which takes half an 
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,44 @@ def test_a_full_disk(name, megabytes, starter, whole, tmp_path):
         code, said = starter.run(name, runs)
         assert code == 0, said
         assert left_behind(runs) == [] and results(runs) == whole(name)
+
+
+STAGES = {'seg_eval': ['split=test'], 'cls_eval': ['resamples=100'],
+          'predict': ['images={data}/Phantom_OCT/test/bscan', 'task=segmentation', 'save_probabilities=true']}
+
+
+@pytest.fixture(scope='module')
+def tuned(starter, tmp_path_factory):
+    "A disk of 200 MB with a finished fine-tuning of each task, and a function that leaves it some bytes"
+    folder = tmp_path_factory.mktemp('tuned')/'disk'
+    with small_disk(folder, 200):
+        for name in ('seg_tune', 'cls_tune'):
+            code, said = starter.run(name, folder)
+            assert code == 0, said
+
+        def leave(n):
+            with open(folder/'filler', 'wb', buffering=0) as f:
+                while (k := shutil.disk_usage(folder).free - n) > 0: f.write(bytes(min(k, 2**20)))
+        yield folder, leave
+
+
+@pytest.mark.parametrize('stage, share', [(k, n) for k in STAGES for n in (0, .05, .2, .4, .6, .8, .95)] if ALL else
+                         [('seg_eval', 0), ('cls_eval', .8), ('predict', .4)])
+def test_a_full_disk_below_what_builds_on_a_run(stage, share, starter, tuned):
+    "Evaluations and predictions end with the message, and with space they end with the numbers of an undisturbed run"
+    folder, leave = tuned
+    words = [stage, *STAGES[stage]]
+    before = {p for p in folder.rglob('*') if p.is_file()}
+    assert starter.run(words, folder)[0] == 0
+    whole, size = results(folder), sum(p.stat().st_size for p in folder.rglob('*') if p.is_file() and p not in before)
+    shutil.rmtree(folder/stage), shutil.rmtree(folder/'.finished', ignore_errors=True)
+    leave(int(share*size))
+    code, said = starter.run(words, folder)
+    (folder/'filler').unlink()
+    check_message(code, said, folder)
+    code, said = starter.run(words, folder)
+    assert code == 0, said
+    assert left_behind(folder) == [] and results(folder) == whole
 
 
 def test_files_that_may_not_be_large(starter, whole, tmp_path):

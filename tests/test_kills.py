@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from starts import PIPELINES, SIGNALS, Starter, kill, left_behind, orphans, results
+from starts import PIPELINES, SIGNALS, Starter, kernels, kill, left_behind, orphans, results
 
 from mirage_nb.leftovers import HOST, remove_leftovers
 from mirage_nb.phantoms.writing import write_once
@@ -105,6 +105,21 @@ def starter(tmp_path_factory):
     made.close()
 
 
+@pytest.fixture(scope='module')
+def undisturbed(starter, tmp_path_factory):
+    "Numbers of a run that nothing disturbs, and its seconds, by pipeline; each is made once"
+    made = {}
+
+    def run(name):
+        if name not in made:
+            began, runs = time.monotonic(), tmp_path_factory.mktemp('whole')
+            code, said = starter.run(name, runs)
+            assert code == 0, said
+            made[name] = results(runs), time.monotonic() - began
+        return made[name]
+    return run
+
+
 def note(*words):
     "Write a line of the long run"
     if file := os.environ.get('MIRAGE_KILLS_LOG'):
@@ -128,12 +143,9 @@ def end_by(number, pid, log, starter, seconds):
 @pytest.mark.slow
 @pytest.mark.skipif(not SIGNALS, reason='no kills here')
 @pytest.mark.parametrize('name', PIPELINES if LONG else ['seg_tune', 'probe'])
-def test_a_training_that_is_killed_again_and_again(name, starter, tmp_path):
+def test_a_training_that_is_killed_again_and_again(name, starter, undisturbed, tmp_path):
     "The same command goes on to the numbers of an undisturbed run, bit for bit, and nothing is left of the kills"
-    began = time.monotonic()
-    code, said = starter.run(name, tmp_path/'whole')
-    assert code == 0, said
-    whole, takes, rng = results(tmp_path/'whole'), time.monotonic() - began, random.Random(f'{SEED} {name}')
+    (whole, takes), rng = undisturbed(name), random.Random(f'{SEED} {name}')
     kills, most, k = 0, ROUNDS if LONG else 2, 0
     while kills < most:
         runs, code, k = tmp_path/f'runs{k}', None, k + 1
@@ -153,3 +165,34 @@ def test_a_training_that_is_killed_again_and_again(name, starter, tmp_path):
         assert found == whole, sorted({*found.items()} ^ {*whole.items()})
         note(name, k, 'equal')
         shutil.rmtree(runs)
+
+
+def wait_for(found, seconds=120.):
+    "Wait until a function finds something"
+    until = time.monotonic() + seconds
+    while not (what := found()) and time.monotonic() < until: time.sleep(.02)
+    assert what, 'in vain'
+    return what
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='no list of processes here')
+@pytest.mark.parametrize('name', PIPELINES if LONG else ['seg_tune'])
+def test_a_kernel_that_the_system_ends(name, starter, undisturbed, tmp_path):
+    "As it ends the largest process where memory is used up: the command says so, and goes on when it is typed again"
+    runs, rng = tmp_path/'runs', random.Random(f'{SEED} kernel {name}')
+    for k in range(min(ROUNDS, 3) if LONG else 1):
+        pid, log = starter.start(name, runs, kernel=True)
+        kernel, = wait_for(lambda pid=pid: kernels(pid))
+        if not k: wait_for(lambda: list(runs.rglob('state.pt')))
+        time.sleep(rng.uniform(0, 1. if k == 0 else 8.))
+        os.kill(kernel, signal.SIGKILL)
+        code, said = starter.wait(pid), log.read_text()
+        note(name, 'kernel killed', k, code, left_behind(runs))
+        assert code == 1 and 'Traceback' not in said, said
+        for piece in ('the process that computes, died', 'memory', 'The same command goes on from the last saved'):
+            assert piece in said, said
+        assert orphans(pid) == [] == kernels(pid)
+    code, said = starter.run(name, runs)
+    assert code == 0, said
+    assert left_behind(runs) == [] and results(runs) == undisturbed(name)[0]

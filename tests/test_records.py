@@ -10,7 +10,8 @@ from mirage_nb import records
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.recipes.settings import override
-from mirage_nb.records import _MACHINERY, HANDOFF, start_run
+from mirage_nb.records import _MACHINERY, HANDOFF, open_run, start_run
+from mirage_nb.storage import write_json
 
 OPTIONS = {'dataset': 'Phantom_OCT', 'head': 'convnext', 'size': 64, 'epochs': 3, 'batch_size': 2, 'drop_path': 0.2,
            'baselines': False}
@@ -39,6 +40,13 @@ def test_any_changed_option_is_another_run(home):
         if not same: folders.append(folder)
     assert own not in folders
     assert len(set(folders)) == len(folders) == len(fields(cfg)) - 3  # four that change no number; another hash
+
+
+def test_a_record_without_its_sources(tmp_path):
+    "A byte of run.json that flipped in a name"
+    write_json(tmp_path/'run.json', {'stage': 'seg_tune', 'settings': {}, '{ources': {}})
+    write_json(tmp_path/'result.json', {})
+    with pytest.raises(ValueError, match=f"{tmp_path}/run.json.*sources"): open_run(tmp_path)
 
 
 @pytest.mark.parametrize('by_hand', [False, True], ids=['command', 'notebook'])

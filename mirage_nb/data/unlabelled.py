@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..anonymised import hide_ids
 from ..core import unknown
 from .files import ARRAY_SUFFIXES, IMAGE_SUFFIXES
 from .folders import find_files, plain_stem, scan_folder
@@ -177,7 +178,9 @@ def named_rows(
     "Take the images that a user has named, in that order."
     place = {real_name(k): i for i, k in enumerate(rows.id)} | {k: i for i, k in enumerate(rows.id)}
     for k in names:
-        if k not in place: raise ValueError(f"{option}: {unknown('image', k, list(rows.id)[:200])}")
+        if k in place: continue
+        hide_ids([k])  # the report of this error shows what was typed
+        raise ValueError(f"{option}: {unknown('image', k, list(rows.id)[:200])}")
     return rows.iloc[[place[k] for k in names]]
 
 

@@ -6,6 +6,7 @@
 __all__ = ['write_paper', 'split_counts']
 
 # %% ../../nbs/report/40_paper.ipynb #ac436432
+import io
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -64,7 +65,9 @@ def _word_file(
     for i, (caption, rows) in enumerate(tables.values(), 1):
         doc.add_paragraph(f'Table {i}. {caption}', style='Caption')
         write_word_table(doc, rows)
-    return write_atomic(path, lambda p: doc.save(str(p)))
+    packed = io.BytesIO()  # an archive that meets a full disk complains once more when it is closed
+    doc.save(packed)
+    return write_atomic(path, lambda p: p.write_bytes(packed.getvalue()))
 
 # %% ../../nbs/report/40_paper.ipynb #bce2d3d0
 _PAGE_INCHES, _DOTS = 180/25.4, 600

@@ -105,11 +105,11 @@ class _Images:
 
     def hidden(self, row:Any)->Tensor: # (m, n) True where hidden
         "Make the masks of an image."
-        cfg, grid = self.settings, self.grid
+        cfg, grid, name = self.settings, self.grid, real_name(str(row.id))
         if cfg.patches: return patch_mask(cfg.patches, grid)[None]
         if cfg.box: return region_mask(box_region(cfg.box, image_size(row.image)), grid, cfg.outside)[None]
-        if not cfg.region: return random_masks(grid.n, cfg.mask_ratio, cfg.draws, cfg.seed, row.id)
-        file = mask_file(cfg.region, str(row.id), row.mask)
+        if not cfg.region: return random_masks(grid.n, cfg.mask_ratio, cfg.draws, cfg.seed, name)
+        file = mask_file(cfg.region, name, row.mask)
         if file is None: return torch.zeros(1, grid.n, dtype=torch.bool)
         return region_mask(read_region(file, cfg.region, self.classes), grid, cfg.outside)[None]
 
@@ -219,7 +219,7 @@ class _Measured(_Views):
     def _measure_some(self, rows:pd.DataFrame, artefact:str)->dict[str, list[Any]]:
         "Measure images at once, with an artefact planted into them where one is named."
         images, cfg = [self.read(r) for r in rows.itertuples()], self.settings
-        if artefact: images = [plant_artefact(x, artefact, cfg.seed, k, strength=cfg.strength)
+        if artefact: images = [plant_artefact(x, artefact, cfg.seed, real_name(str(k)), strength=cfg.strength)
                                for x, k in zip(images, rows.id, strict=True)]
         x = to_batch(images)
         error, filled = (e.mean(1).tolist() for e in covered_errors(self.model, x, self.modality, self._masks))
@@ -266,9 +266,8 @@ class ReconstructJob(_Measured):
         "Plant each artefact into one image, and reconstruct it."
         if not (self.settings.scored and self.planted): return []
         row = next(iter(choose_rows(self.table, 1).itertuples()))
-        plain = self.read(row)
-        made = {'': plain} | {k: plant_artefact(plain, k, self.settings.seed, row.id, strength=self.settings.strength)
-                              for k in self.planted}
+        plain, name, cfg = self.read(row), real_name(str(row.id)), self.settings
+        made = {'': plain} | {k: plant_artefact(plain, k, cfg.seed, name, strength=cfg.strength) for k in self.planted}
         errors = covered_errors(self.model, to_batch(list(made.values())), self.modality, self._masks)[0]
         maps = errors.unflatten(1, (self.grid.rows, self.grid.cols)).numpy()
         return [(k, x, e) for (k, x), e in zip(made.items(), maps, strict=True)]

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..models.heads.volumes import fill_bags
+from ..pseudonyms import real_name
 from ..randomness import sample_key
 
 # %% ../../nbs/train/82_bags.ipynb #e99f1824
@@ -27,6 +28,7 @@ class CachedBags(Dataset[dict[str, Any]]):
         seed:int=0
     ):
         self.ids, self.labels, self.seed = list(ids), labels, seed
+        self.names = [real_name(k) for k in self.ids]  # random numbers follow from these
         self.parts = [view.split(list(counts)) for view in features]
 
     def __len__(self)->int: return len(self.ids)
@@ -34,8 +36,8 @@ class CachedBags(Dataset[dict[str, Any]]):
     def __getitems__(self, asked:Sequence[int|tuple[int, int]])->list[dict[str, Any]]:
         "Return a whole batch."
         keys = [k if isinstance(k, tuple) else (0, k) for k in asked]
-        ids = [self.ids[i] for _, i in keys]
-        return [{'id': ids, 'key': [sample_key(self.seed, e, k) for (e, _), k in zip(keys, ids, strict=True)],
+        return [{'id': [self.ids[i] for _, i in keys],
+                 'key': [sample_key(self.seed, e, self.names[i]) for e, i in keys],
                  **fill_bags([self.parts[e % len(self.parts)][i] for e, i in keys]),
                  'label': self.labels[torch.tensor([i for _, i in keys])]}]
 

@@ -1,5 +1,7 @@
 "The paper pack: files that LaTeX and Word take, complete and written once"
+import gc
 import re
+import sys
 from dataclasses import asdict
 
 import numpy as np
@@ -12,7 +14,7 @@ from mirage_nb.figures.common import panel_grid
 from mirage_nb.recipes.classification import FewShot, cls_recipe
 from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.records import Run
-from mirage_nb.report.paper import write_paper
+from mirage_nb.report.paper import _word_file, write_paper
 from mirage_nb.storage import write_json
 
 TABLE = pd.DataFrame({'Dice_a': ['0.91 [0.87, 0.95]', '–'], 'HD95': [np.nan, 2.5], 'n': [3, 4]},
@@ -49,6 +51,20 @@ def test_word(pack):
     assert [c.text for c in doc.tables[0].rows[1].cells] == ['fluid_1 & 2', '0.91 [0.87, 0.95]', '', '3']
     texts = [p.text for p in doc.paragraphs]
     assert any('Table 1. Scores_1' in t for t in texts) and not any('[@' in t for t in texts)
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='no such limits here')
+def test_word_on_a_full_disk(tmp_path, monkeypatch):
+    "One message: an archive that is closed on a full disk would add a traceback of its own"
+    import resource
+    said, before = [], resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(sys, 'unraisablehook', said.append)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(OSError, match='cannot write .*paper.docx'): _word_file(tmp_path/'paper.docx', 'T', 'x', {})
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    gc.collect()
+    assert not said
 
 
 def test_figures(pack):

@@ -40,7 +40,7 @@ from mirage_nb.data.opened import (
     open_images,
 )
 from .preprocessing import Size, eval_view, train_view
-from .scale import MaskScale, image_scales
+from .scale import MaskScale, eye_name, image_scales, stated_facts
 from .scanners.labelled import stray_scans
 from .splits import divide, few_patients
 from ..pseudonyms import real_name
@@ -282,6 +282,16 @@ class SegData:
     def scale(self)->MaskScale|Mapping[str, MaskScale]: # of each image, where they differ
         "Return what distances in the masks are measured by."
         return self.scales or self.manifest.scale
+
+    def eyes(self,
+        table:pd.DataFrame # of a split
+    )->dict[str, str]: # by volume: 'OD', 'OS'; '': not stated
+        "Read which eye each volume of a split is of."
+        file = self.manifest.scale.sizes
+        if not file: return dict.fromkeys(table.volume, '')
+        real = table[['id', 'volume']].map(real_name).assign(shown=table.volume)
+        return {str(k): eye_name(stated_facts(dataset_dir(self.manifest)/file, rows).get('eye', ''), str(k))
+                for k, rows in real.groupby('shown', sort=False)}
 
     @property
     def divided(self)->dict[str, pd.DataFrame]: # tables by split, also of what is not learnt from

@@ -164,13 +164,15 @@ def _texts(
     limits = ((a.bias, a.bias_ci), (a.lower, a.lower_ci), (a.upper, a.upper_ci)) if a else (
         (float(d.mean()), _NONE), (nan, _NONE), (nan, _NONE))
     bias, lower, upper = (_number(*v, digits, '+') for v in limits)
-    return {'unit': unit, 'measured on': counted(len(t), str(t['each'].iloc[0])), 'bias': bias, 'lower limit': lower,
-            'upper limit': upper, 'mean absolute': _number(float(d.abs().mean()), _NONE, digits),
+    return {'measure': f'{t.measure.iloc[0]}, {unit}', 'measured on': counted(len(t), str(t['each'].iloc[0])),
+            'bias': bias, 'lower limit': lower, 'upper limit': upper,
+            'mean absolute': _number(float(d.abs().mean()), _NONE, digits),
             'ICC(2,1)': _number(a.icc, a.icc_ci, 2) if a else '–'}
 
 
 def agreement_table(
-    pairs:pd.DataFrame # between, of, each (what a row is of, as 'B-scan'), unit, patient ('': not known), first, second
+    # between, of, measure, unit, each (what a row is of, as 'B-scan'), patient ('': not known), first, second
+    pairs:pd.DataFrame
 )->pd.DataFrame:       # a row for each measure and pair; empty: nothing was measured twice
     "Show the agreement of pairs of measurements."
     keys = [k for k in _KEYS if k in pairs]
@@ -186,9 +188,9 @@ def _who(
 )->str:
     "Say how many patients stand behind an agreement."
     n, units = t.patient.nunique(), counted(len(t), str(t['each'].iloc[0]))
-    if (t.patient == '').any(): return f'{units}, and the patients are not known, so there are no intervals'
+    if (t.patient == '').any(): return f'{units}; patients are not known, so there are no intervals'
     if n == 1: return (f'all {units} are' if len(t) > 1 else f'{units} is') + (
-        ' of one patient, so there are no intervals, and nothing is known of other patients')
+        ' of one patient: there are no intervals, and nothing is known of other patients')
     if n < _FEWEST: return f'{units} of {n} patients, too few for intervals'
     few = ': the intervals are a poor guide' if n < FEW_UNITS else ''
     return f'{units} of {n} patients{few}'
@@ -197,17 +199,18 @@ def _who(
 def agreement_words(
     pairs:pd.DataFrame # as `agreement_table`
 )->str:                # '' where nothing was measured twice
-    "Say in a sentence or two how far measurements agree."
+    "Say how far measurements agree: how much stands behind it first, then the first measure."
     known = pairs.dropna(subset=['first', 'second']) if len(pairs) else pairs
     if not len(known): return ''
-    of, said, who = known.of.iloc[0], list[str](), ''
+    of, said, every = known.of.iloc[0], list[str](), list[str]()
     keys = [k for k in _KEYS if k in known and k != 'of']
     for names, t in known[known.of == of].groupby(keys, sort=False):
         texts, own = _texts(t), _who(t)
-        limits = '' if texts['lower limit'] == '–' else (
-            f"; 95 % of differences from {texts['lower limit'].split(' ')[0]} to {texts['upper limit'].split(' ')[0]}, "
-            f"ICC(2,1) {texts['ICC(2,1)']}")
-        said.append(f"{': '.join(map(str, names))} {texts['bias']} {texts['unit']} on average{limits}"
-                    + (f' ({own})' if own != who else ''))
-        who = own
-    return f"Thickness of the {of}, {'. '.join(said)}."
+        ends = [texts[k].split(' ')[0] for k in ('lower limit', 'upper limit')]
+        limits = '' if ends[0] == '–' else (f'; 95 % of differences from {ends[0]} to {ends[1]}, '
+                                            f"ICC(2,1) {texts['ICC(2,1)']}")
+        other = f' ({own})' if every and own != every[0] else ''
+        said.append(f"{': '.join(map(str, names))} {texts['bias']} on average{limits}{other}")
+        every.append(own)
+    measure = f'{str(known.measure.iloc[0]).capitalize()} of {of}, {known.unit.iloc[0]}'
+    return f"{every[0][0].upper()}{every[0][1:]}. {measure}: {'. '.join(said)}."

@@ -7,7 +7,7 @@ __all__ = ['MethodMetric', 'MethodResult', 'ClsResult', 'cls_result', 'SegResult
 
 # %% ../../nbs/eval/60_method_scores.ipynb #98d90a38
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Self
 
@@ -187,7 +187,9 @@ class _SegVolumes(MethodResult):
 # %% ../../nbs/eval/60_method_scores.ipynb #120082bb
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SegResult(_SegVolumes):
-    "Hold scores of a segmentation."
+    "Hold scores of a segmentation, and what was measured by its masks."
+    pairs: pd.DataFrame = field(default_factory=pd.DataFrame) # of `measure.paired`; empty: nothing was measured
+
     def metrics(self)->dict[str, MethodMetric]:
         "List the metrics: of groups of classes first, then of all, then of each class."
         classes = list(self.volumes.Class.unique())

@@ -165,5 +165,6 @@ def show_agreement(
         ax.set_title(f"{': '.join(map(str, names))}, {counted(len(t), str(t['each'].iloc[0]))}", fontsize=9)
         ax.set(xlabel=f'mean of both, {unit}', ylabel=f'difference, {unit}')
     sns.despine(fig)
-    fig.description = f"Thickness of the {of}, differences against means: {', '.join(': '.join(k) for k, _ in groups)}"
+    names = ', '.join(': '.join(map(str, k)) for k, _ in groups)
+    fig.description = f'{str(known.measure.iloc[0]).capitalize()} of {of}, differences against means: {names}'
     return fig

@@ -169,6 +169,7 @@ def _tuned_settings(
 
 
 _TEXT = 'ID', 'id', 'volume', 'patient', 'Class', 'group', 'convention', 'status'
+_PAIR_TEXT = 'between', 'of', 'measure', 'unit', 'each', 'patient', 'volume', 'id'
 
 
 def _read_run(
@@ -187,9 +188,11 @@ def _read_run(
     volumes = volumes.assign(patient=volumes.patient.fillna('') if 'patient' in volumes else '',
                              group=volumes.group.fillna(''))
     images = _seg_images(slices, dict(zip(volumes.ID, volumes.patient, strict=True)))
-    data = read_json(folder/'run.json')['sources'].get('data', '')
+    data, measured = read_json(folder/'run.json')['sources'].get('data', ''), pd.DataFrame()
+    if (pairs := file.with_name(file.name.replace('volumes', 'pairs'))).exists():
+        measured = hide_table(load_table(pairs, _PAIR_TEXT, numbers=None)).fillna({'patient': '', 'id': ''})
     return SegResult(method=method, dataset=dataset, seed=seed, source=folder.name, images=images, volumes=volumes,
-                     data=data)
+                     data=data, pairs=measured)
 
 # %% ../../nbs/tasks/02_collect.ipynb #39e21afd
 def _check_once(

@@ -14,7 +14,9 @@ from typing import Any
 import pandas as pd
 
 from ..core import counted, runs_dir, unknown
+from ..eval.agreement import agreement_table, agreement_words
 from ..eval.comparing.results import Comparison, count_outcomes
+from ..eval.method_agreement import method_pairs
 from ..eval.method_study import MethodStudy, study_scores
 from mirage_nb.eval.method_tests import (
     compare_methods,
@@ -28,6 +30,7 @@ from mirage_nb.eval.method_tests import (
 from ..eval.method_verdicts import method_summary, method_verdicts, seeds_text, units_text
 from ..eval.verdicts import list_verdicts
 from ..figures.comparison import show_differences, show_method_scores, show_overall, show_ranks, show_wins
+from ..figures.measure import show_agreement
 from ..recipes.comparison import Compare
 from ..report.comparison_tables import difference_table, main_table, metric_table, seed_table
 from ..report.marked_tables import MarkedTable
@@ -119,6 +122,17 @@ class _MethodComparison(_ComparedMethods):
         names = {'p_holm': 'p, Holm', 'improvement': 'P(first better)', 'low': 'low', 'high': 'high', 'n': 'datasets'}
         return t.rename(columns=names).round(3).set_index('first model')
 
+    @cached_property
+    def measured(self)->pd.DataFrame: return method_pairs(self.study)
+
+    def agreement_words(self)->str: return agreement_words(self.measured) or (
+        'Nothing was measured: that takes fine-tuned segmentations, or their evaluations, of layers or lesions.')
+
+    def agreement_table(self)->pd.DataFrame|None: # None: nothing was measured
+        "Show how far each method and grader agrees with the drawn masks."
+        return agreement_table(self.measured) if len(self.measured) else None
+
+    def show_agreement(self)->Any: return show_agreement(self.measured)
     def show_ranks(self)->Any: return show_ranks(self.ranking, self.study.metrics[self.main].title)
     def show_overall(self)->Any:
         return show_overall(self.overall, self.study.metrics[self.main].title, len(self.study.datasets))
@@ -169,7 +183,7 @@ def save_comparison(
 )->None:
     "Write scores, differences and inputs as CSV."
     tables = {'scores': plan.scores, 'differences': plan.pairs, 'inputs': plan.inputs().reset_index(),
-              'over_datasets': plan.overall_pairs}
+              'over_datasets': plan.overall_pairs, 'measurements': plan.measured}
     for name, table in tables.items():
         if len(table): save_table(table, folder/f'{name}.csv')
 
@@ -182,7 +196,8 @@ def paper_tables(
     return {'main': (f'{main} of the methods', plan.main_table()),
             'metrics': ('Scores of the methods', plan.metric_table()),
             'seeds': (f'Spread of {main} over seeds', plan.seed_table()),
-            'differences': (f'Differences in {main}', plan.difference_table(short=True))}
+            'differences': (f'Differences in {main}', plan.difference_table(short=True)),
+            'agreement': ('Agreement of measurements', plan.agreement_table())}
 
 
 def paper_figures(
@@ -190,4 +205,4 @@ def paper_figures(
 )->dict[str, Any]: # name -> figure; None: there is none
     "Draw the figures of a paper pack."
     return {'scores': plan.show_scores(), 'differences': plan.show_differences(), 'ranks': plan.show_ranks(),
-            'wins': plan.show_wins(), 'over_datasets': plan.show_overall()}
+            'wins': plan.show_wins(), 'over_datasets': plan.show_overall(), 'agreement': plan.show_agreement()}

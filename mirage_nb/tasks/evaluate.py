@@ -30,6 +30,7 @@ from mirage_nb.eval.classification.predictions import (
 from ..eval.classification.report import ClsScores, evaluate_table
 from ..eval.segmentation.predict import predict_images
 from ..eval.segmentation.report import SegScores, score_folder
+from ..measure.paired import MaskSet, PairedMasks, pair_predictions
 from ..models.checkpoints import Checkpoint, read_checkpoint, read_metadata
 from ..recipes.classification import ClsEval
 from ..recipes.segmentation import SegEval
@@ -62,6 +63,13 @@ class _SegEvaluation:
         found = score_folder(self.table, self.folder(run), self.data.classes, self.source, self.class_map, self.seed,
                              scale=self.data.scale)
         return found if self.data.manifest.knows_patients else found.by_volume()
+
+    def agreement(self,
+        run:Path # folder of this evaluation, scored
+    )->PairedMasks:
+        "Measure thickness and lesions by the predictions, and by other graders."
+        return pair_predictions(self.data, self.table, MaskSet(self.folder(run), self.source, self.class_map),
+                                run/f'{self.table.split.iloc[0]}_pairs.csv')
 
 # %% ../../nbs/tasks/70_evaluate.ipynb #9ef55d8d
 def _given_predictions(

@@ -205,7 +205,8 @@ def measured_pairs(
                 for layer in one.keys() & two.keys():
                     pairs = [p for p in zip(one[layer], two[layer], strict=True) if None not in p]
                     if len(names) > 2: pairs = [(_mean([x for x, _ in pairs]), _mean([y for _, y in pairs]))]
-                    head = {'between': f'{b} minus {a}', 'of': layer, 'volume': v, 'unit': _unit(kept[a, v]),
+                    head = {'between': f'{b} minus {a}', 'of': layer, 'volume': v, 'measure': 'thickness',
+                            'unit': _unit(kept[a, v]),
                             'patient': kept[a, v]['facts']['patient'], 'each': 'volume' if len(names) > 2 else 'B-scan'}
                     rows += [{**head, 'first': x, 'second': y} for x, y in pairs]
     return pd.DataFrame(rows).astype({'first': float, 'second': float}) if rows else pd.DataFrame()

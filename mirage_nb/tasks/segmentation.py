@@ -25,6 +25,7 @@ from ..data.unpacked import read_dataset
 from ..eval.segmentation.metrics import pixel_miou
 from ..eval.segmentation.predict import predict_images, validate_seg
 from ..eval.segmentation.report import SegScores, save_seg_scores, score_folder
+from ..measure.paired import MaskSet, PairedMasks, pair_predictions
 from ..models.checkpoints import LoadReport
 from ..models.precision import pick_precision
 from ..models.segmentation import SegModel, seg_model, start_segmenter
@@ -173,6 +174,13 @@ class _SegTested(_SegTrained):
         scores = self._score(folder/'predictions')
         save_seg_scores(scores, folder)
         return scores
+
+    def agreement(self,
+        folder:Path # of the run, with predictions
+    )->PairedMasks:
+        "Measure thickness and lesions by the predictions of the test split, and by other graders."
+        return pair_predictions(self.data, self.data.tables['test'], MaskSet(folder/'predictions'),
+                                folder/'test_pairs.csv')
 
     def _score(self, folder:Path, grader:bool=False)->SegScores:
         "Score a folder of masks of the test split."

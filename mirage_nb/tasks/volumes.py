@@ -23,7 +23,7 @@ from ..data.label_maps import LabelMap, read_label_map, sidecar_of
 from ..data.labels import is_background, is_lesion
 from ..data.manifest import ClassInfo, Manifest, classes_of, dataset_dir
 from ..data.masks import read_mask
-from ..data.scale import MaskScale, image_scales
+from ..data.scale import eye_name, image_scales, stated_facts
 from ..data.scanners.labelled import LabelledVolume, label_volumes, pair_scans
 from ..data.scanners.pseudonyms import note_patient
 from ..data.scanners.reading import note_fault, read_identified, sort_files
@@ -32,7 +32,7 @@ from ..data.segmentation import seg_table
 from ..data.unpacked import read_dataset
 from ..data.volume_slices import scan_volumes
 from ..eval.segmentation.report import find_graders
-from ..measure.scan import SegmentedVolume
+from ..measure.scan import SegmentedVolume, mask_spacing
 from ..recipes.measure import Measure
 from ..records import open_run
 from ..spreadsheets import open_table
@@ -73,29 +73,13 @@ def _slices(cfg:Measure, n:int)->np.ndarray|None:
     if len(at) != n: raise ValueError(f'slices states {len(at)} places, and a volume has {n} B-scans')
     return np.array(at)
 
-
-def _scale_of(scale:MaskScale|None)->Spacing|None:
-    "Give the scale of masks in mm."
-    if scale is None or not scale.pixel_um: return None
-    (depth, across), between = scale.pixel_um, scale.between_um
-    return Spacing(depth/1e3, across/1e3, between/1e3 if between else None)
-
 # %% ../../nbs/tasks/76_volumes.ipynb #099e5123
 def _more_facts(
     manifest:Manifest,
     rows:pd.DataFrame # images of a volume
-)->dict[str, str]:    # eye, visit, slo, slo_mm, as far as the table of sizes states them
+)->dict[str, str]:    # of `stated_facts`
     "Read what the table of sizes says of a volume beside its scale."
-    if not manifest.scale.sizes: return {}
-    table = open_table(dataset_dir(manifest)/manifest.scale.sizes)
-    key, names = ('id', rows.id) if 'id' in table else ('volume', rows.volume)
-    own = table[table[key].isin(list(names))]
-    if not len(own): return {}
-    return {k: str(own[k].iloc[0]).strip() for k in ('eye', 'visit', 'slo', 'slo_mm')
-            if k in own and pd.notna(own[k].iloc[0]) and str(own[k].iloc[0]).strip()}
-
-
-_EYES = {'od': 'OD', 'r': 'OD', 're': 'OD', 'right': 'OD', 'os': 'OS', 'l': 'OS', 'le': 'OS', 'left': 'OS', '': ''}
+    return stated_facts(dataset_dir(manifest)/manifest.scale.sizes, rows) if manifest.scale.sizes else {}
 
 
 def _check_facts(
@@ -103,15 +87,13 @@ def _check_facts(
 )->tuple[str, str, float]:  # eye, visit, mm between pixels of the en-face image; '' and 0: not stated
     "Check what the table of sizes says of a volume."
     name, eye, visit = facts['name'], facts.get('eye', ''), facts.get('visit', '')
-    if eye.casefold() not in _EYES: raise ValueError(f'{name}: its eye is {eye!r} in the table of sizes; it takes OD '
-                                                     'or OS')
     if visit and not re.fullmatch(r'\d{4}-\d\d-\d\d', visit): raise ValueError(
         f'{name}: its visit is {visit!r} in the table of sizes; it takes a date as 2024-03-01')
     mm = pd.to_numeric(facts.get('slo_mm', '0'), errors='coerce')
     if 'slo_mm' in facts and not 0 < mm < .9: raise ValueError(
         f"{name}: slo_mm is {facts['slo_mm']!r} in the table of sizes; it takes millimetres between two pixels, above "
         '0 and below 0.9')
-    return _EYES[eye.casefold()], visit, float(mm)
+    return eye_name(eye, name), visit, float(mm)
 
 # %% ../../nbs/tasks/76_volumes.ipynb #d8aa9e1b
 def _check_steps(
@@ -155,7 +137,7 @@ def _dataset_volume(
         f'{facts["name"]}: its masks differ in size, {" and ".join(sorted({str(m.shape) for m in each}))}')
     masks = np.stack(each)
     own = image_scales(manifest.scale, dataset_dir(manifest), rows).get(rows.id.iloc[0], manifest.scale)
-    spacing = _stated(cfg, _scale_of(own if own.fits(masks.shape[1]) else None))
+    spacing = _stated(cfg, mask_spacing(own if own.fits(masks.shape[1]) else None))
     notes = _check_steps(facts['name'], list(rows['slice']), spacing.between if spacing and not cfg.slices else None)
     return SegmentedVolume(
         facts['name'], masks.shape, masks, classes, spacing=spacing, slices_mm=_slices(cfg, len(masks)),

@@ -160,11 +160,12 @@ def _texts(
 )->dict[str, str]:
     "Write the agreement of a measure."
     a, unit, d = _agreement(t), str(t.unit.iloc[0]), t['second'] - t['first']
-    digits, nan = 3 if unit == 'mm²' else 1, float('nan')
+    area, nan = t.measure.iloc[0] == 'area', float('nan')
+    digits = {'pixels': 0}.get(unit, 3) if area else 1
     limits = ((a.bias, a.bias_ci), (a.lower, a.lower_ci), (a.upper, a.upper_ci)) if a else (
         (float(d.mean()), _NONE), (nan, _NONE), (nan, _NONE))
     bias, lower, upper = (_number(*v, digits, '+') for v in limits)
-    return {'measure': f'{t.measure.iloc[0]}, {unit}', 'measured on': counted(len(t), str(t['each'].iloc[0])),
+    return {'unit': f'area, {unit}' if area else unit, 'measured on': counted(len(t), str(t['each'].iloc[0])),
             'bias': bias, 'lower limit': lower, 'upper limit': upper,
             'mean absolute': _number(float(d.abs().mean()), _NONE, digits),
             'ICC(2,1)': _number(a.icc, a.icc_ci, 2) if a else '–'}

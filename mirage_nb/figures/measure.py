@@ -163,7 +163,7 @@ def show_agreement(
     for ax, (names, t) in zip(axes.flat, groups, strict=False):
         _draw_limits(ax, t)
         ax.set_title(f"{': '.join(map(str, names))}, {counted(len(t), str(t['each'].iloc[0]))}", fontsize=9)
-        ax.set(xlabel=f'mean of both, {unit}', ylabel=f'difference, {unit}')
+        ax.set(xlabel=f'{of}, mean of both, {unit}', ylabel=f'difference, {unit}')
     sns.despine(fig)
     names = ', '.join(': '.join(map(str, k)) for k, _ in groups)
     fig.description = f'{str(known.measure.iloc[0]).capitalize()} of {of}, differences against means: {names}'

@@ -8,7 +8,7 @@ __all__ = ['FAR_MM', 'Measured', 'find_pit', 'measure_volume', 'list_measures', 
 # %% ../../nbs/measure/80_result.ipynb #e470a3a5
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -146,6 +146,7 @@ def measured_facts(
                for row in table.to_dict('records')]
     return {'volume': m.scan.name, 'patient': m.scan.patient, 'eye': m.scan.eye or None, 'visit': m.scan.visit or None,
             'retina': m.thickness.spans if m.thickness else None,
+            'spacing_mm': list(astuple(m.scan.spacing)) if m.scan.spacing else None,
             'fovea': None if m.fovea is None else {'x_mm': plain(m.fovea.x), 'y_mm': plain(m.fovea.y),
                 'found': m.fovea.found, 'clear': m.fovea.clear, 'said': str(m.fovea)},
             'places': m.places.by if m.places else None, 'unknown': m.unknown(), 'measures': numbers}

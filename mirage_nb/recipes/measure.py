@@ -34,6 +34,8 @@ class Measure(NamingOptions):
     run: str = ''
     # instead of run: folder of a 33_predict, or of its label maps; images adds what scanners state
     predictions: str = ''
+    # run of 36_measure of 20 or more healthy eyes, or a folder of such eyes: z-scores beside them
+    reference: str = ''
     spacing: _Numbers = ''          # mm between rows, columns and B-scans, with commas between, where nothing states it
     slices: _Numbers = ''           # places of the B-scans of a volume in mm, with commas between, if they are uneven
     eye: Literal['', 'OD', 'OS'] = '' # of all volumes that state none

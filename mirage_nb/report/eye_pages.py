@@ -79,7 +79,7 @@ def write_eye_list(
     "Write the list of all volumes."
     own = table[(table.measure == 'thickness') & (table.of == 'retina')]
     central = own[own['where'] == 'central'].set_index(['volume', 'by']).value
-    whole = own[own['where'] == 'all A-scans'].set_index(['volume', 'by'])[['value', 'unit']]
+    whole: Any = own[own['where'] == 'all A-scans'].set_index(['volume', 'by'])[['value', 'unit']]
     rows = []
     for (name, by), t in table.groupby(['volume', 'by'], sort=False):
         link = f'<a href="{html.escape(page_of(str(name), str(by)))}">{html.escape(str(name))}</a>'

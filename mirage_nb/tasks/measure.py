@@ -7,7 +7,7 @@ __all__ = ['plan_measurement', 'measured_label', 'Change', 'compare_visits', 'me
 
 # %% ../../nbs/tasks/77_measure.ipynb #bff4cc3b
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +25,10 @@ from ..measure.places import Places
 from ..measure.result import Measured, list_measures, measure_volume, measured_facts, say_measures
 from ..recipes.measure import Measure
 from ..recipes.prediction import Predict
+from ..recipes.settings import override
 from ..report.eye_pages import write_eye_list, write_eye_page
 from ..spreadsheets import save_table
-from ..storage import absolute_path, hash_value, read_json, write_json
+from ..storage import absolute_path, hash_file, hash_value, read_json, write_json
 from .predict import plan_prediction, write_arrays
 from .volumes import VolumeSource, dataset_volumes, mapped_volumes, scanner_volumes, source_hash
 
@@ -69,14 +70,19 @@ class _Measurement:
     volumes: list[VolumeSource] = field(default_factory=list)
     unreadable: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=['id', 'fault']))
     prediction: Any = None              # of the masks; None: they are there
+    reference: Any = None               # folder of a measurement of healthy eyes, or a job that measures them
     kept: list[dict[str, Any]] = field(default_factory=list) # of each volume
     held: dict[tuple[str, str], Measured] = field(default_factory=dict) # by name and whose masks, the first ones
     foveas: dict[str, Fovea|None] = field(default_factory=dict) # of each volume, by its first set of masks
 
     def sources(self)->dict[str, str]:
         "Hash what the measurements are made from."
-        if self.prediction: return dict(self.prediction.sources)
-        return {'data': hash_value([(v.name, v.by, source_hash(v)) for v in self.volumes])}
+        own = dict(self.prediction.sources) if self.prediction else {
+            'data': hash_value([(v.name, v.by, source_hash(v)) for v in self.volumes])}
+        if self.reference is None: return own
+        other = hash_file(self.reference/'measures.csv') if isinstance(self.reference, Path) else hash_value(
+            self.reference.sources())
+        return own | {'reference': other}
 
     def _key(self, v:VolumeSource)->str:
         own = {k: getattr(self.settings, k) for k in ('spacing', 'slices', 'eye', 'fovea')}
@@ -125,10 +131,30 @@ class _Measurement:
         return [self.one(first[k]) for k in names]
 
 # %% ../../nbs/tasks/77_measure.ipynb #84f2d545
+def _plan_reference(cfg:Measure)->Path|_Measurement|None:
+    "Plan with what the eyes are compared: a measurement, or eyes that are read as those that are measured."
+    if not cfg.reference: return None
+    path = absolute_path(cfg.reference)
+    if (path/'measures.json').is_file() and (path/'measures.csv').is_file(): return path
+    if not path.exists() and (cfg.images or cfg.predictions): raise FileNotFoundError(
+        f'no folder {path}: reference takes that of a 36_measure, or of healthy eyes')
+    own: dict[str, Any] = {'reference': '', 'fovea': '', 'figures': 1}
+    if cfg.predictions: own |= {'predictions': cfg.reference, 'images': ''}
+    elif cfg.images: own['images'] = cfg.reference
+    else: own |= {'dataset': cfg.reference, 'run': ''}
+    return plan_measurement(override(cfg, **own))
+
+
 def plan_measurement(
     cfg:Measure
 )->_Measurement:
     "Plan what is measured, checked before anything runs."
+    reference = _plan_reference(cfg)
+    return replace(_plan(cfg), reference=reference)
+
+
+def _plan(cfg:Measure)->_Measurement:
+    "Plan which volumes are measured."
     if cfg.predictions: return _Measurement(cfg, *mapped_volumes(cfg, absolute_path(cfg.predictions)))
     if not cfg.images: return _Measurement(cfg, dataset_volumes(cfg))
     if not cfg.run: return _Measurement(cfg, *scanner_volumes(cfg))
@@ -259,7 +285,8 @@ def _doubts(job:_Measurement)->Iterator[Verdict]:
 
 def measured_result(
     job:_Measurement,          # after its measurements
-    changes:Sequence[Change]=()
+    changes:Sequence[Change]=(),
+    normative:Any=None         # of `compare_with_healthy`
 )->dict[str, Any]:             # for `finish_run`
     "Sum measurements up: headline, verdicts, numbers."
     own = [k for k in job.kept if k['by'] == job.kept[0]['by']]
@@ -273,5 +300,7 @@ def measured_result(
     for c in changes[:6]:
         d = c.table.change.iloc[0]
         lines.append(f'{c.names[1]} against {c.names[0]}: central subfield {d:+.0f} {c.table.unit.iloc[0]}; {c.shift}')
-    return {'summary': lines, 'verdicts': list_verdicts(_doubts(job)), 'volumes': len(own),
+    if normative is not None: lines += normative.lines()
+    doubts = [*_doubts(job), *(normative.doubts() if normative is not None else ())]
+    return {'summary': lines, 'verdicts': list_verdicts(doubts), 'volumes': len(own),
             'unreadable': len(job.unreadable), 'central_um': central}

@@ -1,0 +1,79 @@
+"Eyes beside healthy eyes: phantoms that are thicker by a known number of standard deviations"
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from mirage_nb.phantoms.eyes import EyePlan, EyeScan, draw_masks
+from mirage_nb.recipes.measure import Measure
+from mirage_nb.tasks.measure import measured_result, plan_measurement
+from mirage_nb.tasks.normative import compare_with_healthy
+
+pytestmark = pytest.mark.slow
+SCAN = EyeScan(rows=128, cols=50, across=.13, between=.65, slices=10)
+MANIFEST = Path(__file__).resolve().parents[2]/'data_manifests'/'Phantom_EYES.toml'
+HEALTHY = np.random.default_rng(3).normal(30, 12, 22)  # swelling at the fovea, micrometres
+
+
+def write_set(folder, plans):
+    "Write the masks of volumes as a dataset"
+    for k in ('bscan', 'semseg'): (folder/k).mkdir(parents=True)
+    rows = []
+    for name, plan in plans.items():
+        for i, m in enumerate(draw_masks(plan, SCAN)):
+            for k in ('bscan', 'semseg'): Image.fromarray(25*m).save(folder/k/f'{name}_{i:02}.png')
+        rows.append({'volume': name, 'mm_between_rows': SCAN.depth, 'mm_between_columns': SCAN.across,
+                     'mm_between_slices': SCAN.between, 'eye': plan.eye})
+    pd.DataFrame(rows).to_csv(folder/'volumes.csv', index=False)
+    (folder/'manifest.toml').write_text(MANIFEST.read_text().replace('size = [256, 256]\n', 'size = [128, 50]\n'))
+
+
+def plan_of(i, swelling):
+    return EyePlan('OS' if i % 2 else 'OD', (.1 if i % 3 else -.1, .05), float(swelling))
+
+
+@pytest.fixture(scope='module')
+def healthy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('sets')
+    write_set(folder/'healthy', {f'P{i + 10}_X': plan_of(i, s) for i, s in enumerate(HEALTHY)})
+    z = {'P1_OD': 2.5, 'P2_OS': -2.5, 'P3_OS': 0.}
+    write_set(folder/'eyes', {k: plan_of(i, HEALTHY.mean() + v*HEALTHY.std(ddof=1))
+                              for (k, v), i in zip(z.items(), (0, 1, 3), strict=True)})
+    return folder, z
+
+
+def test_z_scores_are_recovered(healthy, tmp_path):
+    "In the centre, where eyes differ, z is that of the swelling; a folder gives what a run gives"
+    folder, expected = healthy
+    job = plan_measurement(Measure(dataset=str(folder/'eyes'), reference=str(folder/'healthy')))
+    job.measure(tmp_path/'run')
+    found = compare_with_healthy(job, tmp_path/'run')
+    assert not found.unlike and len(found.reference.eyes) == 22
+    own = found.table[(found.table.of == 'retina') & (found.table['where'] == 'central')].set_index('volume')
+    for k, z in expected.items(): assert own.z[k] == pytest.approx(z, abs=.25), k
+    assert own.band['P1_OD'].startswith(('95th', 'above')) and own.band['P2_OS'].startswith(('1st', 'below'))
+    assert own.band['P3_OS'] == '5th to 95th (usual)' and (own.n == 22).all()
+    with np.load(tmp_path/'run'/'normative'/'drawn'/'P1_OD.npz') as maps:
+        assert np.nanmedian(maps['retina'][28:33, 28:33]) == pytest.approx(2.5, abs=.5)
+    told = measured_result(job, normative=found)
+    assert 'Beside 22 eyes, one of each patient:' in told['summary']
+    run = plan_measurement(Measure(dataset=str(folder/'eyes'), reference=str(tmp_path/'run'/'reference')))
+    assert set(run.sources()) == {'data', 'reference'} and run.sources() != job.sources()
+    run.measure(tmp_path/'second')
+    pd.testing.assert_frame_equal(compare_with_healthy(run, tmp_path/'second').table, found.table)
+
+
+def test_another_scale_is_not_compared(healthy, tmp_path):
+    folder, _ = healthy
+    sizes = folder/'eyes'/'volumes.csv'
+    before = sizes.read_text()
+    sizes.write_text(before.replace('0.0039', '0.0036', 1))
+    try:
+        job = plan_measurement(Measure(dataset=str(folder/'eyes'), reference=str(folder/'healthy')))
+        job.measure(tmp_path/'run')
+        found = compare_with_healthy(job, tmp_path/'run')
+    finally: sizes.write_text(before)
+    assert found.unlike == {'P1_OD': '0.0036 mm between rows, and 0.0039 mm in the reference'}
+    assert any('P1_OD was not compared' in v['text'] for v in measured_result(job, normative=found)['verdicts'])

@@ -59,7 +59,8 @@ def _draw_sectors(ax:Any, one:Compared)->None:
         patch.set(facecolor=_TONES[BANDS.index(row['band'])] if row and known else 'white', edgecolor='black', lw=1)
         ax.add_patch(patch)
         x, y = _middle(name, one.eye)
-        ax.text(x, y, f"{row['z']:+.1f}" if row and known else '–', ha='center', va='center', fontsize=9)
+        ax.text(x, y, f"{row['z']:+.1f}" if row and known else '–', ha='center', va='center', fontsize=9,
+                color='white' if row and row['band'] == BANDS[-1] else 'black')
     ax.set(xlim=(-3.1, 3.1), ylim=(3.1, -3.1), aspect='equal', xlabel='mm', xticks=range(-3, 4), yticks=range(-3, 4))
 
 

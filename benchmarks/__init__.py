@@ -24,7 +24,9 @@ def row(
     plain: float,          # seconds
     ours: float,           # seconds
     same: str,             # difference of the outputs
-    aim: float | None = None  # ratio aimed at
+    aim: float | None = None,  # ratio aimed at
+    unit: str = 's'            # of both
 ) -> dict[str, object]:
     "One line of the table"
-    return {'what': what, 'plain_s': plain, 'ours_s': ours, 'ratio': plain / ours, 'aim': aim, 'same': same}
+    return {'what': what, 'plain_s': plain, 'ours_s': ours, 'ratio': plain / ours, 'aim': aim, 'same': same,
+            'unit': unit}

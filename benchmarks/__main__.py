@@ -10,8 +10,8 @@ HEAD = f"{'what':62} {'plain':>9} {'ours':>9} {'ratio':>7} {'aim':>5}  outputs"
 
 
 def line(r: dict) -> str:
-    aim = f"{r['aim']:.1f}" if r['aim'] else '-'
-    return f"{r['what']:62} {r['plain_s']:8.4f}s {r['ours_s']:8.4f}s {r['ratio']:6.1f}x {aim:>5}  {r['same']}"
+    aim, u = f"{r['aim']:.1f}" if r['aim'] else '-', r.get('unit', 's')
+    return f"{r['what']:62} {r['plain_s']:8.4f}{u} {r['ours_s']:8.4f}{u} {r['ratio']:6.1f}x {aim:>5}  {r['same']}"
 
 
 def main(names: list[str]) -> int:

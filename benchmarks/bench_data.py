@@ -27,18 +27,26 @@ def make_pair(folder: Path) -> None:
     tissue = np.array([20, 150, 100, 130, 70, 60, 180, 200, 40])[mask]
     image = (tissue * rng.gamma(6, 1 / 6, SIZE)).clip(0, 255).astype(np.uint8)
     for kind, pixels in (('bscan', image), ('semseg', 28 * mask)):
-        (folder/kind).mkdir()
-        Image.fromarray(pixels).save(folder/kind/f'{ID}.png')
+        for suffix in ('png', 'tif'):  # TIFF: without compression
+            (folder/suffix/kind).mkdir(parents=True)
+            Image.fromarray(pixels).save(folder/suffix/kind/f'{ID}.{suffix}')
+
+
+def make_set(folder: Path, suffix: str, keep_mb: int) -> SegDataset:
+    "Open the pair of one format, with or without room to keep it decoded"
+    table = folder_table(folder/suffix/'bscan').assign(semseg=[folder/suffix/'semseg'/f'{ID}.{suffix}'])
+    return SegDataset(table, CLASSES, size=SIZE, augment=True, keep_mb=keep_mb)
 
 
 def separate_steps(
     folder: Path,
     epoch: int,
-    per_pixel: bool  # classes by a Python call a pixel, as published code has it, or by a table
+    per_pixel: bool, # classes by a Python call a pixel, as published code has it, or by a table
+    suffix: str = 'png'
 ) -> tuple[torch.Tensor, torch.Tensor]:
     "The same work written as one thinks of it: read, map, stretch, flip, resize, crop"
-    x = np.array(Image.open(folder/'bscan'/f'{ID}.png').convert('L'))
-    y = np.array(Image.open(folder/'semseg'/f'{ID}.png').convert('L'))
+    x = np.array(Image.open(folder/suffix/'bscan'/f'{ID}.{suffix}').convert('L'))
+    y = np.array(Image.open(folder/suffix/'semseg'/f'{ID}.{suffix}').convert('L'))
     index = {c.value: c.index for c in CLASSES}
     if per_pixel:
         y = np.vectorize(index.get)(y)
@@ -68,22 +76,24 @@ def run() -> list[dict]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_pair(folder)
-        table = folder_table(folder/'bscan').assign(semseg=[folder/'semseg'/f'{ID}.png'])
-        first, later = (SegDataset(table, CLASSES, size=SIZE, augment=True, keep_mb=mb) for mb in (0, 512))
+        first, later, raw = (make_set(folder, *k) for k in (('png', 0), ('png', 512), ('tif', 0)))
         kinds = {_draw_crop(SIZE, keyed_generator(0, e, ID))[0]: e for e in range(32)}
         epochs = [kinds[False], kinds[True]]  # one of each: as drawn, and flipped
-        apart = [difference(ds[(e, 0)], separate_steps(folder, e, True)) for e in epochs for ds in (first, later)]
-        plain, table_s, cold, kept, decode = alternate(
+        apart = [difference(ds[(e, 0)], separate_steps(folder, e, True)) for e in epochs for ds in (first, later, raw)]
+        plain, table_s, cold, kept, decode, plain_raw, cold_raw = alternate(
             lambda: [separate_steps(folder, e, True) for e in epochs],
             lambda: [separate_steps(folder, e, False) for e in epochs],
             lambda: [first[(e, 0)] for e in epochs], lambda: [later[(e, 0)] for e in epochs],
-            lambda: [np.asarray(Image.open(folder/k/f'{ID}.png')) for k in ('bscan', 'semseg') for _ in epochs])
+            lambda: [np.asarray(Image.open(folder/'png'/k/f'{ID}.png')) for k in ('bscan', 'semseg') for _ in epochs],
+            lambda: [separate_steps(folder, e, True, 'tif') for e in epochs], lambda: [raw[(e, 0)] for e in epochs])
     torch.set_num_threads(threads)
-    plain, table_s, cold, kept, decode = (s / len(epochs) for s in (plain, table_s, cold, kept, decode))
+    n = len(epochs)
     image, mask = (max(d) for d in zip(*apart, strict=True))
     same = f'image {image:.0e}, mask {mask} pixels'
-    floor = f'{same}; PNG alone takes {decode:.4f} s'
-    return [row('pair of 1024 x 1024, first epoch (plain: a call a pixel)', plain, cold, floor, 8),
-            row('pair of 1024 x 1024, later epochs (plain: a call a pixel)', plain, kept, same, 8),
-            row('pair of 1024 x 1024, first epoch (plain: look-up table)', table_s, cold, same),
-            row('pair of 1024 x 1024, later epochs (plain: look-up table)', table_s, kept, same)]
+    floor = f'{same}; PNG alone takes {decode/n:.4f} s'
+    return [row(f'pair of 1024 x 1024, {what}', slow/n, fast/n, more, aim) for what, slow, fast, more, aim in (
+        ('first epoch (plain: a call a pixel)', plain, cold, floor, 8),
+        ('first epoch, TIFF without compression (the same)', plain_raw, cold_raw, same, 8),
+        ('later epochs (plain: a call a pixel)', plain, kept, same, 8),
+        ('first epoch (plain: look-up table)', table_s, cold, same, None),
+        ('later epochs (plain: look-up table)', table_s, kept, same, None))]

@@ -192,8 +192,8 @@ class _TimmLayers(Encoder):
 
 # %% ../../nbs/models/62_timm_encoder.ipynb #d79e2cbf
 def _checkpoint_blocks(
-    name:str,     # of the network, for the message
-    net:nn.Module # changed in place
+    name:str, # of the network, for the message
+    net:Any   # of timm, changed in place
 )->None:
     "Let a network compute its blocks again in the backward pass."
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()): raise ValueError(

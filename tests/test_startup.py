@@ -34,4 +34,4 @@ def test_first_cell_leaves_out_what_few_need(name):
     cells = json.loads((ROOT/'nbs'/f'{name}.ipynb').read_text())['cells']
     first = next(''.join(c['source']) for c in cells if c['cell_type'] == 'code')
     found = imported(first)
-    assert not any(repr(k) in found for k in ('timm', 'monai', 'papermill', 'nbformat')), found
+    assert not any(repr(k) in found for k in ('torchvision', 'timm', 'monai', 'papermill', 'nbformat')), found

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 from ..core import unknown
 from .targets import ClassTarget, RegionTarget, Target
@@ -73,4 +72,5 @@ def baseline_image(
     if kind != 'blurred': raise ValueError(unknown('baseline', kind, ('mean', 'darkest', 'blurred')))
     sigma = min(image.shape[-2:])*_BLUR
     side = min(2*round(3*sigma) + 1, 2*min(image.shape[-2:]) - 1)  # padding by reflection is below the side
+    from torchvision.transforms.functional import gaussian_blur  # takes seconds: imported where it is needed
     return gaussian_blur(image, [side, side], [sigma, sigma])

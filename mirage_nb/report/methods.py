@@ -136,6 +136,20 @@ def _seg_tune(s:_Settings, r:_Settings)->list[str]:
 _MONITORS = {'bacc': 'highest balanced accuracy', 'auroc': 'highest mean AUROC'}
 
 
+_SLICES = {'mean': 'by their mean', 'max': 'by the highest score of a slice for each class',
+           'attention': 'by a mean weighted by gated attention (Ilse et al. 2018)',
+           'transformer': 'by two transformer blocks over the slices, and a mean weighted by gated attention (Ilse et '
+                          'al. 2018)'}
+
+
+def _pooling_sentence(s:_Settings)->str: # '': of single images
+    "State how the slices of a volume were pooled."
+    if not s.get('slices'): return ''
+    return (f"The slices of a volume were encoded one by one, and pooled {_SLICES[s['slices']]}; a slice was described "
+            'by its own vector, and by how that differs from the mean of its volume. Labels, splits and scores are '
+            'those of volumes.')
+
+
 def _cls_tune(s:_Settings, r:_Settings)->list[str]:
     "Write the sentences of a fine-tuning for classification."
     mixed = f", mixup {_number(s['mixup'])}" if s['mixup'] else ''
@@ -147,7 +161,8 @@ def _cls_tune(s:_Settings, r:_Settings)->list[str]:
     on = f" of {s['test_dataset']} [@{dataset_key(dataset_name(s['test_dataset']))}]" if s.get('test_dataset') else ''
     if s.get('class_map'): on += f", with the classes mapped by {', '.join(s['class_map'])}"
     trained = _TRAINED[s['tune']].replace('the head', 'a linear classifier').format(**s)
-    return [_start_sentence(s), f"{trained}, on images of {_size_text(s['size'])}.",
+    pooled = [k for k in [_pooling_sentence(s)] if k]
+    return [_start_sentence(s), f"{trained}, on images of {_size_text(s['size'])}.", *pooled,
             _training_sentence(s, r.get('epochs')), f"Label smoothing was {_number(s['label_smoothing'])}{mixed}.",
             f'{chosen} was tested once on the test split{on}{more}.', _NET_BENEFIT, _INTERVALS]
 
@@ -266,12 +281,18 @@ def _data_report(s:_Settings, r:_Settings)->list[str]:
             'tested on other patients: what it predicts could stand in for a disease.']
 
 
+_NORMATIVE = ('Eyes were compared with healthy eyes, one of each patient, left eyes mirrored: z is the distance from '
+              "their mean in standard deviations, and percentiles are of Student's distribution (Crawford and Howell "
+              '1998).')
+
+
 def _measure(s:_Settings, r:_Settings)->list[str]:
     "Write the sentences of measurements."
     return ['The thickness of a layer is the distance from its topmost to its bottommost pixel in each A-scan. Sectors '
             'are those of the ETDRS, with circles of 1, 3 and 6 mm around the thinnest place of the smoothed retina; '
             'means are over the area, interpolated linearly between B-scans. Volumes of lesions are sums of pixels, '
-            'each B-scan standing for the fundus half-way to its neighbours.']
+            'each B-scan standing for the fundus half-way to its neighbours.',
+            *([_NORMATIVE] if s.get('reference') else [])]
 
 
 def _benchmark(s:_Settings, r:_Settings)->list[str]:

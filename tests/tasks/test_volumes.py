@@ -1,6 +1,7 @@
 "Volumes are classified by their slices: training, resuming, test, prediction, refusals, and a lesion in one slice"
 import shutil
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -63,6 +64,19 @@ def test_resumed_as_if_whole(home, tmp_path, monkeypatch, slices):
     train(classification_task(cfg), tmp_path/'cut')
     same = [load_volume_model(tmp_path/k/'best.safetensors')[0].state_dict() for k in ('whole', 'cut')]
     assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in same), strict=True))
+
+
+def test_another_dataset_is_scored_by_volume(home, tmp_path):
+    "Rows are the test volumes of the other dataset, with its number of slices"
+    other = make_phantom_vol(tmp_path/'Other', seed=5, patients=28, slices=4, size=(64, 64))
+    manifest = Path(__file__).resolve().parents[2]/'data_manifests'/'Phantom_VOL.toml'
+    shutil.copy(manifest, other/'manifest.toml')
+    shutil.copytree(home/'run', tmp_path/'run', ignore=shutil.ignore_patterns('*_test.csv', 'result.json'))
+    task = classification_task(settings(test_dataset=str(other)))
+    scores = task.test(tmp_path/'run')
+    table = pd.read_csv(tmp_path/'run'/'predictions_test.csv')
+    assert len(scores.pred) == len(table) and (table.slices == 4).all()
+    assert table.id.is_unique and set(table.dataset) == {'Other'}
 
 
 def test_rows_are_volumes(home):

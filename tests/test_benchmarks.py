@@ -14,5 +14,6 @@ CODE = ('import importlib, sys\n'
 def test_benchmarks_are_imported():
     "In a process of its own, for they change the environment of PyTorch"
     names = [p.stem for p in sorted((ROOT/'benchmarks').glob('bench_*.py'))]
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', CODE, *names], cwd=ROOT, capture_output=True, text=True)
+    words = [sys.executable, '-W', 'ignore', '-c', CODE, *names]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert names and not done.returncode, done.stderr[-2000:]

@@ -22,6 +22,7 @@ from mirage_nb.tasks.collect import _read_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings('ignore')]
 FOLDER, FILE, PATIENT, HIDDEN = 'Wentworth_Anne', 'Pemberton', 'Doe, Jane', 'Fitzalan'  # what is planted
+VISITS = 'Ravenscroft_Ada'
 TUNE = {'recipe': 'seg_small', 'epochs': 1, 'size': 64, 'batch_size': 4, 'head': 'linear', 'baselines': False,
         'waive': 'absent_class,near_duplicates'}
 
@@ -61,6 +62,9 @@ def planted(tmp_path_factory):
         "title = 'x'\nsource = 'x'\nlicence = 'x'\ncitation = 'x'\nget = 'x'\nlayout = 'table'\n"
         "task = 'classification'\nmodality = 'bscan'\n[labels]\ntable = 'labels.csv'\nimage = '{file}'\n"
         "patient = 'patient'\nlabel = 'label'\nclasses = ['CNV', 'NORMAL']\nshares = [0.4, 0.3, 0.3]\n")
+    for i in range(30):  # a folder for each patient, without labels
+        pixels = rng.integers(0, 120, (64, 64), np.uint8) + np.uint8(60*(i % 3))
+        plant(Image.fromarray(pixels), home/FOLDER/'Films'/f'{VISITS}{i//2:02}'/f'{FILE}_{i % 2}.png')
     with pytest.MonkeyPatch.context() as m:
         for k in ('MIRAGE_DATA', 'MIRAGE_RUNS', 'MIRAGE_KEYS'): m.setenv(k, str(home/k.lower()))
         m.setenv('OMP_NUM_THREADS', '1')
@@ -167,18 +171,72 @@ def test_a_run_with_names_below_it(planted, tuned):
     assert open_run(folder).settings['run'] == str(tuned[1])
 
 
+GRADES = {'recipe': 'cls_small', 'epochs': 1, 'size': 64, 'waive': 'near_duplicates,patients'}
+
+
+@pytest.fixture(scope='module')
+def graded(planted):
+    "The same classification with pseudonyms and with names, with two seeds"
+    options = GRADES | {'dataset': str(planted/FOLDER/'Grades')}
+    return [[run_notebook('cls_tune', options | {'seed': k, 'anonymise': on}, quiet=True) for k in (0, 1)]
+            for on in (True, False)]
+
+
 @pytest.mark.long
-def test_a_classification(planted):
+def test_a_classification(planted, graded):
     "Neither patients of a table nor its other columns are in an anonymised classification and its evaluation"
-    options = {'dataset': str(planted/FOLDER/'Grades'), 'recipe': 'cls_small', 'epochs': 1, 'size': 64,
-               'waive': 'near_duplicates,patients'}
-    hidden, plain = (run_notebook('cls_tune', options | {'anonymise': on}, quiet=True) for on in (True, False))
+    (hidden, _), (plain, _) = graded
     assert not leaks(hidden, FOLDER, FILE, PATIENT, HIDDEN) and not leaks(plain, HIDDEN)
     np.testing.assert_array_equal(numbers(hidden/'predictions_test.csv'), numbers(plain/'predictions_test.csv'))
     scored = run_notebook('cls_eval', {'predictions': str(plain/'predictions_test.csv'), 'resamples': 200,
                                        'anonymise': True}, quiet=True)
     assert not leaks(scored, FOLDER, FILE, PATIENT, HIDDEN)
     assert pd.read_csv(hidden/'predictions_test.csv').patient.str.fullmatch('[a-z]{10}').all()
+
+
+SMALL = {'epochs': 1, 'size': 32, 'batch_size': 4, 'waive': 'near_duplicates'}
+OTHERS = {  # {run}, {other}: the two classifications, with pseudonyms if this pipeline has them
+    'few_shot': GRADES | {'dataset': '{clinic}/Grades', 'shots': [2, 4], 'seeds': 2, 'resamples': 100},
+    'seeds': {'run': '{run}', 'resamples': 100},
+    'compare': {'runs': '{run},{other}', 'by': ['seed'], 'resamples': 100},
+    'compare tables': {'tables': ['ours={table}', 'theirs={table2}'], 'resamples': 100},
+    'predict': {'images': '{clinic}/Films', 'run': '{run}', 'compare_with': 4},
+    'explain': {'run': '{run}', 'dataset': '{clinic}/Grades', 'shown': 2, 'scored': 4, 'methods': ['grad_cam'],
+                'panels': 'png'},
+    'explain ids': {'run': '{run}', 'images': '{clinic}/Films', 'dataset': '', 'shown': 1, 'scored': 4,
+                    'methods': ['grad_cam'], 'ids': VISITS + '03/' + FILE + '_1'},
+    'reconstruct': {'dataset': '{clinic}/Clinic', 'scored': 2, 'rounds': 1, 'examples': 1, 'artefacts': ['noise'],
+                    'only': FILE + '-009a_01'},
+    'features': {'dataset': '{clinic}/Grades,{clinic}/Clinic', 'resamples': 100, 'examples': 1, 'queries': 2},
+    'pretrain_multimae': SMALL | {'dataset': '{clinic}/Clinic', 'size': 64},
+    'pretrain_mae': SMALL | {'dataset': '{clinic}/Grades,{clinic}/Films'},
+    'pretrain_views': SMALL | {'dataset': '{clinic}/Films', 'model': 'timm:test_resnet', 'queue': 16}}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', OTHERS)
+def test_every_other_pipeline(name, planted, graded):
+    "No planted name is in what it writes, and the numbers are those of the same run with names"
+    made = []
+    for on, (run, other) in zip((True, False), graded, strict=True):
+        tables = [planted/FOLDER/f'{FILE}_{k}.csv' for k in (0, 1)]
+        for k, p in enumerate(tables):
+            pd.read_csv(graded[1][k]/'predictions_test.csv').assign(referred_by=HIDDEN).to_csv(p, index=False)
+        places = {'clinic': planted/FOLDER, 'run': run, 'other': other, 'table': tables[0], 'table2': tables[1]}
+        def filled(v, places=places):
+            if isinstance(v, list): return [filled(k) for k in v]
+            return v.format(**places) if isinstance(v, str) else v
+        options = {k: filled(v) for k, v in OTHERS[name].items()} | {'anonymise': on}
+        made.append(run_notebook(name.partition(' ')[0], options, quiet=True))
+    hidden, plain = made
+    assert not leaks(hidden, FOLDER, FILE, PATIENT, HIDDEN, VISITS)
+    assert not leaks(plain, HIDDEN) and hidden.is_relative_to(runs_dir())
+    assert not re.search(r'\b(Grades|Clinic|Films)\b', str(hidden.relative_to(runs_dir())))
+    for p in plain.rglob('*.csv'):
+        same = hidden/p.relative_to(plain)
+        a, b = (pd.read_csv(f).select_dtypes('number') for f in (p, same))
+        keep = [c for c in a if c in b and c not in ('seconds', 'samples_per_s', 'waiting')]
+        np.testing.assert_array_equal(a[keep], b[keep], err_msg=str(p))
 
 
 def test_a_notebook_that_fails(planted):

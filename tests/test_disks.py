@@ -132,6 +132,16 @@ def test_runs_that_cannot_be_made(place, starter, tmp_path):
     assert re.search(rf'cannot write {runs}\S*: .*\. Choose another folder by MIRAGE_RUNS', said), said
 
 
+@pytest.mark.parametrize('stage', ['seg_tune', *STAGES])
+def test_runs_on_a_disk_that_is_mounted_read_only(stage, starter, tmp_path):
+    "Before anything is computed"
+    with small_disk(tmp_path/'disk', 1):
+        subprocess.run(['mount', '-o', 'remount,ro', str(tmp_path/'disk')], check=True)
+        code, said = starter.run([stage, *STAGES.get(stage, [])], tmp_path/'disk')
+    assert code == 1 and not RAW.search(said), said
+    assert f'cannot write {tmp_path}/disk/.running: Read-only file system. Choose another folder by MIRAGE_RUNS' in said
+
+
 def test_data_that_cannot_be_made(starter, tmp_path):
     "Phantoms are drawn where the data are"
     (tmp_path/'file').touch()

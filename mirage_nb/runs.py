@@ -180,8 +180,9 @@ def _execute(
             progress_bar=False, stderr_file=console,  # the bars of training and prediction
             extra_arguments=_KERNEL)
     except PapermillExecutionError as e: return f'{e.ename}: {e.evalue}'
-    except DeadKernelError: return _DEAD
-    except Exception as e: return explain_disk_error(e) or f'{type(e).__name__}: {e}'
+    except Exception as e:
+        if isinstance(e, DeadKernelError) or 'Kernel died' in str(e): return _DEAD  # or as it began
+        return explain_disk_error(e) or f'{type(e).__name__}: {e}'
     finally:
         for k, v in before.items():
             if v is None: del os.environ[k]

@@ -6,6 +6,7 @@
 __all__ = ['ENGINE', 'Console']
 
 # %% ../../nbs/commands/10_progress.ipynb #c0a00003
+import logging
 import sys
 import threading
 import time
@@ -93,6 +94,16 @@ def _announced(
     return [line for text in texts for line in text.splitlines()]
 
 
+@contextmanager
+def _unlogged()->Iterator[None]:
+    "Let the runner alone say what has failed."
+    logger = logging.getLogger('papermill')
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try: yield
+    finally: logger.setLevel(before)
+
+
 class _Engine(NBClientEngine):
     "Run a notebook as papermill does, and say on a console where it is."
     @classmethod
@@ -113,7 +124,7 @@ class _Engine(NBClientEngine):
         nb_man.cell_start, nb_man.cell_complete = cell_start, cell_complete
         console.notebook = nb_man.nb
         own = {'kernel_manager_class': _OwnKernel}
-        with console.beating(): return super().execute_managed_notebook(nb_man, kernel_name, **more, **own)
+        with console.beating(), _unlogged(): return super().execute_managed_notebook(nb_man, kernel_name, **more, **own)
 
 
 ENGINE = 'mirage_nb'  # name of this engine, for `execute_notebook`

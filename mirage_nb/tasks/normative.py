@@ -62,7 +62,7 @@ class Normative:
         if (n := len(self.unlike)) > 3: out.append(Verdict('warning', f'{n - 3} more volumes were not compared'))
         return out
 
-
+# %% ../../nbs/tasks/78_normative.ipynb #5b003540
 def _maps(
     facts:Mapping[str, Any], # of `measured_facts`
     path:Path,               # .npz of its thickness

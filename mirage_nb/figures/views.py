@@ -13,6 +13,7 @@ import pandas as pd
 import seaborn as sns
 from torch import Tensor
 
+from ..anonymised import hide_ids
 from ..eval.views import collapse_limits
 from .common import COLOURS, DescribedFigure, draw_image, image_grid, panel_grid
 from .pretraining import draw_probes, modality_rgb
@@ -23,7 +24,7 @@ def show_image_views(
     ids:Sequence[str]       # of the images
 )->DescribedFigure:
     "Draw the views of some images, a row each: the large ones first."
-    n = sum(len(v) for v in views)
+    ids, n = hide_ids(map(str, ids)), sum(len(v) for v in views)
     fig, axes = image_grid(len(ids), n, views[0].shape[-2:], 1.3)
     for i, (line, name) in enumerate(zip(axes, ids, strict=True)):
         each = [('large' if g == 0 else 'small', x[i]) for g, part in enumerate(views) for x in part]

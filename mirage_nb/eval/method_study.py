@@ -6,6 +6,7 @@
 __all__ = ['FEWEST_SEEDS', 'check_same_images', 'DrawnScore', 'MethodStudy', 'study_scores']
 
 # %% ../../nbs/eval/62_method_study.ipynb #f44931a9
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from .stats import ResamplingUnits
 
 # %% ../../nbs/eval/62_method_study.ipynb #fde6c6e5
 _SHOWN = 5  # ids of a kind
+_PSEUDONYM = re.compile(r'[a-z]{10}([_-]\d+)?$')  # of an image
 _FACTS = {'patient': 'patient', 'truth': 'label or mask', 'file': 'image file'}  # column -> what it says; '': not known
 
 
@@ -64,6 +66,11 @@ def check_same_images(
         first, *rest = [r for r in results if r.dataset == name]
         lines = [f'  {r.label}: {text}' for r in rest for text in _differences(first, r)]
         if lines: found += [f'{name}: not the same test images as those of {first.label}', *lines]
+    hidden = {r.label for r in results if all(_PSEUDONYM.match(str(k)) for k in r.images.id)}
+    if found and 0 < len(hidden) < len({r.label for r in results}): raise ValueError('\n'.join([
+        *found, f'{", ".join(sorted(hidden))}: the names of its images are pseudonyms (anonymise=True), those of '
+        'others are not. Add anonymise=True to this comparison, which gives the other names their pseudonyms if the '
+        'key is the same (docs/privacy.md), or run all of them with the same `anonymise`']))
     if found: raise ValueError('\n'.join([
         *found, 'Methods are compared on the same images with the same truth. Test them with the same `splits` and '
         'the same version of the data, or leave these runs out']))

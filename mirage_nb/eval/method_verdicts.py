@@ -91,16 +91,30 @@ def _pairs_text(
     return '; '.join(some[:3]) + (f'; {len(some) - 3} more' if len(some) > 3 else '')
 
 
+def _has_seeds(
+    study:MethodStudy,
+    c:Comparison
+)->bool:
+    "Tell whether both methods have several seeds: of one seed a test compares two trained models, not methods."
+    return all(len(study.of(c.dataset, m)) > 1 for m in c.names)
+
+
 def _shown(
+    study:MethodStudy,
     comparisons:Sequence[Comparison] # of the main metric
 )->Iterator[Verdict]:
     "Yield which differences were shown, and which were not."
-    better = sorted((c for c in comparisons if c.outcome in ('win', 'loss')), key=lambda c: c.p_holm)
+    differ = sorted((c for c in comparisons if c.outcome in ('win', 'loss')), key=lambda c: c.p_holm)
+    for c in [c for c in differ if not _has_seeds(study, c)][:_MOST]: yield Verdict('note', (
+        f'{" and ".join(c.names)}: these two trained models differ on these images ({_pair_text(c)}); whether the '
+        'methods do is not known'))
+    better = [c for c in differ if _has_seeds(study, c)]
     for c in better[:_MOST]: yield Verdict('good', f'{c.verdict}: {_pair_text(c)}')
     if len(better) > _MOST: yield Verdict('good', (
         f'{len(better) - _MOST} more differences were shown: see the table of differences'))
     same, ties, few = ([c for c in comparisons if c.outcome == k] for k in ('equivalent', 'tie', 'few'))
-    if same: yield Verdict('good', f'Equivalent within {same[0].margin:g}: {_pairs_text(same)}')
+    if same: yield Verdict('good' if all(_has_seeds(study, c) for c in same) else 'note',
+                            f'Equivalent within {same[0].margin:g}: {_pairs_text(same)}')
     asked = '' if any(c.margin > 0 for c in comparisons) else (
         '. That is no proof of equality; margin=0.02, say, asks for that')
     if ties: yield Verdict('note', f'No difference shown: {_pairs_text(ties)}{asked}')
@@ -124,26 +138,31 @@ def _seed_spread(
 def method_verdicts(
     study:MethodStudy,
     comparisons:Sequence[Comparison], # of `eval.method_tests.compare_methods`
-    left_out:Mapping[str, int]        # why runs were left out -> how many
+    left_out:Mapping[str, int],       # why runs were left out -> how many
+    differing:Sequence[str]=()        # settings that differ and name no method, as 'epochs (linear: 1; convnext: 2)'
 )->Iterator[Verdict]:
     "Judge a comparison of methods by its main metric."
     main = next(iter(study.metrics))
     own = [c for c in comparisons if c.metric == main]
+    if differing: yield Verdict('warning', (
+        f'The methods differ in more than their names say: {", ".join(differing)}. A difference in scores may come '
+        'from there'))
     yield from _against(study)
     if not own: yield Verdict('warning', 'Nothing was compared: no dataset has two methods')
     yield from _seed_spread(study, own)
-    yield from _shown(own)
+    yield from _shown(study, own)
     for why, n in left_out.items(): yield Verdict('note', f'{counted(n, "run")} left out: {why}')
 
 
 def _wins(
+    study:MethodStudy,
     dataset:str,
     method:str,
     comparisons:Sequence[Comparison] # of the main metric
 )->int:
-    "Count the methods that one was shown to be better than."
-    return sum(c.dataset == dataset and c.outcome == ('win' if c.names[0] == method else 'loss') for c in comparisons
-               if method in c.names)
+    "Count the methods that one was shown to be better than, by several seeds of both."
+    own = [c for c in comparisons if c.dataset == dataset and method in c.names and _has_seeds(study, c)]
+    return sum(c.outcome == ('win' if c.names[0] == method else 'loss') for c in own)
 
 
 def _dataset_line(
@@ -158,7 +177,9 @@ def _dataset_line(
     low, high = s.patient_interval(study.level)
     interval = '' if np.isnan(low) else f' [{low:.{digits}f}, {high:.{digits}f}]'
     others = sum(1 for c in comparisons if c.dataset == dataset and best in c.names)
-    than = f', shown to be better than {_wins(dataset, best, comparisons)} of {counted(others, "other")}'
+    tried = sum(1 for c in comparisons if c.dataset == dataset and best in c.names and _has_seeds(study, c))
+    than = f', shown to be better than {_wins(study, dataset, best, comparisons)} of {counted(others, "other")}'
+    if not tried: than = '; one seed shows nothing about methods'
     return f'{dataset}: {best} has the best {main}, {s.mean:.{digits}f}{interval}{than if others else ""}'
 
 
@@ -174,6 +195,6 @@ def method_summary(
     where = counted(len(study.datasets), 'dataset') if several else study.datasets[0]
     facts = f'{counted(len(study.methods), "method")}, {seeds_text(study)}, {units_text(study)}'
     if not several: return [f'{k}; {facts}' for k in lines] or [facts]
-    wins = sum(_wins(d, best, own) > 0 for d in study.datasets)
+    wins = sum(_wins(study, d, best, own) > 0 for d in study.datasets)
     return [f'{best} has the best mean {main} over {where}, and on {wins} of them it is shown to be better than '
             f'another method; {facts}', *lines]

@@ -179,8 +179,17 @@ def difference_table(
     marks = [['']*(len(row) - 1) + ['best' if ' better' in row[-1] else ''] for row in rows]
     by, tried = f' by {tests[0]}' if len(tests) == 1 else '', int(own.p.notna().sum())
     return MarkedTable(pd.DataFrame(rows, columns=names), pd.DataFrame(marks, columns=names),
-                       (*_key_note(keys), f'{counted(tried, "test")} of {k.name}{by}, corrected together (Holm).',
+                       (*_key_note(keys), *_seed_note(study),
+                        f'{counted(tried, "test")} of {k.name}{by}, corrected together (Holm).',
                         *_EFFECTS), 2)
+
+
+def _seed_note(
+    study:MethodStudy
+)->tuple[str, ...]: # empty: each method has several seeds
+    "Say that a verdict on a single seed is one on trained models."
+    one = any(len(study.of(d, m)) == 1 for d in study.datasets for m in study.methods)
+    return ('Where a method has one seed, the verdict is of these trained models on these images, not of methods.',)*one
 
 
 def _key_note(

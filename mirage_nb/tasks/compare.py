@@ -6,6 +6,7 @@
 __all__ = ['plan_comparison', 'comparison_result', 'save_comparison', 'paper_tables', 'paper_figures']
 
 # %% ../../nbs/tasks/77_compare.ipynb #3e0b256a
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +37,7 @@ from ..report.comparison_tables import difference_table, main_table, metric_tabl
 from ..report.marked_tables import MarkedTable
 from ..spreadsheets import save_table
 from ..storage import hash_file
-from .collect import example_tables, find_runs, read_runs, read_tables, scored_file
+from .collect import differing_settings, example_tables, find_runs, read_runs, read_tables, scored_file
 
 # %% ../../nbs/tasks/77_compare.ipynb #884e8211
 @dataclass(eq=False)
@@ -47,6 +48,7 @@ class _ComparedMethods:
     sources: dict[str, str]    # hash of each file that was read
     left_out: dict[str, int]   # why runs were left out -> how many
     example: bool = False      # synthetic predictions are compared
+    differing: Sequence[str] = () # settings that differ and name no method
 
     @cached_property
     def main(self)->str: return next(iter(self.study.metrics))
@@ -157,7 +159,8 @@ def plan_comparison(
     if cfg.reference and cfg.reference not in study.methods: raise ValueError(
         f'reference: {unknown("method", cfg.reference, study.methods)}')
     hashes = {f'input {i + 1}': hash_file(p) for i, p in enumerate(files)}
-    return _MethodComparison(cfg, study, hashes, {k: len(v) for k, v in left.items()}, example)
+    return _MethodComparison(cfg, study, hashes, {k: len(v) for k, v in left.items()}, example,
+                             differing_settings(folders, cfg.by))
 
 
 def comparison_result(
@@ -172,7 +175,7 @@ def comparison_result(
     for row in rows: means[row.method][f'{row.metric}, {row.dataset}'] = round(float(row.mean), 6)
     compared = (f'{counted(len(study.methods), "method")} ({", ".join(plan.methods)}; {seeds_text(study)}) were '
                 f'compared on the same test images of {", ".join(study.datasets)}: {units_text(study)}.')
-    verdicts = list_verdicts(method_verdicts(study, plan.tests, plan.left_out))
+    verdicts = list_verdicts(method_verdicts(study, plan.tests, plan.left_out, plan.differing))
     return {'summary': summary, 'verdicts': verdicts, 'means': means, 'compared': compared,
             'tests': sorted({c.test for c in plan.tests}), 'ranked': plan.ranking is not None}
 

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mirage_nb.anonymity import hide_names
 from mirage_nb.eval.classification.metrics import ALL, MACRO
-from mirage_nb.eval.classification.predictions import check_predictions
+from mirage_nb.eval.classification.predictions import check_predictions, read_predictions
 from mirage_nb.eval.classification.report import evaluate_table
 from mirage_nb.eval.segmentation.summary import summarise
 from mirage_nb.recipes.comparison import Compare
@@ -76,6 +77,37 @@ def test_a_sweep_stands_for_its_runs(home):
     write_json(sweep/'result.json', {'runs': [str(f.relative_to(home)) for f in folders]})
     assert set(find_runs(['sweep/all'])[0]) == {*folders} == set(find_runs(['plans/heads.toml'])[0])
     with pytest.raises(FileNotFoundError, match="no run is in 'other.toml'"): find_runs(['other.toml'])
+
+
+def test_one_seed_is_no_method_and_other_settings_are_listed(home):
+    make_cls(home, 'a', 3., head='convnext', epochs=2, baselines=False, table=_draw_predictions(4., 0, 1))
+    make_cls(home, 'b', .2, head='linear', epochs=1, baselines=True, table=_draw_predictions(.2, 0, 2))
+    plan = plan_comparison(Compare(runs='cls_tune/Eyes', metrics='AUROC', resamples=200))
+    found = comparison_result(plan)
+    said = [v['text'] for v in found['verdicts']]
+    assert plan.tests[0].outcome in ('win', 'loss') and set(plan.methods) == {'linear', 'convnext'}
+    assert said[0].startswith('The methods differ in more than their names say: epochs (convnext: 2; linear: 1). A ')
+    assert 'good' not in {v['level'] for v in found['verdicts']}, said
+    assert any('these two trained models differ on these images' in t for t in said), said
+    assert found['summary'][0].split(';')[1] == ' one seed shows nothing about methods'
+    assert 'better than' not in ' '.join(found['summary'])
+    assert any('one seed' in t for t in plan.difference_table().notes)
+
+
+def test_an_anonymised_run_is_compared_with_a_plain_one(home, monkeypatch):
+    monkeypatch.setenv('MIRAGE_KEYS', str(home/'keys'))
+    for k, skill in (('linear', 1.), ('convnext', 2.)): make_cls(home, k, table=_draw_predictions(skill, 0, 3), head=k)
+    file = home/'cls_tune'/'Eyes'/'convnext'/'predictions_test.csv'
+    hide_names(True)
+    try:
+        hidden = read_predictions(file).table
+        hide_names(False)
+        save_table(hidden, file)
+        with pytest.raises(ValueError, match='Add anonymise=True to this comparison'):
+            plan_comparison(Compare(runs='cls_tune/Eyes'))
+        hide_names(True)
+        assert len(plan_comparison(Compare(runs='cls_tune/Eyes', metrics='AUROC', resamples=100)).methods) == 2
+    finally: hide_names(False)
 
 
 def test_other_test_images_are_refused_with_all_that_differs(home):

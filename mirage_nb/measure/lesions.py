@@ -41,12 +41,13 @@ def lesion_volumes(
     rows = []
     for c in scan.of_group('lesion') if scan.masks is not None else []:
         pixels = np.asarray(scan.masks == c.index).sum(1)
-        row: dict[str, object] = {'lesion': c.label, **_size(pixels, scan, at)}
+        row: dict[str, object] = {**_size(pixels, scan, at)}
         if at is not None and fovea is not None and 'nl' in row and scan.spacing:
             r = np.hypot(at.x - fovea.x, at.y - fovea.y)
             for radius in RADII_MM: row[f'nl within {2*radius:g} mm'] = float(
                 (np.where(r <= radius, pixels, 0).sum(1)*at.area).sum()*scan.spacing.depth*1000)
-        rows.append(row)
+        if c.label in scan.never and not pixels.any(): row = dict.fromkeys(row, np.nan)
+        rows.append({'lesion': c.label, **row})
     return pd.DataFrame(rows).set_index('lesion') if rows else pd.DataFrame()
 
 # %% ../../nbs/measure/60_lesions.ipynb #c8ffa5db
@@ -64,6 +65,7 @@ def drusen_height(
     some = [c for c in scan.of_group('lesion') if _SPACE.search(c.label) and not _FLUID.search(c.label)]
     if some and scan.masks is not None:
         held = np.isin(scan.masks, [c.index for c in some]).sum(1)
+        if not held.any() and {c.label for c in some} <= set(scan.never): return None
         return held*scan.row, f"the {'class' if len(some) == 1 else 'classes'} {' and '.join(c.label for c in some)}"
     layer = next((k for k in maps if _SPACE.search(k)), None)
     if layer is None or np.isnan(maps[layer]).all(): return None

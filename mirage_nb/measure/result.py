@@ -58,7 +58,11 @@ class Measured:
                                                       'are interpolated between them, and small lesions may be missed')
         if self.thickness is None: out.append('no layer of the retina is known: no thickness')
         if self.sectors and not s.eye: out.append('the eye is not known: sectors are called left and right; state eye=')
-        if self.thickness and self.thickness.empty:
+        if blind := [k for k, row in self.lesions.iterrows() if row.pixels != row.pixels]: out.append(
+            f"not measurable: {', '.join(map(str, blind))}, which the model never predicts in its test")
+        if self.thickness and self.thickness.lost: out.append(
+            f"no {' and no '.join(self.thickness.lost)} is in the masks: no thickness of the retina")
+        elif self.thickness and self.thickness.empty:
             share = 100*self.thickness.empty/self.thickness.retina.size
             out.append(f'{share:.1f} % of the A-scans have no thickness')
         return out
@@ -145,7 +149,9 @@ def measured_facts(
     numbers = [{k: plain(v) if isinstance(v, float) else v for k, v in row.items() if k not in _WHOSE}
                for row in table.to_dict('records')]
     return {'volume': m.scan.name, 'patient': m.scan.patient, 'eye': m.scan.eye or None, 'visit': m.scan.visit or None,
-            'retina': m.thickness.spans if m.thickness else None,
+            'retina': m.thickness.spans or None if m.thickness else None,
+            'lost': list(m.thickness.lost) if m.thickness else [],
+            'lesions': [c.label for c in m.scan.of_group('lesion')] if m.scan.masks is not None else None,
             'spacing_mm': list(astuple(m.scan.spacing)) if m.scan.spacing else None,
             'fovea': None if m.fovea is None else {'x_mm': plain(m.fovea.x), 'y_mm': plain(m.fovea.y),
                 'found': m.fovea.found, 'clear': m.fovea.clear, 'said': str(m.fovea)},
@@ -162,8 +168,10 @@ def say_measures(
     parts = [f'central subfield {m.central:.0f} {m.scan.unit}'] if m.central == m.central else []
     if not parts and m.thickness and not np.isnan(m.thickness.retina).all():
         parts = [f'mean thickness of the retina {np.nanmean(m.thickness.retina):.0f} {m.scan.unit}']
+    if m.thickness and m.thickness.lost: parts = [f"no thickness of the retina, as {' and '.join(m.thickness.lost)} "
+                                                  f"{'are' if len(m.thickness.lost) > 1 else 'is'} not in the masks"]
     for name, row in m.lesions.iterrows():
-        if not row.pixels or (m.drusen and 'drusen' in str(name).lower()): continue
+        if row.pixels != row.pixels or not row.pixels or (m.drusen and 'drusen' in str(name).lower()): continue
         value, unit = next((row[k], u) for k, u in (('nl', 'nl'), ('mm2 in B-scans', 'mm² in all B-scans'),
                                                     ('pixels', 'pixels')) if k in row)
         parts.append(f'{name} {value:,.3g} {unit}' if value < 1000 else f'{name} {value:,.0f} {unit}')

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.ndimage import find_objects, label
 
 from ..eval.segmentation.boundaries import outer_rows
-from .scan import SegmentedVolume, retinal_layers
+from .scan import SegmentedVolume, missing_ends, retinal_layers
 
 # %% ../../nbs/measure/20_thickness.ipynb #e8f67615
 SPECK = .02      # share of a layer's pixels in a B-scan that a piece has at least
@@ -50,6 +50,7 @@ class ThicknessMaps:
     bridged: int                   # A-scans of the retina that were bridged
     empty: int                     # A-scans without a thickness
     specks: int                    # pixels that did not count
+    lost: tuple[str, ...] = ()     # first and last layers that the masks lack: there is no thickness of the retina
 
     @property
     def retina(self)->np.ndarray: # (n, w)
@@ -114,9 +115,10 @@ def measure_thickness(
     "Measure the thickness of the retina and of each layer in every A-scan."
     rows, spans, lost = _line_layers(scan.boundaries) if scan.masks is None else _mask_layers(scan)
     if not rows: return None
+    if ends := missing_ends(scan): rows['retina'], spans = np.full(rows['retina'].shape, np.nan), ''
     longest = int(BRIDGE_MM/scan.spacing.across) if scan.spacing else _BRIDGE_COLUMNS
     gaps = np.isnan(rows['retina'])
     maps = {k: bridge_gaps(v, longest)*scan.row for k, v in rows.items()} if gaps.any() else {
         k: v*scan.row for k, v in rows.items()}
     empty = int(np.isnan(maps['retina']).sum())
-    return ThicknessMaps(maps, scan.unit, spans, int(gaps.sum()) - empty, empty, lost)
+    return ThicknessMaps(maps, scan.unit, spans, int(gaps.sum()) - empty, empty, lost, ends)

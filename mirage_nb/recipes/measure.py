@@ -6,7 +6,7 @@
 __all__ = ['Measure']
 
 # %% ../../nbs/recipes/26_measure.ipynb #1e2cd904
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
@@ -19,6 +19,14 @@ def _as_text(v:object)->object:
     if isinstance(v, (list, tuple)): return ','.join(map(str, v))
     if isinstance(v, (int, float)) and not isinstance(v, bool): return str(v)
     return v.strip('()[] ') if isinstance(v, str) else v
+
+
+def _as_mm(
+    spacing:Sequence[float]
+)->str:                     # '': it looks like no micrometres
+    "Say what a spacing in micrometres is in millimetres."
+    if not all(1 <= v < 900 for v in spacing): return ''
+    return '; these look like micrometres: ' + ','.join(f'{v/1000:g}' for v in spacing)
 
 
 _Numbers = Annotated[str, BeforeValidator(_as_text)]
@@ -59,6 +67,6 @@ class Measure(NamingOptions):
                 continue
             if found and not few <= len(found) <= many: yield f'{k} takes {few} to {many} numbers, got {len(found)}'
             if k == 'spacing' and any(not 1e-4 < v < .9 for v in found):
-                yield f'spacing is {self.spacing}; it takes millimetres, each between 0.0001 and 0.9'
+                yield f'spacing is {self.spacing}; it takes millimetres, each between 0.0001 and 0.9{_as_mm(found)}'
             if k == 'slices' and any(b <= a for a, b in zip(found, found[1:], strict=False)):
                 yield f'slices is {self.slices}; it takes places that increase'

@@ -19,6 +19,7 @@ from ..core import counted
 from ..data.scanners.reading import scanner_kind
 from ..eval.verdicts import Verdict, list_verdicts
 from ..measure.change import Shift, register_visits, shift_places
+from ..measure.doubts import never_predicted, retina_doubts, say_no_lesion, scale_doubts, sector_doubts
 from ..measure.etdrs import measure_sectors
 from ..measure.fovea import Fovea
 from ..measure.places import Places
@@ -26,14 +27,16 @@ from ..measure.result import Measured, list_measures, measure_volume, measured_f
 from ..recipes.measure import Measure
 from ..recipes.prediction import Predict
 from ..recipes.settings import override
+from ..records import open_run
 from ..report.eye_pages import write_eye_list, write_eye_page
 from ..spreadsheets import save_table
 from ..storage import absolute_path, hash_file, hash_value, read_json, write_json
-from .predict import plan_prediction, write_arrays
+from .label_maps import map_notes
+from .predict import plan_prediction, sum_up, write_arrays
 from .volumes import VolumeSource, dataset_volumes, mapped_volumes, scanner_volumes, source_hash
 
 # %% ../../nbs/tasks/77_measure.ipynb #794c8b7d
-_VERSION = 2  # of the measurements: raise it when numbers change
+_VERSION = 3  # of the measurements: raise it when numbers change
 
 
 def _fovea_of(kept:dict[str, Any])->Fovea|None:
@@ -70,6 +73,8 @@ class _Measurement:
     volumes: list[VolumeSource] = field(default_factory=list)
     unreadable: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=['id', 'fault']))
     prediction: Any = None              # of the masks; None: they are there
+    never: Sequence[str] = ()           # lesions that the model never predicts in its test
+    warned: list[Verdict] = field(default_factory=list) # by the prediction
     reference: Any = None               # folder of a measurement of healthy eyes, or a job that measures them
     kept: list[dict[str, Any]] = field(default_factory=list) # of each volume
     held: dict[tuple[str, str], Measured] = field(default_factory=dict) # by name and whose masks, the first ones
@@ -86,12 +91,17 @@ class _Measurement:
 
     def _key(self, v:VolumeSource)->str:
         own = {k: getattr(self.settings, k) for k in ('spacing', 'slices', 'eye', 'fovea')}
-        return hash_value([_VERSION, source_hash(v), own])[:16]
+        return hash_value([_VERSION, source_hash(v), own, self._never(v)])[:16]
+
+    def _never(self, v:VolumeSource)->list[str]:
+        "Name lesions that the model behind a set of masks is blind to."
+        return list(self.never) if v.by in ('predicted', 'model') else []
 
     def one(self, v:VolumeSource)->Measured:
         "Measure a volume by its own fovea, or return it if it is held."
         if (v.name, v.by) in self.held: return self.held[v.name, v.by]
-        m = measure_volume(v.read(), self.foveas.get(v.name) or self.settings.numbers('fovea') or None)
+        scan = replace(v.read(), never=self._never(v))
+        m = measure_volume(scan, self.foveas.get(v.name) or self.settings.numbers('fovea') or None)
         if len(self.held) < self.settings.figures: self.held[v.name, v.by] = m
         return m
 
@@ -120,7 +130,9 @@ class _Measurement:
 
     def _predict(self, folder:Path)->None:
         "Predict the masks of all volumes."
-        self.prediction.predict(folder/'predicted')
+        rows = self.prediction.predict(folder/'predicted')
+        known = map_notes(self.prediction.volumes)
+        self.warned = [Verdict(**v) for v in sum_up(self.prediction, rows)['verdicts'] if v['text'] not in known]
         self.volumes, self.unreadable = mapped_volumes(self.settings, folder/'predicted')
 
     def shown(self)->list[Measured]:
@@ -156,12 +168,13 @@ def plan_measurement(
 def _plan(cfg:Measure)->_Measurement:
     "Plan which volumes are measured."
     if cfg.predictions: return _Measurement(cfg, *mapped_volumes(cfg, absolute_path(cfg.predictions)))
-    if not cfg.images: return _Measurement(cfg, dataset_volumes(cfg))
+    if not cfg.images: return _Measurement(cfg, dataset_volumes(cfg), never=never_predicted(
+        [open_run(cfg.run).folder] if cfg.run else []))
     if not cfg.run: return _Measurement(cfg, *scanner_volumes(cfg))
-    job = plan_prediction(Predict(images=cfg.images, run=cfg.run, overlay='none', compare_with=0,
+    job = plan_prediction(Predict(images=cfg.images, run=cfg.run, overlay='none',
                                   batch_size=cfg.batch_size, anonymise=cfg.anonymise), [cfg.run])
     if not job.ensemble.members[0].infos: raise ValueError(f'{cfg.run} is a classification; masks take a 30_seg_tune')
-    return _Measurement(cfg, prediction=job)
+    return _Measurement(cfg, prediction=job, never=never_predicted([m.run.folder for m in job.ensemble.members]))
 
 
 def measured_label(
@@ -265,6 +278,10 @@ def sector_errors(
 def _doubts(job:_Measurement)->Iterator[Verdict]:
     "Yield what a reader should know before the numbers."
     own = [k for k in job.kept if k['by'] == job.kept[0]['by']]
+    for judge in (retina_doubts, scale_doubts): yield from judge(job.kept)
+    yield from job.warned
+    yield from sector_doubts(own)
+    if all(k['facts']['lesions'] is None for k in own): yield Verdict('note', say_no_lesion(own))
     unsure = [k['facts'] for k in own if k['facts']['fovea'] and not k['facts']['fovea']['clear']]
     if unsure: yield Verdict('warning', (
         f"The fovea is uncertain in {len(unsure)} of {counted(len(own), 'volume')}, and all sectors hang on it: "
@@ -275,6 +292,7 @@ def _doubts(job:_Measurement)->Iterator[Verdict]:
     every: dict[str, list[str]] = {}
     for k in own:
         for text in k['facts']['unknown']: every.setdefault(text, []).append(k['facts']['volume'])
+    every = {t: names for t, names in every.items() if 'no thickness of the retina' not in t}  # it is warned of
     for text, names in list(every.items())[:6]: yield Verdict('note', (
         f'{text[0].upper()}{text[1:]} ({names[0] if len(names) == 1 else counted(len(names), "volume")})'))
     spans = sorted({k['facts']['retina'] for k in own if k['facts']['retina']})

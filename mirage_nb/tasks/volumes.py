@@ -266,7 +266,9 @@ def scanner_volumes(
             code, what = note_fault(path, e)
             faults.append({'id': code, 'fault': str(e) if type(e) is ValueError else what})
             out = [v for v in out if path not in v.files]
-    if not out and not faults: raise ValueError(f'{top}: no file of a scanner to measure')
+    if not out and not faults: raise ValueError(
+        f'{top}: no file of a scanner to measure. images= takes files of scanners and NIfTI; slices as P001_OD_07.png '
+        'are measured with run=, a finished seg_tune that predicts them, and spacing=, as no image holds its scale')
     return out, pd.DataFrame(faults, columns=['id', 'fault'])
 
 

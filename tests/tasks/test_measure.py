@@ -74,6 +74,27 @@ def test_without_a_scale_there_are_pixels(eyes, tmp_path):
     assert {'µm', 'nl', 'mm3'} <= set(stated.unit) and 'inner right' in set(stated['where'])
 
 
+def test_without_rpe_there_is_no_retina(eyes, tmp_path):
+    "A set of masks that lacks the last layer in one volume: no thickness, no central value, a warning before all"
+    from PIL import Image
+    value = next(c['value'] for c in json.loads((eyes/'INFO.json').read_text()).values() if c['label'] == 'RPE')
+    for p in (eyes/'semseg').rglob('P1_OS*.png'):
+        x = np.array(Image.open(p))
+        Image.fromarray(np.where(x == value, 0, x).astype(np.uint8)).save(p)
+    job = plan_measurement(Measure())
+    table, said = job.measure(tmp_path/'run'), measured_result(job)
+    retina = table[(table.of == 'retina') & (table.measure == 'thickness')]
+    assert retina[retina.volume == 'P1_OS'].value.isna().all() and retina[retina.volume != 'P1_OS'].value.notna().any()
+    assert said['verdicts'][0]['text'].startswith('No RPE is drawn in P1_OS: this is no retinal thickness')
+    assert 'no thickness of the retina, as RPE is not in the masks' in ' '.join(said['summary'])
+    assert len(said['central_um']) == 3
+
+
+def test_slices_without_a_model_are_told_the_way(eyes):
+    with pytest.raises(ValueError, match='slices as P001_OD_07.png are measured with run='):
+        plan_measurement(Measure(dataset='', images=str(eyes/'bscan')))
+
+
 def test_names_are_hidden_and_numbers_stay(eyes, tmp_path, monkeypatch):
     "Planted names: those of the volumes, their patients and their en-face images"
     monkeypatch.setenv('MIRAGE_KEYS', str(tmp_path/'keys'))

@@ -215,13 +215,23 @@ def _device_name()->str:
     return 'Apple GPU' if torch.backends.mps.is_available() else f'CPU, {counted(torch.get_num_threads(), "thread")}'
 
 # %% ../nbs/10_records.ipynb #3b83aa05
+def _find_run(
+    folder:Path # as typed
+)->Path:        # absolute
+    "Find a folder here or, if it is not here, in the folder of all runs."
+    home = runs_dir()/folder
+    return (home if not folder.exists() and home.is_dir() else folder).resolve()
+
+
 def open_run(
     folder:str|Path # of a finished run
 )->Run:
     "Open a finished run from its folder."
-    folder = Path(folder).expanduser().resolve()
+    folder = _find_run(Path(folder).expanduser())
     if not (folder/'run.json').exists():
-        raise FileNotFoundError(f'{folder} is not the folder of a run: no run.json in it')
+        held = sorted(p.parent.name for p in folder.glob('*/run.json'))
+        more = f'; it holds {counted(len(held), "run")}, name one: {", ".join(held[:6])}' if held else ''
+        raise FileNotFoundError(f'{folder} is not the folder of a run: no run.json in it{more}')
     record = read_json(folder/'run.json', ('stage', 'settings', 'sources'))
     if not (folder/'result.json').exists(): raise ValueError(
         f'the run in {folder} is not finished; go on with it by the command that started it: '

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..figures.measure import show_thickness
+from ..figures.measure import show_bscan, show_thickness
 from ..measure.result import Measured, list_measures, say_measures
 from ..storage import write_atomic
 
@@ -58,8 +58,9 @@ def write_eye_page(
     folder:Path # of the run
 )->Path:
     "Write the page of a volume."
-    fig, parts = show_thickness([m]), [f'<p>{html.escape(say_measures(m))}</p>']
-    if fig is not None:
+    parts = [f'<p>{html.escape(say_measures(m))}</p>']
+    for fig in (show_thickness([m]), show_bscan(m)):
+        if fig is None: continue
         fig.dpi = 80
         data = base64.b64encode(fig._repr_png_()).decode()
         parts.append(f'<img src="data:image/png;base64,{data}" alt="{html.escape(fig.description)}">')

@@ -65,7 +65,7 @@ def write_eye_page(
         data = base64.b64encode(fig._repr_png_()).decode()
         parts.append(f'<img src="data:image/png;base64,{data}" alt="{html.escape(fig.description)}">')
     parts += [f'<p>{html.escape(k[0].upper() + k[1:])}.</p>' for k in m.unknown()]
-    t = list_measures(m)
+    t = list_measures(m).replace({'unit': {'mm2': 'mm²', 'mm3': 'mm³'}})
     rows = t[['measure', 'of', 'where', 'value', 'unit', 'covered']].to_numpy().tolist()
     parts.append(_html_table(['measure', 'of', 'where', 'value', 'unit', 'covered'], rows))
     parts.append('<p><a href="../../eyes.html">All volumes</a>, <a href="../../report.html">report</a></p>')

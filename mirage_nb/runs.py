@@ -565,13 +565,16 @@ def _obey(
     return 0
 
 # %% ../nbs/20_runs.ipynb #f05394cd
+_NUMBERS = re.compile(r'[-+.,\deE ]+')  # a place or a spacing, which is one value; learning rates are named by lr=
+
+
 def _hint(
     words:Sequence[str], # of the command line
     said:str             # by an error
 )->str: # a line, or nothing
     "Name the command that runs several values, if an error is about a value with commas."
     pairs = [(name, value) for name, _, value in (w.partition('=') for w in words[1:]) if name in said]
-    several = [name for name, value in pairs if ',' in value and value[:1] != '[']
+    several = [name for name, value in pairs if ',' in value and value[:1] != '[' and not _NUMBERS.fullmatch(value)]
     return f"One run for each value: {shlex.join(['mirage-nb', 'sweep', *words])}\n" if several else ''
 
 

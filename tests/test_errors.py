@@ -47,8 +47,8 @@ def first(folder, kind): return sorted((folder/kind).glob('*.png'))[0]
 
 
 def test_wrong_dataset_name(fails):
-    fails((KeyError, ValueError, FileNotFoundError), "no dataset 'Phantom_OCD'. Did you mean 'Phantom_OCT'?", 'Known: ',
-          dataset='Phantom_OCD')
+    fails((KeyError, ValueError, FileNotFoundError), "no dataset 'Phantom_OCD'. Did you mean 'Phantom_OCT'?",
+          'mirage-nb list', dataset='Phantom_OCD')
 
 
 def test_dataset_that_is_not_there(fails):

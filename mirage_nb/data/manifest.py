@@ -382,7 +382,10 @@ def read_manifest(
     if found := _read_folder(folder): return found
     if folder.is_dir() and str(name).strip('.'): raise FileNotFoundError(_missing_classes(folder))
     own_set = f'Your own: a folder with INFO.json, or with folders of classes, in MIRAGE_DATA={data_dir()}'
-    raise KeyError(f'{unknown("dataset", name, _list_manifests())}. {own_set}')
+    if len(path.parts) > 1: raise FileNotFoundError(f'dataset: no folder {absolute_path(path)}')
+    said, _, known = unknown('dataset', name, _list_manifests()).partition(' Known: ')
+    if 'Did you mean' in said: known = 'mirage-nb list shows all'
+    raise KeyError(f'{said} {known if "mirage-nb" in known else f"Known: {known}"}. {own_set}')
 
 # %% ../../nbs/data/05_manifest.ipynb #9deeb0ed
 def dataset_dir(

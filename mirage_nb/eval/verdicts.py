@@ -248,7 +248,7 @@ def _unseen_classes(
     lost = [c for c in there if c not in made]
     if not len(made): yield Verdict('warning', f'It predicts only background: none of {counted(len(there), "class")}')
     elif len(made) == 1 and lost: yield Verdict('warning', f'It predicts only one class, {made[0]}')
-    elif lost: yield Verdict('warning', f'It never predicts {", ".join(lost)}')
+    elif lost: yield Verdict('warning', f'The model never predicts {", ".join(lost)}')
 
 # %% ../../nbs/eval/50_verdicts.ipynb #dd90dd8f
 def _lesion_verdicts(
@@ -321,7 +321,7 @@ def _unseen_labels(
         f'It predicts one class for all {counted(len(pred), pred.unit)}: {names[made][0]}'))
     elif pred.single and n >= _NEARLY*len(pred) > true: yield Verdict('warning', (
         f'It predicts one class for {n} of {counted(len(pred), pred.unit)}: {names[most]}'))
-    elif (held & ~made).any(): yield Verdict('warning', f'It never predicts {", ".join(names[held & ~made])}')
+    elif (held & ~made).any(): yield Verdict('warning', f'The model never predicts {", ".join(names[held & ~made])}')
 
 
 def _cls_units(

@@ -36,7 +36,7 @@ from ..recipes.data_report import DataReport
 from ..recipes.explain import Explain
 from ..recipes.features import FeatureReport
 from ..recipes.measure import Measure
-from ..recipes.pipelines import explain_no_run
+from ..recipes.pipelines import explain_no_run, run_command
 from ..recipes.prediction import Predict
 from mirage_nb.recipes.pretraining import (
     MAERecipe,
@@ -118,11 +118,23 @@ def _with_precision(cfg:Any)->Any:
     return override(cfg, precision=pick_precision(cfg.precision))
 
 
+def _check_task(
+    name:str|Path, # of a dataset, as typed
+    manifest:Manifest,
+    task:Task
+)->None:
+    "Raise an error if a dataset is for the other task: before one about the weights of a recipe that it does not need."
+    if manifest.task in (task, '') or (manifest.labels if task == _CLS else manifest.classes): return
+    stage = {'segmentation': 'seg_tune', _CLS: 'cls_tune'}.get(manifest.task)
+    if stage: raise ValueError(f'{manifest.name} is for {manifest.task}: {run_command(stage, {"dataset": name})}')
+
+
 def _seg_settings(
     params:Mapping[str, Any] # as typed
 )->tuple[SegRecipe, Manifest]:
     "Choose the settings of 30_seg_tune."
     manifest = read_dataset(params.get('dataset', ''), 'segmentation')
+    _check_task(params.get('dataset', ''), manifest, 'segmentation')
     recipe = seg_recipe(params.get('recipe') or manifest.recipe)
     cfg = _with_precision(override(override(recipe, size=manifest.size), **params))
     _try_model(cfg, seg_model, head=cfg.head, n_classes=2)
@@ -151,6 +163,7 @@ def _cls_settings(
 )->tuple[ClsRecipe, Manifest]:
     "Choose the settings of 31_cls_tune; the recipe may be asked for by the name of a pre-training."
     manifest = read_dataset(params.get('dataset', ''), _CLS)
+    _check_task(params.get('dataset', ''), manifest, _CLS)
     recipe = cls_recipe(params.get('recipe') or (manifest.labels.recipe if manifest.labels else ClsRecipe.recipe))
     cfg = _with_precision(override(recipe, **{**params, 'recipe': None}))
     _check_classifier(cfg, manifest)

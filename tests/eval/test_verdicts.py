@@ -34,7 +34,7 @@ def test_grader_who_marked_no_fluid_has_not_graded_it(duke):
     model = score_folder(table, folder, duke.classes)  # a model that finds no fluid has missed it
     assert model.means['Dice, mean of lesions'] == 0
     assert scores.means['Dice, mean'] == model.means['Dice, mean of layers']
-    assert any('It never predicts Fluid' in t for t in texts({'model': model}, duke))
+    assert any('The model never predicts Fluid' in t for t in texts({'model': model}, duke))
 
 
 @pytest.mark.slow

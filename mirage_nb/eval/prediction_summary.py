@@ -156,7 +156,8 @@ def shape_notes(
 )->list[str]:
     "Say how images were resized, and whether their proportions are new to the model."
     shapes, model = rows[['rows', 'cols']].drop_duplicates(), size_text(size)
-    whole = f'Every image is resized to {model}, which the model reads, and its mask back to its own size.'
+    back = '' if 'prediction' in rows else ', and its mask back to its own size'  # a class has no size
+    whole = f'Every image is resized to {model}, which the model reads{back}.'
     if not trained: return [whole]
     ratios = np.log([h/w for h, w in trained])
     own = np.log(rows.rows.to_numpy()/rows.cols.to_numpy())

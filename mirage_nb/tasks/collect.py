@@ -219,7 +219,7 @@ def _read_run(
     images = _seg_images(slices, dict(zip(volumes.ID, volumes.patient, strict=True)))
     data, measured = read_json(folder/'run.json')['sources'].get('data', ''), pd.DataFrame()
     if (pairs := file.with_name(file.name.replace('volumes', 'pairs'))).exists():
-        measured = hide_table(load_table(pairs, _PAIR_TEXT, numbers=None)).fillna({'patient': '', 'id': ''})
+        measured = hide_table(load_table(pairs, _PAIR_TEXT, numbers=None).fillna({'patient': '', 'id': ''}))
     return SegResult(method=method, dataset=dataset, seed=seed, source=folder.name, images=images, volumes=volumes,
                      data=data, pairs=measured)
 

@@ -1,4 +1,5 @@
 "Predicted masks go back into volumes, of scanners and of slices by name, and are measured from there"
+import re
 import warnings
 
 import nibabel
@@ -123,6 +124,9 @@ def test_names_are_hidden(eyes):
         table = plan_measurement(settings).measure(eyes/'measured')
     finally: hide_names(False)
     written = [p for k in ('out', 'measured') for p in (eyes/k).rglob('*') if p.is_file()]
-    assert not [p for p in written for k in ('P1_OD', 'P2', 'Doe', 'alone')
-                if k in str(p.relative_to(eyes)) or k.encode() in p.read_bytes()]
+    for p in written:
+        said = re.sub(rb'base64,[A-Za-z0-9+/=]+', b'', p.read_bytes())  # in pictures two letters stand by chance
+        words = ('P1_OD', 'alone') if p.suffix in ('.gz', '.npz', '.png') else ('P1_OD', 'P2', 'Doe', 'alone')
+        assert not [k for k in words if k.encode() in said], p
+        assert not [k for k in ('P1_OD', 'P2', 'Doe', 'alone') if k in str(p.relative_to(eyes))], p
     assert table.volume.nunique() == 2

@@ -146,7 +146,7 @@ def seed_table(
              'would give on these patients. One seed proves nothing about a method.',)
     return MarkedTable(table, pd.DataFrame('', table.index, names), notes, 2)
 
-
+# %% ../../nbs/report/36_comparison_tables.ipynb #a99f7ca6
 _LONG = 16  # letters of a name, beyond which two of them make a table too wide for a page
 
 

@@ -190,7 +190,7 @@ def save_comparison(
     for name, table in tables.items():
         if len(table): save_table(table, folder/f'{name}.csv')
 
-
+# %% ../../nbs/tasks/77_compare.ipynb #f90b6453
 def paper_tables(
     plan:_MethodComparison
 )->dict[str, tuple[str, Any]]: # name -> caption, table

@@ -56,7 +56,7 @@ def _cnn_record(
     "Describe a convolutional network of torchvision."
     mean, std = IMAGENET_NORM
     build = partial(_build_cnn, name)
-    return EncoderRecord(name, 'cnn', build, ('size', 'patch', 'drop_path'), d, 4, patch=32, mean=mean, std=std)
+    return EncoderRecord(name, 'cnn', build, ('size', 'patch', 'drop_path', 'checkpointing'), d, 4, patch=32, mean=mean, std=std)
 
 # %% ../../nbs/models/85_zoo.ipynb #2cd6e69e
 def _build_mirage(
@@ -75,11 +75,13 @@ def _build_cnn(
     name:str,                         # of a convolutional network
     size:int|Sequence[int]=224,       # side, or rows and columns, of the images, pixels
     patch:int|None=None,              # refused: it has none
-    drop_path:float=0.                # refused: it has none
+    drop_path:float=0.,               # refused: it has none
+    checkpointing:bool=False          # refused: it has no blocks to compute again
 )->CnnEncoder:
     "Build a convolutional network."
     if drop_path: raise ValueError(f'{name} is convolutional and has no drop path; leave it at 0')
     if patch: raise ValueError(f'{name} is convolutional and has no patches; leave patch out')
+    if checkpointing: raise ValueError(f'{name} is convolutional and computes no block again; leave checkpointing out')
     h, w = (size, size) if isinstance(size, int) else size
     if min(h, w) < 32:
         raise ValueError(f'{name} halves an image five times; {size_text((h, w))} are too few, take 32 or more')

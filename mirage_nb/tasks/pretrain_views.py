@@ -135,6 +135,9 @@ class _ViewsStart(_ViewsParts):
     def first_encoder(self)->Any:
         "Build the encoder with the random weights of the seed."
         cfg = self.settings
+        if cfg.checkpointing and self.record.family == 'timm': raise ValueError(
+            f'several views are computed in each step, and {cfg.model} would compute them again with the drop path of '
+            'the last one: leave checkpointing out, or take an encoder of the kit, as vit_small_patch16')
         torch.manual_seed(sample_key(cfg.seed, 'first weights'))
         more = {'drop_path': cfg.drop_path, 'checkpointing': cfg.checkpointing, 'any_size': bool(cfg.local_views)}
         known = {k: v for k, v in more.items() if v and (k in self.record.options or k == 'drop_path')}

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -24,8 +25,8 @@ _noted = {'workers': 0., 'at': float('-inf')}  # bytes at most so far; time of t
 
 def _resident()->float|None: # bytes; None: this system does not say
     "Measure the most memory that this process has held resident."
-    if sys.platform == 'linux':
-        return 1024.*int(re.findall(r'VmHWM:\s+(\d+) kB', Path('/proc/self/status').read_text('ascii'))[0])
+    status = Path('/proc/self/status')  # of Linux; some containers leave the line out
+    if status.exists() and (found := re.search(rb'VmHWM:\s+(\d+) kB', status.read_bytes())): return 1024.*int(found[1])
     if sys.platform == 'win32': return float(psutil.Process().memory_info().peak_wset)
     import resource  # Windows has no such module
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1. if sys.platform == 'darwin' else 1024.)
@@ -60,21 +61,31 @@ def add_peaks(
     return {k: round(v, 3) for k, v in total.items()}
 
 # %% ../nbs/08_memory.ipynb #ee2b96e8
+_COUNTED = {'process': 'resident in the process', 'workers': 'in pages of its data workers alone',
+            'GPU': 'in tensors on the GPU'}
+
+
+def _numbers(
+    peak:Any # as a file has it, perhaps damaged; one number: of the process
+)->dict[str, float]: # by name
+    "Keep what is a number in a recorded peak."
+    if isinstance(peak, int|float): peak = {'process': peak}
+    if not isinstance(peak, Mapping): return {}
+    return {k: float(peak[k]) for k in _COUNTED if isinstance(peak.get(k), int|float)}
+
+
 def run_peak(
     folder:Path # of a run
 )->dict[str, float]: # gigabytes, as `peak_memory`
     "Find the most memory that a run has held: in this process, and in the trainings that its folder records."
     peaks = [row.get('peak_memory_gb', {}) for file in folder.rglob('progress.jsonl') for row in read_json_lines(file)]
-    parts = [p for p in [peak_memory(), *peaks] if isinstance(p, dict)]
-    return {k: max(p.get(k, 0.) for p in parts) for k in ('process', 'workers', 'GPU') if any(k in p for p in parts)}
+    parts = [_numbers(p) for p in [peak_memory(), *peaks]]
+    return {k: max(p.get(k, 0.) for p in parts) for k in _COUNTED if any(k in p for p in parts)}
 
 # %% ../nbs/08_memory.ipynb #7560bbae
-_COUNTED = {'process': 'resident in the process', 'workers': 'in pages of its data workers alone',
-            'GPU': 'in tensors on the GPU'}
-
-
 def describe_peak(
-    peak:Mapping[str, float]|None # gigabytes, of `run_peak`
+    peak:Any # gigabytes, of `run_peak`; None: unknown
 )->str:                           # as '1.95 GB resident in the process, 0.31 GB in pages of its data workers alone'
     "Say in words how much memory a run has held at most."
-    return ', '.join(f'{peak[k]:.2f} GB {text}' for k, text in _COUNTED.items() if k in peak) if peak else '–'
+    known = _numbers(peak)
+    return ', '.join(f'{known[k]:.2f} GB {text}' for k, text in _COUNTED.items() if k in known) or '–'

@@ -180,7 +180,8 @@ def agreement_table(
     if not len(pairs): return pairs
     known = pairs.dropna(subset=['first', 'second'])
     known = known.sort_values(keys[:-1], key=lambda c: pd.factorize(c)[0], kind='stable')
-    rows = [dict(zip(keys, names, strict=True)) | _texts(t) for names, t in known.groupby(keys, sort=False)]
+    groups = known.groupby([*keys, 'measure', 'unit'], sort=False)
+    rows = [dict(zip(keys, names, strict=False)) | _texts(t) for names, t in groups]
     return pd.DataFrame(rows).set_index(keys) if rows else pd.DataFrame()
 
 # %% ../../nbs/eval/17_agreement.ipynb #f9037734
@@ -204,8 +205,9 @@ def agreement_words(
     known = pairs.dropna(subset=['first', 'second']) if len(pairs) else pairs
     if not len(known): return ''
     of, said, every = known.of.iloc[0], list[str](), list[str]()
-    keys = [k for k in _KEYS if k in known and k != 'of']
-    for names, t in known[known.of == of].groupby(keys, sort=False):
+    own_measure = known[(known.of == of) & (known.measure == known.measure.iloc[0])]
+    keys = [*(k for k in _KEYS if k in known and k != 'of'), *['unit'][:own_measure.unit.nunique() - 1]]
+    for names, t in own_measure.groupby(keys, sort=False):
         texts, own = _texts(t), _who(t)
         ends = [texts[k].split(' ')[0] for k in ('lower limit', 'upper limit')]
         limits = '' if ends[0] == '–' else (f'; 95 % of differences from {ends[0]} to {ends[1]}, '
@@ -213,5 +215,6 @@ def agreement_words(
         other = f' ({own})' if every and own != every[0] else ''
         said.append(f"{': '.join(map(str, names))} {texts['bias']} on average{limits}{other}")
         every.append(own)
-    measure = f'{str(known.measure.iloc[0]).capitalize()} of {of}, {known.unit.iloc[0]}'
+    unit = '' if 'unit' in keys else f', {known.unit.iloc[0]}'
+    measure = f'{str(known.measure.iloc[0]).capitalize()} of {of}{unit}'
     return f"{every[0][0].upper()}{every[0][1:]}. {measure}: {'. '.join(said)}."

@@ -191,6 +191,7 @@ def show_agreement(
     known = pairs.dropna(subset=['first', 'second']) if len(pairs) else pairs
     if not len(known): return None
     of, unit = known.of.iloc[0], known.unit.iloc[0]
+    known = known[known.unit == unit]  # one scale a figure
     keys = [k for k in ('dataset', 'between') if k in known]
     groups = list(known[known.of == of].groupby(keys, sort=False))
     cols = min(len(groups), 3)

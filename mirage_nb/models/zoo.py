@@ -56,7 +56,8 @@ def _cnn_record(
     "Describe a convolutional network of torchvision."
     mean, std = IMAGENET_NORM
     build = partial(_build_cnn, name)
-    return EncoderRecord(name, 'cnn', build, ('size', 'patch', 'drop_path', 'checkpointing'), d, 4, patch=32, mean=mean, std=std)
+    return EncoderRecord(name, 'cnn', build, ('size', 'patch', 'drop_path', 'checkpointing'), d, 4, patch=32,
+                         mean=mean, std=std)
 
 # %% ../../nbs/models/85_zoo.ipynb #2cd6e69e
 def _build_mirage(

@@ -11,6 +11,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -32,14 +33,18 @@ def _page(title:str, parts:Sequence[str])->str:
             f'</head><body><h1>{name}</h1>{"".join(parts)}</body></html>')
 
 
+class _Link(str):
+    "HTML of a link, which a table takes as it is."
+
+
 def _html_table(
     head:Sequence[str],
-    rows:Sequence[Sequence[Any]] # texts, or numbers; a text that begins with < is HTML
+    rows:Sequence[Sequence[Any]] # texts, numbers and links
 )->str:
     "Write a table."
     def cell(v:Any)->str:
         if isinstance(v, float): return f'<td class="n">{"" if v != v else f"{v:,.4g}"}</td>'
-        return f'<td>{v if str(v).startswith("<a ") else html.escape(str(v))}</td>'
+        return f'<td>{v if isinstance(v, _Link) else html.escape(str(v))}</td>'
     heads = ''.join(f'<th>{html.escape(h)}</th>' for h in head)
     return f'<table><tr>{heads}</tr>{"".join(f"<tr>{chr(32).join(map(cell, r))}</tr>" for r in rows)}</table>'
 
@@ -83,7 +88,7 @@ def write_eye_list(
     whole: Any = own[own['where'] == 'all A-scans'].set_index(['volume', 'by'])[['value', 'unit']]
     rows = []
     for (name, by), t in table.groupby(['volume', 'by'], sort=False):
-        link = f'<a href="{html.escape(page_of(str(name), str(by)))}">{html.escape(str(name))}</a>'
+        link = _Link(f'<a href="{quote(page_of(str(name), str(by)))}">{html.escape(str(name))}</a>')
         mean, unit = whole.loc[(name, by)] if (name, by) in whole.index else (float('nan'), '')
         mid = float(central.get((name, by), float('nan')))
         rows.append([link, by, t.eye.iloc[0] or '', t.visit.iloc[0] or '', mid, float(mean), unit])

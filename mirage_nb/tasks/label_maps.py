@@ -26,6 +26,7 @@ from ..data.volume_slices import volume_facts
 from ..data.volumes import find_slices
 from ..spreadsheets import save_table
 from ..storage import hash_value, read_json
+from ..untrusted import leaves_folder
 
 # %% ../../nbs/tasks/74_label_maps.ipynb #2e9fa8a0
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def plan_maps(
     "Find the volumes that images are slices of."
     found, own, out = find_slices(table), dict(zip(table.index, shown, strict=True)), list[PlannedMap]()
     for name, part in found.groupby('volume', sort=False):
+        if leaves_folder(str(name)): raise ValueError(
+            f"volume {name!r} of the table would be written outside the run's folder: give volumes plain names")
         facts = volume_facts(str(name))
         if len(part) < 2 and not facts: continue
         rows = table.loc[part.index].assign(slice=part['slice'])

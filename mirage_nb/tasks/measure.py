@@ -36,7 +36,7 @@ from .predict import plan_prediction, sum_up, write_arrays
 from .volumes import VolumeSource, dataset_volumes, mapped_volumes, scanner_volumes, source_hash
 
 # %% ../../nbs/tasks/77_measure.ipynb #794c8b7d
-_VERSION = 3  # of the measurements: raise it when numbers change
+_VERSION = 4  # of the measurements: raise it when numbers change
 
 
 def _fovea_of(kept:dict[str, Any])->Fovea|None:
@@ -67,8 +67,8 @@ def _keep(m:Measured, by:str, key:str, folder:Path)->dict[str, Any]:
 
 # %% ../../nbs/tasks/77_measure.ipynb #a5599257
 @dataclass(eq=False)
-class _Measurement:
-    "Measure volumes one after another."
+class _Measurable:
+    "Measure a volume."
     settings: Measure
     volumes: list[VolumeSource] = field(default_factory=list)
     unreadable: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=['id', 'fault']))
@@ -91,7 +91,8 @@ class _Measurement:
 
     def _key(self, v:VolumeSource)->str:
         own = {k: getattr(self.settings, k) for k in ('spacing', 'slices', 'eye', 'fovea')}
-        return hash_value([_VERSION, source_hash(v), own, self._never(v)])[:16]
+        first = repr(self.foveas.get(v.name))  # of another set of masks, whose sectors these take
+        return hash_value([_VERSION, source_hash(v), own, self._never(v), first])[:16]
 
     def _never(self, v:VolumeSource)->list[str]:
         "Name lesions that the model behind a set of masks is blind to."
@@ -105,6 +106,9 @@ class _Measurement:
         if len(self.held) < self.settings.figures: self.held[v.name, v.by] = m
         return m
 
+# %% ../../nbs/tasks/77_measure.ipynb #8251a6bc
+class _Measurement(_Measurable):
+    "Measure volumes one after another."
     def measure(self,
         folder:Path  # receives measures.csv, measures.json, eyes.html, measured/, maps/ and eyes/
     )->pd.DataFrame: # of `list_measures`, and by
@@ -112,13 +116,15 @@ class _Measurement:
         if self.prediction: self._predict(folder)
         if self.settings.fovea and len(names := {v.name for v in self.volumes}) > 1: raise ValueError(
             f'fovea= is of one volume, and there are {len(names)}: name one file by images=, or leave fovea out')
+        self.kept.clear()  # of an earlier call
         for v in tqdm(self.volumes, desc='measuring', unit='volume', delay=3):
             file, key = folder/'measured'/v.by/f"{v.name.replace('/', '_')}.json", self._key(v)
             kept = read_json(file) if file.exists() else {}
             if kept.get('key') != key:
                 try: kept = _keep(self.one(v), v.by, key, folder)
                 except (ValueError, OSError) as e:
-                    self.unreadable.loc[len(self.unreadable)] = [v.name, str(e)]
+                    if v.name not in set(self.unreadable.id):
+                        self.unreadable.loc[len(self.unreadable)] = [v.name, str(e)]
                     continue
             self.foveas.setdefault(v.name, _fovea_of(kept))
             self.kept.append(kept)
@@ -133,7 +139,7 @@ class _Measurement:
         rows = self.prediction.predict(folder/'predicted')
         known = map_notes(self.prediction.volumes)
         self.warned = [Verdict(**v) for v in sum_up(self.prediction, rows)['verdicts'] if v['text'] not in known]
-        self.volumes, self.unreadable = mapped_volumes(self.settings, folder/'predicted')
+        self.volumes, self.unreadable = mapped_volumes(self.settings, folder/'predicted', own=True)
 
     def shown(self)->list[Measured]:
         "Return the volumes that the report shows, once each."
@@ -241,7 +247,7 @@ def measured_pairs(
             names = [v for by, v in kept if by == a and (b, v) in kept]
             for v in names:
                 one, two = (kept[s, v]['slices'] for s in (a, b))
-                for layer in one.keys() & two.keys():
+                for layer in [k for k in one if k in two]:
                     pairs = [p for p in zip(one[layer], two[layer], strict=True) if None not in p]
                     if len(names) > 2: pairs = [(_mean([x for x, _ in pairs]), _mean([y for _, y in pairs]))]
                     head = {'between': f'{b} minus {a}', 'of': layer, 'volume': v, 'measure': 'thickness',

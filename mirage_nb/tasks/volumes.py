@@ -19,7 +19,7 @@ import pandas as pd
 from ..anonymised import hide_files, hide_ids, hide_table
 from ..data.files import read_image
 from ..data.folders import match_masks
-from ..data.label_maps import LabelMap, read_label_map, sidecar_of
+from ..data.label_maps import LabelMap, map_affine, read_label_map, sidecar_of
 from ..data.labels import is_background, is_lesion
 from ..data.manifest import ClassInfo, Manifest, classes_of, dataset_dir
 from ..data.masks import read_mask
@@ -286,16 +286,21 @@ def _of_map(
     cfg:Measure,
     path:Path,       # of its label map
     scan:Path|None,  # file of the scanner; None: there is none
-    name:str         # of the volume in it
+    name:str,        # of the volume in it
+    named:bool       # the map has names, and no pseudonyms yet
 )->SegmentedVolume:
     "Read a volume by its label map."
     m = read_label_map(path)
+    if named and m.patient: m = replace(m, patient=hide_ids([m.patient])[0])
+    if named: m = replace(m, name=hide_ids([m.name])[0])
     if scan is not None:
         one = next((v for v in read_identified(scan)[1] if v.name == name), None)
         if one is not None: return replace(_of_volume(cfg, LabelledVolume(one), m), name=m.name)
     notes = ['the file of the scanner is not named by images=: no en-face image, and B-scans are placed by their '
-             'distance'] if m.positions is not None else []
-    return SegmentedVolume(m.name, m.masks.shape, m.masks, m.classes, spacing=_stated(cfg, m.spacing),
+             'distance, from the uppermost'] if m.positions is not None else []
+    upwards = m.positions is not None and map_affine((1., 1., 1.), m.positions)[2, 2] > 0
+    masks = m.masks[::-1] if upwards else m.masks  # the first is the uppermost
+    return SegmentedVolume(m.name, masks.shape, masks, m.classes, spacing=_stated(cfg, m.spacing),
                            slices_mm=_slices(cfg, len(m.masks)), eye=m.eye or cfg.eye, patient=m.patient,
                            pattern=m.pattern, notes=notes)
 
@@ -317,22 +322,27 @@ def _scanned(
 
 def mapped_volumes(
     cfg:Measure,
-    folder:Path # of a prediction, or of label maps
+    folder:Path,    # of a prediction, or of label maps
+    own:bool=False  # made by this run, with its pseudonyms if it hides names
 )->tuple[list[VolumeSource], pd.DataFrame]: # volumes; id, fault of those that cannot be measured
     "List the volumes that are measured by predicted label maps."
     if not folder.is_dir(): raise FileNotFoundError(f'no folder {folder}: predictions takes that of a 33_predict')
     top = folder/'volumes' if (folder/'volumes').is_dir() else folder
     scans, faults = _scanned(cfg)
+    record = read_json(folder/'run.json') if (folder/'run.json').is_file() else {}
+    named = not own and not record.get('settings', {}).get('anonymise')
     if (folder/'volumes.csv').exists():
         t = open_table(folder/'volumes.csv').fillna('')
-        faults += [{'id': k, 'fault': f} for k, f in zip(t.volume, t.fault, strict=True) if f]
+        faults += [{'id': hide_ids([k])[0] if named else k, 'fault': f}
+                   for k, f in zip(t.volume, t.fault, strict=True) if f]
     out = []
     for path in sorted(top.rglob('*.nii.gz')):
         side = sidecar_of(path)
         name = str(read_json(side).get('volume') or path.name) if side.is_file() else path.name
+        name = hide_ids([name])[0] if named else name
         scan, own = scans.get(name, (None, ''))
         files = [path, *([side] if side.is_file() else []), *([scan] if scan else [])]
-        out.append(VolumeSource(name, 'predicted', files, partial(_of_map, cfg, path, scan, own)))
+        out.append(VolumeSource(name, 'predicted', files, partial(_of_map, cfg, path, scan, own, named)))
     if not out and not faults: raise ValueError(
         f'{folder}: no label map of a volume (NAME.nii.gz). Images are slices of a volume by their names, as '
         'P001_OD_07.png or P001/7.png, or in files of scanners')

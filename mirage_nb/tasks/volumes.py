@@ -319,7 +319,7 @@ def _scanned(
         found |= {hide_ids([k])[0]: (p, k) for k in names}
     return found, faults
 
-
+# %% ../../nbs/tasks/76_volumes.ipynb #bdc51c1d
 def mapped_volumes(
     cfg:Measure,
     folder:Path,    # of a prediction, or of label maps

@@ -246,7 +246,7 @@ def test_no_split_to_select_on(folders, tune):
 
 def test_segmentation_set_without_labels(home, tune, shared_data, monkeypatch):
     monkeypatch.setenv('MIRAGE_DATA', str(shared_data))
-    fails(tune, 'Duke_DME is a set for segmentation, and Duke_DME.toml has no [labels]', dataset='Duke_DME')
+    fails(tune, 'Duke_DME is for segmentation: mirage-nb seg_tune dataset=Duke_DME', dataset='Duke_DME')
 
 
 @pytest.mark.parametrize('split', ['val', 'test'])

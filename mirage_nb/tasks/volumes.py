@@ -340,9 +340,9 @@ def mapped_volumes(
         side = sidecar_of(path)
         name = str(read_json(side).get('volume') or path.name) if side.is_file() else path.name
         name = hide_ids([name])[0] if named else name
-        scan, own = scans.get(name, (None, ''))
+        scan, inside = scans.get(name, (None, ''))
         files = [path, *([side] if side.is_file() else []), *([scan] if scan else [])]
-        out.append(VolumeSource(name, 'predicted', files, partial(_of_map, cfg, path, scan, own, named)))
+        out.append(VolumeSource(name, 'predicted', files, partial(_of_map, cfg, path, scan, inside, named)))
     if not out and not faults: raise ValueError(
         f'{folder}: no label map of a volume (NAME.nii.gz). Images are slices of a volume by their names, as '
         'P001_OD_07.png or P001/7.png, or in files of scanners')

@@ -298,8 +298,8 @@ def _of_map(
         if one is not None: return replace(_of_volume(cfg, LabelledVolume(one), m), name=m.name)
     notes = ['the file of the scanner is not named by images=: no en-face image, and B-scans are placed by their '
              'distance, from the uppermost'] if m.positions is not None else []
-    upwards = m.positions is not None and map_affine((1., 1., 1.), m.positions)[2, 2] > 0
-    masks = m.masks[::-1] if upwards else m.masks  # the first is the uppermost
+    upwards = not cfg.slices and m.positions is not None and map_affine((1., 1., 1.), m.positions)[2, 2] > 0
+    masks = m.masks[::-1] if upwards else m.masks  # the uppermost first; slices= keeps the file's order
     return SegmentedVolume(m.name, masks.shape, masks, m.classes, spacing=_stated(cfg, m.spacing),
                            slices_mm=_slices(cfg, len(m.masks)), eye=m.eye or cfg.eye, patient=m.patient,
                            pattern=m.pattern, notes=notes)

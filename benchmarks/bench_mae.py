@@ -1,6 +1,5 @@
 "A pre-training step of masked autoencoders: forward, loss, backward, AdamW; 224 x 224, mask ratio 0.75, 2 threads"
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -13,7 +12,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import alternate, row
+from benchmarks import alternate, in_process, row
 from mirage_nb.models.pretraining import pretrain_model
 from mirage_nb.models.zoo import encoder_record
 from mirage_nb.train.losses import patch_mse
@@ -117,9 +116,7 @@ def sizes(name: str, model: nn.Module) -> tuple[int, ...]:
 
 def peak_gib(name: str, b: int) -> float:
     "Largest memory of a process that does two steps"
-    done = subprocess.run([sys.executable, '-m', 'benchmarks.bench_mae', name, str(b)], cwd=Path(__file__).parents[1],
-                          capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    return float(in_process('-m', 'benchmarks.bench_mae', name, b))
 
 
 def compare(name: str, b: int) -> dict:

@@ -1,8 +1,6 @@
 "A second linear probe of a ViT-L whose features of 1,000 images are kept, with its weights hashed at each use and once"
 import dataclasses
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -13,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import row
+from benchmarks import in_process, row
 from mirage_nb.models import encoder_store
 from mirage_nb.models.checkpoints import export_encoder
 from mirage_nb.models.zoo import build_encoder
@@ -72,12 +70,9 @@ def second_run(folder: Path, once: bool) -> dict[str, float]:
             'score': scores.means['balanced accuracy']}
 
 
-def in_process(folder: Path, what: str) -> dict[str, float]:
-    env = {**os.environ, 'MIRAGE_RUNS': str(folder/'runs')}
-    done = subprocess.run([sys.executable, '-m', 'benchmarks.bench_probe_again', str(folder), what], env=env, text=True,
-                          cwd=Path(__file__).parents[1], capture_output=True)
-    if done.returncode: raise RuntimeError(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+def measure(folder: Path, what: str) -> dict[str, float]:
+    out = in_process('-m', 'benchmarks.bench_probe_again', folder, what, env={'MIRAGE_RUNS': str(folder/'runs')})
+    return json.loads(out.splitlines()[-1])
 
 
 def run() -> list[dict]:
@@ -86,12 +81,13 @@ def run() -> list[dict]:
         make_images(folder/'Noise')
         torch.manual_seed(0)
         export_encoder(build_encoder(NAME), folder/'vit.safetensors', {'encoder': {'name': NAME}})
-        in_process(folder, 'fill')
-        before, after = in_process(folder, 'each'), in_process(folder, 'once')
+        measure(folder, 'fill')
+        before, after = measure(folder, 'each'), measure(folder, 'once')
     hashes, scores = ([f[k] for f in (before, after)] for k in ('hashes', 'score'))
-    same = f'hashes of weights {hashes[0]}, {hashes[1]}; balanced accuracy {scores[0]:.3f}, {scores[1]:.3f}; ' \
-           f'aim below {AIM_S:.0f} s'
-    return [row('second probe of ViT-L, features of 1,000 images kept', before['seconds'], after['seconds'], same)]
+    same = f'hashes of weights {hashes[0]}, {hashes[1]}; ' \
+           f'balanced accuracy {scores[0]:.3f}, {scores[1]:.3f}'
+    return [row('second probe of ViT-L, features of 1,000 images kept', before['seconds'], after['seconds'], same,
+                limit=AIM_S)]
 
 
 if __name__ == '__main__':

@@ -1,6 +1,5 @@
 "Relevance by the rules of Chefer et al. 2021: a batch at once, one image at a time, and the published way; 2 threads"
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import alternate, row
+from benchmarks import alternate, in_process, row
 from mirage_nb.explain.attention import attention_maps
 from mirage_nb.explain.targets import ClassTarget
 from mirage_nb.models.classification import cls_model
@@ -130,9 +129,7 @@ def compare(what: str, name: str, b: int, depth: int) -> list[dict]:
 
 def peak_gib(name: str, b: int, depth: int) -> float:
     "Largest memory of a process that makes the maps of a batch"
-    done = subprocess.run([sys.executable, '-m', 'benchmarks.bench_relevance', name, str(b), str(depth)],
-                          cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    return float(in_process('-m', 'benchmarks.bench_relevance', name, b, depth))
 
 
 def run() -> list[dict]:

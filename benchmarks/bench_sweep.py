@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from unittest.mock import patch
 
+from benchmarks import row
 from mirage_nb.storage import write_json
 from mirage_nb.sweeps import processes
 from mirage_nb.sweeps.cells import Cell
@@ -55,12 +56,12 @@ def run(n: int = 200) -> list[dict[str, object]]:
             states = run_cells(cells, JOBS, page)
         ours, used = (time.perf_counter() - start)/n*JOBS, (time.process_time() - used)/n
         same = [json.loads((s.folder/'result.json').read_text())['means']['Dice'] for s in states if s.folder]
-    return [{'what': f'{n} cells of a stub, {JOBS} at once: seconds of a place for a cell', 'plain_s': plain,
-             'ours_s': ours, 'ratio': plain/ours, 'aim': None, 'used_s': used,
-             'same': same == [*range(n)] and {s.state for s in states} == {'finished'}}]
+    done = same == [*range(n)] and {s.state for s in states} == {'finished'}
+    told = f'{"all finished" if done else "NOT all finished"}, {used:.4f} s of computing for each'
+    return [row(f'{n} cells of a stub, {JOBS} at once: seconds of a place for a cell', plain, ours, told)]
 
 
 if __name__ == '__main__':
     for r in run(int(sys.argv[1]) if len(sys.argv) > 1 else 200):
-        print(f"{r['what']}: {r['ours_s']:.3f} s, bare process {r['plain_s']:.3f} s: overhead "
-              f"{r['ours_s'] - r['plain_s']:.3f} s, of it {r['used_s']:.4f} s of computing; as expected: {r['same']}")
+        print(f"{r['what']}: {r['ours']:.3f} s, bare process {r['plain']:.3f} s: overhead "
+              f"{r['ours'] - r['plain']:.3f} s; {r['same']}")

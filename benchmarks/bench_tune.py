@@ -1,6 +1,5 @@
 "A tuning step of mirage_base: forward, loss, backward, AdamW; 4 B-scans of 512 x 512, convnext head, 2 threads"
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import alternate, row
+from benchmarks import alternate, in_process, row
 from mirage_nb.models.checkpoints import Checkpoint
 from mirage_nb.models.segmentation import seg_model, start_segmenter
 from mirage_nb.models.tuning import choose_training
@@ -160,9 +159,7 @@ def first_weights() -> Mapping[str, Tensor]:
 
 def peak_gib(name: str) -> float:
     "Largest memory of a process that does three steps"
-    done = subprocess.run([sys.executable, '-m', 'benchmarks.bench_tune', name], cwd=Path(__file__).parents[1],
-                          capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    return float(in_process('-m', 'benchmarks.bench_tune', name))
 
 
 def run() -> list[dict]:

@@ -6,6 +6,9 @@
 __all__ = ['method_pairs']
 
 # %% ../../nbs/eval/63_method_agreement.ipynb #9070ef16
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
 import pandas as pd
 
 from .method_scores import SegResult
@@ -16,25 +19,54 @@ _OF = ['of', 'measure', 'unit', 'each', 'patient', 'volume', 'id']
 
 
 def _on_same(
-    each:dict[tuple[str, str], pd.DataFrame] # pairs by name and seed
-)->pd.DataFrame:                             # pairs of all, of the same B-scans and sectors
-    "Bring methods to the same measurements."
+    methods:Mapping[str, pd.DataFrame], # pairs of one measure, by name
+    graders:Mapping[str, pd.DataFrame],
+    area:bool                           # of a lesion
+)->pd.DataFrame:                        # of all, of the same B-scans or sectors; between
+    "Bring methods and graders to the same measurements."
+    each = {**methods, **{k: t for k, t in graders.items() if len(t)}}
     wide = pd.concat({k: t.set_index(_OF)[['first', 'second']] for k, t in each.items()}, axis=1)
-    area = wide.index.get_level_values('measure') == 'area'
-    wide = pd.concat([wide[~area].dropna(), wide[area].fillna(0.)])
-    return pd.concat([wide[k].reset_index().assign(between=f'{k[0]} minus drawn') for k in each], ignore_index=True)
+    wide = wide.fillna(0.) if area else wide.dropna()
+    return pd.concat([wide[k].reset_index().assign(between=f'{k} minus drawn') for k in each])
+
+
+def _by_method(
+    results:Sequence[SegResult] # of one dataset
+)->dict[str, pd.DataFrame]:     # pairs by name, with the seed where a method has several
+    "Name the measurements of each method."
+    count = Counter(r.method for r in results)
+    seen, out = Counter[str](), dict[str, pd.DataFrame]()
+    for r in results:
+        seed = f', seed {r.seed}' if r.seed is not None else f', #{seen[r.method]}'
+        name = r.method + (seed if count[r.method] > 1 else '')
+        out[name] = r.pairs[r.pairs.between == 'model minus drawn'].assign(main=not seen[r.method])
+        seen[r.method] += 1
+    return out
+
+
+def _dataset_pairs(
+    results:Sequence[SegResult] # of one dataset
+)->pd.DataFrame:
+    "Set methods and graders beside the drawn masks, measure by measure."
+    methods, drawn = _by_method(results), results[0].pairs
+    names = [k for k in dict.fromkeys(drawn.between) if k.startswith('grader') and k.endswith(' minus drawn')]
+    graders = {k.removesuffix(' minus drawn'): drawn[drawn.between == k] for k in names}
+    every = pd.concat([*methods.values(), *graders.values()])
+    out = []
+    for of, measure in dict.fromkeys(zip(every.of, every.measure, strict=True)):
+        own, others = ({k: t[(t.of == of) & (t.measure == measure)] for k, t in some.items()}
+                       for some in (methods, graders))
+        out.append(_on_same(own, others, measure == 'area'))
+    main = {f'{k} minus drawn': bool(t.main.iloc[0]) for k, t in methods.items() if len(t)}
+    return pd.concat(out).assign(main=lambda t: [main.get(k, True) for k in t.between])
 
 
 def method_pairs(
     study:MethodStudy
-)->pd.DataFrame: # as `eval.agreement.agreement_table` takes it; empty: runs of one dataset or more lack measurements
+)->pd.DataFrame: # as `eval.agreement.agreement_table` takes it, and main; empty: runs of a dataset lack measurements
     "Set what methods measure beside the drawn masks, and the graders beside them."
     found = []
     for name in study.datasets:
         results = [r for r in study.of(name) if isinstance(r, SegResult) and len(r.pairs)]
-        if len(results) < len(study.of(name)): continue
-        each = {(r.method, f'{i}'): r.pairs[r.pairs.between == 'model minus drawn'] for i, r in enumerate(results)}
-        drawn = results[0].pairs
-        graders = drawn[drawn.between.str.startswith('grader') & drawn.between.str.endswith('minus drawn')]
-        found.append(pd.concat([_on_same(each), graders]).assign(dataset=name))
+        if len(results) == len(study.of(name)): found.append(_dataset_pairs(results).assign(dataset=name))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()

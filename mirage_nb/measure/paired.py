@@ -23,7 +23,7 @@ from ..eval.agreement import agreement_table, agreement_words
 from ..eval.segmentation.alignment import fit_prediction, is_invalid, mapping_table
 from ..eval.segmentation.predict import mask_rows
 from ..eval.segmentation.report import find_graders
-from .etdrs import measure_sectors
+from .etdrs import LEAST_COVERED, measure_sectors
 from .places import place_scans
 from .result import find_pit
 from .scan import SegmentedVolume, mask_spacing
@@ -109,9 +109,6 @@ def _lesion_pairs(
         yield c.label, np.where(some, a, np.nan), np.where(some, b, np.nan)
 
 # %% ../../nbs/measure/85_paired.ipynb #6e7e8961
-_COVERED = .75  # least share of a sector that is measured
-
-
 def _no_sectors(
     scan:SegmentedVolume,
     numbers:Sequence[int], # of its B-scans
@@ -136,7 +133,7 @@ def _sector_pairs(
     pit, found = find_pit(maps[DRAWN], at), dict[str, pd.Series]()
     for k, m in maps.items():
         t = measure_sectors(m.retina, at, pit, scan.eye)
-        found[k] = t['mean'].where(t.covered >= _COVERED)
+        found[k] = t['mean'].where(t.covered >= LEAST_COVERED)
     return found
 
 # %% ../../nbs/measure/85_paired.ipynb #4f1273a7

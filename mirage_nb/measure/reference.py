@@ -18,15 +18,15 @@ import pandas as pd
 from scipy.stats import t as student
 
 from ..core import counted
-from .etdrs import RADII_MM
+from .etdrs import LEAST_COVERED, RADII_MM
 from .places import Places, read_map
 from ..spreadsheets import open_table
 from ..storage import read_json
+from ..untrusted import flat_name
 
 # %% ../../nbs/measure/95_reference.ipynb #b6fbf5cf
 _LEAST_EYES = 20
 _DEPTH, _ACROSS = .02, .25 # by how much the scale of rows and of columns may differ, as a share
-_COVERED = .75
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ def _unfit(f:Mapping[str, Any])->str: # '': it counts
     if not f['eye']: return 'eye not stated'
     if not f.get('spacing_mm'): return 'scale not known'
     if not f['retina'] or not f['fovea']: return 'no sectors'
+    if not any((r.get('covered') or 0) >= LEAST_COVERED for r in f['measures'] if r['measure'] == 'thickness'):
+        return 'no sector covered to three quarters'
     return '' if f['fovea']['clear'] else 'fovea uncertain'
 
 
@@ -82,7 +84,7 @@ def read_reference(
             seen.add(who)
             eyes.append(ReferenceEye(f['volume'], f['eye'], (f['fovea']['x_mm'], f['fovea']['y_mm']),
                                      tuple(f['spacing_mm'][:2]), f['retina'],
-                                     folder/'maps'/by/f"{f['volume'].replace('/', '_')}.npz"))
+                                     folder/'maps'/by/f"{flat_name(f['volume'])}.npz"))
     if len(eyes) < _LEAST_EYES: raise ValueError(
         f'{folder}: {len(eyes)} healthy eyes count as a reference, and {_LEAST_EYES} are needed, one of each patient; '
         f"left out: {', '.join(f'{n} {k}' for k, n in left.items()) or 'none'}. Add eyes")
@@ -90,7 +92,7 @@ def read_reference(
         f'{folder}: the retina of its eyes spans {" or ".join(spans)}; a reference takes eyes with the same layers')
     names = {e.name for e in eyes}
     own = table[table.volume.isin(names) & (table.by == by) & (table.measure == 'thickness') & (table.unit == 'µm')
-                & (pd.to_numeric(table.covered, errors='coerce') >= _COVERED)]
+                & (pd.to_numeric(table.covered, errors='coerce') >= LEAST_COVERED)]
     return Reference(eyes, own[['of', 'where', 'value']].assign(value=pd.to_numeric(own.value)), by, left)
 
 # %% ../../nbs/measure/95_reference.ipynb #78f351cd
@@ -158,7 +160,7 @@ def score_sectors(
     reference:Reference
 )->pd.DataFrame:       # of, where, value, n, mean, SD, z, percentile, thinner, band
     "Compare the sectors of an eye with those of a reference."
-    own = rows[(rows.measure == 'thickness') & (rows.covered >= _COVERED) & rows.value.notna()]
+    own = rows[(rows.measure == 'thickness') & (rows.covered >= LEAST_COVERED) & rows.value.notna()]
     held = {k: v.to_numpy(float) for k, v in reference.sectors.groupby(['of', 'where']).value}
     out = []
     for of, where, value in zip(own.of, own['where'], own.value.astype(float), strict=True):

@@ -10,14 +10,17 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from .etdrs import LEAST_COVERED
+
 # %% ../../nbs/measure/90_summary.ipynb #1b43c51b
 def summarise_measures(
     table:pd.DataFrame # of `list_measures`, with by
 )->pd.DataFrame:       # by masks, what was measured and where: volumes, mean, SD, smallest, median, largest, unit
-    "Sum up thickness by sector, and volumes of lesions, over all volumes."
+    "Sum up thickness by sector, where it was covered, and volumes of lesions, over all volumes."
     shown = (table.measure == 'thickness') & (table['where'] != 'all A-scans') & (table.of == 'retina')
     shown |= table['unit'].isin(['nl', 'µm']) & (table['where'] == 'central') | (table.unit == 'nl') & (
         table['where'] == 'all')
+    shown &= ~(pd.to_numeric(table.covered) < LEAST_COVERED)  # lesions have none
     t = table[shown].assign(value=pd.to_numeric(table[shown].value))
     if not len(t): return pd.DataFrame()
     each = t.groupby(['by', 'measure', 'of', 'where', 'unit'], sort=False).value
@@ -28,13 +31,12 @@ def summarise_measures(
 def sector_table(
     table:pd.DataFrame, # thickness of sectors, of `list_measures`, with by
     index:Sequence[str],# columns that name a row
-    least:float,        # share of a sector's area below which it is marked
     value:str='value'   # or 'covered'
 )->pd.DataFrame:        # texts
     "Lay sectors side by side, as texts: – has no value, † is hardly covered."
     def text(v:float, covered:float)->str:
         if v != v: return '–'
-        return f'{v:.2f}' if value == 'covered' else f"{v:.1f}{'†' if covered < least else ''}"
+        return f'{v:.2f}' if value == 'covered' else f"{v:.1f}{'†' if covered < LEAST_COVERED else ''}"
     t = table.assign(value=pd.to_numeric(table.value), covered=pd.to_numeric(table.covered))
     t = t.assign(text=[text(v, c) for v, c in zip(t[value], t.covered, strict=True)])
     wide = t.groupby([*index, 'where'], sort=False, dropna=False).text.first().unstack('where', fill_value='–')

@@ -18,6 +18,7 @@ import pandas as pd
 from ..figures.measure import show_bscan, show_thickness
 from ..measure.result import Measured, list_measures, say_measures
 from ..storage import write_atomic
+from ..untrusted import flat_name
 
 # %% ../../nbs/report/45_eye_pages.ipynb #f0fa51bc
 _STYLE = ('body{font:15px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}'
@@ -54,7 +55,7 @@ def page_of(
     by:str    # whose masks
 )->str:       # in the folder of the run
     "Name the page of a volume."
-    return f"eyes/{by}/{name.replace('/', '_')}.html"
+    return f'eyes/{by}/{flat_name(name)}.html'
 
 
 def write_eye_page(

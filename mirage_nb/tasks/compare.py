@@ -127,14 +127,20 @@ class _MethodComparison(_ComparedMethods):
     @cached_property
     def measured(self)->pd.DataFrame: return method_pairs(self.study)
 
-    def agreement_words(self)->str: return agreement_words(self.measured) or (
-        'Nothing was measured: that takes fine-tuned segmentations, or their evaluations, of layers or lesions.')
+    def agreement_words(self)->str:
+        "Say how far the first seed of each method agrees with the drawn masks."
+        if not len(self.measured): return (
+            'Nothing was measured: that takes fine-tuned segmentations, or their evaluations, of layers or lesions.')
+        more = '' if self.measured.main.all() else (
+            ' Of a method with several seeds this is the first, and so it is in the figure; the table has each seed.')
+        return agreement_words(self.measured[self.measured.main]) + more
 
     def agreement_table(self)->pd.DataFrame|None: # None: nothing was measured
         "Show how far each method and grader agrees with the drawn masks."
         return agreement_table(self.measured) if len(self.measured) else None
 
-    def show_agreement(self)->Any: return show_agreement(self.measured)
+    def show_agreement(self)->Any:
+        return show_agreement(self.measured[self.measured.main]) if len(self.measured) else None
     def show_ranks(self)->Any: return show_ranks(self.ranking, self.study.metrics[self.main].title)
     def show_overall(self)->Any:
         return show_overall(self.overall, self.study.metrics[self.main].title, len(self.study.datasets))

@@ -20,7 +20,7 @@ from ..data.scanners.reading import scanner_kind
 from ..eval.verdicts import Verdict, list_verdicts
 from ..measure.change import Shift, register_visits, shift_places
 from ..measure.doubts import never_predicted, retina_doubts, say_no_lesion, scale_doubts, sector_doubts
-from ..measure.etdrs import measure_sectors
+from ..measure.etdrs import LEAST_COVERED, measure_sectors
 from ..measure.fovea import Fovea
 from ..measure.places import Places
 from ..measure.result import Measured, list_measures, measure_volume, measured_facts, say_measures
@@ -34,9 +34,10 @@ from ..storage import absolute_path, hash_file, hash_value, read_json, write_jso
 from .label_maps import map_notes
 from .predict import plan_prediction, sum_up, write_arrays
 from .volumes import VolumeSource, dataset_volumes, mapped_volumes, scanner_volumes, source_hash
+from ..untrusted import flat_name
 
 # %% ../../nbs/tasks/77_measure.ipynb #794c8b7d
-_VERSION = 4  # of the measurements: raise it when numbers change
+_VERSION = 5  # of the measurements: raise it when numbers change
 
 
 def _fovea_of(kept:dict[str, Any])->Fovea|None:
@@ -55,7 +56,7 @@ def _keep(m:Measured, by:str, key:str, folder:Path)->dict[str, Any]:
         k: None if (v := getattr(m.fovea, k)) != v else v for k in ('depth', 'within', 'why', 'of')}
     means = {k: [None if np.isnan(line).all() else float(np.nanmean(line)) for line in z]
              for k, z in m.thickness.maps.items()} if m.thickness else {}
-    name = m.scan.name.replace('/', '_')
+    name = flat_name(m.scan.name)
     if m.thickness:
         at = {} if m.places is None else {'x_mm': m.places.x, 'y_mm': m.places.y}
         write_arrays(folder/'maps'/by/f'{name}.npz', {**m.thickness.maps, **at})
@@ -79,6 +80,7 @@ class _Measurable:
     kept: list[dict[str, Any]] = field(default_factory=list) # of each volume
     held: dict[tuple[str, str], Measured] = field(default_factory=dict) # by name and whose masks, the first ones
     foveas: dict[str, Fovea|None] = field(default_factory=dict) # of each volume, by its first set of masks
+    folder: Path = Path()               # of the run, once it has measured
 
     def sources(self)->dict[str, str]:
         "Hash what the measurements are made from."
@@ -117,8 +119,9 @@ class _Measurement(_Measurable):
         if self.settings.fovea and len(names := {v.name for v in self.volumes}) > 1: raise ValueError(
             f'fovea= is of one volume, and there are {len(names)}: name one file by images=, or leave fovea out')
         self.kept.clear()  # of an earlier call
+        self.folder = folder
         for v in tqdm(self.volumes, desc='measuring', unit='volume', delay=3):
-            file, key = folder/'measured'/v.by/f"{v.name.replace('/', '_')}.json", self._key(v)
+            file, key = folder/'measured'/v.by/f'{flat_name(v.name)}.json', self._key(v)
             kept = read_json(file) if file.exists() else {}
             if kept.get('key') != key:
                 try: kept = _keep(self.one(v), v.by, key, folder)
@@ -205,9 +208,10 @@ def _compare_visits(first:Measured, later:Measured)->Change|None: # None: nothin
         return None
     shift = register_visits(first.scan, later.scan, (first.fovea, later.fovea))
     moved = shift_places(later.places, shift)
-    now = measure_sectors(later.thickness.retina, moved, first.fovea, first.scan.eye)
+    seen = [t['mean'].where(t.covered >= LEAST_COVERED) for t in (
+        first.sectors['retina'], measure_sectors(later.thickness.retina, moved, first.fovea, first.scan.eye))]
     rows = [(f'retina, {k}', float(a), float(b), first.scan.unit)
-            for k, a, b in zip(now.index, first.sectors['retina']['mean'], now['mean'], strict=True)]
+            for k, a, b in zip(seen[0].index, *seen, strict=True)]
     volumes = 'nl' in first.lesions and 'nl' in later.lesions
     both = [k for k in first.lesions.index if volumes and k in later.lesions.index]
     rows += [(str(k), float(first.lesions.nl[k]), float(later.lesions.nl[k]), 'nl') for k in both]
@@ -215,7 +219,39 @@ def _compare_visits(first:Measured, later:Measured)->Change|None: # None: nothin
     table.insert(2, 'change', table.after - table.before)
     return Change((first.scan.name, later.scan.name), shift, table, (first, later, moved))
 
+# %% ../../nbs/tasks/77_measure.ipynb #85e3aa04
+def _kept_change(
+    job:_Measurement,   # after its measurements
+    a:VolumeSource,     # the earlier visit
+    b:VolumeSource,
+    drawn:bool          # the report draws it
+)->Change|None:         # None: nothing places the visits on the fundus
+    "Compare two visits, or read what was found before."
+    file = job.folder/'changes'/b.by/f'{flat_name(b.name)}.json'
+    kept = read_json(file) if file.exists() else {}
+    key = hash_value([(v.name, k['key']) for v in (a, b) for k in job.kept
+                      if (k['facts']['volume'], k['by']) == (v.name, v.by)])[:16]
+    if kept.get('key') != key:
+        new = _compare_visits(job.one(a), job.one(b))
+        kept = {'key': key, 'shift': _plain(new.shift) if new else None,
+                'rows': [_plain(r) for r in new.table.reset_index().itertuples(index=False)] if new else []}
+        write_json(file, kept)
+    if kept['shift'] is None: return None
+    nan, columns = float('nan'), ['measure', 'before', 'after', 'change', 'unit']
+    table = pd.DataFrame(kept['rows'], columns=columns).set_index('measure')
+    table = table.astype(dict.fromkeys(columns[1:4], float))
+    numbers: list[float] = [nan if v is None else v for v in kept['shift'][:4]]
+    shift = Shift(numbers[0], numbers[1], numbers[2], numbers[3], kept['shift'][4])
+    both = (job.one(a), job.one(b)) if drawn else None
+    places = both[1].places if both else None
+    return Change((a.name, b.name), shift, table, (*both, shift_places(places, shift)) if both and places else None)
 
+
+def _plain(values:Sequence[Any])->list[Any]:
+    "Put None in place of numbers that are none, as JSON has it."
+    return [None if v != v else v for v in values]
+
+# %% ../../nbs/tasks/77_measure.ipynb #d046bbd4
 def compare_visits(
     job:_Measurement # after its measurements
 )->list[Change]:
@@ -230,8 +266,7 @@ def compare_visits(
              zip(sorted(visits, key=lambda v: v[0]), sorted(visits, key=lambda v: v[0])[1:], strict=False)]
     out = list[Change]()
     for a, b in tqdm(pairs, desc='visits', unit='pair', delay=3):
-        if (c := _compare_visits(job.one(a), job.one(b))) is not None:
-            out.append(c._replace(shown=None) if out else c)  # one is drawn, and memory may not hold all
+        if (c := _kept_change(job, a, b, drawn=not out)) is not None: out.append(c)
     return out
 
 # %% ../../nbs/tasks/77_measure.ipynb #04f62d3f
@@ -268,16 +303,19 @@ def _mean(values:Sequence[float|None])->float|None:
 
 def sector_errors(
     table:pd.DataFrame # of measurements
-)->pd.DataFrame:       # by sector: signed and absolute difference of the retina, in the mean over volumes; may be empty
-    "Measure by sector how far two sets of masks differ."
-    t = table[(table.measure == 'thickness') & (table.of == 'retina') & (table['where'] != 'all A-scans')]
-    sets, out = list(dict.fromkeys(t.by)), {}
+)->pd.DataFrame:       # by sector: signed and absolute difference of the retina, in the mean over volumes, and these
+    "Measure by sector how far two sets of masks differ, where both cover it; empty: nowhere."
+    t = table[(table.measure == 'thickness') & (table.of == 'retina')
+              & (pd.to_numeric(table.covered) >= LEAST_COVERED)]
+    sets, out = list(dict.fromkeys(t.by)), dict[str, pd.Series]()
     for i, b in enumerate(sets):
         for a in sets[:i]:
             one, two = (t[t.by == s].set_index(['volume', 'where']).value.astype(float) for s in (a, b))
-            d = (two - one).dropna()
-            for name, v in (('signed', d), ('absolute', d.abs())):
-                if len(v): out[f'{b} minus {a}, {name}'] = v.groupby(level='where', sort=False).mean()
+            each = (two - one).dropna().groupby(level='where', sort=False)
+            if not len(each): continue
+            signed, size = each.mean(), each.agg(lambda v: v.abs().mean())
+            out |= {f'{b} minus {a}, {k}': v for k, v in (
+                ('signed', signed), ('absolute', size), ('volumes', each.size()))}
     return pd.DataFrame(out)
 
 # %% ../../nbs/tasks/77_measure.ipynb #255d3024
@@ -317,13 +355,14 @@ def measured_result(
     whose = {'drawn': 'drawn masks', 'predicted': 'predicted masks', 'file': 'what their files hold'}
     head = f"{counted(len(own), 'volume')} measured by {whose.get(own[0]['by'], own[0]['by'])}"
     central = [r['value'] for k in own for r in k['rows'] if (r['of'], r['where'], r['measure']) == (
-        'retina', 'central', 'thickness') and r['value'] is not None]
+        'retina', 'central', 'thickness') and r['value'] is not None and r['covered'] >= LEAST_COVERED]
     if len(own) == 1: lines = [own[0]['said']]
     else: lines = [head + (f': central subfield {min(central):.0f} to {max(central):.0f} µm' if central else ''),
                    *(k['said'] for k in own[:6])]
     for c in changes[:6]:
         d = c.table.change.iloc[0]
-        lines.append(f'{c.names[1]} against {c.names[0]}: central subfield {d:+.0f} {c.table.unit.iloc[0]}; {c.shift}')
+        central_said = f'central subfield {d:+.0f} {c.table.unit.iloc[0]}' if d == d else 'central subfield not covered'
+        lines.append(f'{c.names[1]} against {c.names[0]}: {central_said}; {c.shift}')
     if normative is not None: lines += normative.lines()
     doubts = [*_doubts(job), *(normative.doubts() if normative is not None else ())]
     return {'summary': lines, 'verdicts': list_verdicts(doubts), 'volumes': len(own),

@@ -29,6 +29,7 @@ from mirage_nb.measure.reference import (
 )
 from ..spreadsheets import save_table
 from .predict import write_arrays
+from ..untrusted import flat_name
 
 # %% ../../nbs/tasks/78_normative.ipynb #b247361a
 @dataclass(eq=False)
@@ -96,7 +97,7 @@ def compare_with_healthy(
             continue
         rows = score_sectors(pd.DataFrame(k['rows']).astype({'value': float, 'covered': float}), reference)
         tables.append(rows.assign(volume=f['volume'], by=by))
-        file = f"{by}/{f['volume'].replace('/', '_')}.npz"
+        file = f"{by}/{flat_name(f['volume'])}.npz"
         bands = _maps(f, folder/'maps'/file, reference, folder/'normative'/file)
         if len(shown) < job.settings.figures:
             shown.append(Compared(f['volume'], f['eye'], rows[rows.of == 'retina'], bands))

@@ -67,6 +67,7 @@ from mirage_nb.tasks.autoencoder_images import (
     to_batch,
 )
 from .hidden_regions import mask_file, read_region, region_classes
+from ..untrusted import flat_name
 
 # %% ../../nbs/tasks/87_reconstruct.ipynb #62200005
 @dataclass(eq=False)
@@ -320,7 +321,7 @@ def write_reconstructed(
     found = []
     for s in shown:
         for i, d in enumerate(s.draws):
-            path = folder/'reconstructed'/f'{s.id.replace("/", "_")}-{i + 1}.png'
+            path = folder/'reconstructed'/f'{flat_name(s.id)}-{i + 1}.png'
             x = (255*d.made.permute(1, 2, 0).clamp(0, 1)).round().byte().numpy()
             image = Image.fromarray(x[..., 0] if x.shape[2] == 1 else x)
             found.append(write_atomic(path, lambda p, image=image: image.save(p, format='PNG')))  # type: ignore[misc]

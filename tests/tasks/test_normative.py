@@ -1,4 +1,5 @@
 "Eyes beside healthy eyes: phantoms that are thicker by a known number of standard deviations"
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from mirage_nb.figures.normative import show_normative
 from mirage_nb.phantoms.eyes import EyePlan, EyeScan, draw_masks
 from mirage_nb.recipes.measure import Measure
 from mirage_nb.tasks.measure import measured_result, plan_measurement
@@ -17,15 +19,15 @@ MANIFEST = Path(__file__).resolve().parents[2]/'data_manifests'/'Phantom_EYES.to
 HEALTHY = np.random.default_rng(3).normal(30, 12, 22)  # swelling at the fovea, micrometres
 
 
-def write_set(folder, plans):
+def write_set(folder, plans, scan=SCAN):
     "Write the masks of volumes as a dataset"
     for k in ('bscan', 'semseg'): (folder/k).mkdir(parents=True)
     rows = []
     for name, plan in plans.items():
-        for i, m in enumerate(draw_masks(plan, SCAN)):
+        for i, m in enumerate(draw_masks(plan, scan)):
             for k in ('bscan', 'semseg'): Image.fromarray(25*m).save(folder/k/f'{name}_{i:02}.png')
-        rows.append({'volume': name, 'mm_between_rows': SCAN.depth, 'mm_between_columns': SCAN.across,
-                     'mm_between_slices': SCAN.between, 'eye': plan.eye})
+        rows.append({'volume': name, 'mm_between_rows': scan.depth, 'mm_between_columns': scan.across,
+                     'mm_between_slices': scan.between, 'eye': plan.eye})
     pd.DataFrame(rows).to_csv(folder/'volumes.csv', index=False)
     (folder/'manifest.toml').write_text(MANIFEST.read_text().replace('size = [256, 256]\n', 'size = [128, 50]\n'))
 
@@ -63,6 +65,17 @@ def test_z_scores_are_recovered(healthy, tmp_path):
     assert set(run.sources()) == {'data', 'reference'} and run.sources() != job.sources()
     run.measure(tmp_path/'second')
     pd.testing.assert_frame_equal(compare_with_healthy(run, tmp_path/'second').table, found.table)
+
+
+def test_a_single_bscan_is_named_and_not_compared(healthy, tmp_path):
+    "Its fovea may be stated, but its line covers no sector"
+    folder, _ = healthy
+    write_set(tmp_path/'line', {'P9_OD': plan_of(0, 30.)}, replace(SCAN, slices=1))
+    job = plan_measurement(Measure(dataset=str(tmp_path/'line'), reference=str(folder/'healthy'), fovea='0,25'))
+    job.measure(tmp_path/'run')
+    found = compare_with_healthy(job, tmp_path/'run')
+    assert found.unlike == {'P9_OD': 'no sector covered to three quarters'} and show_normative(found.shown) is None
+    assert 'No eye could be compared' in ' '.join(measured_result(job, normative=found)['summary'])
 
 
 def test_another_scale_is_not_compared(healthy, tmp_path):

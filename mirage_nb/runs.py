@@ -539,7 +539,8 @@ def _obey(
     "Do what a command line says."
     if {'-h', '--help'} & set(words) and words[0] not in ('fetch', 'import', 'sweep'):
         general = words[0][0] == '-' or words[0] in ('list', 'runs', 'check')
-        sys.stdout.write(describe_commands() if general else describe_notebook(words[0]))
+        sys.stdout.write(describe_commands() if general else describe_notebook(words[0], {
+            k: v for k, _, v in (w.partition('=') for w in words[1:]) if k in ('recipe', 'dataset')}))
     elif words[0] == 'list':
         from mirage_nb.commands.listing import describe_all
         sys.stdout.write(describe_all())

@@ -10,12 +10,13 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from ..data.manifest import read_manifest
 from ..recipes.cells import options_of, read_cells
-from ..recipes.classification import CLS_RECIPES
+from ..recipes.classification import CLS_RECIPES, ClsRecipe, cls_recipe
 from ..recipes.faults import describe_type
 from ..recipes.pipelines import find_notebook, parameter_values, pipeline_notebooks
 from ..recipes.pretraining import PRETRAIN_RECIPES
-from ..recipes.segmentation import SEG_RECIPES
+from ..recipes.segmentation import SEG_RECIPES, SegRecipe, seg_recipe
 from ..recipes.settings import Options, list_options, option_comments
 
 # %% ../../nbs/commands/15_help.ipynb #ce900006
@@ -51,31 +52,53 @@ def describe_commands()->str:
     return _COMMANDS + ''.join(f'  {k:{width}}  {summarise_notebook(p)[0]}\n' for k, p in notebooks.items())
 
 # %% ../../nbs/commands/15_help.ipynb #ce900008
+_RECIPES = SEG_RECIPES | CLS_RECIPES | PRETRAIN_RECIPES
+
+
+def _named_by(
+    kind:type[Options], # of a notebook
+    dataset:str         # name, folder or manifest
+)->tuple[str, Any]:     # recipe that its manifest names, and the manifest's size; '' and None: it names none
+    "Find the recipe that a notebook takes for a dataset if none is typed."
+    if kind not in (SegRecipe, ClsRecipe): return '', None
+    try: manifest = read_manifest(dataset)
+    except (OSError, KeyError, ValueError): return '', None  # a run says what is wrong with it
+    if kind is SegRecipe: return manifest.recipe, manifest.size
+    return manifest.labels.recipe if manifest.labels else '', None
+
+
 def _defaults(
     kind:type[Options],      # of a notebook
-    values:dict[str, Any]    # of its parameters cell
+    values:dict[str, Any],   # of its parameters cell
+    typed:dict[str, str]     # of the command line: 'recipe' and 'dataset' choose the defaults
 )->tuple[dict[str, Any], str]: # by option; and where they are from, in words
     "Find the default of each option: of the notebook, else of the recipe, else of the class."
     own = {f.name: f.default if f.default is not MISSING else f.default_factory() if callable(f.default_factory)
            else None for f in fields(kind)}
-    recipe = values.get('recipe') or own.get('recipe')
-    base = (SEG_RECIPES | CLS_RECIPES | PRETRAIN_RECIPES).get(recipe or '')
-    known = {f.name: getattr(base, f.name) for f in fields(base)} if base and isinstance(base, kind) else {}
     given = {k: v for k, v in values.items() if v is not None}
-    return own | known | given, f' of the recipe {recipe}; other recipes have their own' if known else ''
+    dataset = typed.get('dataset') or given.get('dataset', '')
+    named, size = _named_by(kind, dataset) if dataset else ('', None)
+    recipe = typed.get('recipe') or given.get('recipe') or named or own.get('recipe')
+    if kind in (SegRecipe, ClsRecipe): recipe = (seg_recipe if kind is SegRecipe else cls_recipe)(recipe).recipe
+    base, why = _RECIPES.get(recipe or ''), f', which {dataset} names' if recipe == named else ''
+    if base is None or not isinstance(base, kind): return own | given, ''
+    known = {f.name: getattr(base, f.name) for f in fields(base)} | ({'size': size} if size else {})
+    others = ', '.join(k for k, r in _RECIPES.items() if isinstance(r, kind) and k != recipe)
+    return own | known | given, f' of the recipe {recipe}{why}. Others, with recipe=NAME before --help: {others}'
 
 
 def describe_notebook(
-    name:str|Path # path, file name or stage
+    name:str|Path, # path, file name or stage
+    typed:dict[str, str]|None=None # 'recipe' and 'dataset', where they are typed: they choose the defaults
 )->str:
     "Write what a notebook does, and its parameters with their types, choices, defaults and meanings."
     path = find_notebook(name)
     kind = options_of(path)
     lines = [f'usage: mirage-nb {path.stem[3:]} [NAME=VALUE ...]', '', summarise_notebook(path)[1], '']
     if kind is None: return '\n'.join([*lines, *(f'  {k} = {v!r}' for k, v in parameter_values(path).items())]) + '\n'
-    (values, source), notes = _defaults(kind, parameter_values(path)), option_comments(kind)
+    (values, source), notes = _defaults(kind, parameter_values(path), typed or {}), option_comments(kind)
     hints, width = get_type_hints(kind, include_extras=True), max(map(len, values))
-    lines += [f'Parameters, with their defaults{source}:', '']
+    lines += [f'Parameters, with their defaults{source}', '']
     for k in list_options(kind):
         shown = '' if values[k] in (None, '') else f' (default: {values[k]})'
         lines += [f'  {k:{width}}  {describe_type(hints[k])}{shown}', f'  {"":{width}}    {notes.get(k, "")}']

@@ -22,7 +22,7 @@ from .pretraining import CNN_MAES, MAES, pretrain_model
 from .tensors import infer_architecture
 from .timm_encoder import PREFIX
 from .zoo import ENCODERS, build_encoder, check_options, encoder_record, weights_file
-from ..sources.weights import recognise_weights
+from ..sources.weights import explain_no_weights, recognise_weights
 
 # %% ../../nbs/models/87_loading.ipynb #00395f93
 def _load_ours(
@@ -70,7 +70,10 @@ def load_model(
     if (mean is None) != (std is None): raise ValueError(f'mean is {mean} and std {std}; give both, or none')
     how:Any = {'precision': precision, 'compiled': compile}
     if str(name_or_path).startswith(PREFIX): return _load_named(str(name_or_path), device, **how)
-    ckpt = read_checkpoint(weights_file(name_or_path) or '')
+    file = weights_file(name_or_path)
+    if not file: raise ValueError("load_model takes trained weights, not 'random': a run's model, or a name")
+    if not file.is_file(): raise FileNotFoundError(explain_no_weights(str(name_or_path), 'load_model'))
+    ckpt = read_checkpoint(file)
     if 'about' in ckpt.meta:
         check_options(f'{ckpt.path.name}, which states how it is built', options, ())
         model, e, about = _load_ours(ckpt)

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ..core import project_dir, resource_dir, unknown
+from ..core import package_dir, project_dir, resource_dir, unknown
 from ..recipes.faults import list_faults
 from ..recipes.settings import Options, option_comments, options
 from .files import FetchPlan, SourceFile, other_content
@@ -167,15 +167,17 @@ def find_weights(
 
 
 def explain_no_weights(
-    weights:str # as typed: neither a file nor a name of published weights
+    weights:str,         # as typed: neither a file nor a name of published or shipped weights
+    option:str='weights' # what takes them: an option, or a function of Python
 )->str:
     "Say that there is no such file of weights, which names are like it, and what else may be given."
-    known = {k.casefold(): k for k in known_weights()}
+    known = {k.casefold(): k for k in [*known_weights(), *(p.stem for p in package_dir.glob('weights/*.safetensors'))]}
     stem = re.sub(r'[.](pth|pt|ckpt|bin|safetensors)$', '', Path(weights).name.casefold())
     like = [known[k] for k in get_close_matches(stem, known, n=3, cutoff=.5)]
-    hint = f" Did you mean {' or '.join(f'weights={k}' for k in like)}?" if like else ''
-    return (f'no checkpoint {weights}.{hint} weights takes the path of a file, a name (mirage-nb fetch --list shows '
-            'them), or random')
+    hint = f" Did you mean {' or '.join(f'weights={k}' if option == 'weights' else repr(k) for k in like)}?" if like else ''
+    more = 'random' if option == 'weights' else "'timm:NAME'"
+    return (f'no checkpoint {weights}.{hint} {option} takes the path of a file, a name (mirage-nb fetch --list shows '
+            f'them), or {more}')
 
 
 _COMMON = ('model.safetensors', 'checkpoint-best.pth') # names of files that many weights have

@@ -31,6 +31,7 @@ from ..storage import absolute_path, hash_file
 
 # %% ../../nbs/data/97_unlabelled.ipynb #396939da
 _SUFFIXES = (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES)
+_BESIDE = {'bscan': ('slo', 'bscanlayermap')} # folders of images that come with others, by the others' folder
 
 
 def _files_below(
@@ -47,12 +48,14 @@ def _files_below(
         scans, rest = sort_files(Path(e.path) for e in (*content.files, *content.others))
         yield from (p for p in rest if p.suffix.lower() in _SUFFIXES)
         yield from scans
-        masks = {image_folders(here)[1].name} if image_folders(here)[0].is_dir() else set[str]()
-        todo = [*(Path(e.path) for e in content.folders if e.name not in masks), *todo]
+        images, masks = image_folders(here)
+        beside = {masks.name, *_BESIDE.get(images.name.casefold(), ())} if images.is_dir() else set[str]()
+        todo = [*(Path(e.path) for e in content.folders if e.name not in beside), *todo]
         others += [p.name for p in rest if p.suffix.lower() not in _SUFFIXES]
-        others += [e.name + '/' for e in content.folders if e.name in masks]
+        others += [e.name + '/' for e in content.folders if e.name in beside]
     for text in strange: warnings.warn(f'{text}. They are left out', stacklevel=3)
     if not (others and warn): return
+    others = list(dict.fromkeys(others))
     names = ', '.join(others[:5]) + ', ...'*(len(others) > 5)
     warnings.warn(f"{folder}: {names} passed over; images end in {', '.join(_SUFFIXES)}", stacklevel=3)
 

@@ -91,6 +91,13 @@ def test_a_linked_image_keeps_the_name_that_the_user_gave(tmp_path):
     assert unlabelled_images(tmp_path/'list.csv').image.tolist() == [tmp_path/'patient7.png']
 
 
+def test_prediction_of_a_dataset_takes_its_images_alone(tmp_path):
+    for k in ('bscan', 'slo', 'bscanlayermap', 'semseg'): picture(tmp_path/'Own'/'test'/k/'a.png')
+    picture(tmp_path/'slo'/'a.png')
+    with pytest.warns(UserWarning, match='bscanlayermap/, semseg/, slo/ passed over'):
+        assert unlabelled_images(tmp_path).id.tolist() == ['Own/test/bscan/a', 'slo/a'], 'slo without bscan is images'
+
+
 def test_decomposed_letters_find_composed_ones(tiny, eyes, tmp_path):
     for p in list((tiny/'train').rglob('P1a_1.png')):
         form = nfd if p.parent.name == 'bscan' else nfc

@@ -61,7 +61,8 @@ _RISE = 0.001  # least gain that counts, the `min_delta` of the published probe
 
 def training_verdicts(
     scores:Sequence[float], # validation score of each epoch, higher is better
-    epochs:int              # that were asked for
+    epochs:int,             # that were asked for
+    usual:int=0             # epochs of the recipe; 0: it is not said
 )->Iterator[Verdict]:
     "Judge whether a training was long enough."
     y = np.asarray(scores, float)
@@ -71,8 +72,9 @@ def training_verdicts(
     before = y[:-tail].max() if n > tail else -np.inf
     if best < n - late or y[best] - before <= _RISE: return
     rise = f' ({y[best] - before:+.3f} in the last {counted(tail, "epoch")})' if np.isfinite(before) else ''
+    more = f'the recipe has {usual}' if usual > n else f'for instance epochs={2*n}'
     yield Verdict('warning', f'Still improving at the last epoch: the best is epoch {best + 1} of {n}{rise}. '
-                             f'Train longer, for instance epochs={2*n}')
+                             f'Train longer: {more}')
 
 # %% ../../nbs/eval/50_verdicts.ipynb #fe000011
 def overlap_verdicts(
@@ -261,6 +263,16 @@ def _lesion_verdicts(
     poor = r.missed >= max(r.found, 1) or r.invented > r.found
     if r.missed or r.invented: yield Verdict('warning' if poor else 'note', words[0].upper() + words[1:])
 
+
+def _joined(
+    *groups:Iterable[Verdict] # on one matter
+)->Iterator[Verdict]:
+    "Join warnings of one matter in one, so that its weight is not that of several."
+    found = [v for group in groups for v in group]
+    texts = [v.text for v in found if v.level == 'warning']
+    if texts: yield Verdict('warning', '. '.join(texts))
+    yield from (v for v in found if v.level != 'warning')
+
 # %% ../../nbs/eval/50_verdicts.ipynb #fe000023
 def _mean_dice(
     scores:SegScores
@@ -282,8 +294,7 @@ def seg_verdicts(
     if not results: return (yield Verdict('note', 'Nothing was scored: the test images have no masks'))
     (_, scores), *rest = results.items()
     others = {k: s for k, s in rest if not k.startswith('grader')}
-    yield from _unseen_classes(scores)
-    yield from _lesion_verdicts(scores)
+    yield from _joined(_unseen_classes(scores), _lesion_verdicts(scores))
     empty = [k for k, s in others.items() if k not in _BLIND and not s.slices.predicted.any()]
     yield from _judge([b for k, s in others.items() for b in _seg_beside(scores, k, s)
                        if not b.gap.low > 0 or k not in (*_BLIND, *empty)])

@@ -101,5 +101,7 @@ def explain_no_run(
 )->str:
     "Say that a dataset has no finished run, and how to make one."
     make = run_command(stage, {'dataset': dataset})
-    return f'no finished run on {dataset} in {runs_dir()/stage}. Make one: {make}'
+    small = {'seg_tune': {'recipe': 'seg_small', 'size': 256}, 'cls_tune': {'recipe': 'cls_small'}}.get(stage, {})
+    less = f", or in less time {run_command(stage, {'dataset': dataset} | small)}" if small else ''
+    return f'no finished run on {dataset} in {runs_dir()/stage}. Make one: {make}{less}'
 

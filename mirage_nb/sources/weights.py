@@ -174,7 +174,8 @@ def explain_no_weights(
     known = {k.casefold(): k for k in [*known_weights(), *(p.stem for p in package_dir.glob('weights/*.safetensors'))]}
     stem = re.sub(r'[.](pth|pt|ckpt|bin|safetensors)$', '', Path(weights).name.casefold())
     like = [known[k] for k in get_close_matches(stem, known, n=3, cutoff=.5)]
-    hint = f" Did you mean {' or '.join(f'weights={k}' if option == 'weights' else repr(k) for k in like)}?" if like else ''
+    said = [f'weights={k}' if option == 'weights' else repr(k) for k in like]
+    hint = f" Did you mean {' or '.join(said)}?" if like else ''
     more = 'random' if option == 'weights' else "'timm:NAME'"
     return (f'no checkpoint {weights}.{hint} {option} takes the path of a file, a name (mirage-nb fetch --list shows '
             f'them), or {more}')

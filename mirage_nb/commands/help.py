@@ -78,9 +78,9 @@ def _defaults(
     given = {k: v for k, v in values.items() if v is not None}
     dataset = typed.get('dataset') or given.get('dataset', '')
     named, size = _named_by(kind, dataset) if dataset else ('', None)
-    recipe = typed.get('recipe') or given.get('recipe') or named or own.get('recipe')
+    recipe = str(typed.get('recipe') or given.get('recipe') or named or own.get('recipe') or '')
     if kind in (SegRecipe, ClsRecipe): recipe = (seg_recipe if kind is SegRecipe else cls_recipe)(recipe).recipe
-    base, why = _RECIPES.get(recipe or ''), f', which {dataset} names' if recipe == named else ''
+    base, why = _RECIPES.get(recipe), f', which {dataset} names' if recipe == named else ''
     if base is None or not isinstance(base, kind): return own | given, ''
     known = {f.name: getattr(base, f.name) for f in fields(base)} | ({'size': size} if size else {})
     others = ', '.join(k for k, r in _RECIPES.items() if isinstance(r, kind) and k != recipe)

@@ -95,13 +95,17 @@ def run_command(
     return shlex.join(['mirage-nb', stage, *words])
 
 
+_SMALL: Mapping[str, Mapping[str, Any]] = {'seg_tune': {'recipe': 'seg_small', 'size': 256},
+                                           'cls_tune': {'recipe': 'cls_small'}} # options that take minutes on a CPU
+
+
 def explain_no_run(
     stage:str,      # as 'seg_tune'
     dataset:str     # name or path
 )->str:
     "Say that a dataset has no finished run, and how to make one."
     make = run_command(stage, {'dataset': dataset})
-    small = {'seg_tune': {'recipe': 'seg_small', 'size': 256}, 'cls_tune': {'recipe': 'cls_small'}}.get(stage, {})
-    less = f", or in less time {run_command(stage, {'dataset': dataset} | small)}" if small else ''
+    small = _SMALL.get(stage, {})
+    less = f", or in less time {run_command(stage, {'dataset': dataset, **small})}" if small else ''
     return f'no finished run on {dataset} in {runs_dir()/stage}. Make one: {make}{less}'
 

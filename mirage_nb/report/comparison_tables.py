@@ -173,15 +173,27 @@ def difference_table(
              _number_text(r['difference'], r['low'], r['high'], k, '+'), _p_text(r['p']), _p_text(r['p_holm']),
              *[_p_text(r['p_equivalent'])][:asked],
              *('–' if np.isnan(r[c]) else f'{r[c]:.2f}' for c in ('d', 'rank_biserial', 'improvement')),
-             *[r['test']][:len(tests) - 1], _short_verdict(r)] for r in own.to_dict('records')]
+             *[r['test']][:len(tests) - 1], _short_verdict(r) + _one_seed(study, r)] for r in own.to_dict('records')]
     names = ['dataset', 'pair', f'difference in {k.title}', 'p', 'p, Holm', *['p, equivalence'][:asked], 'd', 'r',
              'P', *['test'][:len(tests) - 1], 'verdict']
-    marks = [['']*(len(row) - 1) + ['best' if ' better' in row[-1] else ''] for row in rows]
+    marks = [['']*(len(row) - 1) + ['best' if ' better' in row[-1] and not row[-1].endswith(_ONE_SEED) else ''] for row in rows]
     by, tried = f' by {tests[0]}' if len(tests) == 1 else '', int(own.p.notna().sum())
     return MarkedTable(pd.DataFrame(rows, columns=names), pd.DataFrame(marks, columns=names),
                        (*_key_note(keys), *_seed_note(study),
                         f'{counted(tried, "test")} of {k.name}{by}, corrected together (Holm).',
                         *_EFFECTS), 2)
+
+
+_ONE_SEED = ' (these models, one seed)'
+
+
+def _one_seed(
+    study:MethodStudy,
+    pair:Mapping[Any, Any] # row of `eval.method_tests.pairs_table`
+)->str:                    # '': nothing was shown, or both have several seeds
+    "Say beside a verdict that it is of two trained models, not of methods."
+    seeds = min(len(study.of(pair['dataset'], pair[k])) for k in ('first model', 'second model'))
+    return _ONE_SEED if seeds == 1 and ' better than ' in str(pair['verdict']) else ''
 
 
 def _seed_note(

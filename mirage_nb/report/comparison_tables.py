@@ -176,7 +176,8 @@ def difference_table(
              *[r['test']][:len(tests) - 1], _short_verdict(r) + _one_seed(study, r)] for r in own.to_dict('records')]
     names = ['dataset', 'pair', f'difference in {k.title}', 'p', 'p, Holm', *['p, equivalence'][:asked], 'd', 'r',
              'P', *['test'][:len(tests) - 1], 'verdict']
-    marks = [['']*(len(row) - 1) + ['best' if ' better' in row[-1] and not row[-1].endswith(_ONE_SEED) else ''] for row in rows]
+    shown = [' better' in row[-1] and not row[-1].endswith(_ONE_SEED) for row in rows]
+    marks = [['']*(len(row) - 1) + ['best' if s else ''] for row, s in zip(rows, shown, strict=True)]
     by, tried = f' by {tests[0]}' if len(tests) == 1 else '', int(own.p.notna().sum())
     return MarkedTable(pd.DataFrame(rows, columns=names), pd.DataFrame(marks, columns=names),
                        (*_key_note(keys), *_seed_note(study),

@@ -157,9 +157,13 @@ _KERNEL = ['--IPKernelApp.log_level=50',  # at its end a kernel reports an inter
 
 _DEAD = ('its kernel, the process that computes, died. Most often the memory was used up, and the system ended the '
          'largest process (`dmesg` says so): close other programs, or take a smaller batch_size, fewer workers, or a '
-         'machine with more memory. The same command goes on from the last saved state')
+         'machine with more memory. If `dmesg` says nothing of it, a library crashed or the process was ended from '
+         'outside; what it wrote stands above. The same command goes on from the last saved state')
+_UNBORN = ('its kernel, the process that computes, ended or hung before the first cell. What it wrote stands above: '
+           'most often a package that kernels need is missing or of another version (install the kit again, as '
+           'README.md says), the disk is full, or the memory was used up (`dmesg` says so)')
 
-
+# %% ../nbs/20_runs.ipynb #8c9955e5
 def _execute(
     notebook:Path,               # to run
     handoff:Path,                # file that receives the run's folder, which the kernel writes
@@ -181,7 +185,8 @@ def _execute(
             extra_arguments=_KERNEL)
     except PapermillExecutionError as e: return f'{e.ename}: {e.evalue}'
     except Exception as e:
-        if isinstance(e, DeadKernelError) or 'Kernel died' in str(e): return _DEAD  # or as it began
+        if isinstance(e, DeadKernelError): return _DEAD
+        if isinstance(e, RuntimeError) and str(e).startswith('Kernel '): return f'{_UNBORN} ({e})'
         return explain_disk_error(e) or f'{type(e).__name__}: {e}'
     finally:
         for k, v in before.items():

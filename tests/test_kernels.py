@@ -189,3 +189,12 @@ def test_a_dead_kernel_says_how_to_go_on(small_notebook):
     said = small_notebook('import os, signal\nos.kill(os.getpid(), signal.SIGKILL)')
     for piece in ('its kernel, the process that computes, died', 'memory', 'batch_size',
                   'The same command goes on from the last saved state'): assert piece in said, said
+
+
+def test_a_kernel_that_cannot_start_is_not_told_to_lack_memory(small_notebook, tmp_path, monkeypatch):
+    "What kernels need may be missing, or the memory used up: both are said"
+    (tmp_path/'ipykernel_launcher.py').write_text('raise SystemExit("no module named zmq")\n')
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path), prepend=os.pathsep)
+    said = small_notebook('1')
+    for piece in ('ended or hung before the first cell', 'a package that kernels need is missing',
+                  'the memory was used up', 'Kernel died'): assert piece in said, said

@@ -8,11 +8,13 @@ __all__ = ['PREFIX', 'TimmEncoder', 'timm_names', 'timm_weights', 'timm_record']
 # %% ../../nbs/models/62_timm_encoder.ipynb #4f395835
 import inspect
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from functools import lru_cache, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -155,13 +157,21 @@ def _replace_drop_path(
     return found
 
 # %% ../../nbs/models/62_timm_encoder.ipynb #581d1f17
+_BLOCKS = (re.compile(r'\w+\.\d+(\.[a-z]\w*)?\.\d+\.'),  # of a stage, as stages.1.blocks.0 or stages.1.0
+           re.compile(r'\w+\.\d+\.'))                     # of the network
+
+
 def _layers_of(
     net:Any # of timm
 )->dict[str, int]: # by parameter, from 0
-    "Number the layers of a network as timm groups them."
+    "Number the layers of a network as timm groups them, and those of a network that it does not group by their places."
     from timm.models._manipulate import group_parameters
-    matcher = net.group_matcher(coarse=False) if hasattr(net, 'group_matcher') else {'stem': '^$', 'blocks': '^(.)'}
-    return dict(group_parameters(net, matcher, reverse=True))
+    if hasattr(net, 'group_matcher'): return dict(group_parameters(net, net.group_matcher(coarse=False), reverse=True))
+    names = [k for k, _ in net.named_parameters()]
+    found = next((f for f in ([p.match(k) for k in names] for p in _BLOCKS) if any(f)), [None]*len(names))
+    number = {k: i for i, k in enumerate(dict.fromkeys(m[0] for m in found if m), 1)}
+    at = accumulate((number[m[0]] if m else 0 for m in found), max)  # what is between two blocks joins the first
+    return dict(zip(names, at, strict=True))
 
 
 class _TimmLayers(Encoder):

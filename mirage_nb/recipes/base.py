@@ -92,6 +92,11 @@ class FineTuningRecipe(TrainingRecipe):
         "Name the model of this run in its report and its result."
         return self._probe if self.tune == 'probe' else 'fine-tuned'
 
+    @property
+    def recomputes(self)->bool:
+        "Tell whether blocks of the encoder are computed again; a frozen encoder keeps nothing for a backward pass."
+        return self.checkpointing and self.tune != 'probe'
+
     def _conflicts(self)->Iterator[str]:
         "Yield what is wrong with options that are right alone; nobody trains from random weights without knowing it."
         if self.random_start: yield from _random_start_conflicts(self)

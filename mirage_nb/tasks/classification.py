@@ -196,7 +196,7 @@ class _ClsBuilt(_ClsParts):
                 'patch': cfg.patch, 'drop_path': cfg.drop_path, 'modality': self.input_spec.modality,
                 'head_init_std': cfg.head_init_std}
 
-    def build(self)->ClsModel: return cls_model(**self.keywords, checkpointing=self.settings.checkpointing or None)
+    def build(self)->ClsModel: return cls_model(**self.keywords, checkpointing=self.settings.recomputes or None)
 
     def load(self, model:ClsModel)->LoadReport|None:
         "Take the weights of the checkpoint, and with keep_head its last layer."

@@ -107,7 +107,7 @@ class _SegParts(FineTuning[SegModel]):
         return {'name': cfg.model, 'n_classes': len(self.data.classes), 'head': cfg.head, 'size': rows_cols(cfg.size),
                 'patch': cfg.patch, 'drop_path': cfg.drop_path}
 
-    def build(self)->SegModel: return seg_model(**self.keywords, checkpointing=self.settings.checkpointing or None)
+    def build(self)->SegModel: return seg_model(**self.keywords, checkpointing=self.settings.recomputes or None)
 
     def load(self, model:SegModel)->LoadReport|None: return start_segmenter(model, self.checkpoint)
 

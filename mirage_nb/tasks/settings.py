@@ -105,7 +105,7 @@ def _try_model(
     "Raise an error if a model of these settings cannot be built."
     with torch.random.fork_rng(devices=[]), torch.device('meta'):
         model = build(name=cfg.model, size=rows_cols(cfg.size), patch=cfg.patch, drop_path=cfg.drop_path,
-                      checkpointing=cfg.checkpointing or None, **more)
+                      checkpointing=cfg.recomputes or None, **more)
     if cfg.tune != 'lora': choose_training(model, cfg.tune, cfg.last_blocks)  # adapters take seconds to import
 
 # %% ../../nbs/tasks/03_settings.ipynb #03a00009

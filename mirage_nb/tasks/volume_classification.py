@@ -35,7 +35,7 @@ class VolumeTask(ClassificationTask):
     def keywords(self)->dict[str, Any]: return super().keywords | {'slices': self.settings.slices} # of `volume_model`
 
     def build(self)->VolumeModel:
-        return volume_model(**self.keywords, checkpointing=self.settings.checkpointing or None)
+        return volume_model(**self.keywords, checkpointing=self.settings.recomputes or None)
 
     def bare_head(self)->VolumeHead:
         "Make the head of the model without its encoder, with the scale of the slices that are learnt from."

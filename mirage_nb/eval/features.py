@@ -65,14 +65,15 @@ class EncoderFeatures:
     )->Tensor:                # (views, n, 3, d)
         "Encode views of every image, or read what is kept of them."
         accelerator = make_accelerator(self.precision)
-        reader = replace(self, model=cast_weights(self.model.to(accelerator.device).eval(), self.precision))
+        model = self.model.to(accelerator.device).eval()
         store = self.store  # after the move, for the hash of the weights is kept as long as they stay in their place
         where = {f'{sha}-{v}': (i, v) for v in views for i, sha in enumerate(data.table.sha256)}
         keys = [f'{sha}-{v}' for v in views for sha in data.table.sha256]
 
         def encode(part:Sequence[str])->Tensor:
             batch = collate([data.view(*where[k]) for k in part])
-            with torch.no_grad(), accelerator.autocast():
+            with torch.no_grad(), accelerator.autocast():  # a copy is made only if something is missing, and once
+                reader = replace(self, model=cast_weights(model, self.precision))
                 return reader.read(model_inputs(batch, accelerator.device)).float().cpu()
 
         if accelerator.is_main_process:

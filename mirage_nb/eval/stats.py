@@ -54,10 +54,13 @@ def draw_counts(
     seed:int=0 # the same seed gives the same counts
 )->Iterator[np.ndarray]: # blocks of (rows, g), n rows in all; each row sums to g
     "Draw how often each unit occurs in a resample, in blocks that fit in memory."
-    rng, block = np.random.default_rng(seed), _block_rows(g)
+    rng, block, few = np.random.default_rng(seed), _block_rows(g), max(1, 2**16 // g)  # few: rows that a cache holds
     for start in range(0, n, block):
         counts = np.empty((min(block, n - start), g))
-        for row in counts: row[:] = np.bincount(rng.integers(g, size=g), minlength=g)
+        for i in range(0, len(counts), few):
+            part = counts[i:i + few]
+            drawn = rng.integers(g, size=part.shape) + g*np.arange(len(part))[:, None]
+            part[:] = np.bincount(drawn.ravel(), minlength=part.size).reshape(part.shape)
         yield counts
 
 

@@ -1,4 +1,5 @@
 "Damage files of every kind, and read them: an error that names the file, or what was there before"
+import gzip
 import importlib.util
 import io
 import json
@@ -20,23 +21,37 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from mirage_nb.core import resource_dir
 from mirage_nb.data.files import check_image, image_size, read_image
 from mirage_nb.data.image_index import index_images
+from mirage_nb.data.label_maps import LabelMap, read_label_map, write_label_map
 from mirage_nb.data.manifest import ClassInfo, classes_of, read_manifest
 from mirage_nb.data.masks import read_mask
 from mirage_nb.data.packed import _begin_packing, _file_states, _open_packed, _write_rows, pack
 from mirage_nb.data.paired import table_pairs
+from mirage_nb.data.scanners.pseudonyms import Identity, note_patient
 from mirage_nb.data.scanners.reading import read_volume
+from mirage_nb.data.scanners.volume import Spacing
 from mirage_nb.data.tables import read_list, table_rows
 from mirage_nb.eval.classification.predictions import read_predictions
+from mirage_nb.eval.method_agreement import method_pairs
+from mirage_nb.eval.method_study import MethodStudy
 from mirage_nb.eval.pretraining import read_snapshot_images, save_snapshot
+from mirage_nb.measure.reference import read_reference
+from mirage_nb.measure.result import list_measures, measure_volume, measured_facts
+from mirage_nb.measure.scan import SegmentedVolume
 from mirage_nb.models.checkpoints import Checkpoint, read_checkpoint, rebuild_model, save_weights
 from mirage_nb.models.vit import ViT
+from mirage_nb.phantoms.eyes import EYE_CLASSES, EyePlan, EyeScan, draw_masks
+from mirage_nb.pseudonyms import pseudonyms_of, real_name
+from mirage_nb.recipes.measure import Measure
 from mirage_nb.records import open_run, provenance
 from mirage_nb.sealed import noted, read_noted
-from mirage_nb.spreadsheets import load_table, open_table, table_text
+from mirage_nb.spreadsheets import load_table, open_table, save_table, table_text
 from mirage_nb.storage import read_json, write_json
 from mirage_nb.sweeps.plan import read_plan
+from mirage_nb.tasks.collect import find_runs, read_runs
+from mirage_nb.tasks.volumes import dataset_volumes, mapped_volumes
 from mirage_nb.train.features import FeatureStore
 from mirage_nb.train.state import Progress, load_training_state, save_training_state
 from tests.data.scanners import made
@@ -327,8 +342,147 @@ def half_packed():
         yield Case(f'half packed {k}', b'', f'out.part/{k}', end, begin)
 
 
+def label_map_files():
+    "The files of a prediction of volumes"
+    classes = [ClassInfo(i, 25*i, k, 'layer' if i else 'background') for i, k in enumerate(EYE_CLASSES[:7])]
+    masks = draw_masks(EyePlan('OD'), EyeScan(slices=4, cols=16, across=.3, between=1.))
+    masks = np.minimum(masks[:, ::4], 6)
+    at = np.array([[-2., y, 2., y] for y in (1.5, .5, -.5, -1.5)])
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        for k in ('V1', 'V2'):
+            write_label_map(home/'volumes'/f'{k}.nii.gz', LabelMap(
+                k, masks, classes, Spacing(.0156, .3, 1.), 'OD', 'P1', 'volume', at, [f'{k}_{i}' for i in range(4)]))
+        save_table(pd.DataFrame({'volume': ['V1', 'V2', 'V3'], 'file': ['volumes/V1.nii.gz', 'volumes/V2.nii.gz', ''],
+                                 'slices': 4, 'fault': ['', '', 'a slice has no mask']}), home/'volumes.csv')
+        return {p.relative_to(home).as_posix(): p.read_bytes() for p in home.rglob('*') if p.is_file()}
+
+
+def spread(files):
+    def write(folder):
+        for k, v in files.items():
+            (folder/k).parent.mkdir(parents=True, exist_ok=True)
+            (folder/k).write_bytes(v)
+    return write
+
+
+def label_maps():
+    "Masks of volumes, alone and as `predictions=` of a measurement takes them"
+    files = label_map_files()
+    plain = files | {'volumes/V1.nii': gzip.decompress(files['volumes/V1.nii.gz'])}
+
+    def read(path):
+        m = read_label_map(path.parent/f'{path.name.split(".")[0]}.nii.gz')
+        return m.masks.shape, len(m.classes)
+
+    def measured(path):
+        home = path if path.is_dir() else next(p for p in path.parents if (p/'volumes').is_dir())
+        cfg = Measure(predictions=str(home))
+        volumes, faults = mapped_volumes(cfg, home)
+        if path.name == 'volumes.csv': return [v.name for v in volumes], len(faults)
+        for one in faults[faults.id != 'V3'].itertuples(): raise ValueError(f'{one.id}: {one.fault}')
+        found = [measure_volume(v.read()) for v in volumes]
+        return [m.scan.name for m in found], [len(list_measures(m)) for m in found]
+    yield Case('label map', files['volumes/V1.nii.gz'], 'volumes/V1.nii.gz', read, spread(files))
+    yield Case('plain label map', plain['volumes/V1.nii'], 'volumes/V1.nii',
+               lambda p: read_label_map(p).masks.shape, spread(plain))
+    yield Case('names of a label map', files['volumes/V1.json'], 'volumes/V1.json', read, spread(files))
+    yield Case('measured label map', files['volumes/V1.nii.gz'], 'volumes/V1.nii.gz', measured, spread(files))
+    yield Case('names of a measured map', files['volumes/V1.json'], 'volumes/V1.json', measured, spread(files))
+    yield Case('volumes.csv', files['volumes.csv'], 'volumes.csv', measured, spread(files))
+
+
+def reference_files():
+    "A measurement of healthy eyes, with the eye of each moved a little"
+    files, facts, rows = {}, [], []
+    for i in range(20):
+        scan = EyeScan(slices=5, cols=16, across=.4, between=1.4)
+        infos = [ClassInfo(j, j, k, 'layer' if j else 'background') for j, k in enumerate(EYE_CLASSES)]
+        masks = draw_masks(EyePlan('OD', swelling=float(i)), scan)
+        m = measure_volume(SegmentedVolume(f'E{i}', masks.shape, masks, infos, spacing=Spacing(.0039, .4, 1.4),
+                                           eye='OD', patient=f'P{i}'), (2., 8.))
+        facts.append(measured_facts(m) | {'by': 'drawn'})
+        facts[-1]['fovea']['clear'] = True
+        rows.append(list_measures(m).assign(by='drawn'))
+        out = io.BytesIO()
+        np.savez_compressed(out, retina=m.thickness.maps['retina'], x_mm=m.places.x, y_mm=m.places.y)
+        files[f'maps/drawn/E{i}.npz'] = out.getvalue()
+    return files | {'measures.json': json.dumps(facts).encode(),
+                    'measures.csv': table_text(pd.concat(rows)).encode()}
+
+
+def references():
+    "What `reference=` of a measurement reads"
+    files = reference_files()
+
+    def read(path):
+        found = read_reference(next(p for p in path.parents if (p/'measures.json').is_file()))
+        return len(found.eyes), len(found.sectors), sorted((k, v.shape) for k, v in found.maps.items())
+    for k in ('measures.csv', 'measures.json', 'maps/drawn/E3.npz'):
+        yield Case(f'reference {Path(k).name}', files[k], k, read, spread(files))
+
+
+SIZES = ('volume,mm_between_rows,mm_between_columns,mm_between_slices,eye,visit,slo,slo_mm\n'
+         'V1,0.0039,0.3,0.8,OD,2024-03-01,slo/V1.png,0.05\nV2,0.0039,0.3,0.8,OS,2024-03-02,slo/V1.png,0.05\n')
+
+
+def sizes_and_names():
+    "The table of sizes, eyes and visits of a dataset, and the private lists of patients and names"
+    def set_of(folder):
+        spread({'bscan/V1_0.png': image_bytes('PNG'), 'bscan/V1_1.png': image_bytes('PNG'),
+                'semseg/V1_0.png': mask, 'semseg/V1_1.png': mask, 'slo/V1.png': image_bytes('PNG')})(folder)
+        text = (resource_dir('data_manifests')/'Phantom_EYES.toml').read_text()
+        (folder/'manifest.toml').write_text(text.replace('^(P[0-9]+)_', '^(V[0-9]+)'))
+    out = io.BytesIO()
+    Image.fromarray(np.repeat(np.arange(6, dtype=np.uint8)*25, 4)[:, None].repeat(20, 1)).save(out, 'PNG')
+    mask = out.getvalue()
+
+    def read(path):
+        v = dataset_volumes(Measure(dataset=str(path.parent)))[0].read()
+        return v.eye, v.visit, v.spacing, v.slo_mm
+    yield Case('sizes of volumes', SIZES.encode(), 'volumes.csv', read, set_of)
+
+    def with_keys(what):
+        def call(path):
+            before = os.environ.get('MIRAGE_KEYS')
+            os.environ['MIRAGE_KEYS'] = str(path.parent)
+            try: return what()
+            finally: os.environ.update({'MIRAGE_KEYS': before} if before else {})
+        return call
+    who = Identity('17', 'Doe', '1900')
+    listed = 'code,pseudonym,patient,file,sha256\nc1,P1,id 17,/a/b.vol,00\nc2,P2,id 18,/a/c.vol,01\n'
+    yield Case('patients.csv', listed.encode(), 'patients.csv',
+               with_keys(lambda: note_patient('c1', 'P1', who, Path('/a/b.vol'), '00')))
+    names = 'pseudonym,kind,name\nqwertyuiop,image,P1_OD\nasdfghjklz,patient,P1\n'
+    yield Case('names.csv', names.encode(), 'names.csv', with_keys(lambda: real_name('qwertyuiop')))
+    yield Case('pseudonym.key', b'0123456789abcdef'*4 + b'\n', 'pseudonym.key',
+               with_keys(lambda: pseudonyms_of(['P1'])), lambda d: (d/'pseudonym.key').touch(0o600))
+
+
+def method_files():
+    "The tables of a run that a comparison of methods reads"
+    volumes = pd.DataFrame({'ID': ['V1', 'V2'], 'patient': ['1', '2'], 'Class': 'RNFL', 'group': 'layer',
+                            'convention': 'strict', 'Dice': [.5, .25]})
+    slices = pd.DataFrame({'id': ['V1_0', 'V2_0'], 'volume': ['V1', 'V2'], 'patient': ['1', '2'], 'Class': 'RNFL',
+                           'true': [10, 20], 'Dice': [.5, .25]})
+    pairs = pd.DataFrame({'between': 'model minus drawn', 'of': 'RNFL', 'measure': 'thickness', 'unit': 'µm',
+                          'each': 'B-scan', 'patient': ['1', '2'], 'volume': ['V1', 'V2'], 'id': ['V1_0', 'V2_0'],
+                          'first': [20., 21.], 'second': [22., 20.]})
+    run = {'stage': 'seg_tune', 'identity': 'a'*64, 'settings': {'dataset': 'A', 'seed': 0}, 'sources': {},
+           'versions': {}, 'commit': '', 'machine': 'm', 'started': 's'}
+    files = {f'test_{k}.csv': table_text(v).encode() for k, v in (('volumes', volumes), ('slices', slices),
+                                                                 ('pairs', pairs))}
+    files |= {'run.json': json.dumps(run).encode(), 'result.json': b'{"finished": "f"}'}
+
+    def read(path):
+        r = read_runs(find_runs([str(path.parent)])[0])[0]
+        return len(r.volumes), len(r.images), len(method_pairs(MethodStudy([r])))
+    for k in files: yield Case(f'method {k}', files[k], k, read, spread(files))
+
+
 def all_cases():
-    return [*images(), *odd_images(), *texts(), *own_files(), *kept_files(), *checkpoints(), *scanners()]
+    return [*images(), *odd_images(), *texts(), *own_files(), *kept_files(), *checkpoints(), *scanners(),
+            *label_maps(), *references(), *sizes_and_names(), *method_files()]
 
 
 # ------------------------------------------------------------------ damage

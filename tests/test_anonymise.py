@@ -3,6 +3,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import zipfile
 from io import BytesIO
 
@@ -14,6 +15,7 @@ from PIL import Image, PngImagePlugin
 from mirage_nb.anonymity import hide_names
 from mirage_nb.core import resource_dir, runs_dir
 from mirage_nb.models.checkpoints import read_checkpoint, read_metadata
+from mirage_nb.phantoms.eyes import make_phantom_eyes
 from mirage_nb.phantoms.oct import make_phantom_oct
 from mirage_nb.pseudonyms import keys_dir, real_name
 from mirage_nb.records import open_run
@@ -35,6 +37,25 @@ def plant(image, path):
     exif[0x010e] = exif[0x013b] = HIDDEN
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, pnginfo=info, exif=exif)
+
+
+EYES = {'P1_OD': ('train', 1), 'P1_OS': ('val', 2), 'P2_OD_first': ('test', 3), 'P2_OD_second': ('test', 4)}
+
+
+def plant_eyes(raw, folder):
+    "Write whole volumes of four patients, of whom two are tested, with the table of their sizes"
+    make_phantom_eyes(raw, slices=13, between=.5, cols=90, across=.07)
+    names = {k: f'{FILE}-{i}_OD' for k, (_, i) in EYES.items()}
+    for p in sorted(raw.rglob('*.png')):
+        volume, end = next((k, p.name[len(k):]) for k in EYES if p.name.startswith(k))
+        part = '' if p.parent.name == 'slo' else EYES[volume][0]
+        with Image.open(p) as image: plant(image, folder/part/p.parent.name/(names[volume] + end))
+    text = (raw/'volumes.csv').read_text()
+    for k, v in names.items(): text = text.replace(k, v)
+    (folder/'volumes.csv').write_text(text)
+    text = (resource_dir('data_manifests')/'Phantom_EYES.toml').read_text()
+    text = text.replace('Phantom_EYES', 'Eyes').replace('"flat"', '"splits"').replace('(P[0-9]+)', f'({FILE}-[0-9]+)')
+    (folder/'manifest.toml').write_text(text)
 
 
 @pytest.fixture(scope='module')
@@ -65,6 +86,7 @@ def planted(tmp_path_factory):
     for i in range(30):  # a folder for each patient, without labels
         pixels = rng.integers(0, 120, (64, 64), np.uint8) + np.uint8(60*(i % 3))
         plant(Image.fromarray(pixels), home/FOLDER/'Films'/f'{VISITS}{i//2:02}'/f'{FILE}_{i % 2}.png')
+    plant_eyes(home/'raw_eyes', home/FOLDER/'Eyes')
     with pytest.MonkeyPatch.context() as m:
         for k in ('MIRAGE_DATA', 'MIRAGE_RUNS', 'MIRAGE_KEYS'): m.setenv(k, str(home/k.lower()))
         m.setenv('OMP_NUM_THREADS', '1')
@@ -195,7 +217,7 @@ def test_a_classification(planted, graded):
 
 
 SMALL = {'epochs': 1, 'size': 32, 'batch_size': 4, 'waive': 'near_duplicates'}
-OTHERS = {  # {run}, {other}: the two classifications, with pseudonyms if this pipeline has them
+OTHERS = {  # {run}, {other}, {seg}: runs with pseudonyms if this pipeline has them
     'few_shot': GRADES | {'dataset': '{clinic}/Grades', 'shots': [2, 4], 'seeds': 2, 'resamples': 100},
     'seeds': {'run': '{run}', 'resamples': 100},
     'compare': {'runs': '{run},{other}', 'by': ['seed'], 'resamples': 100},
@@ -207,6 +229,11 @@ OTHERS = {  # {run}, {other}: the two classifications, with pseudonyms if this p
                     'methods': ['grad_cam'], 'ids': VISITS + '03/' + FILE + '_1'},
     'reconstruct': {'dataset': '{clinic}/Clinic', 'scored': 2, 'rounds': 1, 'examples': 1, 'artefacts': ['noise'],
                     'only': FILE + '-009a_01'},
+    'explain masks': {'run': '{seg}', 'dataset': '{clinic}/Clinic', 'shown': 2, 'scored': 4, 'methods': ['grad_cam'],
+                      'panels': 'png'},
+    'predict table': {'images': '{table_of_images}', 'run': '{run}', 'compare_with': 4},
+    'explain table': {'run': '{run}', 'images': '{table_of_images}', 'dataset': '', 'shown': 1, 'scored': 4,
+                      'methods': ['grad_cam']},
     'features': {'dataset': '{clinic}/Grades,{clinic}/Clinic', 'resamples': 100, 'examples': 1, 'queries': 2},
     'pretrain_multimae': SMALL | {'dataset': '{clinic}/Clinic', 'size': 64},
     'pretrain_mae': SMALL | {'dataset': '{clinic}/Grades,{clinic}/Films'},
@@ -215,14 +242,18 @@ OTHERS = {  # {run}, {other}: the two classifications, with pseudonyms if this p
 
 @pytest.mark.long
 @pytest.mark.parametrize('name', OTHERS)
-def test_every_other_pipeline(name, planted, graded):
+def test_every_other_pipeline(name, planted, graded, tuned):
     "No planted name is in what it writes, and the numbers are those of the same run with names"
-    made = []
-    for on, (run, other) in zip((True, False), graded, strict=True):
+    made, films = [], sorted((planted/FOLDER/'Films').rglob('*.png'))[:8]
+    listed = planted/FOLDER/f'{FILE}_films.csv'
+    pd.DataFrame({'file': films, 'patient': [f'{PATIENT} {p.parent.name[-2:]}' for p in films], 'age': 70,
+                  **({'referred_by': HIDDEN} if name == 'explain table' else {})}).to_csv(listed, index=False)
+    for on, (run, other), seg in zip((True, False), graded, tuned, strict=True):
         tables = [planted/FOLDER/f'{FILE}_{k}.csv' for k in (0, 1)]
         for k, p in enumerate(tables):
             pd.read_csv(graded[1][k]/'predictions_test.csv').assign(referred_by=HIDDEN).to_csv(p, index=False)
-        places = {'clinic': planted/FOLDER, 'run': run, 'other': other, 'table': tables[0], 'table2': tables[1]}
+        places = {'clinic': planted/FOLDER, 'run': run, 'other': other, 'table': tables[0], 'table2': tables[1],
+                  'seg': seg, 'table_of_images': listed}
         def filled(v, places=places):
             if isinstance(v, list): return [filled(k) for k in v]
             return v.format(**places) if isinstance(v, str) else v
@@ -237,6 +268,53 @@ def test_every_other_pipeline(name, planted, graded):
         a, b = (pd.read_csv(f).select_dtypes('number') for f in (p, same))
         keep = [c for c in a if c in b and c not in ('seconds', 'samples_per_s', 'waiting')]
         np.testing.assert_array_equal(a[keep], b[keep], err_msg=str(p))
+
+
+@pytest.fixture(scope='module')
+def scanned(planted):
+    "Masks of two programs on whole volumes with sectors, scored with pseudonyms and with names"
+    eyes, made = planted/FOLDER/'Eyes', dict[tuple[bool, int], str]()
+    for k in (1, 3):
+        masks = planted/FOLDER/'Programs'/f'{FILE}_{k}'
+        for p in (eyes/'test'/'semseg').iterdir():
+            with Image.open(p) as image: plant(Image.fromarray(np.roll(np.array(image), k, 0)), masks/p.name)
+        for on in (True, False): made[on, k] = str(run_notebook('seg_eval', {
+            'dataset': str(eyes), 'predictions': str(masks), 'split': 'test', 'anonymise': on}, quiet=True))
+    return made
+
+
+@pytest.mark.long
+def test_a_comparison_with_sectors(planted, scanned):
+    "Sectors of whole volumes are compared, and neither they nor the volumes show a name; nor where one run shows names"
+    def compare(on, *runs): return run_notebook('compare', {
+        'runs': [scanned[k] for k in runs], 'by': ['predictions'], 'resamples': 100, 'anonymise': on}, quiet=True)
+    plain = compare(False, (False, 1), (False, 3))
+    for folder in (compare(True, (True, 1), (True, 3)), compare(True, (True, 1), (False, 3))):
+        assert not leaks(folder, FOLDER, FILE, HIDDEN)
+        there, here = (pd.read_csv(p/'measurements.csv') for p in (plain, folder))
+        assert there.of.str.startswith('retina, ').sum() == 2*2*9
+        for c in ('of', 'each', 'first', 'second'): assert there[c].equals(here[c])
+
+
+@pytest.mark.long
+def test_faults_of_measured_volumes(planted, tuned):
+    "What is wrong with a mask, a label map or a listed volume is said without names"
+    eyes, broken = planted/FOLDER/'Eyes', planted/FOLDER/'Broken'
+    shutil.copytree(eyes, broken)
+    Image.fromarray(np.full((20, 90), 77, np.uint8)).save(broken/'test'/'semseg'/f'{FILE}-3_OD_04.png')
+    (broken/'slo'/f'{FILE}-4_OD.png').write_bytes(b'\x89PNG')
+    made = [run_notebook('measure', {'dataset': str(broken), 'anonymise': True}, quiet=True)]
+    predicted = run_notebook('predict', {'images': str(eyes/'test'/'bscan'), 'run': str(tuned[1]),
+                                         'compare_with': 0}, quiet=True)
+    given = planted/FOLDER/'Given'
+    shutil.copytree(predicted, given)
+    (given/'volumes'/f'{FILE}-4_OD.nii.gz').write_bytes(b'\x1f\x8b')
+    pd.DataFrame({'volume': [f'{FILE}-8_OD'], 'fault': [f'{eyes}/{FILE}-8_OD_03.png is of another size than '
+                                                        f'{FILE}-8_OD_02']}).to_csv(given/'volumes.csv', index=False)
+    made.append(run_notebook('measure', {'predictions': str(given), 'anonymise': True}, quiet=True))
+    for folder, n in zip(made, (2, 2), strict=True):
+        assert not leaks(folder, FOLDER, FILE, HIDDEN)
+        assert json.loads((folder/'result.json').read_text())['unreadable'] == n
 
 
 def test_a_notebook_that_fails(planted):

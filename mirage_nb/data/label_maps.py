@@ -109,11 +109,35 @@ def _classes(
     facts:Mapping[str, Any] # of the sidecar
 )->tuple[ClassInfo, ...]:
     "Read the classes of a label map."
-    try: return tuple(ClassInfo(**c) for c in facts['classes'])
+    try: found = tuple(ClassInfo(**c) for c in facts['classes'])
     except (TypeError, KeyError) as e: raise ValueError(f'{sidecar_of(path)} names no classes (each takes index, '
                                                         'value, label, group); write the label map again') from e
+    for c in found:
+        if not all(type(k) is int and 0 <= k <= most for k, most in ((c.index, 254), (c.value, 255))): raise ValueError(
+            f'{sidecar_of(path)}: a class has index {c.index!r} and value {c.value!r}; they take 0 to 254 and 0 to 255')
+        if sum(c.index == k.index or c.value == k.value for k in found) > 1: raise ValueError(
+            f'{sidecar_of(path)}: two classes have index {c.index} or value {c.value}; write the label map again')
+    return found
 
 
+def _places(
+    path:Path,
+    facts:Mapping[str, Any], # of the sidecar
+    n:int                    # B-scans
+)->tuple[Spacing|None, np.ndarray|None]: # scale, and (n, 4) positions, as far as they are stated
+    "Read the scale and the places of the B-scans of a label map."
+    mm, at = facts.get('spacing'), facts.get('positions')
+    def fits(v:object, most:float)->bool: return type(v) in (int, float) and 0 < float(str(v)) < most
+    if mm and not (isinstance(mm, list) and len(mm) == 3 and all(fits(v, .9) for v in mm[:2]) and (
+            mm[2] is None or fits(mm[2], 5))): raise ValueError(
+        f'{sidecar_of(path)}: spacing is {mm!r}; it takes mm between rows, columns and B-scans')
+    try: places = np.array(at, float) if at else None
+    except (TypeError, ValueError): places = np.zeros(0)
+    if places is not None and (places.shape != (n, 4) or not np.isfinite(places).all()): raise ValueError(
+        f'{sidecar_of(path)}: positions are not four numbers for each of {n} B-scans; write the label map again')
+    return Spacing(*mm) if mm else None, places
+
+# %% ../../nbs/data/97_label_maps.ipynb #7d2483ea
 def read_label_map(
     path:str|Path # NAME.nii.gz, with NAME.json beside it
 )->LabelMap:
@@ -130,7 +154,8 @@ def read_label_map(
         f'{path} holds the value {min(strange)}; its classes are {", ".join(f"{c.value} {c.label}" for c in classes)}')
     if len(facts.get('slices', ())) not in (0, len(masks)): raise ValueError(
         f'{path} holds {len(masks)} slices, and {sidecar_of(path).name} names {len(facts["slices"])}: copy both files')
-    at, spacing = facts.get('positions'), facts.get('spacing')
-    return LabelMap(facts.get('volume') or path.name, masks, classes, Spacing(*spacing) if spacing else None,
-                    facts.get('eye') or '', facts.get('patient') or '', facts.get('pattern') or '',
-                    np.array(at) if at else None, facts.get('slices', ()))
+    spacing, at = _places(path, facts, len(masks))
+    eye, who, pattern = (str(facts.get(k) or '') for k in ('eye', 'patient', 'pattern'))
+    if eye not in ('', 'OD', 'OS'): raise ValueError(f'{sidecar_of(path)}: its eye is {eye!r}; it takes OD or OS')
+    return LabelMap(str(facts.get('volume') or path.name), masks, classes, spacing, eye, who, pattern, at,
+                    facts.get('slices', ()))

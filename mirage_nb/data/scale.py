@@ -136,6 +136,7 @@ def stated_facts(
     "Read what the table of sizes says of a volume beside its scale."
     table = open_table(path)
     key, names = ('id', rows.id) if 'id' in table else ('volume', rows.volume)
+    if key not in table: return {}  # `read_sizes` says so
     own = table[table[key].isin(list(names))]
     if not len(own): return {}
     return {k: str(own[k].iloc[0]).strip() for k in ('eye', 'visit', 'slo', 'slo_mm')

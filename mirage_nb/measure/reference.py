@@ -7,6 +7,9 @@ __all__ = ['GRID_MM', 'BANDS', 'ReferenceEye', 'Reference', 'read_reference', 'r
            'score_sectors']
 
 # %% ../../nbs/measure/95_reference.ipynb #a8e1f13b
+import struct
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +26,37 @@ from .places import Places, read_map
 from ..spreadsheets import open_table
 from ..storage import read_json
 from ..untrusted import flat_name
+
+# %% ../../nbs/measure/95_reference.ipynb #25763299
+_COLUMNS = 'volume', 'by', 'measure', 'of', 'where', 'value', 'unit', 'covered'
+_FACTS: dict[str, tuple[type, ...]] = {'by': (str,), 'volume': (str,), 'patient': (str,), 'eye': (str, type(None)),
+    'retina': (str, type(None)), 'spacing_mm': (list, type(None)), 'fovea': (dict, type(None))}
+
+
+def _wrong_fact(
+    f:Any # of an eye, in measures.json
+)->str:   # '': it is as `measured_facts` gives it
+    "Name what is not as a measurement writes it."
+    if not isinstance(f, dict): return 'eyes'
+    wrong = [k for k, kinds in _FACTS.items() if not isinstance(f.get(k, 0), kinds)]
+    if wrong: return wrong[0]
+    pit, mm = f['fovea'], f['spacing_mm']
+    if pit is not None and ('clear' not in pit or pit['clear'] and not all(
+            isinstance(pit.get(k), (int, float)) for k in ('x_mm', 'y_mm'))): return 'fovea'
+    known = mm is None or len(mm) > 1 and all(isinstance(v, (int, float)) and v > 0 for v in mm[:2])
+    return '' if known else 'spacing_mm'
+
+
+def _read_facts(
+    path:Path # measures.json
+)->list[dict[str, Any]]:
+    "Read what is known of the eyes of a measurement."
+    found = read_json(path)
+    for f in found if isinstance(found, list) and found else [None]:
+        if wrong := _wrong_fact(f): raise ValueError(
+            f'{path} is damaged: it lacks {wrong}, or states it in another form. Take its copy back, or measure the '
+            'eyes again')
+    return list(found)
 
 # %% ../../nbs/measure/95_reference.ipynb #b6fbf5cf
 _LEAST_EYES = 20
@@ -68,12 +102,12 @@ class Reference:
         each = [read_around(e.maps, e.fovea, e.eye) for e in self.eyes]
         return {k: np.stack([m[k] for m in each]) for k in each[0] if all(k in m for m in each)}
 
-
+# %% ../../nbs/measure/95_reference.ipynb #d28b7c55
 def read_reference(
     folder:Path # of a run of 36_measure of healthy eyes
 )->Reference:
     "Read the eyes of a reference."
-    facts, table = read_json(folder/'measures.json'), open_table(folder/'measures.csv')
+    facts, table = _read_facts(folder/'measures.json'), open_table(folder/'measures.csv', _COLUMNS)
     by, seen, left = facts[0]['by'], set[str](), dict[str, int]()
     eyes = list[ReferenceEye]()
     for f in (f for f in facts if f['by'] == by):
@@ -93,7 +127,32 @@ def read_reference(
     names = {e.name for e in eyes}
     own = table[table.volume.isin(names) & (table.by == by) & (table.measure == 'thickness') & (table.unit == 'µm')
                 & (pd.to_numeric(table.covered, errors='coerce') >= LEAST_COVERED)]
-    return Reference(eyes, own[['of', 'where', 'value']].assign(value=pd.to_numeric(own.value)), by, left)
+    try: values = pd.to_numeric(own.value)
+    except ValueError as e: raise ValueError(f"{folder/'measures.csv'} is damaged: {e}. Take its copy back, or measure "
+                                             'the eyes again') from e
+    return Reference(eyes, own[['of', 'where', 'value']].assign(value=values), by, left)
+
+# %% ../../nbs/measure/95_reference.ipynb #3e57f10c
+_MOST = 2**27 # numbers of a map
+
+
+def _read_arrays(
+    path:Path # .npz of a measurement
+)->dict[str, np.ndarray]: # x_mm, y_mm and layers, (n, w) each
+    "Read the maps of an eye; an error names a file that is damaged."
+    try:
+        with zipfile.ZipFile(path) as z: large = sum(i.file_size for i in z.infolist()) > 8*_MOST
+        with np.load(path, allow_pickle=False) as f: held = {} if large else {k: f[k] for k in f.files}
+    except FileNotFoundError: raise
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, NotImplementedError, RuntimeError, SyntaxError,
+            struct.error, zipfile.BadZipFile, zlib.error) as e:
+        raise ValueError(f'{path} is damaged ({type(e).__name__}): measure the reference again') from e
+    shapes = {x.shape for x in held.values()}
+    if len(shapes) != 1 or len(min(shapes)) != 2 or not {'x_mm', 'y_mm'} < set(held) or any(
+            x.dtype.kind != 'f' for x in held.values()) or not all(np.isfinite(held[k]).all() for k in (
+                'x_mm', 'y_mm')): raise ValueError(
+        f'{path} is damaged: it takes maps of one size with x_mm and y_mm; measure the reference again')
+    return held
 
 # %% ../../nbs/measure/95_reference.ipynb #78f351cd
 GRID_MM = np.round(np.arange(-RADII_MM[-1], RADII_MM[-1] + .05, .1), 3)
@@ -106,12 +165,11 @@ def read_around(
 )->dict[str, np.ndarray]:       # by layer: (side, side) micrometres, nasal at the right; NaN outside 3 mm
     "Read the thickness maps of an eye on a grid around its fovea."
     u, v = np.meshgrid(GRID_MM, GRID_MM)
-    with np.load(maps) as held:
-        at = Places(held['x_mm'], held['y_mm'], np.zeros(len(held['x_mm'])), '')
-        x, y = fovea[0] + (-u if eye == 'OS' else u), fovea[1] + v
-        inside = np.hypot(u, v) <= RADII_MM[-1]
-        layers = [k for k in held.files if k not in ('x_mm', 'y_mm')]
-        return {k: np.where(inside, read_map(held[k], at, x, y), np.nan) for k in layers}
+    held = _read_arrays(maps)
+    at = Places(held.pop('x_mm'), held.pop('y_mm'), np.zeros(len(next(iter(held.values())))), '')
+    x, y = fovea[0] + (-u if eye == 'OS' else u), fovea[1] + v
+    inside = np.hypot(u, v) <= RADII_MM[-1]
+    return {k: np.where(inside, read_map(z, at, x, y), np.nan) for k, z in held.items()}
 
 # %% ../../nbs/measure/95_reference.ipynb #f8ee005e
 BANDS = 'below the 1st percentile', '1st to 5th', '5th to 95th (usual)', '95th to 99th', 'above the 99th percentile'

@@ -118,6 +118,9 @@ def _row(m:Measured, what:str, of:str, where:str, value:float, unit:str, covered
             'where': where, 'value': value, 'unit': unit, 'covered': covered}
 
 
+_COLUMNS = 'volume', 'patient', 'eye', 'visit', 'measure', 'of', 'where', 'value', 'unit', 'covered'
+
+
 def list_measures(
     m:Measured
 )->pd.DataFrame: # volume, patient, eye, visit, measure, of, where, value, unit, covered
@@ -137,7 +140,7 @@ def list_measures(
             rows.append(_row(m, what, str(name), where or 'all', float(v), unit))
     rows += [_row(m, {'mm2': 'area', 'highest': 'height'}.get(k, 'volume'), 'drusen', m.drusen_of, v,
                   'µm' if k == 'highest' else k) for k, v in m.drusen.items()]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
 def measured_facts(

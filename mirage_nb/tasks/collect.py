@@ -16,12 +16,20 @@ import numpy as np
 import pandas as pd
 
 from ..anonymised import hide_paths, hide_table, show_settings
+from ..anonymity import hide_text
 from ..core import runs_dir, unknown
 from ..eval.classification.predictions import read_predictions
 from ..eval.method_scores import MethodResult, SegResult, cls_result
 from ..records import dataset_name
 from ..spreadsheets import load_table, open_table, save_table
 from ..storage import absolute_path, read_json
+
+# %% ../../nbs/tasks/02_collect.ipynb #80c90375
+def _record(
+    folder:Path # of a run
+)->dict[str, Any]:
+    "Read what a run was made from."
+    return dict(read_json(folder/'run.json', ('stage', 'settings')))
 
 # %% ../../nbs/tasks/02_collect.ipynb #b0cac96f
 def _sweeps_of(
@@ -36,7 +44,7 @@ def _runs_of(
     folder:Path # of a run, or of a sweep
 )->list[Path]:
     "List the runs of a sweep; any other run stands for itself."
-    if read_json(folder/'run.json')['stage'] != 'sweep': return [folder]
+    if _record(folder)['stage'] != 'sweep': return [folder]
     result = read_json(folder/'result.json') if (folder/'result.json').exists() else {}
     if not result.get('runs'): raise ValueError(
         f'runs: the sweep in {folder} is not finished, or only listed its runs; the command that started it continues '
@@ -84,7 +92,7 @@ def _why_left(
     folder:Path # of a run
 )->str:         # '' where it can be compared
     "Say why a run is left out."
-    stage = read_json(folder/'run.json')['stage']
+    stage = _record(folder)['stage']
     if stage not in _STAGES: return f'of {stage}, and {", ".join(_STAGES)} are compared'
     if not (folder/'result.json').exists(): return 'not finished'
     return '' if scored_file(folder).exists() else 'without a score, as the test has no labels'
@@ -94,7 +102,7 @@ def scored_file(
     folder:Path # of a run
 )->Path:
     "Name the file that holds what a run has predicted."
-    record = read_json(folder/'run.json')
+    record = _record(folder)
     return folder/_STAGES[record['stage']].format(**{'split': 'test'} | record['settings'])
 
 # %% ../../nbs/tasks/02_collect.ipynb #b70e589a
@@ -111,6 +119,7 @@ def _value_text(
 )->str:       # as 'convnext' or 'lr=0.001'
     "Write the value of an option as part of a method's name."
     text = 'none' if value is None else Path(value).stem if name == 'weights' and '/' in str(value) else str(value)
+    text = hide_text(text)
     return text if name in _BARE else f'{name}={text}'
 
 
@@ -167,7 +176,7 @@ def differing_settings(
     by:Sequence[str]=()     # settings that tell methods apart; (): those that differ
 )->list[str]:               # as 'epochs (linear: 1; convnext: 2)'
     "List what else differs between runs than what names their methods."
-    made = [_tuned_settings(read_json(f/'run.json')) for f in folders]
+    made = [_tuned_settings(_record(f)) for f in folders]
     settings, datasets = [m[0] for m in made], [m[1] for m in made]
     return _unnamed(settings, datasets, name_methods(settings, datasets, by), by)
 
@@ -189,8 +198,10 @@ def _tuned_settings(
 )->tuple[dict[str, Any], str]: # settings of the fine-tuning, and dataset that was tested
     "Find out what a run was trained with, and what it was tested on."
     s = show_settings(record['settings'])
+    hide_paths(s)
     if record['stage'] == 'seg_eval' and s.get('run') and (Path(s['run'])/'run.json').exists():
-        tuned = show_settings(read_json(Path(s['run'])/'run.json')['settings'])
+        tuned = show_settings(_record(Path(s['run']))['settings'])
+        hide_paths(tuned)
         home, tested = dataset_name(tuned['dataset']), dataset_name(s['dataset'] or tuned['dataset'])
         return tuned, tested if home == tested else f'{home} to {tested}'
     home = dataset_name(s['dataset'])
@@ -217,9 +228,10 @@ def _read_run(
     volumes = volumes.assign(patient=volumes.patient.fillna('') if 'patient' in volumes else '',
                              group=volumes.group.fillna(''))
     images = _seg_images(slices, dict(zip(volumes.ID, volumes.patient, strict=True)))
-    data, measured = read_json(folder/'run.json')['sources'].get('data', ''), pd.DataFrame()
+    data, measured = _record(folder).get('sources', {}).get('data', ''), pd.DataFrame()
     if (pairs := file.with_name(file.name.replace('volumes', 'pairs'))).exists():
-        measured = hide_table(load_table(pairs, _PAIR_TEXT, numbers=None).fillna({'patient': '', 'id': ''}))
+        measured = load_table(pairs, _PAIR_TEXT, (*_PAIR_TEXT, 'first', 'second'), numbers=None)
+        measured = hide_table(measured.fillna({'patient': '', 'id': ''}))
     return SegResult(method=method, dataset=dataset, seed=seed, source=folder.name, images=images, volumes=volumes,
                      data=data, pairs=measured)
 
@@ -232,7 +244,7 @@ def _check_once(
     "Raise an error if two runs are of one method, dataset and seed; it says in what they differ."
     seen: dict[tuple, int] = {}
     for i, (place, s) in enumerate(zip(places, settings, strict=True)):
-        key = *place, s.get('seed')
+        key = *place, repr(s.get('seed'))
         if key not in seen:
             seen[key] = i
             continue
@@ -249,9 +261,9 @@ def read_runs(
     by:Sequence[str]=()     # settings that tell methods apart; (): those that differ
 )->list[MethodResult]:
     "Read the results of runs; an error if two are of one method, dataset and seed."
-    kinds = {read_json(f/'run.json')['stage'][:3] for f in folders}
+    kinds = {_record(f)['stage'][:3] for f in folders}
     if len(kinds) > 1: raise ValueError('runs: segmentations and classifications are given; compare one kind at a time')
-    made = [_tuned_settings(read_json(f/'run.json')) for f in folders]
+    made = [_tuned_settings(_record(f)) for f in folders]
     settings, datasets = [m[0] for m in made], [m[1] for m in made]
     names = name_methods(settings, datasets, by)
     _check_once(folders, settings, list(zip(names, datasets, strict=True)))

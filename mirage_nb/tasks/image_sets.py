@@ -81,6 +81,8 @@ def _folder_norm(
     "Read the mean and deviation that a folder's INFO.json states."
     file = folder/'INFO.json'
     stated = read_json(file) if file.is_file() else {}
+    if not isinstance(stated, dict): raise ValueError(
+        f'{file} holds {str(stated)[:40]!r}, and takes a table, in braces')
     if not {'mean', 'std'} & stated.keys(): return Norm((), ())
     try: return find_norm(Norm(stated['mean'], stated['std']))
     except (KeyError, TypeError, ValueError) as e:

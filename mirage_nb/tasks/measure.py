@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from ..anonymity import hide_text
 from ..core import counted
 from ..data.scanners.reading import scanner_kind
 from ..eval.verdicts import Verdict, list_verdicts
@@ -51,6 +52,8 @@ def _fovea_of(kept:dict[str, Any])->Fovea|None:
 
 def _keep(m:Measured, by:str, key:str, folder:Path)->dict[str, Any]:
     "Write what was measured of a volume."
+    if not len(table := list_measures(m)): raise ValueError(
+        f'{m.scan.name}: its masks hold no layer and no class of a lesion, so there is nothing to measure')
     facts = measured_facts(m)
     if m.fovea: facts['fovea'] |= {
         k: None if (v := getattr(m.fovea, k)) != v else v for k in ('depth', 'within', 'why', 'of')}
@@ -60,7 +63,7 @@ def _keep(m:Measured, by:str, key:str, folder:Path)->dict[str, Any]:
     if m.thickness:
         at = {} if m.places is None else {'x_mm': m.places.x, 'y_mm': m.places.y}
         write_arrays(folder/'maps'/by/f'{name}.npz', {**m.thickness.maps, **at})
-    rows = list_measures(m).assign(by=by).replace({np.nan: None}).to_dict('records')
+    rows = table.assign(by=by).replace({np.nan: None}).to_dict('records')
     kept = {'key': key, 'by': by, 'facts': facts, 'said': say_measures(m), 'rows': rows, 'slices': means}
     write_eye_page(m, by, folder)
     write_json(folder/'measured'/by/f'{name}.json', kept)
@@ -127,7 +130,7 @@ class _Measurement(_Measurable):
                 try: kept = _keep(self.one(v), v.by, key, folder)
                 except (ValueError, OSError) as e:
                     if v.name not in set(self.unreadable.id):
-                        self.unreadable.loc[len(self.unreadable)] = [v.name, str(e)]
+                        self.unreadable.loc[len(self.unreadable)] = [v.name, hide_text(str(e))]
                     continue
             self.foveas.setdefault(v.name, _fovea_of(kept))
             self.kept.append(kept)

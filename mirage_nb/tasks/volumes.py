@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..anonymised import hide_files, hide_ids, hide_table
+from ..anonymity import hide_text
 from ..data.files import read_image
 from ..data.folders import match_masks
 from ..data.label_maps import LabelMap, map_affine, read_label_map, sidecar_of
@@ -131,7 +132,9 @@ def _dataset_volume(
     facts:Mapping[str, str] # name, patient, and of `_more_facts`
 )->SegmentedVolume:
     "Read a volume of a dataset."
-    classes, (eye, visit, mm) = classes_of(manifest, dataset_dir(manifest)), _check_facts(facts)
+    classes = classes_of(manifest, dataset_dir(manifest))
+    try: eye, visit, mm = _check_facts(facts)
+    except ValueError as e: raise ValueError(f'{manifest.scale.sizes}: {e}') from e
     each = [read_mask(p, classes) for p in files]
     if len({m.shape for m in each}) > 1: raise ValueError(
         f'{facts["name"]}: its masks differ in size, {" and ".join(sorted({str(m.shape) for m in each}))}')
@@ -264,7 +267,7 @@ def scanner_volumes(
                 out.append(VolumeSource(one.volume.name, 'file', [path, *([mask] if mask else [])], read))
         except (ValueError, OSError, ModuleNotFoundError) as e:
             code, what = note_fault(path, e)
-            faults.append({'id': code, 'fault': str(e) if type(e) is ValueError else what})
+            faults.append({'id': code, 'fault': hide_text(str(e)) if type(e) is ValueError else what})
             out = [v for v in out if path not in v.files]
     if not out and not faults: raise ValueError(
         f'{top}: no file of a scanner to measure. images= takes files of scanners and NIfTI; slices as P001_OD_07.png '
@@ -320,6 +323,16 @@ def _scanned(
     return found, faults
 
 # %% ../../nbs/tasks/76_volumes.ipynb #bdc51c1d
+def _listed_fault(
+    name:str,  # of a volume
+    fault:str  # of it, in a table of volumes
+)->dict[str, str]: # id, fault
+    "Put pseudonyms in place of the names in what a table says of a volume, if this process hides names."
+    hide_files(re.findall(r'[^\s"\']*/[^\s"\']+', fault))
+    shown = hide_ids([name])[0]
+    return {'id': shown, 'fault': hide_text(fault).replace(name, shown)}
+
+
 def mapped_volumes(
     cfg:Measure,
     folder:Path,    # of a prediction, or of label maps
@@ -332,12 +345,13 @@ def mapped_volumes(
     record = read_json(folder/'run.json') if (folder/'run.json').is_file() else {}
     named = not own and not record.get('settings', {}).get('anonymise')
     if (folder/'volumes.csv').exists():
-        t = open_table(folder/'volumes.csv').fillna('')
-        faults += [{'id': hide_ids([k])[0] if named else k, 'fault': f}
+        t = open_table(folder/'volumes.csv', ('volume', 'fault')).fillna('')
+        faults += [_listed_fault(k, f) if named else {'id': k, 'fault': f}
                    for k, f in zip(t.volume, t.fault, strict=True) if f]
     out = []
     for path in sorted(top.rglob('*.nii.gz')):
         side = sidecar_of(path)
+        if named: hide_files([str(path), str(side)])
         name = str(read_json(side).get('volume') or path.name) if side.is_file() else path.name
         name = hide_ids([name])[0] if named else name
         scan, inside = scans.get(name, (None, ''))

@@ -37,6 +37,14 @@ def test_class_folders_give_their_training_split(data, as_path):
     assert found.labels.label.tolist() == ['healthy']*2 + ['ill']*2
 
 
+def test_a_normalisation_that_is_none(data):
+    pictures(data/'odd', 2)
+    for text, said in (('[]', "INFO.json holds '.*', and takes a table"),
+                       ('{"mean": 3, "std": 2}', 'take three numbers')):
+        (data/'odd'/'INFO.json').write_text(text)
+        with pytest.raises(ValueError, match=said): load(str(data/'odd'))
+
+
 def test_splits_without_classes(data):
     for i, s in enumerate(('train', 'val', 'test')): pictures(data/'bare'/s, 3, seed=i)
     found = load('bare')

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from mirage_nb.anonymity import hide_folder, hide_names
-from mirage_nb.data.label_maps import read_label_map
+from mirage_nb.data.label_maps import LabelMap, read_label_map, write_label_map
+from mirage_nb.data.manifest import ClassInfo
 from mirage_nb.data.masks import read_mask
+from mirage_nb.data.scanners.volume import Spacing
 from mirage_nb.models.segmentation import seg_model
 from mirage_nb.models.tuning import save_tuned_model
 from mirage_nb.phantoms.eyes import EYE_CLASSES, EyePlan, EyeScan, draw_bscans, draw_masks
@@ -110,6 +112,21 @@ def test_predictions_are_measured_as_a_run_measures_them(eyes):
     two = plan_measurement(Measure(predictions=str(eyes/'one'/'predicted'), **settings)).measure(eyes/'two')
     pd.testing.assert_frame_equal(one, two)
     assert set(one.unit) >= {'µm', 'nl'} and set(one.eye) == {'OD'}
+
+
+def test_a_map_without_a_layer_is_named(tmp_path):
+    "Classes without a lesion, and masks that are background: nothing to measure, and the other volumes are measured"
+    infos = [ClassInfo(i, 25*i, k, GROUPS.get(i, 'layer')) for i, k in enumerate(EYE_CLASSES[:7])]
+    masks = np.minimum(draw_masks(EyePlan(), SCAN), 6)
+    for k, x in (('V1', masks), ('V2', 0*masks)):
+        write_label_map(tmp_path/'volumes'/f'{k}.nii.gz', LabelMap(k, x, infos, Spacing(SCAN.depth, .1, .8), 'OD'))
+    job = plan_measurement(Measure(predictions=str(tmp_path)))
+    assert set(job.measure(tmp_path/'run').volume) == {'V1'}
+    assert job.unreadable.fault.tolist() == [
+        'V2: its masks hold no layer and no class of a lesion, so there is nothing to measure']
+    (tmp_path/'volumes.csv').write_text('name\nV1\n')
+    with pytest.raises(ValueError, match="volumes.csv: no column 'volume'"):
+        plan_measurement(Measure(predictions=str(tmp_path)))
 
 
 def test_names_are_hidden(eyes):

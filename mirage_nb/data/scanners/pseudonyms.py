@@ -50,6 +50,17 @@ PATIENT_PATTERNS = {True: '^(P[0-9a-f]{12})_', False: '^([PU][0-9a-f]{12})_'}  #
 _COLUMNS = 'code', 'pseudonym', 'patient', 'file', 'sha256'
 
 
+def _listed_files(
+    table:Path # patients.csv
+)->list[dict[str, str]]: # a row for each file
+    "Read the list of patients."
+    try: rows = list(csv.DictReader(io.StringIO(table.read_text('utf-8'), newline=''), restval=''))
+    except (UnicodeDecodeError, csv.Error) as e: raise ValueError(f'{table} is damaged: {e}. Take its copy back') from e
+    if rows and not set(_COLUMNS) <= set(rows[0]): raise ValueError(
+        f"{table} is damaged: its head is no longer {','.join(_COLUMNS)}. Take its copy back, or write that line again")
+    return rows
+
+
 def note_patient(
     code:str,          # by which sets and runs name the file
     alias:str,         # pseudonym; '' if the file could not be read
@@ -60,7 +71,7 @@ def note_patient(
     "Add a file to the list of patients, unless it is there."
     table = keys_dir()/'patients.csv'
     create_private(table, (','.join(_COLUMNS) + '\n').encode())
-    with open(table, encoding='utf-8', newline='') as f: rows = list(csv.DictReader(f))
+    rows = _listed_files(table)
     row, before = [code, alias, identity.text, str(path), sha256], ''
     for r in rows:
         if [r[k] for k in _COLUMNS] == row: return ''

@@ -23,7 +23,7 @@ from mirage_nb.eval.classification.metrics import (
     undefined_classes,
 )
 from .predictions import Predictions
-from .ranks import Ranks, Steps, cumulate_pieces
+from .ranks import Ranks, Steps, cumulate_pieces, safe_ratio
 from .support import Support, count_support, hidden_variance, units_behind
 from ..draws import enough_draws
 from ..intervals import PLAIN, IntervalRule, confidence_interval, effective_df, standard_error
@@ -238,9 +238,12 @@ def _roc_at(
     "Read ROC curves at given false positive rates."
     def one(i:int)->np.ndarray:
         if not s.pos[i] or not s.neg[i]: return np.full(len(x), np.nan)
-        fpr = np.stack([s.before[:, i], s.fp[:, i]], 1).ravel()/s.neg[i]  # a step goes up, or slants where scores tie
-        tpr = np.stack([s.tp[:, i] - s.hit[:, i], s.tp[:, i]], 1).ravel()/s.pos[i]
-        return np.interp(x, np.r_[0., fpr, 1.], np.r_[0., tpr, 1.])
+        start = s.before[:, i]/s.neg[i]
+        last = np.searchsorted(start, x, 'right') - 1  # step that begins at x or before
+        k = np.maximum(last, 0)
+        wide = s.fp[k, i]/s.neg[i] - start[k]  # a step goes up, or slants where scores tie
+        part = np.clip(safe_ratio(x - start[k], wide, 1.), 0, 1)
+        return np.where(last < 0, 0., (s.tp[k, i] - s.hit[k, i]*(1 - part))/s.pos[i])
     return np.stack([one(i) for i in range(len(s.pos))])
 
 
@@ -274,7 +277,7 @@ def _curves_at(
     x:np.ndarray               # (m,) false positive rates, and recalls
 )->dict[tuple[str, str], np.ndarray]: # class, 'ROC' or 'PR' -> (r, m)
     "Read the curves of all classes in every resample."
-    turned, out = np.ascontiguousarray(counts.T), dict[tuple[str, str], np.ndarray]()
+    turned, out = np.ascontiguousarray(counts.T, np.float32), dict[tuple[str, str], np.ndarray]()
     for c, own in ranks.items():
         both = [(_roc_at(s, x), _pr_at(s, x)) for s in cumulate_pieces(own, turned)]
         out |= {(c, kind): np.concatenate([b[i] for b in both]) for i, kind in enumerate(('ROC', 'PR'))}

@@ -24,8 +24,8 @@ def _auroc(
     at:float=0. # not used
 )->np.ndarray:  # (r,) NaN where a label is missing
     "Compute the area under the ROC curve."
-    wins = np.einsum('sr,sr->r', s.hit, s.neg - (s.before + s.fp)/2)
-    return safe_ratio(wins, s.pos * s.neg)
+    above, tied = (np.einsum('sr,sr->r', s.hit, x) for x in (s.before, s.fp))
+    return safe_ratio(s.pos*s.neg - (above + tied)/2, s.pos*s.neg)
 
 
 def _average_precision(
@@ -43,17 +43,29 @@ def _pr_area(
 )->np.ndarray:  # (r,) NaN where a label is missing
     "Compute the area under the precision-recall curve by trapezoids."
     last = s.tp - s.hit
-    called = last + s.before
-    middle = (np.where(called > 0, last, 1.)/np.maximum(called, 1) + s.precision)/2
-    return np.where(s.neg > 0, safe_ratio(np.einsum('sr,sr->r', s.hit, middle), s.pos), np.nan)
+    twice = np.einsum('sr,sr->r', s.hit, safe_ratio(last, last + s.before, 1.) + s.precision)
+    return np.where(s.neg > 0, safe_ratio(twice/2, s.pos), np.nan)
 
 # %% ../../../nbs/eval/classification/20_metrics.ipynb #2a77396c
+def _count_up_to(
+    rising:np.ndarray, # (s, r)
+    most:np.ndarray    # (r,)
+)->np.ndarray:         # (r,)
+    "Count the values of each column up to a limit, by halving: few of them are looked at."
+    low, high, columns = np.zeros(len(most), int), np.full(len(most), len(rising)), np.arange(len(most))
+    while (open_ := low < high).any():
+        middle = (low + high)//2
+        fits = open_ & (rising[np.minimum(middle, len(rising) - 1), columns] <= most)
+        low, high = np.where(fits, middle + 1, low), np.where(open_ & ~fits, middle, high)
+    return low
+
+
 def _sensitivity_at(
     s:Steps,
     specificity:float # least, in [0, 1]
 )->np.ndarray:        # (r,) NaN where a label is missing
     "Find the highest sensitivity among thresholds of at least this specificity."
-    fits = (s.fp <= (1 - specificity + 1e-9)*s.neg).sum(0)  # fp rises, so these are the first
+    fits = _count_up_to(s.fp, (1 - specificity + 1e-9)*s.neg)
     best = np.where(fits > 0, np.take_along_axis(s.tp, np.maximum(fits - 1, 0)[None], 0)[0], 0.)
     return np.where(s.neg > 0, safe_ratio(best, s.pos), np.nan)
 
@@ -63,7 +75,7 @@ def _specificity_at(
     sensitivity:float # least, in [0, 1]
 )->np.ndarray:        # (r,) NaN where a label is missing
     "Find the highest specificity among thresholds of at least this sensitivity."
-    short = (s.tp < (sensitivity - 1e-9)*s.pos).sum(0)
+    short = _count_up_to(s.tp, (sensitivity - 1e-9)*s.pos)
     fp = np.where(short < len(s.fp), np.take_along_axis(s.fp, np.minimum(short, len(s.fp) - 1)[None], 0)[0], s.neg)
     return np.where(s.pos > 0, safe_ratio(s.neg - fp, s.neg), np.nan)
 
@@ -235,7 +247,7 @@ def compute_metrics(
     if only is not None: wanted = {k: m for k, m in wanted.items() if k in only}
     functions = [m.from_ranks for m in wanted.values() if m.from_ranks]
     with np.errstate(invalid='ignore', divide='ignore'):  # of classes that lack a label, which become NaN
-        turned = np.ascontiguousarray(counts.T) if functions else counts
+        turned = counts.T.astype(parts.ranks[0].total.dtype, 'C') if functions else counts
         ranked = iter(np.stack([_rank_metrics(r, turned, at, functions) for r in parts.ranks], 2) if functions else ())
         found = {k: m.from_decisions(c) if m.from_decisions else next(ranked) for k, m in wanted.items()}
     both = (c.tally.pos > 0) & (c.tally.neg > 0)

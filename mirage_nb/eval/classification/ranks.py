@@ -13,6 +13,9 @@ import numpy as np
 from scipy.sparse import csr_array
 
 # %% ../../../nbs/eval/classification/12_ranks.ipynb #462e8729
+_EXACT = 2**20 # rows below which numbers of 32 bits count them exactly, also where a unit is drawn many times
+
+
 class Ranks(NamedTuple):
     "Hold the rows of one class from the highest score down, as steps with positives, summed by unit."
     scores: np.ndarray   # (s,) score of each step, falling
@@ -29,7 +32,7 @@ def rank_scores(
     g:int            # units
 )->Ranks:
     "Sort the rows of a class by score."
-    known = ~np.isnan(y)
+    known, kind = ~np.isnan(y), np.float32 if len(y) < _EXACT else np.float64
     y, score, unit = y[known] > 0, score[known], unit[known]
     order = np.argsort(-score, kind='stable')
     y, score, unit = y[order], score[order], unit[order]
@@ -40,8 +43,8 @@ def rank_scores(
     step:np.ndarray = (np.cumsum(holds) - holds)[group]  # of a group without positives: the next step down
 
     def matrix(at:np.ndarray)->csr_array:
-        return csr_array((np.ones(at.sum()), (step[at], unit[at])), shape=(steps, g))
-    total = np.stack([np.bincount(unit[at], minlength=g) for at in (y, ~y)]).astype(float)
+        return csr_array((np.ones(at.sum(), kind), (step[at], unit[at])), shape=(steps, g))
+    total = np.stack([np.bincount(unit[at], minlength=g) for at in (y, ~y)]).astype(kind)
     return Ranks(score[first][holds], matrix(y), matrix(~own & (step < steps)), matrix(own & ~y), total)
 
 # %% ../../../nbs/eval/classification/12_ranks.ipynb #b2c9d008
@@ -61,14 +64,15 @@ def cumulate_ranks(
     counts:np.ndarray # (g, r) how often each unit counts
 )->Steps:
     "Sum positives and negatives along the steps."
-    hit, fp, tied = ranks.hit @ counts, ranks.above @ counts, ranks.tied @ counts
-    fp += tied
+    hit, fp = ((m @ counts).astype(float) for m in (ranks.hit, ranks.above))
+    tied = ranks.tied @ counts if ranks.tied.nnz else None
+    if tied is not None: fp += tied
     np.cumsum(fp, 0, out=fp)
-    tp, (pos, neg) = np.cumsum(hit, 0), ranks.total @ counts
-    return Steps(hit, tp, fp - tied, fp, pos, neg, tp/np.maximum(tp + fp, 1))
+    tp, (pos, neg) = np.cumsum(hit, 0), (ranks.total @ counts).astype(float)
+    return Steps(hit, tp, fp if tied is None else fp - tied, fp, pos, neg, tp/np.maximum(tp + fp, 1))
 
 
-_CELLS = 2**18 # steps times resamples that are computed at once
+_CELLS, _LEAST = 2**18, 32 # steps times resamples that are computed at once; at least so many resamples
 
 
 def cumulate_pieces(
@@ -76,7 +80,8 @@ def cumulate_pieces(
     counts:np.ndarray # (g, r) how often each unit counts
 )->Iterator[Steps]:   # of some resamples each, r in all
     "Sum positives and negatives along the steps, for so many resamples at once that memory is bounded."
-    size = max(8, _CELLS//max(1, len(ranks.scores)))
+    counts = counts.astype(ranks.total.dtype, 'C', copy=False)
+    size = max(_LEAST, _CELLS//max(1, len(ranks.scores)))
     for i in range(0, counts.shape[1], size): yield cumulate_ranks(ranks, np.ascontiguousarray(counts[:, i:i + size]))
 
 # %% ../../../nbs/eval/classification/12_ranks.ipynb #b2c9d011

@@ -1,4 +1,8 @@
 "Encoding of 512 x 512 B-scans by mirage_base of random weights, beside plain PyTorch in float32; 2 threads"
+import os
+import shutil
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,13 +36,17 @@ def compare(b: int, plain: PlainModel, encoder: torch.nn.Module) -> list[dict]:
 
     def casting() -> Tensor:
         with torch.no_grad(), autocast(torch.device('cpu'), fast.precision): return encoder({'bscan': x})
-    seconds = alternate(lambda: plain_tokens(plain, x), casting, lambda: exact.encode({'bscan': x}, b),
-                        lambda: fast.encode({'bscan': x}, b), rounds=ROUNDS[b])
+    ready = [exact, fast]
+    if shutil.which(os.environ.get('CXX', 'g++')):
+        ready.append(InferenceModel(encoder, precision='auto', compiled=True))
+    seconds = alternate(lambda: plain_tokens(plain, x), casting, *(partial(m.encode, {'bscan': x}, b) for m in ready),
+                        rounds=ROUNDS[b])
     wanted = plain_tokens(plain, x)[:, :-1]
     rows = []
-    for name, base, ours, model, aim in (('float32', 0, 2, exact, None), (fast.precision, 0, 3, fast, AIM),
-                                         (f'{fast.precision}, beside casts at each call', 1, 3, fast, None)):
-        near = F.cosine_similarity(model.encode({'bscan': x}, b).patches, wanted, dim=-1).min()
+    for name, base, ours, aim in (('float32', 0, 2, None), (fast.precision, 0, 3, AIM),
+                                  (f'{fast.precision}, beside casts at each call', 1, 3, None),
+                                  (f'{fast.precision}, compiled', 0, 4, AIM))[:len(ready) + 1]:
+        near = F.cosine_similarity(ready[ours - 2].encode({'bscan': x}, b).patches, wanted, dim=-1).min()
         rows.append(row(f'mirage_base, 512 pixels, batch {b}: {name}', seconds[base], seconds[ours],
                         f'cosine {near:.6f}', aim))
     return rows

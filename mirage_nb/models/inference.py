@@ -7,6 +7,7 @@ __all__ = ['restore_range', 'InferenceModel']
 
 # %% ../../nbs/models/80_inference.ipynb #b6cc770f
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import numpy as np
@@ -150,6 +151,17 @@ def _match_range(
     return {k: restore_range(v, x[k], patches[k]) if k in patches else v for k, v in drawn.items() if k not in lost}
 
 # %% ../../nbs/models/80_inference.ipynb #0e0125dd
+@contextmanager
+def _explain_compiling()->Iterator[None]:
+    "Say in words that torch.compile lacks a compiler."
+    try: yield
+    except RuntimeError as e:
+        if not any(k in str(e) for k in ('InvalidCxxCompiler', 'CppCompileError')): raise
+        raise RuntimeError(
+            'compile=True needs a C++ compiler that works (g++, or what CXX names), and there is none here: install '
+            'one (on Debian g++, with conda gxx), or leave compile out') from e
+
+# %% ../../nbs/models/80_inference.ipynb #1fc93d40
 class _HeldModel:
     "Trained model, with the precision that it computes in."
     def __init__(self,
@@ -223,7 +235,8 @@ class _EncodingModel(_HeldModel):
         if batch_size < 1: raise ValueError(f'batch_size is {batch_size}; it takes 1 or more')
         model, found = self._encoder, list[Encoded]()
         for batch in self._batches(images, batch_size):
-            with torch.inference_mode(), autocast(self.device, self.precision): found.append(model.read(batch))
+            with torch.inference_mode(), autocast(self.device, self.precision), _explain_compiling():
+                found.append(model.read(batch))
         patches, summary = (torch.cat([t.float() for t in part]).clone()  # usable where gradients are kept
                             for part in ([e.patches for e in found], [e.summary for e in found]))
         return Encoded(patches, summary, found[0].grid)

@@ -105,6 +105,8 @@ def read_sizes(
                                      f'{", ".join(map(str, table))}')
     numbers = table.reindex(columns=SIZE_COLUMNS).apply(pd.to_numeric, errors='coerce')
     numbers = numbers.set_index(table[key].astype(str))
+    odd = numbers.groupby(level=0).nunique().gt(1).any(axis=1)
+    if odd.any(): raise ValueError(f'{path.name}: {odd.idxmax()} has rows with different sizes; keep one of them')
     wrong = numbers[(numbers <= 0).any(axis=1) | (numbers > .9).any(axis=1)]  # micrometres would be larger
     if len(wrong): raise ValueError(f'{path.name}: {wrong.index[0]} has {wrong.iloc[0].dropna().to_dict()}; they are '
                                     'millimetres, above 0 and below 0.9')

@@ -30,7 +30,7 @@ from ..untrusted import flat_name
 # %% ../../nbs/measure/95_reference.ipynb #25763299
 _COLUMNS = 'volume', 'by', 'measure', 'of', 'where', 'value', 'unit', 'covered'
 _FACTS: dict[str, tuple[type, ...]] = {'by': (str,), 'volume': (str,), 'patient': (str,), 'eye': (str, type(None)),
-    'retina': (str, type(None)), 'spacing_mm': (list, type(None)), 'fovea': (dict, type(None))}
+    'retina': (str, type(None)), 'spacing_mm': (list, type(None)), 'fovea': (dict, type(None)), 'measures': (list,)}
 
 
 def _wrong_fact(
@@ -41,6 +41,8 @@ def _wrong_fact(
     wrong = [k for k, kinds in _FACTS.items() if not isinstance(f.get(k, 0), kinds)]
     if wrong: return wrong[0]
     pit, mm = f['fovea'], f['spacing_mm']
+    if not all(isinstance(r, dict) and 'measure' in r and isinstance(r.get('covered') or 0., (int, float))
+               for r in f['measures']): return 'measures'
     if pit is not None and ('clear' not in pit or pit['clear'] and not all(
             isinstance(pit.get(k), (int, float)) for k in ('x_mm', 'y_mm'))): return 'fovea'
     known = mm is None or len(mm) > 1 and all(isinstance(v, (int, float)) and v > 0 for v in mm[:2])

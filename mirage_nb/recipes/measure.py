@@ -68,5 +68,8 @@ class Measure(NamingOptions):
             if found and not few <= len(found) <= many: yield f'{k} takes {few} to {many} numbers, got {len(found)}'
             if k == 'spacing' and any(not 1e-4 < v < .9 for v in found):
                 yield f'spacing is {self.spacing}; it takes millimetres, each between 0.0001 and 0.9{_as_mm(found)}'
-            if k == 'slices' and any(b <= a for a, b in zip(found, found[1:], strict=False)):
-                yield f'slices is {self.slices}; it takes places that increase'
+            if k == 'slices' and (any(not b > a for a, b in zip(found, found[1:], strict=False))
+                                  or not all(abs(v) < 100 for v in found)):
+                yield f'slices is {self.slices}; it takes places that increase, in mm, each within 100'
+            if k == 'fovea' and not all(0 <= v < 1e5 for v in found):
+                yield f'fovea is {self.fovea}; it takes the numbers of a B-scan and a column, from 0'

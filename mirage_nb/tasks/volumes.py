@@ -9,6 +9,7 @@ __all__ = ['VolumeSource', 'source_hash', 'dataset_volumes', 'scanner_volumes', 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,12 +84,17 @@ def _more_facts(
     return stated_facts(dataset_dir(manifest)/manifest.scale.sizes, rows) if manifest.scale.sizes else {}
 
 
+def _is_date(text:str)->bool: # as 2024-03-01
+    try: return date.fromisoformat(text).isoformat() == text
+    except ValueError: return False
+
+
 def _check_facts(
     facts:Mapping[str, str] # name, and of `_more_facts`
 )->tuple[str, str, float]:  # eye, visit, mm between pixels of the en-face image; '' and 0: not stated
     "Check what the table of sizes says of a volume."
     name, eye, visit = facts['name'], facts.get('eye', ''), facts.get('visit', '')
-    if visit and not re.fullmatch(r'\d{4}-\d\d-\d\d', visit): raise ValueError(
+    if visit and not _is_date(visit): raise ValueError(
         f'{name}: its visit is {visit!r} in the table of sizes; it takes a date as 2024-03-01')
     mm = pd.to_numeric(facts.get('slo_mm', '0'), errors='coerce')
     if 'slo_mm' in facts and not 0 < mm < .9: raise ValueError(

@@ -81,7 +81,8 @@ def show_normative(
         right.set_title(f"percentile at each place (nose {'left' if one.eye == 'OS' else 'right'})", fontsize=9)
     fig.legend(handles=[Patch(facecolor=c, edgecolor='black', label=k) for c, k in zip(_TONES, BANDS, strict=True)],
                loc='outside lower center', ncols=3, fontsize=8, frameon=False)
+    known = [e.sectors[e.sectors.z.notna()] for e in eyes]
     fig.description = 'Thickness of the retina beside healthy eyes: ' + '; '.join(
-        f"{e.name}, {int((e.sectors.band != BANDS[2]).sum())} of {len(e.sectors)} sectors outside of the 5th to 95th "
-        'percentile' for e in eyes)
+        f'{e.name}, {int((t.band != BANDS[2]).sum())} of {len(t)} sectors outside of the 5th to 95th percentile'
+        for e, t in zip(eyes, known, strict=True))
     return fig

@@ -20,7 +20,7 @@ from ..core import counted
 from ..data.label_maps import LabelMap, sidecar_of, write_label_map
 from ..data.manifest import ClassInfo
 from ..data.masks import read_mask
-from ..data.scale import SIZE_COLUMNS
+from ..data.scale import SIZE_COLUMNS, eye_name
 from ..data.scanners.volume import Spacing, one_scale
 from ..data.volume_slices import volume_facts
 from ..data.volumes import find_slices
@@ -58,8 +58,9 @@ def _stated(
     each: list[Any] = [pd.to_numeric(rows[c], errors='coerce').unique() if c in rows else [] for c in SIZE_COLUMNS]
     depth, across, between = (float(v[0]) if len(v) == 1 and v[0] == v[0] else None for v in each)
     one, step = one_scale(depth, across), between if between and 0 < between < 5 else None
-    eye = str(rows.eye.iloc[0]) if 'eye' in rows and rows.eye.nunique() == 1 else ''
-    return {'spacing': [*one, step] if one else None, 'eye': eye if eye in ('OD', 'OS') else ''}
+    eyes = {str(v).strip() for v in rows.eye if v == v} - {''} if 'eye' in rows else set[str]()
+    eye = eye_name(eyes.pop(), str(rows.get('volume', rows.id).iloc[0])) if len(eyes) == 1 else ''
+    return {'spacing': [*one, step] if one else None, 'eye': eye}
 
 
 def plan_maps(

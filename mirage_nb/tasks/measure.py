@@ -50,11 +50,11 @@ def _fovea_of(kept:dict[str, Any])->Fovea|None:
                  f.get('why', ''), f.get('of', Fovea._field_defaults['of']))
 
 
-def _keep(m:Measured, by:str, key:str, folder:Path)->dict[str, Any]:
+def _keep(m:Measured, by:str, key:str, folder:Path, model:str)->dict[str, Any]:
     "Write what was measured of a volume."
     if not len(table := list_measures(m)): raise ValueError(
         f'{m.scan.name}: its masks hold no layer and no class of a lesion, so there is nothing to measure')
-    facts = measured_facts(m)
+    facts = measured_facts(m) | {'model': model}
     if m.fovea: facts['fovea'] |= {
         k: None if (v := getattr(m.fovea, k)) != v else v for k in ('depth', 'within', 'why', 'of')}
     means = {k: [None if np.isnan(line).all() else float(np.nanmean(line)) for line in z]
@@ -78,6 +78,7 @@ class _Measurable:
     unreadable: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=['id', 'fault']))
     prediction: Any = None              # of the masks; None: they are there
     never: Sequence[str] = ()           # lesions that the model never predicts in its test
+    model: str = ''                     # hash of the model that predicted masks; '': drawn, or not known
     warned: list[Verdict] = field(default_factory=list) # by the prediction
     reference: Any = None               # folder of a measurement of healthy eyes, or a job that measures them
     kept: list[dict[str, Any]] = field(default_factory=list) # of each volume
@@ -90,18 +91,21 @@ class _Measurable:
         own = dict(self.prediction.sources) if self.prediction else {
             'data': hash_value([(v.name, v.by, source_hash(v)) for v in self.volumes])}
         if self.reference is None: return own
-        other = hash_file(self.reference/'measures.csv') if isinstance(self.reference, Path) else hash_value(
-            self.reference.sources())
-        return own | {'reference': other}
+        other = self.reference.sources() if not isinstance(self.reference, Path) else [
+            (p.name, hash_file(p)) for p in (self.reference/'measures.json', self.reference/'measures.csv',
+                                             *sorted((self.reference/'maps').rglob('*.npz')))]
+        return own | {'reference': hash_value(other)}
 
     def _key(self, v:VolumeSource)->str:
         own = {k: getattr(self.settings, k) for k in ('spacing', 'slices', 'eye', 'fovea')}
         first = repr(self.foveas.get(v.name))  # of another set of masks, whose sectors these take
-        return hash_value([_VERSION, source_hash(v), own, self._never(v), first])[:16]
+        return hash_value([_VERSION, source_hash(v), own, self._never(v), self._model(v), first])[:16]
 
     def _never(self, v:VolumeSource)->list[str]:
         "Name lesions that the model behind a set of masks is blind to."
         return list(self.never) if v.by in ('predicted', 'model') else []
+
+    def _model(self, v:VolumeSource)->str: return self.model if v.by in ('predicted', 'model') else ''
 
     def one(self, v:VolumeSource)->Measured:
         "Measure a volume by its own fovea, or return it if it is held."
@@ -127,7 +131,7 @@ class _Measurement(_Measurable):
             file, key = folder/'measured'/v.by/f'{flat_name(v.name)}.json', self._key(v)
             kept = read_json(file) if file.exists() else {}
             if kept.get('key') != key:
-                try: kept = _keep(self.one(v), v.by, key, folder)
+                try: kept = _keep(self.one(v), v.by, key, folder, self._model(v))
                 except (ValueError, OSError) as e:
                     if v.name not in set(self.unreadable.id):
                         self.unreadable.loc[len(self.unreadable)] = [v.name, hide_text(str(e))]
@@ -179,14 +183,28 @@ def plan_measurement(
 
 def _plan(cfg:Measure)->_Measurement:
     "Plan which volumes are measured."
-    if cfg.predictions: return _Measurement(cfg, *mapped_volumes(cfg, absolute_path(cfg.predictions)))
-    if not cfg.images: return _Measurement(cfg, dataset_volumes(cfg), never=never_predicted(
-        [open_run(cfg.run).folder] if cfg.run else []))
+    if cfg.predictions:
+        home = absolute_path(cfg.predictions)
+        return _Measurement(cfg, *mapped_volumes(cfg, home), model=_model_of(home))
+    if not cfg.images:
+        run = open_run(cfg.run).folder if cfg.run else None
+        return _Measurement(cfg, dataset_volumes(cfg), never=never_predicted([run] if run else []),
+                            model=hash_file(run/'best.safetensors') if run else '')
     if not cfg.run: return _Measurement(cfg, *scanner_volumes(cfg))
     job = plan_prediction(Predict(images=cfg.images, run=cfg.run, overlay='none',
                                   batch_size=cfg.batch_size, anonymise=cfg.anonymise), [cfg.run])
     if not job.ensemble.members[0].infos: raise ValueError(f'{cfg.run} is a classification; masks take a 30_seg_tune')
-    return _Measurement(cfg, prediction=job, never=never_predicted([m.run.folder for m in job.ensemble.members]))
+    members = job.ensemble.members
+    return _Measurement(cfg, prediction=job, never=never_predicted([m.run.folder for m in members]),
+                        model=' '.join(sorted(m.sha256 for m in members)))
+
+
+def _model_of(
+    folder:Path # of a prediction
+)->str:         # '': not known
+    "Read which model predicted the masks of a folder."
+    record = read_json(folder/'run.json') if (folder/'run.json').is_file() else {}
+    return ' '.join(sorted(v for k, v in record.get('sources', {}).items() if k.startswith('model')))
 
 
 def measured_label(

@@ -6,7 +6,7 @@
 __all__ = ['Normative', 'compare_with_healthy']
 
 # %% ../../nbs/tasks/78_normative.ipynb #946ae691
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ..eval.verdicts import Verdict
 from ..figures.normative import Compared
 from mirage_nb.measure.reference import (
     BANDS,
+    LEAST_EYES,
     Reference,
     band,
     read_around,
@@ -37,7 +38,9 @@ class Normative:
     "Eyes beside a reference."
     reference: Reference
     table: pd.DataFrame                          # volume, by, and of `score_sectors`
-    unlike: Mapping[str, str]                    # volume -> why it was not compared
+    known: bool                                  # which model predicted the masks of all eyes
+    unlike: Mapping[str, str]                    # volume (and whose masks, of several) -> why it was not compared
+    own: Mapping[str, int] = field(default_factory=dict) # volume in the reference -> eyes that it was compared with
     shown: list[Compared] = field(default_factory=list)
 
     def lines(self)->list[str]:
@@ -45,11 +48,14 @@ class Normative:
         if not len(self.table): return [f'No eye could be compared with the reference ({self.reference})']
         t = self.table[self.table.of == 'retina']
         out = [f'Beside {self.reference}:']
-        for name, rows in list(t.groupby('volume', sort=False))[:6]:
-            odd = rows[rows.band.isin([b for b in BANDS if b != BANDS[2]])]
+        several = t.by.nunique() > 1
+        for (name, by), every in list(t.groupby(['volume', 'by'], sort=False))[:6]:
+            rows = every[every.z.notna()]
+            odd = rows[rows.band != BANDS[2]]
             most = odd.iloc[int(odd.z.abs().to_numpy().argmax())] if len(odd) else None
-            out.append(f'{name}: {len(odd)} of {counted(len(rows), "sector")} of the retina outside of the 5th to 95th '
-                       'percentile' + ('' if most is None else f", most of all {most['where']} (z {most.z:+.1f})"))
+            out.append(f"{name}{f' ({by})' if several else ''}: {len(odd)} of {counted(len(rows), 'sector')} of the "
+                       'retina outside of the 5th to 95th percentile'
+                       + ('' if most is None else f", most of all {most['where']} (z {most.z:+.1f})"))
         return out
 
     def doubts(self)->list[Verdict]:
@@ -58,10 +64,33 @@ class Normative:
             f'Percentiles are by the mean and SD of {counted(len(self.reference.eyes), "healthy eye")}, if these are '
             'normally distributed, and are not corrected for age, sex or length of the eye. Of 9 sectors of a healthy '
             'eye one is often outside of the 5th to 95th percentile'))]
-        for name, why in list(self.unlike.items())[:3]: out.append(Verdict(
-            'warning', f'{name} was not compared with the reference: {why}'))
-        if (n := len(self.unlike)) > 3: out.append(Verdict('warning', f'{n - 3} more volumes were not compared'))
+        out += [Verdict(*k) for k in self._limits()]
+        reasons: dict[str, list[str]] = {}
+        for name, why in self.unlike.items(): reasons.setdefault(why, []).append(name)
+        for why, names in reasons.items():
+            more = f' and {len(names) - 1} more were' if len(names) > 1 else ' was'
+            out.append(Verdict('warning', f'{names[0]}{more} not compared with the reference: {why}'))
         return out
+
+    def _limits(self)->Iterator[tuple[str, str]]:
+        "Yield what weakens the reference."
+        if n := self.reference.strangers: yield 'warning', (
+            f"The patients of {counted(n, 'healthy eye')} are not known: each counts as one of another patient. If two "
+            'are of one, healthy eyes differ by more than it seems, and too many eyes look unusual')
+        if self.own:
+            names, least = list(self.own), min(self.own.values())
+            more = f' and {len(names) - 1} more' if len(names) > 1 else ''
+            yield 'note', (f'{names[0]}{more}: the eye, or the other one of its patient, is in the reference, and was '
+                           f'left out of it there ({least} eyes left)'
+                           + ('; too few for z' if least < LEAST_EYES else ''))
+        flat = self.table[self.table.z.isna() & (self.table.n >= LEAST_EYES)]
+        if len(flat): yield 'note', (
+            f"No z in {counted(len(flat), 'sector')}, as {flat['where'].iloc[0]} of {flat.of.iloc[0]}: healthy eyes "
+            'differ by less than 0.5 µm (SD) there, as copies of one eye do')
+        blind = set(self.table.by) & {'predicted', 'model'}
+        if blind and not (self.reference.model and self.known): yield 'warning', (
+            'It is not known whether one model predicted the masks of the eyes and of the reference: z may be of the '
+            'difference between two models')
 
 # %% ../../nbs/tasks/78_normative.ipynb #5b003540
 def _maps(
@@ -88,19 +117,24 @@ def compare_with_healthy(
     if not isinstance(home, Path):
         home.measure(folder/'reference')
         home = folder/'reference'
-    reference = read_reference(home)
-    tables, unlike, shown = [], dict[str, str](), list[Compared]()
+    reference, several = read_reference(home), len({k['by'] for k in job.kept}) > 1
+    tables, unlike, own, shown = [], dict[str, str](), dict[str, int](), list[Compared]()
     for k in job.kept:
         f, by = k['facts'], k['by']
-        if why := unlike_reference(f, reference):
-            unlike[f['volume']] = why
+        if why := unlike_reference({**f, 'by': by}, reference):
+            unlike[f"{f['volume']}, {by}" if several else f['volume']] = why
             continue
-        rows = score_sectors(pd.DataFrame(k['rows']).astype({'value': float, 'covered': float}), reference)
+        others = reference.without(f)
+        if others is not reference: own[f['volume']] = len(others.eyes)
+        rows = score_sectors(pd.DataFrame(k['rows']).astype({'value': float, 'covered': float}), others)
         tables.append(rows.assign(volume=f['volume'], by=by))
         file = f"{by}/{flat_name(f['volume'])}.npz"
-        bands = _maps(f, folder/'maps'/file, reference, folder/'normative'/file)
+        bands = _maps(f, folder/'maps'/file, others, folder/'normative'/file)
         if len(shown) < job.settings.figures:
-            shown.append(Compared(f['volume'], f['eye'], rows[rows.of == 'retina'], bands))
-    table = pd.concat(tables) if tables else pd.DataFrame(columns=['volume', 'by', 'of', 'where', 'z', 'band'])
+            name = f"{f['volume']} ({by})" if several else f['volume']
+            shown.append(Compared(name, f['eye'], rows[rows.of == 'retina'], bands))
+    empty = score_sectors(pd.DataFrame(job.kept[0]['rows'])[:0], reference).assign(volume='', by='')
+    table = pd.concat(tables) if tables else empty
     table = table[['volume', 'by', *table.columns.drop(['volume', 'by'])]]
-    return Normative(reference, save_table(table, folder/'normative.csv'), unlike, shown)
+    known = all(k['facts'].get('model') for k in job.kept)
+    return Normative(reference, save_table(table, folder/'normative.csv'), known, unlike, own, shown)

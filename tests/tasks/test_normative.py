@@ -90,3 +90,23 @@ def test_another_scale_is_not_compared(healthy, tmp_path):
     finally: sizes.write_text(before)
     assert found.unlike == {'P1_OD': '0.0036 mm between rows, and 0.0039 mm in the reference'}
     assert any('P1_OD was not compared' in v['text'] for v in measured_result(job, normative=found)['verdicts'])
+
+
+def test_an_eye_is_no_reference_of_itself(healthy, tmp_path):
+    "Each of 22 eyes beside the other 21; masks of a model are not compared with drawn ones; a map that differs is seen"
+    folder, _ = healthy
+    home = tmp_path/'run'
+    plan_measurement(Measure(dataset=str(folder/'healthy'))).measure(home)
+    job = plan_measurement(Measure(dataset=str(folder/'healthy'), reference=str(home)))
+    job.measure(tmp_path/'again')
+    found = compare_with_healthy(job, tmp_path/'again')
+    own = found.table[(found.table.of == 'retina') & (found.table['where'] == 'central')]
+    assert (own.n == 21).all() and 'left out of it there (21 eyes left)' in ' '.join(v.text for v in found.doubts())
+    assert any('differ by less than 0.5 µm' in v.text for v in found.doubts())  # only the fovea varies
+    before = job.sources()['reference']
+    next((home/'maps').rglob('*.npz')).write_bytes(b'')
+    assert job.sources()['reference'] != before
+    for k in job.kept: k['by'] = 'predicted'
+    other = compare_with_healthy(job, tmp_path/'again')
+    told = ' '.join(v.text for v in other.doubts())
+    assert not len(other.table) and 'and 21 more were not compared with the reference: its masks are predicted' in told

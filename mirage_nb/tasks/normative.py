@@ -19,7 +19,6 @@ from ..eval.verdicts import Verdict
 from ..figures.normative import Compared
 from mirage_nb.measure.reference import (
     BANDS,
-    LEAST_EYES,
     Reference,
     band,
     read_around,
@@ -82,8 +81,8 @@ class Normative:
             more = f' and {len(names) - 1} more' if len(names) > 1 else ''
             yield 'note', (f'{names[0]}{more}: the eye, or the other one of its patient, is in the reference, and was '
                            f'left out of it there ({least} eyes left)'
-                           + ('; too few for z' if least < LEAST_EYES else ''))
-        flat = self.table[self.table.z.isna() & (self.table.n >= LEAST_EYES)]
+                           + ('; too few for z' if least < Reference.least else ''))
+        flat = self.table[self.table.z.isna() & (self.table.n >= Reference.least)]
         if len(flat): yield 'note', (
             f"No z in {counted(len(flat), 'sector')}, as {flat['where'].iloc[0]} of {flat.of.iloc[0]}: healthy eyes "
             'differ by less than 0.5 µm (SD) there, as copies of one eye do')

@@ -48,7 +48,7 @@ def notebook_parameters(
     kind:type[Options]           # of the notebook
 )->dict[str, Any]:               # the parameters
     "Collect the options that a notebook has set, and whatever else its parameters cell holds."
-    known, history = {f.name for f in fields(kind)}, variables.get('In')
+    known, history = {f.name for f in fields(kind)}, variables.get('In')  # capitals are constants, imported by a cell
     if isinstance(history, list): known |= _parameter_names(history)
-    else: known |= {k for k, v in variables.items() if type(v) in _PLAIN and not k.startswith('_')}
+    else: known |= {k for k, v in variables.items() if type(v) in _PLAIN and k[0] != '_' and not k.isupper()}
     return {k: v for k, v in variables.items() if k in known}

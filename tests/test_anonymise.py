@@ -174,6 +174,7 @@ def test_what_builds_on_it(planted, tuned, stage, options):
                                                           numbers(tuned[1]/'test_slices.csv'))
 
 
+@pytest.mark.long
 def test_a_run_that_it_needs_first(planted):
     "Where no run is finished, a prediction trains one that hides nothing, and hides names itself; columns stay behind"
     images = sorted((planted/FOLDER/'Clinic'/'test'/'bscan').iterdir())[:2]

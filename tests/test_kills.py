@@ -142,7 +142,7 @@ def end_by(number, pid, log, starter, seconds):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not SIGNALS, reason='no kills here')
-@pytest.mark.parametrize('name', PIPELINES if LONG else ['seg_tune', 'probe'])
+@pytest.mark.parametrize('name', PIPELINES if LONG else ['probe'])
 def test_a_training_that_is_killed_again_and_again(name, starter, undisturbed, tmp_path):
     "The same command goes on to the numbers of an undisturbed run, bit for bit, and nothing is left of the kills"
     (whole, takes), rng = undisturbed(name), random.Random(f'{SEED} {name}')

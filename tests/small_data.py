@@ -9,7 +9,7 @@ from mirage_nb.phantoms.uwf import make_phantom_uwf
 
 def write_small_data(folder):
     "Phantom_OCT, Phantom_CXR and Phantom_UWF with few patients and the usual sizes of images"
-    make_phantom_oct(folder/'Phantom_OCT', patients=16, volumes=1, slices=2)
+    make_phantom_oct(folder/'Phantom_OCT', patients=20, volumes=1, slices=2)
     make_phantom_cxr(folder/'Phantom_CXR', patients=40, films=1)
     make_phantom_uwf(folder/'Phantom_UWF', patients=25, pictures=1)
 

@@ -158,8 +158,8 @@ def test_weights_name_no_folder(planted, tuned):
 
 
 @pytest.mark.parametrize('stage, options', [
-    ('seg_eval', {'split': 'test'}),
-    ('data_report', {'dataset': 'Clinic', 'resamples': 100}),
+    pytest.param('seg_eval', {'split': 'test'}, marks=pytest.mark.long),
+    pytest.param('data_report', {'dataset': 'Clinic', 'resamples': 100}, marks=pytest.mark.long),
     ('measure', {'dataset': 'Clinic'}),
     ('predict', {'images': 'test/bscan', 'compare_with': 0})])
 def test_what_builds_on_it(planted, tuned, stage, options):

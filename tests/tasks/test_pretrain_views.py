@@ -78,7 +78,7 @@ def test_a_collapse_is_told_and_nothing_else(home, method):
         task.save_snapshot(model, accelerator, home/part, 1)
         snapshots = read_snapshots(home/part)
         found[part] = next(views_verdicts(snapshots, pd.DataFrame({'loss': [2.]}), {})).text, snapshots.iloc[-1]
-    assert not found['none'][0].startswith('Collapsed') and found['none'][1].matched > 2/24, 'chance is one of 24'
+    assert not found['none'][0].startswith('Collapsed:') and found['none'][1].matched > 2/24, 'chance is one of 24'
     told = 'Collapsed or hardly trained: the heads tell no image from another'
     assert found['heads'][0].startswith(told), 'features are as they were'
     assert found['heads'][1]['rank'] == found['none'][1]['rank'] and found['heads'][1].matched == pytest.approx(1/24)

@@ -101,12 +101,14 @@ def show_thickness(
     fig, axes = panel_grid(len(some), 1 + beside, 3.8, 3.2)
     for row, m in zip(axes, some, strict=True):
         _draw_map(fig, row, m, (float(low), float(high) + 1e-6))
-        row[0].set_title(' '.join(filter(None, (m.scan.name, m.scan.eye, m.scan.visit))), fontsize=9)
+        name = ' '.join(filter(None, (m.scan.name, m.scan.eye, m.scan.visit)))
+        row[0].set_title(', '.join(filter(None, (name, m.scan.by))), fontsize=9)
         for ax in row:
             if ax.images and ax.get_xlabel() == '': ax.set(xlabel='mm')
             if not (ax.images or ax.lines or ax.collections): ax.set_axis_off()
     fig.description = 'Thickness of the retina: ' + '; '.join(
-        f'{m.scan.name} {np.nanmean(m.thickness.retina):.0f} {m.scan.unit} on average' for m in some if m.thickness)
+        f"{', '.join(filter(None, (m.scan.name, m.scan.by)))} {np.nanmean(m.thickness.retina):.0f} {m.scan.unit} "
+        'on average' for m in some if m.thickness)
     return fig
 
 # %% ../../nbs/figures/65_measure.ipynb #2c3a81e1

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .etdrs import measure_sectors
+from .etdrs import LEAST_COVERED, measure_sectors
 from .fovea import Fovea, find_fovea
 from .lesions import DRUSEN_UM, drusen_height, lesion_volumes, measure_drusen
 from .places import Places, place_scans
@@ -164,11 +164,17 @@ def measured_facts(
 _WHOSE = 'volume', 'patient', 'eye', 'visit'
 
 
+def _hardly(m:Measured)->str:
+    "Say that the central subfield was hardly covered; empty: it was."
+    covered = float(m.sectors['retina'].covered.iloc[0])
+    return f' (of {100*covered:.0f} % of its area)' if covered < LEAST_COVERED else ''
+
+
 def say_measures(
     m:Measured
 )->str:
     "Say in a sentence what was measured of a volume."
-    parts = [f'central subfield {m.central:.0f} {m.scan.unit}'] if m.central == m.central else []
+    parts = [f'central subfield {m.central:.0f} {m.scan.unit}{_hardly(m)}'] if m.central == m.central else []
     if not parts and m.thickness and not np.isnan(m.thickness.retina).all():
         parts = [f'mean thickness of the retina {np.nanmean(m.thickness.retina):.0f} {m.scan.unit}']
     if m.thickness and m.thickness.lost: parts = [f"no thickness of the retina, as {' and '.join(m.thickness.lost)} "

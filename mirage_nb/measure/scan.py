@@ -35,6 +35,7 @@ class SegmentedVolume:
     positions: np.ndarray|None = None        # (n, 4) start x, y, end x, y of each B-scan in pixels of the en-face image
     pattern: str = ''                        # 'circle' where the B-scan is one around the disc
     images: Sequence[object] = ()            # files of the B-scans, or arrays (h, w); may be empty
+    by: str = ''                             # whose masks, as 'drawn' or 'model'; '': not known
     never: Sequence[str] = ()                # lesions that the model of the masks never predicts in its test
     notes: Sequence[str] = ()                # what a reader should know of it
 

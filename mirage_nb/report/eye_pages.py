@@ -16,6 +16,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from ..figures.measure import show_bscan, show_thickness
+from ..measure.etdrs import LEAST_COVERED
 from ..measure.result import Measured, list_measures, say_measures
 from ..storage import write_atomic
 from ..untrusted import flat_name
@@ -85,14 +86,18 @@ def write_eye_list(
 )->Path:
     "Write the list of all volumes."
     own = table[(table.measure == 'thickness') & (table.of == 'retina')]
-    central = own[own['where'] == 'central'].set_index(['volume', 'by']).value
+    central = own[own['where'] == 'central'].set_index(['volume', 'by'])
     whole: Any = own[own['where'] == 'all A-scans'].set_index(['volume', 'by'])[['value', 'unit']]
     rows = []
     for (name, by), t in table.groupby(['volume', 'by'], sort=False):
         link = _Link(f'<a href="{quote(page_of(str(name), str(by)))}">{html.escape(str(name))}</a>')
         mean, unit = whole.loc[(name, by)] if (name, by) in whole.index else (float('nan'), '')
-        mid = float(central.get((name, by), float('nan')))
-        rows.append([link, by, t.eye.iloc[0] or '', t.visit.iloc[0] or '', mid, float(mean), unit])
+        mid, covered = map(float, central.loc[(name, by), ['value', 'covered']]) if (name, by) in central.index else (
+            float('nan'), 1.)
+        rows.append([link, by, t.eye.iloc[0] or '', t.visit.iloc[0] or '',
+                     f'{mid:,.4g}†' if covered < LEAST_COVERED and mid == mid else mid, float(mean), unit])
     heads = ['volume', 'masks', 'eye', 'visit', 'central subfield', 'mean of the retina', 'unit']
-    text = _page(f'{len(rows)} measured', ['<p><a href="report.html">Report</a></p>', _html_table(heads, rows)])
+    some = any('†' in str(r[4]) for r in rows)
+    poor = f'<p>† covered to less than {LEAST_COVERED:g}: a poor mean.</p>' if some else ''
+    text = _page(f'{len(rows)} measured', ['<p><a href="report.html">Report</a></p>', poor, _html_table(heads, rows)])
     return write_atomic(folder/'eyes.html', lambda p: p.write_text(text, 'utf-8'))

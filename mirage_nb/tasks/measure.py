@@ -6,7 +6,9 @@
 __all__ = ['plan_measurement', 'measured_label', 'Change', 'compare_visits', 'measured_pairs', 'sector_errors', 'measured_result']
 
 # %% ../../nbs/tasks/77_measure.ipynb #bff4cc3b
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +17,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ..anonymity import hide_text
+from ..anonymity import hide_text, hides_names
 from ..core import counted
+from ..data.scanners.pseudonyms import PATIENT_PATTERNS
 from ..data.scanners.reading import scanner_kind
 from ..eval.verdicts import Verdict, list_verdicts
 from ..measure.change import Shift, register_visits, shift_places
@@ -82,7 +85,8 @@ class _Measurable:
     warned: list[Verdict] = field(default_factory=list) # by the prediction
     reference: Any = None               # folder of a measurement of healthy eyes, or a job that measures them
     kept: list[dict[str, Any]] = field(default_factory=list) # of each volume
-    held: dict[tuple[str, str], Measured] = field(default_factory=dict) # by name and whose masks, the first ones
+    drawn: Sequence[VolumeSource] = ()  # in the report
+    held: dict[tuple[str, str], Measured] = field(default_factory=dict) # by name and whose masks, those that are drawn
     foveas: dict[str, Fovea|None] = field(default_factory=dict) # of each volume, by its first set of masks
     folder: Path = Path()               # of the run, once it has measured
 
@@ -110,10 +114,18 @@ class _Measurable:
     def one(self, v:VolumeSource)->Measured:
         "Measure a volume by its own fovea, or return it if it is held."
         if (v.name, v.by) in self.held: return self.held[v.name, v.by]
-        scan = replace(v.read(), never=self._never(v))
+        scan = replace(v.read(), by=v.by, never=self._never(v))
         m = measure_volume(scan, self.foveas.get(v.name) or self.settings.numbers('fovea') or None)
-        if len(self.held) < self.settings.figures: self.held[v.name, v.by] = m
+        if v in self.drawn: self.held[v.name, v.by] = m
         return m
+
+    def shown_volumes(self)->list[VolumeSource]:
+        "Choose what the report draws: volumes that a model measured come first, beside their own masks."
+        lost, sets = set(self.unreadable.id), dict[str, list[VolumeSource]]()
+        for v in self.volumes:
+            if v.name not in lost: sets.setdefault(v.name, []).append(v)
+        each = sorted(sets.values(), key=lambda s: all(v.by != 'model' for v in s))
+        return [v for s in each for v in s if v is s[0] or v.by == 'model'][:self.settings.figures]
 
 # %% ../../nbs/tasks/77_measure.ipynb #8251a6bc
 class _Measurement(_Measurable):
@@ -126,7 +138,7 @@ class _Measurement(_Measurable):
         if self.settings.fovea and len(names := {v.name for v in self.volumes}) > 1: raise ValueError(
             f'fovea= is of one volume, and there are {len(names)}: name one file by images=, or leave fovea out')
         self.kept.clear()  # of an earlier call
-        self.folder = folder
+        self.folder, self.drawn = folder, self.shown_volumes()
         for v in tqdm(self.volumes, desc='measuring', unit='volume', delay=3):
             file, key = folder/'measured'/v.by/f'{flat_name(v.name)}.json', self._key(v)
             kept = read_json(file) if file.exists() else {}
@@ -152,11 +164,9 @@ class _Measurement(_Measurable):
         self.volumes, self.unreadable = mapped_volumes(self.settings, folder/'predicted', own=True)
 
     def shown(self)->list[Measured]:
-        "Return the volumes that the report shows, once each."
-        first = {v.name: v for v in reversed(self.volumes)}
-        lost = set(self.unreadable.id)
-        names = [k for k in dict.fromkeys(v.name for v in self.volumes) if k not in lost][:self.settings.figures]
-        return [self.one(first[k]) for k in names]
+        "Return the volumes that the report draws."
+        self.drawn = self.shown_volumes()  # without those that could not be measured
+        return [self.one(v) for v in self.drawn]
 
 # %% ../../nbs/tasks/77_measure.ipynb #84f2d545
 def _plan_reference(cfg:Measure)->Path|_Measurement|None:
@@ -185,7 +195,9 @@ def _plan(cfg:Measure)->_Measurement:
     "Plan which volumes are measured."
     if cfg.predictions:
         home = absolute_path(cfg.predictions)
-        return _Measurement(cfg, *mapped_volumes(cfg, home), model=_model_of(home))
+        tuned = _tuned_runs(home)
+        return _Measurement(cfg, *mapped_volumes(cfg, home), never=never_predicted(tuned), model=_model_of(home),
+                            warned=_warnings_of(home))
     if not cfg.images:
         run = open_run(cfg.run).folder if cfg.run else None
         return _Measurement(cfg, dataset_volumes(cfg), never=never_predicted([run] if run else []),
@@ -197,6 +209,26 @@ def _plan(cfg:Measure)->_Measurement:
     members = job.ensemble.members
     return _Measurement(cfg, prediction=job, never=never_predicted([m.run.folder for m in members]),
                         model=' '.join(sorted(m.sha256 for m in members)))
+
+
+def _tuned_runs(
+    folder:Path # of a prediction
+)->list[Path]:  # empty: not known, or not all are there
+    "Find the runs whose models made a prediction."
+    own = (read_json(folder/'run.json') if (folder/'run.json').is_file() else {}).get('settings', {})
+    paths = [Path(str(p)) for p in (own.get('runs') or [own.get('run', '')]) if p]
+    return paths if all(p.is_dir() for p in paths) else []
+
+
+def _warnings_of(
+    folder:Path # of a prediction
+)->list[Verdict]:
+    "Read what a prediction warns of."
+    record = read_json(folder/'result.json') if (folder/'result.json').is_file() else {}
+    found = [v for v in record.get('verdicts', []) if v['level'] == 'warning']
+    if found and hides_names(): return [Verdict('warning', (
+        f"The prediction has {counted(len(found), 'warning')}, which its own report tells: they may hold names"))]
+    return [Verdict('warning', f"Of the prediction: {v['text']}") for v in found]
 
 
 def _model_of(
@@ -362,8 +394,30 @@ def _doubts(job:_Measurement)->Iterator[Verdict]:
         f'{text[0].upper()}{text[1:]} ({names[0] if len(names) == 1 else counted(len(names), "volume")})'))
     spans = sorted({k['facts']['retina'] for k in own if k['facts']['retina']})
     if spans: yield Verdict('note', f"The retina is measured from {' or '.join(spans)}, as its layers are named")
+    if any(re.match(PATIENT_PATTERNS[False], k['facts']['volume']) for k in own): yield Verdict('note', (
+        'Volumes in files of scanners are named by pseudonyms: patients.csv beside your key of pseudonyms says which '
+        'file each one is (docs/scanners.md)'))
     placed = sorted({k['facts']['places'] for k in own if k['facts']['places']})
     if placed: yield Verdict('note', f"A-scans are placed by {'; or by '.join(placed)}")
+
+
+def _whose(by:str)->str:
+    return {'drawn': 'drawn masks', 'predicted': 'predicted masks', 'file': 'what their files hold',
+            'model': 'the model'}.get(by, by)
+
+
+def _other_sets(kept:Sequence[Mapping[str, Any]])->list[str]:
+    "Say by which other sets of masks volumes were measured."
+    counts = Counter(k['by'] for k in kept)
+    other = [f"{counted(n, 'volume')} by {_whose(by)}" for by, n in list(counts.items())[1:]]
+    return [f"Beside them: {', '.join(other)}"] if other else []
+
+
+def _said_lines(job:_Measurement)->list[str]:
+    "Say what was measured of the volumes that the report draws, and by whose masks if there are several sets."
+    several, said = len({k['by'] for k in job.kept}) > 1, {(k['facts']['volume'], k['by']): k['said'] for k in job.kept}
+    return [f'By {_whose(v.by)}, {said[v.name, v.by]}' if several else said[v.name, v.by]
+            for v in job.shown_volumes()[:6] if (v.name, v.by) in said]
 
 
 def measured_result(
@@ -373,13 +427,12 @@ def measured_result(
 )->dict[str, Any]:             # for `finish_run`
     "Sum measurements up: headline, verdicts, numbers."
     own = [k for k in job.kept if k['by'] == job.kept[0]['by']]
-    whose = {'drawn': 'drawn masks', 'predicted': 'predicted masks', 'file': 'what their files hold'}
-    head = f"{counted(len(own), 'volume')} measured by {whose.get(own[0]['by'], own[0]['by'])}"
+    head = f"{counted(len(own), 'volume')} measured by {_whose(own[0]['by'])}"
     central = [r['value'] for k in own for r in k['rows'] if (r['of'], r['where'], r['measure']) == (
         'retina', 'central', 'thickness') and r['value'] is not None and r['covered'] >= LEAST_COVERED]
-    if len(own) == 1: lines = [own[0]['said']]
+    if len(job.kept) == 1: lines = [own[0]['said']]
     else: lines = [head + (f': central subfield {min(central):.0f} to {max(central):.0f} µm' if central else ''),
-                   *(k['said'] for k in own[:6])]
+                   *_other_sets(job.kept), *_said_lines(job)]
     for c in changes[:6]:
         d = c.table.change.iloc[0]
         central_said = f'central subfield {d:+.0f} {c.table.unit.iloc[0]}' if d == d else 'central subfield not covered'

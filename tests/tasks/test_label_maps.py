@@ -20,7 +20,7 @@ from mirage_nb.phantoms.eyes import EYE_CLASSES, EyePlan, EyeScan, draw_bscans, 
 from mirage_nb.recipes.measure import Measure
 from mirage_nb.recipes.prediction import Predict
 from mirage_nb.storage import write_json
-from mirage_nb.tasks.measure import plan_measurement
+from mirage_nb.tasks.measure import measured_result, plan_measurement
 from mirage_nb.tasks.predict import plan_prediction, sum_up
 
 pytestmark = pytest.mark.slow
@@ -112,6 +112,28 @@ def test_predictions_are_measured_as_a_run_measures_them(eyes):
     two = plan_measurement(Measure(predictions=str(eyes/'one'/'predicted'), **settings)).measure(eyes/'two')
     pd.testing.assert_frame_equal(one, two)
     assert set(one.unit) >= {'µm', 'nl'} and set(one.eye) == {'OD'}
+
+
+def test_what_a_prediction_warns_of_is_repeated(eyes):
+    "Its warnings, and the lesions that its model never predicts; without names where names are hidden"
+    planned(eyes).predict(eyes/'out')
+    run = {'settings': {'run': str(eyes/'model')}, 'sources': {'model': 'abc'}}
+    write_json(eyes/'out'/'run.json', run)
+    write_json(eyes/'out'/'result.json', {'verdicts': [{'level': 'warning', 'text': '3 images are unlike P2'},
+                                                       {'level': 'note', 'text': 'There are no labels'}]})
+    table = [{'Class': 'IRF', 'group': 'lesion', 'predicted': 0, 'true': 9}]
+    pd.DataFrame(table).to_csv(eyes/'model'/'test_slices.csv', index=False)
+    settings = dict(predictions=str(eyes/'out'), spacing='.0039,.1,.8', eye='OD')
+    job = plan_measurement(Measure(**settings))
+    measures = job.measure(eyes/'run')
+    texts = [v['text'] for v in measured_result(job)['verdicts'] if v['level'] == 'warning']
+    assert 'Of the prediction: 3 images are unlike P2' in texts and not [t for t in texts if 'no labels' in t]
+    assert job.never == ('IRF',) and job.model == 'abc'
+    assert measures[measures.of == 'IRF'].value.isna().all() and (measures.of == 'IRF').any()
+    hide_names(True)
+    try: texts = [v.text for v in plan_measurement(Measure(anonymise=True, **settings)).warned]
+    finally: hide_names(False)
+    assert texts == ['The prediction has 1 warning, which its own report tells: they may hold names']
 
 
 def test_a_map_without_a_layer_is_named(tmp_path):

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ...core import unknown
-from ..layers import Block, drop_path_scale, init_weights, linear_rates
-from ...randomness import keyed_rand
+from ..layers import Block, drop_path_scale, init_weights, keyed_dropout, linear_rates
 
 # %% ../../../nbs/models/heads/20_segmentation.ipynb #b7747286
 class _LinearHead(nn.Module):
@@ -234,9 +233,7 @@ class _DPTHead(nn.Module):
     )->Tensor:            # (b, c, h, w)
         "Drop channels in training, those of each sample by its own key."
         if not (self.training and self.dropout): return x
-        if keys is None: return F.dropout(x, self.dropout)
-        keep = keyed_rand(keys.tolist(), *x.shape[1:], salt=2) >= self.dropout
-        return x * keep.to(x.device) / (1 - self.dropout)
+        return x*keyed_dropout(keys, self.dropout, x.shape, salt=2).to(x)
 
     def forward(self,
         maps:list[Tensor],    # four (b, d, rows, cols)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...core import unknown
 from .classification import ClsHead, ClsModel
+from ..layers import keyed_dropout
 
 # %% ../../../nbs/models/heads/15_volumes.ipynb #a58273aa
 def fill_bags(
@@ -77,6 +78,7 @@ class _SliceMixer(nn.Module):
 
 # %% ../../../nbs/models/heads/15_volumes.ipynb #45286deb
 SLICE_POOLS = ('mean', 'max', 'attention', 'transformer')
+_DROP = 0.5  # of what describes a slice, where slices are weighed: 48 volumes have too few lesions for all of it
 
 
 class VolumeHead(ClsHead):
@@ -122,10 +124,13 @@ class VolumeHead(ClsHead):
         return torch.cat([v, v - (v*there).sum(1, keepdim=True)/there.sum(1, keepdim=True)], -1)
 
     def weigh(self,
-        x:Mapping[str, Tensor] # of `fill_bags`: bags (b, s, 3, d) and there (b, s)
+        x:Mapping[str, Tensor],# of `fill_bags`: bags (b, s, 3, d) and there (b, s)
+        keys:Tensor|None=None  # (b,) sample keys for dropout
     )->tuple[Tensor, Tensor, Tensor]: # logits (b, c), weights of the slices (b, s), their own logits (b, s, c)
         "Score volumes, and tell how much each slice counts."
         there, h = x['there'], (self.describe(x) - cast(Tensor, self.center))/cast(Tensor, self.spread)
+        if self.training and self.weigher is not None:  # the same numbers of all slices of a volume
+            h = h*keyed_dropout(keys, _DROP, (len(h), 1, h.shape[-1]), salt=3).to(h)
         if self.mixer is not None: h = self.mixer(h, there)
         each = self.head(h)
         if self.slices == 'max':
@@ -133,9 +138,20 @@ class VolumeHead(ClsHead):
             first = at.gather(1, z.argmax(1, keepdim=True))  # the slice that gives the highest score
             return z, torch.zeros_like(each[..., 0]).scatter(1, first, 1.), each
         w = there/there.sum(1, keepdim=True) if self.weigher is None else self.weigher(h, there)
-        return (w[..., None]*each).sum(1), w, each
+        return self._or_highest((w[..., None]*each).sum(1), each, there, keys), w, each
 
-    def forward(self, x:Any, keys:Tensor|None=None)->Tensor: return self.weigh(x)[0]  # bags -> (b, n_classes)
+    def _or_highest(self,
+        z:Tensor,        # (b, c) by the weights
+        each:Tensor,     # (b, s, c)
+        there:Tensor,    # (b, s) bool
+        keys:Tensor|None # (b,) sample keys
+    )->Tensor:           # (b, c)
+        "Let attention learn half of the volumes by their highest slice, which it would find too late (Li et al. 2021)."
+        if not self.training or self.slices != 'attention': return z
+        by_weights = keyed_dropout(keys, .5, (len(z), 1), salt=4).to(z) > 0
+        return torch.where(by_weights, z, each.masked_fill(~there[..., None], -math.inf).amax(1))
+
+    def forward(self, x:Any, keys:Tensor|None=None)->Tensor: return self.weigh(x, keys)[0]  # bags -> (b, n_classes)
 
 # %% ../../../nbs/models/heads/15_volumes.ipynb #00a1d1d6
 class VolumeModel(ClsModel, VolumeHead):
@@ -152,6 +168,6 @@ class VolumeModel(ClsModel, VolumeHead):
 
     def forward(self, x:Any, keys:Tensor|None=None)->Tensor:
         "Score each class before the softmax or sigmoid, (b, n_classes), of images by modality, or of bags of features."
-        if 'bags' in x: return self.weigh(x)[0]
+        if 'bags' in x: return self.weigh(x, keys)[0]
         found = self.summaries(x, keys)[:, None]
-        return self.weigh({'bags': found, 'there': torch.ones_like(found[..., 0, 0], dtype=torch.bool)})[0]
+        return self.weigh({'bags': found, 'there': torch.ones_like(found[..., 0, 0], dtype=torch.bool)}, keys)[0]

@@ -74,11 +74,11 @@ def never_predicted(
     runs:Sequence[Path] # folders of segmentations
 )->tuple[str, ...]:
     "Name the lesions that the tests of all these runs hold, and that none of them predicts."
-    found: list[set[str]] = []
+    found, text, numbers = list[set[str]](), ('Class', 'group'), ('predicted', 'true')
     for run in runs:
         if not (run/'test_slices.csv').is_file(): return ()
-        t = load_table(run/'test_slices.csv')
-        total = t[t.group == 'lesion'].groupby('Class', sort=False)[['predicted', 'true']].sum()
+        t = load_table(run/'test_slices.csv', text, (*text, *numbers), numbers)
+        total = t[t.group == 'lesion'].groupby('Class', sort=False)[[*numbers]].sum()
         found.append(set(total.index[(total.predicted == 0) & (total.true > 0)].map(str)))
     return tuple(sorted(set.intersection(*found))) if found else ()
 

@@ -29,7 +29,10 @@ def _record(
     folder:Path # of a run
 )->dict[str, Any]:
     "Read what a run was made from."
-    return dict(read_json(folder/'run.json', ('stage', 'settings')))
+    record = dict(read_json(file := folder/'run.json', ('stage', 'settings')))
+    if record['stage'] in _STAGES and 'dataset' not in record['settings']: raise ValueError(
+        f'{file} is damaged: its settings name no dataset. Take its copy back, or delete it')
+    return record
 
 # %% ../../nbs/tasks/02_collect.ipynb #b0cac96f
 def _sweeps_of(
@@ -209,6 +212,7 @@ def _tuned_settings(
 
 
 _TEXT = 'ID', 'id', 'volume', 'patient', 'Class', 'group', 'convention', 'status'
+_NEEDED = {'volumes': ('ID', 'Class', 'group', 'convention'), 'slices': ('id', 'volume', 'Class', 'true')} # columns
 _PAIR_TEXT = 'between', 'of', 'measure', 'unit', 'each', 'patient', 'volume', 'id'
 
 
@@ -222,8 +226,8 @@ def _read_run(
     file, seed = scored_file(folder), settings.get('seed')
     if file.name.startswith('predictions'):
         return cls_result(read_predictions(file), method, dataset, seed, folder.name)
-    volumes, slices = (hide_table(load_table(file.with_name(file.name.replace('volumes', k)), _TEXT, numbers=None))
-                       for k in ('volumes', 'slices'))
+    volumes, slices = (hide_table(load_table(file.with_name(file.name.replace('volumes', k)), _TEXT, needed, None))
+                       for k, needed in _NEEDED.items())
     volumes = volumes[volumes.convention == 'strict'].drop(columns='convention')
     volumes = volumes.assign(patient=volumes.patient.fillna('') if 'patient' in volumes else '',
                              group=volumes.group.fillna(''))

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GALLERY, MOST = ROOT/'docs'/'gallery', 180_000  # bytes of a picture
 STAGES = {  # in an order in which each finds what it needs
     'seg_tune': 'Fine-tune a segmentation model', 'cls_tune': 'Fine-tune or probe a classifier',
+    'cls_volume': 'Classify volumes',
     'seeds': 'Several seeds of one training', 'few_shot': 'How many labels are needed',
     'predict': 'Predict new images', 'measure': 'Measure eyes', 'explain': 'See why a model decides',
     'reconstruct': 'Reconstruct images', 'features': 'See what a model thinks is alike',
@@ -32,7 +33,8 @@ STAGES = {  # in an order in which each finds what it needs
     'benchmark': 'Run the tasks of a paper'}
 
 SWEEP = 'mirage-nb sweep seg_tune head=linear,convnext seed=0,1 epochs=2 size=64 baselines=False'
-STARTS = {'seeds': ('cls_tune', {'seeds': 3})}  # stage -> what makes its run, where it is not the stage as it stands
+STARTS = {  # page -> what makes its run, where it is not the stage as it stands
+    'seeds': ('cls_tune', {'seeds': 3}), 'cls_volume': ('cls_tune', {'dataset': 'Phantom_VOL', 'recipe': 'cls_volume'})}
 
 
 def pictures_of(notebook, most=3):

@@ -166,6 +166,7 @@ _WHOSE = 'volume', 'patient', 'eye', 'visit'
 
 def _hardly(m:Measured)->str:
     "Say that the central subfield was hardly covered; empty: it was."
+    if m.places and m.places.is_line: return ' along its line'
     covered = float(m.sectors['retina'].covered.iloc[0])
     return f' (of {100*covered:.0f} % of its area)' if covered < LEAST_COVERED else ''
 

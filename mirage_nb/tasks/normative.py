@@ -32,6 +32,9 @@ from .predict import write_arrays
 from ..untrusted import flat_name
 
 # %% ../../nbs/tasks/78_normative.ipynb #b247361a
+_BLIND = {'predicted', 'model'}  # whose masks a model has made
+
+
 @dataclass(eq=False)
 class Normative:
     "Eyes beside a reference."
@@ -86,8 +89,7 @@ class Normative:
         if len(flat): yield 'note', (
             f"No z in {counted(len(flat), 'sector')}, as {flat['where'].iloc[0]} of {flat.of.iloc[0]}: healthy eyes "
             'differ by less than 0.5 µm (SD) there, as copies of one eye do')
-        blind = set(self.table.by) & {'predicted', 'model'}
-        if blind and not (self.reference.model and self.known): yield 'warning', (
+        if set(self.table.by) & _BLIND and not (self.reference.model and self.known): yield 'warning', (
             'It is not known whether one model predicted the masks of the eyes and of the reference: z may be of the '
             'difference between two models')
 
@@ -135,5 +137,5 @@ def compare_with_healthy(
     empty = score_sectors(pd.DataFrame(job.kept[0]['rows'])[:0], reference).assign(volume='', by='')
     table = pd.concat(tables) if tables else empty
     table = table[['volume', 'by', *table.columns.drop(['volume', 'by'])]]
-    known = all(k['facts'].get('model') for k in job.kept)
+    known = all(k['facts'].get('model') for k in job.kept if k['by'] in _BLIND)
     return Normative(reference, save_table(table, folder/'normative.csv'), known, unlike, own, shown)

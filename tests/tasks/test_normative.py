@@ -7,9 +7,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from mirage_nb.data.label_maps import LabelMap, write_label_map
+from mirage_nb.data.manifest import ClassInfo
+from mirage_nb.data.scanners.volume import Spacing
 from mirage_nb.figures.normative import show_normative
-from mirage_nb.phantoms.eyes import EyePlan, EyeScan, draw_masks
+from mirage_nb.phantoms.eyes import EYE_CLASSES, EyePlan, EyeScan, draw_masks
 from mirage_nb.recipes.measure import Measure
+from mirage_nb.storage import write_json
 from mirage_nb.tasks.measure import measured_result, plan_measurement
 from mirage_nb.tasks.normative import compare_with_healthy
 
@@ -65,6 +69,35 @@ def test_z_scores_are_recovered(healthy, tmp_path):
     assert set(run.sources()) == {'data', 'reference'} and run.sources() != job.sources()
     run.measure(tmp_path/'second')
     pd.testing.assert_frame_equal(compare_with_healthy(run, tmp_path/'second').table, found.table)
+
+
+def write_maps(folder, plans, model=''):
+    "Write predicted masks of volumes, as 33_predict does"
+    infos = [ClassInfo(i, 25*i, k, 'lesion' if i > 6 else 'layer' if i else 'background')
+             for i, k in enumerate(EYE_CLASSES)]
+    for name, plan in plans.items(): write_label_map(folder/'volumes'/f'{name}.nii.gz', LabelMap(
+        name, draw_masks(plan, SCAN), infos, Spacing(SCAN.depth, SCAN.across, SCAN.between), plan.eye))
+    if model: write_json(folder/'run.json', {'settings': {}, 'sources': {'model': model}})
+    return folder
+
+
+def test_what_is_not_known_of_a_reference_is_told(tmp_path):
+    "Patients that no file states, and which model predicted the masks; those of another model are not compared"
+    eyes = {f'P{i + 10}': plan_of(i, s) for i, s in enumerate(HEALTHY)}
+    for k in ('', 'one', 'two'): write_maps(tmp_path/f'healthy{k}', eyes, k)
+    for k in ('', 'one'): write_maps(tmp_path/f'new{k}', {'P1': plan_of(0, 40.)}, k)
+    def compared(own, reference):
+        cfg = Measure(predictions=str(tmp_path/f'new{own}'), reference=str(tmp_path/f'healthy{reference}'))
+        job = plan_measurement(cfg)
+        job.measure(tmp_path/'runs'/f'{own}_{reference}')
+        found = compare_with_healthy(job, tmp_path/'runs'/f'{own}_{reference}')
+        return found.unlike, ' '.join(v.text for v in found.doubts())
+    unlike, told = compared('', '')
+    assert not unlike and 'The patients of 22 healthy eyes are not known' in told
+    assert 'not known whether one model' in told
+    unlike, told = compared('one', 'one')
+    assert not unlike and 'not known whether one model' not in told
+    assert compared('one', 'two')[0] == {'P1': 'its masks are predicted by another model than those of the reference'}
 
 
 def test_a_single_bscan_is_named_and_not_compared(healthy, tmp_path):

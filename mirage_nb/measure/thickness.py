@@ -6,15 +6,15 @@
 __all__ = ['SPECK', 'BRIDGE_MM', 'ThicknessMaps', 'bridge_gaps', 'measure_thickness']
 
 # %% ../../nbs/measure/20_thickness.ipynb #24cc88eb
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from scipy.ndimage import find_objects, label
 
 from ..eval.segmentation.boundaries import outer_rows
-from .scan import SegmentedVolume, missing_ends, retinal_layers
+from .scan import SegmentedVolume, is_outside, layers_beneath, missing_ends, retinal_layers
 
 # %% ../../nbs/measure/20_thickness.ipynb #e8f67615
 SPECK = .02      # share of a layer's pixels in a B-scan that a piece has at least
@@ -40,6 +40,25 @@ def _without_specks(
         part[small[pieces]] = 0
     return lost
 
+# %% ../../nbs/measure/20_thickness.ipynb #38abb1f7
+def _in_order(
+    depths:np.ndarray # (k, n, w) rows, NaN where there is none
+)->list[int]:         # indices, from above
+    "Order layers or boundaries by which lies above the other where both are."
+    k = len(depths)
+    apart = np.full((k, k), np.nan)  # rows from one down to the other
+    for a, b in combinations(range(k), 2):
+        both = depths[b] - depths[a]
+        both = both[~np.isnan(both)]
+        if both.size: apart[a, b] = np.median(both) or both.mean()  # where most coincide, the others tell
+        apart[b, a] = -apart[a, b]
+    below = apart.copy()
+    for a, b in zip(*np.nonzero(np.isnan(apart)), strict=True):
+        by_third = apart[a] + apart[:, b]
+        by_third = by_third[~np.isnan(by_third)]
+        below[a, b] = np.median(by_third) if by_third.size else b - a
+    return sorted(range(k), key=lambda i: int((below[:, i] > 0).sum()))
+
 # %% ../../nbs/measure/20_thickness.ipynb #31138705
 @dataclass(frozen=True, eq=False)
 class ThicknessMaps:
@@ -58,6 +77,17 @@ class ThicknessMaps:
         return self.maps['retina']
 
 
+def _floor(
+    x:np.ndarray,         # (h, w) class indices
+    beneath:list[int],    # of classes below the retina
+    inside:list[int]      # of layers and lesions
+)->np.ndarray: # (w,) rows; -1 where there is none
+    "Find the last row above what lies below the retina, where it is of a layer or a lesion."
+    held = np.isin(x, beneath)
+    row = held.argmax(0) - 1
+    return np.where((row >= 0) & np.isin(x[row, np.arange(x.shape[1])], inside), row, -1)
+
+
 def _mask_layers(
     scan:SegmentedVolume
 )->tuple[dict[str, np.ndarray], str, int]: # rows by name; what the retina spans; pixels of specks
@@ -65,30 +95,32 @@ def _mask_layers(
     layers = retinal_layers(scan)
     if not layers: return {}, '', 0
     indices, n = [c.index for c in layers], max(c.index for c in scan.classes) + 1
-    firsts, lasts, lost = [], [], 0
+    beneath, inside = [c.index for c in layers_beneath(scan)], [*indices, *(c.index for c in scan.of_group('lesion'))]
+    firsts, lasts, floors, lost = [], [], [], 0
     for x in np.asarray(scan.masks):
         lost += _without_specks(x := x.copy(), indices)
         first, last = outer_rows(x, n)
         firsts.append(first[indices])
         lasts.append(last[indices])
-    top, bottom = np.stack(firsts, 1), np.stack(lasts, 1)  # (layers, n, w)
-    whole = bottom[-1] >= 0
-    retina = np.where(whole, bottom.max(0) - top.min(0) + 1., np.nan)
-    own = np.where(bottom >= 0, bottom - top + 1., 0.)
+        floors.append(_floor(x, beneath, inside))
+    top, bottom, floor = np.stack(firsts, 1), np.stack(lasts, 1), np.stack(floors)  # (layers, n, w), and (n, w)
+    order = _in_order(np.where(bottom >= 0, (top + bottom)/2, np.nan))
+    layers, low = [layers[i] for i in order], bottom.max(0)
+    closed = (low >= 0) & (floor >= low)
+    whole = (bottom[order[-1]] >= 0) | closed
+    retina = np.where(whole, np.where(closed, floor, low) - top.min(0) + 1., np.nan)
+    own = np.where(bottom >= 0, bottom - top + 1., 0.)[order]
     return ({'retina': retina, **{c.label: np.where(whole, own[i], np.nan) for i, c in enumerate(layers)}},
             f'{layers[0].label} to {layers[-1].label}' if len(layers) > 1 else layers[0].label, lost)
 
-
-_OUTSIDE = re.compile(r'(?i)^(cho|csi)$|choroid|sclera|vitreous|hyaloid')  # boundaries that are none of the retina
-
-
+# %% ../../nbs/measure/20_thickness.ipynb #7cbc6eb3
 def _line_layers(
     lines:Mapping[str, np.ndarray] # boundaries
 )->tuple[dict[str, np.ndarray], str, int]: # as `_mask_layers`
     "Measure what lies between boundaries in rows."
-    own = [k for k, v in lines.items() if not _OUTSIDE.search(k) and not np.isnan(v).all()]
-    names = sorted(own, key=lambda k: float(np.nanmedian(lines[k])))
-    if len(names) < 2: return {}, '', 0
+    own = [k for k, v in lines.items() if not is_outside(k) and not np.isnan(v).all()]
+    if len(own) < 2: return {}, '', 0
+    names = [own[i] for i in _in_order(np.stack([lines[k] for k in own]))]
     def between(a:str, b:str)->np.ndarray: return np.maximum(lines[b] - lines[a], 0).astype(float)
     whole, pairs = f'{names[0]} to {names[-1]}', list(zip(names[:-1], names[1:], strict=True))
     layers = {f'{a} to {b}': between(a, b) for a, b in pairs} if len(pairs) > 1 else {}
@@ -116,7 +148,7 @@ def measure_thickness(
     rows, spans, lost = _line_layers(scan.boundaries) if scan.masks is None else _mask_layers(scan)
     if not rows: return None
     if ends := missing_ends(scan): rows['retina'], spans = np.full(rows['retina'].shape, np.nan), ''
-    longest = int(BRIDGE_MM/scan.spacing.across) if scan.spacing else _BRIDGE_COLUMNS
+    longest = int(BRIDGE_MM/scan.spacing.across + 1e-6) if scan.spacing else _BRIDGE_COLUMNS
     gaps = np.isnan(rows['retina'])
     maps = {k: bridge_gaps(v, longest)*scan.row for k, v in rows.items()} if gaps.any() else {
         k: v*scan.row for k, v in rows.items()}

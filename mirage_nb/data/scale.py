@@ -141,8 +141,12 @@ def stated_facts(
     if key not in table: return {}  # `read_sizes` says so
     own = table[table[key].isin(list(names))]
     if not len(own): return {}
-    return {k: str(own[k].iloc[0]).strip() for k in ('eye', 'visit', 'slo', 'slo_mm')
-            if k in own and pd.notna(own[k].iloc[0]) and str(own[k].iloc[0]).strip()}
+    found = {k: list(dict.fromkeys(str(v).strip() for v in own[k].dropna() if str(v).strip()))
+             for k in ('eye', 'visit', 'slo', 'slo_mm') if k in own}
+    for k, values in found.items():
+        if len(values) > 1: raise ValueError(
+            f"{path}: the {k} of one volume is {' and '.join(values[:3])} ({key} {rows[key].iloc[0]}); it has one")
+    return {k: values[0] for k, values in found.items() if values}
 
 
 _EYES = {'od': 'OD', 'r': 'OD', 're': 'OD', 'right': 'OD', 'os': 'OS', 'l': 'OS', 'le': 'OS', 'left': 'OS', '': ''}

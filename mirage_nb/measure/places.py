@@ -76,7 +76,7 @@ def place_scans(
 )->Places|None: # None: nothing says where the A-scans are
     "Place the A-scans of a volume on the fundus."
     if found := _by_positions(scan): return found
-    if scan.spacing is None or scan.pattern == 'circle': return None
+    if scan.spacing is None or scan.pattern in ('circle', 'radial'): return None
     n, _, w = scan.shape
     at, by = scan.slices_mm, 'the stated places of the B-scans'
     if at is None and n == 1: at, by = np.zeros(1), 'the distance between columns'

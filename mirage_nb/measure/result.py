@@ -49,6 +49,8 @@ class Measured:
         if s.spacing is None: out.append('the scale is not known: heights are in pixels, and there are no sectors and '
                                          'no volumes; state spacing=')
         elif s.pattern == 'circle': out.append('the B-scan is a circle around the disc: no sectors')
+        elif s.pattern == 'radial' and self.places is None: out.append(
+            'the B-scans are a star whose place in the en-face image is not known: no sectors and no volumes')
         elif self.places is None: out.append('the distance between B-scans is not known: no sectors and no volumes')
         elif self.places.is_line: out.append('a single B-scan: sectors are means of its A-scans alone, and there are '
                                              'no volumes')

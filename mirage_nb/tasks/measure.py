@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from ..core import counted
 from ..data.scanners.pseudonyms import PATIENT_PATTERNS
 from ..data.scanners.reading import scanner_kind
 from ..eval.verdicts import Verdict, list_verdicts
-from ..measure.change import Shift, register_visits, shift_places
+from ..measure.change import Shift, common_lesions, register_visits, shift_places
 from ..measure.doubts import never_predicted, retina_doubts, say_no_lesion, scale_doubts, sector_doubts
 from ..measure.etdrs import LEAST_COVERED, measure_sectors
 from ..measure.fovea import Fovea
@@ -41,7 +42,7 @@ from .volumes import VolumeSource, dataset_volumes, mapped_volumes, scanner_volu
 from ..untrusted import flat_name
 
 # %% ../../nbs/tasks/77_measure.ipynb #794c8b7d
-_VERSION = 5  # of the measurements: raise it when numbers change
+_VERSION = 6  # of the measurements: raise it when numbers change
 
 
 def _fovea_of(kept:dict[str, Any])->Fovea|None:
@@ -161,7 +162,8 @@ class _Measurement(_Measurable):
         rows = self.prediction.predict(folder/'predicted')
         known = map_notes(self.prediction.volumes)
         self.warned = [Verdict(**v) for v in sum_up(self.prediction, rows)['verdicts'] if v['text'] not in known]
-        self.volumes, self.unreadable = mapped_volumes(self.settings, folder/'predicted', own=True)
+        volumes, self.unreadable = mapped_volumes(self.settings, folder/'predicted', own=True)
+        self.volumes = _once(volumes)
 
     def shown(self)->list[Measured]:
         "Return the volumes that the report draws."
@@ -176,19 +178,29 @@ def _plan_reference(cfg:Measure)->Path|_Measurement|None:
     if (path/'measures.json').is_file() and (path/'measures.csv').is_file(): return path
     if not path.exists() and (cfg.images or cfg.predictions): raise FileNotFoundError(
         f'no folder {path}: reference takes that of a 36_measure, or of healthy eyes')
-    own: dict[str, Any] = {'reference': '', 'fovea': '', 'figures': 1}
+    own: dict[str, Any] = {'reference': '', 'fovea': '', 'eye': '', 'slices': '', 'figures': 1}  # of other eyes
     if cfg.predictions: own |= {'predictions': cfg.reference, 'images': ''}
     elif cfg.images: own['images'] = cfg.reference
     else: own |= {'dataset': cfg.reference, 'run': ''}
     return plan_measurement(override(cfg, **own))
 
 
+def _once(volumes:Sequence[VolumeSource])->list[VolumeSource]:
+    "Leave copies of a volume out; two volumes of one name are refused."
+    found: dict[tuple[str, str], VolumeSource] = {}
+    for v in volumes:
+        first = found.setdefault((v.name, v.by), v)
+        if first is not v and [*map(hash_file, first.files)] != [*map(hash_file, v.files)]: raise ValueError(hide_text(
+            f'two volumes are called {v.name}, of {first.files[0]} and of {v.files[0]}: give each a name of its own'))
+    return list(found.values())
+
+
 def plan_measurement(
     cfg:Measure
 )->_Measurement:
     "Plan what is measured, checked before anything runs."
-    reference = _plan_reference(cfg)
-    return replace(_plan(cfg), reference=reference)
+    reference, job = _plan_reference(cfg), _plan(cfg)
+    return replace(job, volumes=_once(job.volumes), reference=reference)
 
 
 def _plan(cfg:Measure)->_Measurement:
@@ -265,9 +277,7 @@ def _compare_visits(first:Measured, later:Measured)->Change|None: # None: nothin
         first.sectors['retina'], measure_sectors(later.thickness.retina, moved, first.fovea, first.scan.eye))]
     rows = [(f'retina, {k}', float(a), float(b), first.scan.unit)
             for k, a, b in zip(seen[0].index, *seen, strict=True)]
-    volumes = 'nl' in first.lesions and 'nl' in later.lesions
-    both = [k for k in first.lesions.index if volumes and k in later.lesions.index]
-    rows += [(str(k), float(first.lesions.nl[k]), float(later.lesions.nl[k]), 'nl') for k in both]
+    rows += [(*k, 'nl') for k in common_lesions((first.scan, first.places), (later.scan, moved))]
     table = pd.DataFrame(rows, columns=['measure', 'before', 'after', 'unit']).set_index('measure')
     table.insert(2, 'change', table.after - table.before)
     return Change((first.scan.name, later.scan.name), shift, table, (first, later, moved))
@@ -305,18 +315,25 @@ def _plain(values:Sequence[Any])->list[Any]:
     return [None if v != v else v for v in values]
 
 # %% ../../nbs/tasks/77_measure.ipynb #d046bbd4
+def _hard_to_compare(kept:Mapping[str, Any])->tuple[bool, bool, bool]:
+    "Order the scans of an eye: with a fovea before those without, parallel ones before stars, clear foveas first."
+    f = kept['facts']
+    star = any('not parallel' in text for text in f.get('unknown', ()))
+    return f['fovea'] is None, star, not (f['fovea'] or {}).get('clear')
+
+
 def compare_visits(
     job:_Measurement # after its measurements
 )->list[Change]:
     "Compare the visits of each eye in the order of their dates."
-    found: dict[tuple[str, str, str], list[tuple[str, VolumeSource]]] = {}
+    found: dict[tuple[str, str, str], dict[str, VolumeSource]] = {}
     by_name = {(v.name, v.by): v for v in job.volumes}
-    for k in job.kept:
+    for k in sorted(job.kept, key=_hard_to_compare):
         f = k['facts']
-        if f['visit'] and f['eye'] and f['patient']: found.setdefault((f['patient'], f['eye'], k['by']), []).append(
-            (f['visit'], by_name[f['volume'], k['by']]))
-    pairs = [(a[1], b[1]) for visits in found.values() for a, b in
-             zip(sorted(visits, key=lambda v: v[0]), sorted(visits, key=lambda v: v[0])[1:], strict=False)]
+        if not (f['visit'] and f['eye'] and f['patient']): continue
+        of_eye = found.setdefault((f['patient'], f['eye'], k['by']), {})
+        of_eye.setdefault(f['visit'], by_name[f['volume'], k['by']])  # of several scans of a day the best one
+    pairs = [(visits[a], visits[b]) for visits in found.values() for a, b in pairwise(sorted(visits))]
     out = list[Change]()
     for a, b in tqdm(pairs, desc='visits', unit='pair', delay=3):
         if (c := _kept_change(job, a, b, drawn=not out)) is not None: out.append(c)

@@ -21,7 +21,7 @@ from ..anonymised import hide_files, hide_ids, hide_table
 from ..anonymity import hide_text
 from ..data.files import read_image
 from ..data.folders import match_masks
-from ..data.label_maps import LabelMap, map_affine, read_label_map, sidecar_of
+from ..data.label_maps import LabelMap, read_label_map, sidecar_of
 from ..data.labels import is_background, is_lesion
 from ..data.manifest import ClassInfo, Manifest, classes_of, dataset_dir
 from ..data.masks import read_mask
@@ -36,9 +36,9 @@ from ..data.volume_slices import scan_volumes
 from ..eval.segmentation.report import find_graders
 from ..measure.scan import SegmentedVolume, mask_spacing
 from ..recipes.measure import Measure
-from ..records import open_run
+from ..records import dataset_name, open_run
 from ..spreadsheets import open_table
-from ..storage import absolute_path, hash_file, read_json
+from ..storage import absolute_path, hash_file, hash_value, read_json
 
 # %% ../../nbs/tasks/76_volumes.ipynb #eb00e444
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class VolumeSource:
 def source_hash(
     volume:VolumeSource
 )->str:
-    "Hash the files that a volume is made from."
-    return ' '.join(hash_file(p)[:16] for p in volume.files)
+    "Hash the files that a volume is made from, and their names, which number the B-scans."
+    return ' '.join([*(hash_file(p)[:16] for p in volume.files), hash_value([p.name for p in volume.files])[:8]])
 
 
 def _stated(
@@ -69,11 +69,11 @@ def _stated(
 
 
 def _slices(cfg:Measure, n:int)->np.ndarray|None:
-    "Read the places of the B-scans from the options."
+    "Read the places of the B-scans from the options, the middle of the scan at 0."
     at = cfg.numbers('slices')
     if not at or n < 2: return None
     if len(at) != n: raise ValueError(f'slices states {len(at)} places, and a volume has {n} B-scans')
-    return np.array(at)
+    return np.array(at) - (at[0] + at[-1])/2
 
 # %% ../../nbs/tasks/76_volumes.ipynb #099e5123
 def _more_facts(
@@ -145,7 +145,10 @@ def _dataset_volume(
     if len({m.shape for m in each}) > 1: raise ValueError(
         f'{facts["name"]}: its masks differ in size, {" and ".join(sorted({str(m.shape) for m in each}))}')
     masks = np.stack(each)
-    own = image_scales(manifest.scale, dataset_dir(manifest), rows).get(rows.id.iloc[0], manifest.scale)
+    scales = image_scales(manifest.scale, dataset_dir(manifest), rows)
+    if len({repr(k) for k in scales.values()}) > 1: raise ValueError(
+        f"{facts['name']}: {manifest.scale.sizes} states several sizes of a pixel for its images; a volume has one")
+    own = scales.get(rows.id.iloc[0], manifest.scale)
     spacing = _stated(cfg, mask_spacing(own if own.fits(masks.shape[1]) else None))
     notes = _check_steps(facts['name'], list(rows['slice']), spacing.between if spacing and not cfg.slices else None)
     return SegmentedVolume(
@@ -190,12 +193,24 @@ def _split_volumes(
             yield VolumeSource(facts['name'], by, [*files, *own], read)
 
 # %% ../../nbs/tasks/76_volumes.ipynb #695f964e
+def _tuned_on(
+    cfg:Measure
+)->Path:        # folder of the run
+    "Find the run that predicted the test images of the dataset; images of other sets may have the same names."
+    run = open_run(cfg.run)
+    tested = dataset_name(run.settings.get('test_dataset') or run.settings.get('dataset') or '')
+    if tested != dataset_name(cfg.dataset): raise ValueError(
+        f'{run.folder} predicted images of {tested}, not of {dataset_name(cfg.dataset)}: name a finished seg_tune of '
+        'this dataset, or give images=')
+    return run.folder
+
+
 def dataset_volumes(
     cfg:Measure
 )->list[VolumeSource]:
     "List the volumes of a dataset that have masks, once for each set of masks."
     manifest = read_dataset(cfg.dataset, 'segmentation')
-    run, out = open_run(cfg.run).folder if cfg.run else None, list[VolumeSource]()
+    run, out = _tuned_on(cfg) if cfg.run else None, list[VolumeSource]()
     for split in manifest.splits:
         table = seg_table(manifest, split)
         table = table[table.semseg.notna()].reset_index(drop=True)
@@ -235,7 +250,8 @@ def _of_volume(
         masks = lut[one.masks[kept]]
     spacing, some = _stated(cfg, v.spacing), len(kept) < len(v.bscans)
     at = _slices(cfg, len(kept))
-    if at is None and some and spacing and spacing.between: at = np.array(kept)*spacing.between
+    if at is None and some and spacing and spacing.between: at = (
+        np.array(kept) - (len(v.bscans) - 1)/2)*spacing.between
     return SegmentedVolume(
         v.name, (len(kept), *v.bscans.shape[1:]), masks, classes, {k: x[kept] for k, x in v.layers.items()}, spacing,
         at, v.laterality or cfg.eye, v.pseudonym, slo=v.slo, slo_mm=v.slo_spacing,
@@ -305,13 +321,23 @@ def _of_map(
     if scan is not None:
         one = next((v for v in read_identified(scan)[1] if v.name == name), None)
         if one is not None: return replace(_of_volume(cfg, LabelledVolume(one), m), name=m.name)
-    notes = ['the file of the scanner is not named by images=: no en-face image, and B-scans are placed by their '
-             'distance, from the uppermost'] if m.positions is not None else []
-    upwards = not cfg.slices and m.positions is not None and map_affine((1., 1., 1.), m.positions)[2, 2] > 0
-    masks = m.masks[::-1] if upwards else m.masks  # the uppermost first; slices= keeps the file's order
-    return SegmentedVolume(m.name, masks.shape, masks, m.classes, spacing=_stated(cfg, m.spacing),
+    notes = ['the file of the scanner is not named by images=: no en-face image'] if m.positions is not None else []
+    spacing = _stated(cfg, m.spacing)
+    return SegmentedVolume(m.name, m.masks.shape, m.masks, m.classes, spacing=spacing,
                            slices_mm=_slices(cfg, len(m.masks)), eye=m.eye or cfg.eye, patient=m.patient,
-                           pattern=m.pattern, notes=notes)
+                           pattern=m.pattern, notes=notes, **_placed(m, spacing))
+
+
+def _placed(
+    m:LabelMap,
+    spacing:Spacing|None
+)->dict[str, Any]: # positions and slo_mm; empty: not known
+    "Find the size of a pixel of an en-face image from the B-scans in it, whose length is known."
+    if m.positions is None or spacing is None: return {}
+    length = np.hypot(*(m.positions[:, 2:] - m.positions[:, :2]).T)
+    if not np.isfinite(length).all() or length.min() <= 0: return {}
+    mm = spacing.across*m.masks.shape[2]/float(np.median(length))
+    return {'positions': np.asarray(m.positions), 'slo_mm': (mm, mm)}
 
 
 def _scanned(

@@ -4,12 +4,17 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mirage_nb.anonymity import hide_names
+from mirage_nb.data.label_maps import LabelMap, write_label_map
+from mirage_nb.data.manifest import ClassInfo
+from mirage_nb.data.scanners.volume import Spacing
 from mirage_nb.eval.agreement import agreement_table
-from mirage_nb.phantoms.eyes import EyePlan, EyeScan, cyst_mm3, draw_masks, make_phantom_eyes
+from mirage_nb.phantoms.eyes import EYE_CLASSES, EyePlan, EyeScan, cyst_mm3, draw_masks, make_phantom_eyes
 from mirage_nb.recipes.measure import Measure
+from mirage_nb.storage import write_json
 from mirage_nb.tasks.measure import (
     compare_visits,
     measured_pairs,
@@ -126,6 +131,50 @@ def test_a_corrected_scale_is_measured_anew(eyes, tmp_path):
     assert after.sources() != hashes
     def central(t): return t[(t['where'] == 'central') & (t.of == 'retina')].value.astype(float).to_numpy()
     np.testing.assert_allclose(central(after.measure(tmp_path/'run')), 2*central(old), rtol=1e-6)
+
+
+def test_renumbered_bscans_are_measured_anew(eyes):
+    before = plan_measurement(Measure()).sources()
+    for k in ('bscan', 'semseg'):
+        last = sorted((eyes/k).rglob('P1_OD_*.png'))[-1]
+        last.rename(last.with_name('P1_OD_90.png'))
+    assert plan_measurement(Measure()).sources() != before
+
+
+def test_a_run_of_another_dataset_is_refused(eyes, tmp_path):
+    "Images of two datasets may have the same names, and their classes other numbers"
+    write_json(tmp_path/'run'/'run.json', {'stage': 'seg_tune', 'settings': {'dataset': 'Other'}, 'sources': {}})
+    write_json(tmp_path/'run'/'result.json', {})
+    with pytest.raises(ValueError, match='predicted images of Other, not of Phantom_EYES'):
+        plan_measurement(Measure(run=str(tmp_path/'run')))
+
+
+@pytest.mark.parametrize(('column', 'told'), [('eye', 'the eye of one volume is OD and OS'),
+                                              ('mm_between_rows', 'states several sizes of a pixel')])
+def test_a_volume_of_which_two_things_are_stated_is_refused(eyes, tmp_path, column, told):
+    sizes = pd.read_csv(eyes/'volumes.csv')
+    ids = pd.DataFrame({'id': sorted(p.stem for p in (eyes/'bscan').rglob('*.png'))})
+    table = ids.assign(volume=ids.id.str.rsplit('_', n=1).str[0]).merge(sizes, on='volume').drop(columns='volume')
+    table[column] = table[column].where(table.id != 'P1_OD_03', {'eye': 'OS'}.get(column, .008))
+    table.to_csv(eyes/'volumes.csv', index=False)
+    job = plan_measurement(Measure()) if column != 'eye' else None
+    if job: job.measure(tmp_path/'run')
+    fault = job.unreadable.fault.iloc[0] if job else str(pytest.raises(ValueError, plan_measurement, Measure()).value)
+    assert told in fault
+
+
+def test_a_star_without_positions_has_no_volumes(tmp_path):
+    infos = [ClassInfo(i, 25*i, k, 'lesion' if i > 6 else 'layer' if i else 'background')
+             for i, k in enumerate(EYE_CLASSES)]
+    size = EyeScan(rows=96, cols=64, across=.1, between=.8, slices=5)
+    masks = draw_masks(EyePlan(cysts=((0., 0., .5, 70.),)), size)
+    found = {}
+    for k, turned in (('radial', None), ('', np.array([[80.*i, 0, 80.*i, 640] for i in range(5)]))):
+        write_label_map(tmp_path/f'a{k}'/'volumes'/'V.nii.gz', LabelMap(
+            'V', masks, infos, Spacing(size.depth, size.across, size.between), 'OD', '', k, turned))
+        found[k] = plan_measurement(Measure(predictions=str(tmp_path/f'a{k}'))).measure(tmp_path/f'run{k}')
+    assert not {'nl', 'mm3'} & set(found['radial'].unit) and 'central' not in set(found['radial']['where'])
+    assert {'nl', 'mm3'} <= set(found[''].unit)  # vertical B-scans, placed where they are
 
 
 def test_fluid_is_recovered_to_one_per_cent():

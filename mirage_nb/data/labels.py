@@ -129,7 +129,8 @@ _LESIONS = (  # words, or their beginnings where an asterisk ends them
     'fluid*', 'irf', 'srf', 'ped', 'peds', 'shrm', 'hrf', 'ga', 'cnv', 'mnv', 'vmt', 'erm', 'cyst*', '*drusen', 'druse',
     'o?edema*', 'detachment*', 'ha?emorrhage*', 'exudate*', 'atroph*', 'hyper.?reflective*', 'neovasculari*',
     'fibro*', 'scar', 'scars', 'rupture*', 'hole', 'holes', 'tear', 'tears', 'traction', 'lesion*', 'tumou?r*',
-    'microaneurysm*', 'cotton', 'schisis', 'retinoschisis', 'deposit*')
+    'microaneurysm*', 'cotton', 'schisis', 'retinoschisis', 'deposit*', 'sdds?', 'rpds?',
+    'epiretinal')
 _LESION = re.compile(r'(?i)(?<![^\W\d_])(' + '|'.join(_LESIONS).replace('*', r'[^\W\d_]*') + r')(?![^\W\d_])')
 
 

@@ -6,7 +6,6 @@
 __all__ = ['FAR_MM', 'Measured', 'find_pit', 'measure_volume', 'list_measures', 'measured_facts', 'say_measures']
 
 # %% ../../nbs/measure/80_result.ipynb #e470a3a5
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
@@ -16,14 +15,21 @@ import pandas as pd
 
 from .etdrs import LEAST_COVERED, measure_sectors
 from .fovea import Fovea, find_fovea
-from .lesions import DRUSEN_UM, drusen_height, lesion_volumes, measure_drusen
+from .lesions import DRUSEN_UM, drusen_height, is_drusen, lesion_volumes, measure_drusen
 from .places import Places, place_scans
-from .scan import SegmentedVolume
+from .scan import SegmentedVolume, name_depths
 from .thickness import ThicknessMaps, measure_thickness
 
 # %% ../../nbs/measure/80_result.ipynb #8168f2d8
 FAR_MM = .25
-_INNER = re.compile(r'(?i)(?<![a-z])(r?nfl|gcl|ipl|inl|gcc)(?![a-z])')
+_INL = 3  # depth of the lowest of the inner layers
+
+
+def _is_inner(
+    name:str # of a layer
+)->bool:
+    "Tell whether a layer holds nothing below the inner nuclear layer."
+    return max(name_depths(name), default=_INL + 1) <= _INL
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +93,7 @@ def find_pit(
 )->Fovea:
     "Find the fovea as the pit of the retina; where edema has filled it, as that of the inner layers."
     pit = find_fovea(t.retina, at)
-    inner = [v for k, v in t.maps.items() if _INNER.search(k)]
+    inner = [v for k, v in t.maps.items() if _is_inner(k)]
     if pit.clear or at.is_line or not inner: return pit
     own = find_fovea(np.sum(inner, 0), at)
     return own._replace(of='the inner layers') if own.clear else pit
@@ -183,7 +189,7 @@ def say_measures(
     if m.thickness and m.thickness.lost: parts = [f"no thickness of the retina, as {' and '.join(m.thickness.lost)} "
                                                   f"{'are' if len(m.thickness.lost) > 1 else 'is'} not in the masks"]
     for name, row in m.lesions.iterrows():
-        if row.pixels != row.pixels or not row.pixels or (m.drusen and 'drusen' in str(name).lower()): continue
+        if row.pixels != row.pixels or not row.pixels or (m.drusen and is_drusen(str(name))): continue
         value, unit = next((row[k], u) for k, u in (('nl', 'nl'), ('mm2 in B-scans', 'mm² in all B-scans'),
                                                     ('pixels', 'pixels')) if k in row)
         parts.append(f'{name} {value:,.3g} {unit}' if value < 1000 else f'{name} {value:,.0f} {unit}')

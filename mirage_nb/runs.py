@@ -118,7 +118,8 @@ def tuned_run(
         same = [p for p in found if _same_task(p) == _same_task(found[0])]
         left, on = len(found) - len(same), dataset_name(dataset)
         why = f'the best of {len(same)} finished runs by validation' if len(same) > 1 else 'the only finished run'
-        others = f' with these images, splits and classes; {counted(left, "other run")} of it' if left else ''
+        others = (f'; not compared with it: {counted(left, "other run")} of other images, splits or classes than the '
+                  'newest, which run= takes') if left else ''
         best = max(same, key=_validation_score)
         alike = f', {n} of which differ only in the seed' if (n := len(seed_folders(best))) > 1 else ''
         return _choose_run(best, f'{why} on {on}{alike}{others}')

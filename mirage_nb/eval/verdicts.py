@@ -19,10 +19,11 @@ from ..data.classification import LabelledImages
 from ..data.segmentation import SegData
 from .classification.decisions import decide
 from .classification.intervals import image_units
-from .classification.metrics import MACRO
+from .classification.metrics import CLS_METRICS, MACRO, count_table
 from .classification.paired import compare_predictions
 from .classification.predictions import Predictions
 from .classification.report import ClsScores
+from .classification.support import count_support, units_behind
 from .segmentation.report import SegScores, compare_segmentations
 from ..recipes.base import RANDOM_START, FineTuningRecipe, weights_label
 from ..recipes.classification import ClsRecipe, FewShot
@@ -316,13 +317,27 @@ def _cls_gap(
 )->_Gap:
     "Compute the paired difference of the mean AUROC."
     (found,), units = compare_predictions(first, second, ['AUROC']), image_units(first)
-    return _Gap('AUROC', found.difference, found.low, found.high, units.g, units.kind)
+    behind = units_behind(count_support(count_table(first, units.of).cells), CLS_METRICS['AUROC'].rule, 2)
+    low, high = (found.low, found.high) if behind[-2] >= 2 else (float('nan'),)*2  # as for the scores themselves
+    return _Gap('AUROC', found.difference, low, high, units.g, units.kind)
+
+
+def _untested(
+    pred:Predictions
+)->Iterator[Verdict]:
+    "Warn of classes that no image of the test has."
+    held = np.nansum(pred.y, 0) > 0
+    lost, rest = (', '.join(np.array(pred.classes)[k]) for k in (~held, held))
+    if lost: yield Verdict('warning', (
+        f'No {pred.unit} that was tested is {lost}: whether the model finds it is not known, and means are over '
+        f'{rest or "nothing"} alone'))
 
 
 def _unseen_labels(
     pred:Predictions
 )->Iterator[Verdict]:
-    "Judge which classes are predicted at all."
+    "Judge which classes are tested, and predicted at all."
+    yield from _untested(pred)
     chosen = decide(pred)
     made, held, most = chosen.any(0), np.nansum(pred.y, 0) > 0, int(chosen.sum(0).argmax())
     names, n, true = np.array(pred.classes), int(chosen[:, most].sum()), np.nansum(pred.y[:, most])

@@ -142,12 +142,18 @@ _SLICES = {'mean': 'by their mean', 'max': 'by the highest score of a slice for 
                           'al. 2018)'}
 
 
+_WEIGHED = {'attention': ', and half of the volumes were scored by their highest slice (Li et al. 2021)',
+            'transformer': ''}
+
+
 def _pooling_sentence(s:_Settings)->str: # '': of single images
     "State how the slices of a volume were pooled."
     if not s.get('slices'): return ''
+    dropped = '' if s['slices'] not in _WEIGHED else (' In training, half of the numbers that describe a slice were '
+                                                      f"dropped{_WEIGHED[s['slices']]}.")
     return (f"The slices of a volume were encoded one by one, and pooled {_SLICES[s['slices']]}; a slice was described "
-            'by its own vector, and by how that differs from the mean of its volume. Labels, splits and scores are '
-            'those of volumes.')
+            f'by its own vector, and by how that differs from the mean of its volume.{dropped} Labels, splits and '
+            'scores are those of volumes.')
 
 
 def _cls_tune(s:_Settings, r:_Settings)->list[str]:

@@ -31,7 +31,7 @@ def slice_weights(
     classes:Sequence[str],
     found:tuple[Tensor, Tensor, Tensor], # logits (c,), weights (s,), logits of each slice (s, c)
     single:bool              # one label per image
-)->pd.DataFrame:             # slice, weight, first (of the volume) and score:CLASS of the slice alone
+)->pd.DataFrame:             # slice, weight, first (of the volume), score:CLASS of the slice within its volume
     "List the slices of a volume with their weights."
     z, w, each = (v.double().numpy() for v in found)
     own = to_scores(each, single)

@@ -76,7 +76,8 @@ def _unpack(path:Path)->list[str]: # ids
     folder, kind = runs_dir()/'.volumes', scanner_kind(path)
     listing = folder/'listed'/f'{_stamp(path, kind)}.json'
     ids: list[str] = read_json(listing) if listing.exists() else []
-    if ids and all((folder/f'{k}.png').exists() for k in ids): return ids
+    facts = [folder/'facts'/f'{k}.json' for k in {k.rpartition('_')[0] for k in ids}]
+    if ids and all(p.exists() for p in (*(folder/f'{k}.png' for k in ids), *facts)): return ids
     who, found = read_identified(path)
     ids = []
     for volume in found:

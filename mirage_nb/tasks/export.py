@@ -58,7 +58,11 @@ def _open_graph(
     if isinstance(what, Run) or Path(what).expanduser().is_dir(): member = Member.open(what)
     else:
         file = None if str(what).startswith('timm:') else weights_file(what)
-        if not file or model_kind(read_checkpoint(file)) not in ('seg_model', 'cls_model'):
+        kind = model_kind(read_checkpoint(file)) if file else ''
+        if kind == 'volume_model': raise ValueError(
+            f'{file} classifies volumes, by their slices together, and an ONNX file reads single images: take a model '
+            'of 31_cls_tune without slices')
+        if kind not in ('seg_model', 'cls_model'):
             model, spec, sha256 = open_encoder(what)
             return _Graph(model.encoder.eval(), spec, 'encoder', {'weights_sha256': sha256})
         member = read_member(file)

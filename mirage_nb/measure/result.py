@@ -171,7 +171,7 @@ def measured_facts(
 
 _WHOSE = 'volume', 'patient', 'eye', 'visit'
 
-
+# %% ../../nbs/measure/80_result.ipynb #6b260178
 def _hardly(m:Measured)->str:
     "Say that the central subfield was hardly covered; empty: it was."
     if m.places and m.places.is_line: return ' along its line'

@@ -86,14 +86,13 @@ def write_eye_list(
 )->Path:
     "Write the list of all volumes."
     own = table[(table.measure == 'thickness') & (table.of == 'retina')]
-    central = own[own['where'] == 'central'].set_index(['volume', 'by'])
+    central: Any = own[own['where'] == 'central'].set_index(['volume', 'by'])[['value', 'covered']]
     whole: Any = own[own['where'] == 'all A-scans'].set_index(['volume', 'by'])[['value', 'unit']]
     rows = []
     for (name, by), t in table.groupby(['volume', 'by'], sort=False):
         link = _Link(f'<a href="{quote(page_of(str(name), str(by)))}">{html.escape(str(name))}</a>')
         mean, unit = whole.loc[(name, by)] if (name, by) in whole.index else (float('nan'), '')
-        mid, covered = map(float, central.loc[(name, by), ['value', 'covered']]) if (name, by) in central.index else (
-            float('nan'), 1.)
+        mid, covered = map(float, central.loc[(name, by)]) if (name, by) in central.index else (float('nan'), 1.)
         rows.append([link, by, t.eye.iloc[0] or '', t.visit.iloc[0] or '',
                      f'{mid:,.4g}†' if covered < LEAST_COVERED and mid == mid else mid, float(mean), unit])
     heads = ['volume', 'masks', 'eye', 'visit', 'central subfield', 'mean of the retina', 'unit']

@@ -62,7 +62,7 @@ def _open_graph(
         if kind == 'volume_model': raise ValueError(
             f'{file} classifies volumes, by their slices together, and an ONNX file reads single images: take a model '
             'of 31_cls_tune without slices')
-        if kind not in ('seg_model', 'cls_model'):
+        if file is None or kind not in ('seg_model', 'cls_model'):
             model, spec, sha256 = open_encoder(what)
             return _Graph(model.encoder.eval(), spec, 'encoder', {'weights_sha256': sha256})
         member = read_member(file)

@@ -150,7 +150,7 @@ def list_measures(
                   'µm' if k == 'highest' else k) for k, v in m.drusen.items()]
     return pd.DataFrame(rows, columns=_COLUMNS)
 
-
+# %% ../../nbs/measure/80_result.ipynb #13a1b1d6
 def measured_facts(
     m:Measured
 )->dict[str, Any]: # plain values, for JSON; None where a number is not known

@@ -120,14 +120,6 @@ class _Measurable:
         if v in self.drawn: self.held[v.name, v.by] = m
         return m
 
-    def shown_volumes(self)->list[VolumeSource]:
-        "Choose what the report draws: volumes that a model measured come first, beside their own masks."
-        lost, sets = set(self.unreadable.id), dict[str, list[VolumeSource]]()
-        for v in self.volumes:
-            if v.name not in lost: sets.setdefault(v.name, []).append(v)
-        each = sorted(sets.values(), key=lambda s: all(v.by != 'model' for v in s))
-        return [v for s in each for v in s if v is s[0] or v.by == 'model'][:self.settings.figures]
-
 # %% ../../nbs/tasks/77_measure.ipynb #8251a6bc
 class _Measurement(_Measurable):
     "Measure volumes one after another."
@@ -165,10 +157,46 @@ class _Measurement(_Measurable):
         volumes, self.unreadable = mapped_volumes(self.settings, folder/'predicted', own=True)
         self.volumes = _once(volumes)
 
+    def shown_volumes(self)->list[VolumeSource]:
+        "Choose what the report draws: volumes that a model measured come first, beside their own masks."
+        lost, sets = set(self.unreadable.id), dict[str, list[VolumeSource]]()
+        for v in self.volumes:
+            if v.name not in lost: sets.setdefault(v.name, []).append(v)
+        each = sorted(sets.values(), key=lambda s: all(v.by != 'model' for v in s))
+        return [v for s in each for v in s if v is s[0] or v.by == 'model'][:self.settings.figures]
+
     def shown(self)->list[Measured]:
         "Return the volumes that the report draws."
         self.drawn = self.shown_volumes()  # without those that could not be measured
         return [self.one(v) for v in self.drawn]
+
+# %% ../../nbs/tasks/77_measure.ipynb #4dfb2129
+def _tuned_runs(
+    folder:Path # of a prediction
+)->list[Path]:  # empty: not known, or not all are there
+    "Find the runs whose models made a prediction."
+    own = (read_json(folder/'run.json') if (folder/'run.json').is_file() else {}).get('settings', {})
+    paths = [Path(str(p)) for p in (own.get('runs') or [own.get('run', '')]) if p]
+    return paths if all(p.is_dir() for p in paths) else []
+
+
+def _warnings_of(
+    folder:Path # of a prediction
+)->list[Verdict]:
+    "Read what a prediction warns of."
+    record = read_json(folder/'result.json') if (folder/'result.json').is_file() else {}
+    found = [v for v in record.get('verdicts', []) if v['level'] == 'warning']
+    if found and hides_names(): return [Verdict('warning', (
+        f"The prediction has {counted(len(found), 'warning')}, which its own report tells: they may hold names"))]
+    return [Verdict('warning', f"Of the prediction: {v['text']}") for v in found]
+
+
+def _model_of(
+    folder:Path # of a prediction
+)->str:         # '': not known
+    "Read which model predicted the masks of a folder."
+    record = read_json(folder/'run.json') if (folder/'run.json').is_file() else {}
+    return ' '.join(sorted(v for k, v in record.get('sources', {}).items() if k.startswith('model')))
 
 # %% ../../nbs/tasks/77_measure.ipynb #84f2d545
 def _plan_reference(cfg:Measure)->Path|_Measurement|None:
@@ -221,34 +249,6 @@ def _plan(cfg:Measure)->_Measurement:
     members = job.ensemble.members
     return _Measurement(cfg, prediction=job, never=never_predicted([m.run.folder for m in members]),
                         model=' '.join(sorted(m.sha256 for m in members)))
-
-
-def _tuned_runs(
-    folder:Path # of a prediction
-)->list[Path]:  # empty: not known, or not all are there
-    "Find the runs whose models made a prediction."
-    own = (read_json(folder/'run.json') if (folder/'run.json').is_file() else {}).get('settings', {})
-    paths = [Path(str(p)) for p in (own.get('runs') or [own.get('run', '')]) if p]
-    return paths if all(p.is_dir() for p in paths) else []
-
-
-def _warnings_of(
-    folder:Path # of a prediction
-)->list[Verdict]:
-    "Read what a prediction warns of."
-    record = read_json(folder/'result.json') if (folder/'result.json').is_file() else {}
-    found = [v for v in record.get('verdicts', []) if v['level'] == 'warning']
-    if found and hides_names(): return [Verdict('warning', (
-        f"The prediction has {counted(len(found), 'warning')}, which its own report tells: they may hold names"))]
-    return [Verdict('warning', f"Of the prediction: {v['text']}") for v in found]
-
-
-def _model_of(
-    folder:Path # of a prediction
-)->str:         # '': not known
-    "Read which model predicted the masks of a folder."
-    record = read_json(folder/'run.json') if (folder/'run.json').is_file() else {}
-    return ' '.join(sorted(v for k, v in record.get('sources', {}).items() if k.startswith('model')))
 
 
 def measured_label(
@@ -436,7 +436,7 @@ def _said_lines(job:_Measurement)->list[str]:
     return [f'By {_whose(v.by)}, {said[v.name, v.by]}' if several else said[v.name, v.by]
             for v in job.shown_volumes()[:6] if (v.name, v.by) in said]
 
-
+# %% ../../nbs/tasks/77_measure.ipynb #76388a55
 def measured_result(
     job:_Measurement,          # after its measurements
     changes:Sequence[Change]=(),

@@ -77,6 +77,17 @@ class _SliceMixer(nn.Module):
         return self.norm(h)
 
 # %% ../../../nbs/models/heads/15_volumes.ipynb #45286deb
+def _or_highest(
+    z:Tensor,        # (b, c) scores of volumes by weights
+    each:Tensor,     # (b, s, c) of their slices
+    there:Tensor,    # (b, s) bool
+    keys:Tensor|None # (b,) sample keys
+)->Tensor:           # (b, c)
+    "Score half of the volumes by their highest slice, which weights alone would find too late (Li et al. 2021)."
+    by_weights = keyed_dropout(keys, .5, (len(z), 1), salt=4).to(z) > 0
+    return torch.where(by_weights, z, each.masked_fill(~there[..., None], -math.inf).amax(1))
+
+# %% ../../../nbs/models/heads/15_volumes.ipynb #f21c077f
 SLICE_POOLS = ('mean', 'max', 'attention', 'transformer')
 _DROP = 0.5  # of what describes a slice, where slices are weighed: 48 volumes have too few lesions for all of it
 
@@ -138,18 +149,9 @@ class VolumeHead(ClsHead):
             first = at.gather(1, z.argmax(1, keepdim=True))  # the slice that gives the highest score
             return z, torch.zeros_like(each[..., 0]).scatter(1, first, 1.), each
         w = there/there.sum(1, keepdim=True) if self.weigher is None else self.weigher(h, there)
-        return self._or_highest((w[..., None]*each).sum(1), each, there, keys), w, each
-
-    def _or_highest(self,
-        z:Tensor,        # (b, c) by the weights
-        each:Tensor,     # (b, s, c)
-        there:Tensor,    # (b, s) bool
-        keys:Tensor|None # (b,) sample keys
-    )->Tensor:           # (b, c)
-        "Let attention learn half of the volumes by their highest slice, which it would find too late (Li et al. 2021)."
-        if not self.training or self.slices != 'attention': return z
-        by_weights = keyed_dropout(keys, .5, (len(z), 1), salt=4).to(z) > 0
-        return torch.where(by_weights, z, each.masked_fill(~there[..., None], -math.inf).amax(1))
+        z = (w[..., None]*each).sum(1)
+        if self.training and self.slices == 'attention': z = _or_highest(z, each, there, keys)
+        return z, w, each
 
     def forward(self, x:Any, keys:Tensor|None=None)->Tensor: return self.weigh(x, keys)[0]  # bags -> (b, n_classes)
 

@@ -1,4 +1,5 @@
 "Bad input, as a user meets it: through the notebook and the command line"
+import ast
 import json
 import pickle
 import re
@@ -6,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from mirage_nb import runs as runs
 from mirage_nb.models.checkpoints import save_weights
 from mirage_nb.models.zoo import ENCODERS, _mirage_record, build_encoder
 from mirage_nb.recipes.classification import ClsRecipe
+from mirage_nb.recipes.pipelines import parameter_values
 from mirage_nb.recipes.settings import option_comments
 from mirage_nb.train import loop as train_loop
 
@@ -184,6 +187,32 @@ def test_damaged_state(home, execute, fails):
     ({'dataset': 3}, ('dataset', 'got 3 (int)'))], ids=lambda v: ','.join(v) if isinstance(v, dict) else '')
 def test_parameter(fails, parameters, pieces):
     fails((TypeError, KeyError, ValueError), *pieces, **{**TINY, **parameters})
+
+
+# ------------------------------------------------------------------ advice
+
+def advised_options(tree):
+    "Names before an equals sign in texts of verdicts and errors; what is written as a call of Python is left out"
+    def text(s): return ''.join(v.value if isinstance(v, ast.Constant) else '{}' for v in s.values)
+    for n in ast.walk(tree):
+        if not (isinstance(n, (ast.Raise, ast.Yield)) or getattr(getattr(n, 'func', None), 'id', '') == 'Verdict'): continue
+        for s in ast.walk(n):
+            said = text(s) if isinstance(s, ast.JoinedStr) else getattr(s, 'value', '') if isinstance(s, ast.Constant) else ''
+            if isinstance(said, str): yield from re.findall(r'(?<![\w.{])([a-z]\w*)=(?!=)', re.sub(r'\w+\([^)]*\)', '', said))
+
+
+def test_advice_names_options_that_exist():
+    "What verdicts and errors of pipelines say to type is an option of some pipeline"
+    home = Path(runs.__file__).parent
+    known = {k for p in (home.parent/'nbs').glob('[3-7]?_*.ipynb') for k in parameter_values(p)}
+    known |= {'name', 'model_a', 'bscanlayermap'}  # examples of NAME=VALUE
+    files = [p for k in ('tasks', 'recipes', 'sweeps', 'eval', 'explain') for p in sorted((home/k).glob('*.py'))]
+    wrong = {}
+    for p in files:
+        advised = set(advised_options(ast.parse(p.read_text(encoding='utf-8')))) - known
+        if p.parent.name == 'explain' and not p.stem.endswith('verdicts'): continue  # arguments of its functions
+        if advised: wrong[p.name] = advised
+    assert not wrong
 
 
 # ------------------------------------------------------------------ the command line

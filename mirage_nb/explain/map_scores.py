@@ -203,7 +203,7 @@ def _chunks(
         found += [i for i, ok in zip(rows, right, strict=True) if ok or region is None and not options.only_correct]
     if not found: raise ValueError(
         f'no class is predicted where it is to be explained, in none of {counted(n, "image")}: there is nothing to '
-        'score. only_correct=False explains wrong decisions of a classifier too')
+        'score. In Python, ScoreOptions(only_correct=False) explains wrong decisions of a classifier too')
     groups:dict[int, list[int]] = {}
     for i in found: groups.setdefault(int(images.index[i]) if regions else 0, []).append(i)
     parts = [g[k:k + options.batch] for g in groups.values() for k in range(0, len(g), options.batch)]

@@ -170,10 +170,11 @@ def _on_images(
         f'{len(images)} of {counted(study.given, "image")} scored: of the others the class is not predicted'))
     lost = int(gain.isna().all(axis=1).sum())
     if lost > _LOST*len(images):
-        other = 'mean' if study.options.replace == 'blurred' else 'blurred'
+        blurred = study.options.replace == 'blurred'
+        stood, other = ('its blurred copy', 'mean') if blurred else ('its mean value', 'blurred')
         yield Verdict('warning', (
             f'In {lost} of {counted(len(images), "image")} the score stays nearly the same when the whole image is '
-            f'replaced (replace={study.options.replace}): no curve can say which cells matter; replace={other} may'))
+            f'replaced by {stood}: no curve can say which cells matter; with baseline={other} one may'))
 
 
 def map_verdicts(

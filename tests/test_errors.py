@@ -195,10 +195,12 @@ def advised_options(tree):
     "Names before an equals sign in texts of verdicts and errors; what is written as a call of Python is left out"
     def text(s): return ''.join(v.value if isinstance(v, ast.Constant) else '{}' for v in s.values)
     for n in ast.walk(tree):
-        if not (isinstance(n, (ast.Raise, ast.Yield)) or getattr(getattr(n, 'func', None), 'id', '') == 'Verdict'): continue
+        verdict = getattr(getattr(n, 'func', None), 'id', '') == 'Verdict'
+        if not verdict and not isinstance(n, (ast.Raise, ast.Yield)): continue
         for s in ast.walk(n):
-            said = text(s) if isinstance(s, ast.JoinedStr) else getattr(s, 'value', '') if isinstance(s, ast.Constant) else ''
-            if isinstance(said, str): yield from re.findall(r'(?<![\w.{])([a-z]\w*)=(?!=)', re.sub(r'\w+\([^)]*\)', '', said))
+            said = text(s) if isinstance(s, ast.JoinedStr) else s.value if isinstance(s, ast.Constant) else ''
+            said = re.sub(r'\w+\([^)]*\)', '', said) if isinstance(said, str) else ''
+            yield from re.findall(r'(?<![\w.{])([a-z]\w*)=(?!=)', said)
 
 
 def test_advice_names_options_that_exist():

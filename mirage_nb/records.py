@@ -22,7 +22,7 @@ from typing import Any
 from . import __version__
 from .anonymised import hide_label, hide_paths, hide_settings, show_settings
 from .anonymity import hide_folder, hides_names
-from .core import counted, project_dir, runs_dir
+from .core import counted, data_dir, project_dir, runs_dir
 from .locks import hold_folder
 from .memory import describe_peak, run_peak
 from .pseudonyms import pseudonyms_of
@@ -157,6 +157,38 @@ def start_run(
 
 HANDOFF = 'MIRAGE_NB_HANDOFF'  # set by `run_notebook` for the kernel it starts: file that receives the run's folder
 
+# %% ../nbs/10_records.ipynb #51e7a002
+def _is_synthetic(
+    where:str # dataset, folder or file, as a user types it
+)->bool:
+    "Tell whether images are those of a phantom dataset, by the record of its maker, under whatever name it lies."
+    path = absolute_path(where)
+    if not path.exists(): path = data_dir()/dataset_name(where)
+    return any((p/'phantom.json').is_file() for p in (path, *path.parents[:4]))
+
+
+def _synthetic_of(
+    run:Run
+)->list[str]: # as they are named in its settings, or in those of the run that it is about
+    "List the images of a run that are synthetic."
+    s, of = run.settings, str(run.settings.get('run') or '')
+    named = [str(s.get(k) or '') for k in ('images', 'dataset', 'test_dataset')]
+    if not any(named) and 'tuned_on' in s:
+        about = open_run(of).settings if of and run.folder.parents[1].name != 'predict' else {}
+        named = [str(about.get('dataset') or 'Phantom_OCT')]
+    return [k for names in named for k in map(str.strip, names.split(',')) if k and _is_synthetic(k)]
+
+
+def _with_synthetic(
+    verdicts:list[dict[str, str]], # of a result: warnings, what is good, notes
+    names:list[str]                # of datasets or images
+)->list[dict[str, str]]:
+    "Say first among the notes that images are synthetic."
+    at = next((i for i, v in enumerate(verdicts) if v['level'] == 'note'), len(verdicts))
+    text = (f'Synthetic images (phantoms), of no real patient: {", ".join(dict.fromkeys(names))}. Results on them say '
+            'that the code works, nothing about patients')
+    return [*verdicts[:at], {'level': 'note', 'text': text}, *verdicts[at:]]
+
 # %% ../nbs/10_records.ipynb #c28d4b53
 def finish_run(
     run:Run,
@@ -166,7 +198,9 @@ def finish_run(
     if (run.folder/'result.json').exists(): return run.folder/'result.json'
     facts = {'finished': time.strftime('%Y-%m-%d %H:%M:%S'), 'device': _device_name(),
              'peak_memory_gb': run_peak(run.folder)}
-    file = write_json(run.folder/'result.json', facts | dict(result))
+    shown = [hide_label(dataset_name(k), run.settings) for k in _synthetic_of(run)]
+    told = {'synthetic': shown, 'verdicts': _with_synthetic(result.get('verdicts', []), shown)} if shown else {}
+    file = write_json(run.folder/'result.json', facts | dict(result) | told)
     if not os.environ.get(HANDOFF): _release()
     return file
 

@@ -10,8 +10,8 @@ from mirage_nb import records
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.recipes.settings import override
-from mirage_nb.records import _MACHINERY, HANDOFF, open_run, start_run
-from mirage_nb.storage import write_json
+from mirage_nb.records import _MACHINERY, HANDOFF, finish_run, open_run, start_run
+from mirage_nb.storage import read_json, write_json
 
 OPTIONS = {'dataset': 'Phantom_OCT', 'head': 'convnext', 'size': 64, 'epochs': 3, 'batch_size': 2, 'drop_path': 0.2,
            'baselines': False}
@@ -83,3 +83,19 @@ def test_a_notebook_lets_others_go_on(home):
     assert holds(other) and not holds(run)
     records.finish_run(other, {})
     assert not holds(other)
+
+
+@pytest.mark.parametrize(('stage', 'options', 'named'), [
+    ('seg_tune', {'dataset': 'Phantom_OCT'}, 'Phantom_OCT'), ('predict', {'tuned_on': 'Mine'}, 'Phantom_OCT'),
+    ('features', {'images': 'Mine, Phantom_OCT'}, 'Phantom_OCT'), ('predict', {'images': 'Mine'}, ''),
+    ('explain', {'tuned_on': 'Mine', 'run': 'seg_tune/Mine/run'}, ''), ('seg_tune', {'dataset': 'Mine'}, '')])
+def test_result_says_that_images_are_synthetic(home, phantoms, monkeypatch, stage, options, named):
+    "By the record of the maker; of a run that names no images, those of the run that it is about"
+    monkeypatch.setenv('MIRAGE_DATA', str(phantoms))
+    if 'run' in options: write_json(home/'runs'/'seg_tune'/'Mine'/'run'/'run.json', {})
+    monkeypatch.setattr(records, 'open_run', lambda folder: SimpleNamespace(settings={'dataset': 'Mine'}))
+    result = read_json(finish_run(start_run(stage, options, {}), {'verdicts': [{'level': 'note', 'text': 'last'}]}))
+    said = [v['text'].partition(': ') for v in result['verdicts']]
+    assert said[-1][0] == 'last' and result.get('synthetic', []) == [named]*bool(named)
+    if named: assert said[0][0] == 'Synthetic images (phantoms), of no real patient' and said[0][2].startswith(named)
+    else: assert len(said) == 1

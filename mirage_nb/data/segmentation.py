@@ -300,12 +300,12 @@ class SegData:
         return self.tables | {'train': pd.concat([self.tables['train'], self.left_out], ignore_index=True)}
 
     @property
-    def few_words(self)->str: # as ' (24 images of 4 of 16 patients, drawn)'; '' where all of train is learnt from
+    def few_words(self)->str: # as ' (24 images of 4 of 16 patients, by seed)'; '' where all of train is learnt from
         "Say how few patients are learnt from."
         if self.left_out is None: return ''
         n, rest = (t.patient.nunique() for t in (self.tables['train'], self.left_out))
         unit = 'patient' if self.manifest.knows_patients else 'volume'
-        return f' ({counted(len(self.tables["train"]), "image")} of {n} of {counted(n + rest, unit)}, drawn)'
+        return f' ({counted(len(self.tables["train"]), "image")} of {n} of {counted(n + rest, unit)}, by seed)'
 
 
 def _divided(

@@ -327,6 +327,8 @@ def methods_paragraph(
     one = '' if record['stage'] == 'benchmark' else str(s.get('dataset') or '')  # a benchmark has many
     names = [k.strip() for k in one.split(',') if k.strip()]
     data = [_data_sentence(dataset_name(k), counts) for k in names[:1]]
+    if fake := result.get('synthetic'): data.append(
+        f"The images of {_listed(list(dict.fromkeys(fake)))} are synthetic (phantoms), of no real patient.")
     rule = s.get('splits')
     if rule: data.append(f"Images were divided by the rule '{rule}', by patient where patients are known.")
     versions = record['versions']

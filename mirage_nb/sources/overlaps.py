@@ -105,10 +105,10 @@ def _seen_by_shipped(
     if not seeds or not record.is_file(): return
     own, seen = int(read_json(record)['seed']), ' and '.join(map(str, dict.fromkeys(seeds)))
     if own in seeds: yield Overlap('images', (
-        f'{weights} learnt from phantoms of seed {own}, and so are these of {dataset}: draw them with another seed'))
+        f'{weights} learnt from phantoms of seed {own}, and so are these of {dataset}: make them with another seed'))
     else: yield Overlap('nothing', (
-        f'{weights} learnt from drawn eyes alone, of seed {seen}. {dataset} is drawn with seed {own}: none of its eyes '
-        'is among them'))
+        f'{weights} learnt from synthetic eyes alone, of seed {seen}. {dataset} is made with seed {own}: none of its '
+        'eyes is among them'))
 
 # %% ../../nbs/sources/30_overlaps.ipynb #df49da52
 def _own_run(

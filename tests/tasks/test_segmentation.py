@@ -344,7 +344,7 @@ def test_few_patients_are_drawn_by_the_seed(home):
     def learnt(**more): return set(SegmentationTask.from_settings(settings(**more)).data.tables['train'].patient)
     assert learnt(train_patients=2) == learnt(train_patients=2, lr=.5) < learnt(train_patients=3) < learnt()
     few, every = (SegmentationTask.from_settings(settings(train_patients=k)) for k in (2, 0))
-    assert few.sources() == every.sources() and ' of 2 of 4 patients, drawn)' in few.data.few_words
+    assert few.sources() == every.sources() and ' of 2 of 4 patients, by seed)' in few.data.few_words
     assert every.data.few_words == ''
     with pytest.raises(ValueError, match='train_patients asks for 9, and there are 4 to learn from: ask for 4 at most'):
         _ = SegmentationTask.from_settings(settings(train_patients=9)).data

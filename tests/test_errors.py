@@ -16,11 +16,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from mirage_nb import runs as runs
+from mirage_nb.core import runs_dir
 from mirage_nb.models.checkpoints import save_weights
 from mirage_nb.models.zoo import ENCODERS, _mirage_record, build_encoder
 from mirage_nb.recipes.classification import ClsRecipe
 from mirage_nb.recipes.pipelines import parameter_values
 from mirage_nb.recipes.settings import option_comments
+from mirage_nb.storage import write_json
+from mirage_nb.tasks import settings as tasks_settings
 from mirage_nb.train import loop as train_loop
 
 TINY = {'size': 64, 'epochs': 1, 'head': 'linear', 'baselines': False, 'precision': 'fp32'}
@@ -215,6 +218,30 @@ def test_advice_names_options_that_exist():
         if p.parent.name == 'explain' and not p.stem.endswith('verdicts'): continue  # arguments of its functions
         if advised: wrong[p.name] = advised
     assert not wrong
+
+
+# ------------------------------------------------------------------ names that are nearly right
+
+@pytest.mark.parametrize('words', [['predict', 'tuned_on=MyClinik'], ['explain', 'tuned_on=MyClinik'],
+                                   ['seg_eval', 'tuned_on=MyClinik'], ['cls_eval', 'tuned_on=MyClinik'],
+                                   ['seeds', 'dataset=MyClinik'], ['predict', 'tuned_on=/data/MyClinik']])
+def test_dataset_whose_runs_are_meant(home, capsys, words):
+    assert runs.main(words) == 1
+    assert 'Did you mean' not in capsys.readouterr().err, 'no dataset has finished runs'
+    write_json(runs_dir()/'seg_tune'/'MyClinic'/'a'/'result.json', {})
+    assert runs.main(words) == 1
+    assert re.search(r"_tune\. Did you mean 'MyClinic'\? Make one: mirage-nb \w+_tune ", capsys.readouterr().err)
+
+
+def test_path_that_is_meant(home, capsys, monkeypatch):
+    (home/'new_patients').mkdir()
+    (home/'.new_patient').mkdir()
+    for words in (['predict'], ['explain'], ['measure'], ['reconstruct'], ['features']):
+        assert runs.main([*words, f'images={home}/new_patient']) == 1
+        assert f"{home}/new_patient. Did you mean 'new_patients'?" in capsys.readouterr().err, words
+    assert runs.main(['predict', f'images={home}/q']) == 1 and 'Did you' not in capsys.readouterr().err
+    monkeypatch.setattr(tasks_settings, 'hides_names', lambda: True)
+    assert runs.main(['predict', f'images={home}/new_patient']) == 1 and 'new_patients' not in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ the command line

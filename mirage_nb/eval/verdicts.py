@@ -242,16 +242,28 @@ def _seg_beside(
         yield _Beside(_IN_WORDS.get(name, name), gap, 'warning', where)
 
 
+def _never_predicted(
+    names:Sequence[str],   # of classes
+    held:Iterable[float],  # tested units that have each
+    n:int,                 # tested units
+    unit:str               # as 'image'
+)->Verdict:
+    "Say which classes a model never predicted, and how rare they were in its test."
+    of = ', '.join(f'{k:g} of {c}' for c, k in zip(names, held, strict=True))
+    return Verdict('warning', f'In its test ({counted(n, unit)}, {of}) the model never predicted {", ".join(names)}')
+
+
 def _unseen_classes(
     scores:SegScores
 )->Iterator[Verdict]:
     "Judge which classes are predicted at all."
-    pixels = scores.slices.groupby('Class', sort=False)[['predicted', 'true']].sum()
+    each = scores.slices.groupby('Class', sort=False)
+    pixels, held = each[['predicted', 'true']].sum(), scores.slices[scores.slices.true > 0].groupby('Class').size()
     there, made = pixels.index[pixels.true > 0], pixels.index[pixels.predicted > 0]
     lost = [c for c in there if c not in made]
     if not len(made): yield Verdict('warning', f'It predicts only background: none of {counted(len(there), "class")}')
     elif len(made) == 1 and lost: yield Verdict('warning', f'It predicts only one class, {made[0]}')
-    elif lost: yield Verdict('warning', f'The model never predicts {", ".join(lost)}')
+    elif lost: yield _never_predicted(lost, held[lost], int(each.size().max()), 'image')
 
 # %% ../../nbs/eval/50_verdicts.ipynb #dd90dd8f
 def _lesion_verdicts(
@@ -347,7 +359,8 @@ def _unseen_labels(
         f'It predicts one class for all {counted(len(pred), pred.unit)}: {names[made][0]}'))
     elif pred.single and n >= _NEARLY*len(pred) > true: yield Verdict('warning', (
         f'It predicts one class for {n} of {counted(len(pred), pred.unit)}: {names[most]}'))
-    elif (held & ~made).any(): yield Verdict('warning', f'The model never predicts {", ".join(names[held & ~made])}')
+    elif (lost := held & ~made).any():
+        yield _never_predicted(names[lost], np.nansum(pred.y[:, lost], 0), len(pred), pred.unit)
 
 
 def _cls_units(

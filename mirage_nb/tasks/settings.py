@@ -6,16 +6,18 @@
 __all__ = ['few_shot_recipe', 'start_hiding', 'choose_settings', 'check_parameters']
 
 # %% ../../nbs/tasks/03_settings.ipynb #03a00003
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..anonymised import hide_paths
-from ..anonymity import hide_names
-from ..core import data_dir, unknown
+from ..anonymity import hide_names, hides_names
+from ..core import data_dir, near_name, unknown
 from ..data.input_spec import InputSpec
 from ..data.manifest import Manifest, classes_of, dataset_dir, label_facts, read_manifest
 from ..data.normalization import find_norm
@@ -241,13 +243,27 @@ def _trial(
     return []
 
 
+_MOST_BESIDE = 2000 # names that are compared
+
+
+def _near_file(
+    path:Path # that is not there
+)->str:       # ". Did you mean 'NEW'?"; '': nothing beside it has a name like that, or names are not to be shown
+    "Ask whether another name in the same folder was meant."
+    if hides_names() or not (path.parent.is_dir() and os.access(path.parent, os.R_OK | os.X_OK)): return ''
+    beside = (p.name for p in islice(path.parent.iterdir(), _MOST_BESIDE) if p.name[0] != '.')
+    near = near_name(path.name, sorted(beside))
+    return near and f'.{near}'
+
+
 def _missing_file(
     option:str,  # that names it
     name:str     # path, as typed
 )->list[Exception]:
     "Say that a file or a folder is not there."
     path = Path(name).expanduser()
-    return [] if path.exists() else [FileNotFoundError(f'{option}: no file or folder {path.resolve()}')]
+    if path.exists(): return []
+    return [FileNotFoundError(f'{option}: no file or folder {path.resolve()}{_near_file(path)}')]
 
 
 def _input_faults(
@@ -300,8 +316,8 @@ def _feature_settings(
     "Choose the settings of 62_features; a name that is not known, or a file that is not there, is an error."
     cfg = override(FeatureReport(), **params)
     for name in filter(None, (n.strip() for n in (cfg.images or cfg.dataset).split(','))):
-        there = Path(name).expanduser().is_dir()
-        if cfg.images and not there: raise FileNotFoundError(f'images: no folder {name}')
+        there = (path := Path(name).expanduser()).is_dir()
+        if cfg.images and not there: raise FileNotFoundError(f'images: no folder {name}{_near_file(path)}')
         if not cfg.images and not there and not (data_dir()/name).is_dir(): read_manifest(name)
     if cfg.run: open_run(cfg.run)
     elif cfg.weights.startswith('timm:'): encoder_record(cfg.weights)

@@ -168,11 +168,11 @@ def test_damaged_state(home, execute, fails):
 
 @pytest.mark.parametrize(('parameters', 'pieces'), [
     ({'datset': 'A'}, ("no parameter 'datset'. Did you mean 'dataset'? Known: ",)),
-    ({'epochs': 'true'}, ("epochs takes int, got 'true' (str)",)),
-    ({'epochs': True}, ('epochs takes int, got True (bool)',)),
-    ({'lr': '1e-3'}, ("lr takes float, got '1e-3' (str)",)),
-    ({'size': [64, 'x']}, ('size takes int or list[int]',)),
-    ({'baselines': 'yes'}, ("baselines takes bool, got 'yes' (str)",)),
+    ({'epochs': 'true'}, ("epochs takes a whole number, got 'true' (text)",)),
+    ({'epochs': True}, ('epochs takes a whole number, got True',)),
+    ({'lr': '1e-3'}, ("lr takes a number, got '1e-3' (text)",)),
+    ({'size': [64, 'x']}, ('size takes a whole number or a list of whole numbers',)),
+    ({'baselines': 'yes'}, ("baselines takes True or False, got 'yes' (text)",)),
     ({'recipe': 'seg_200e_convnet'}, ("no recipe 'seg_200e_convnet'. Did you mean 'seg_200e_convnext'?",)),
     ({'model': 'mirage_bas'}, ("no model 'mirage_bas'. Did you mean 'mirage_base'?",)),
     ({'head': 'convnet'}, ("no head 'convnet'. Did you mean 'convnext'?",)),

@@ -58,6 +58,25 @@ def _type_name(
     return 'table' if is_dataclass(kind) else getattr(kind, '__name__', str(kind))
 
 
+_IN_WORDS = {int: ('a whole number', 'whole numbers'), float: ('a number', 'numbers'), str: ('text', 'texts'),
+             bool: ('True or False', 'True or False'), Any: ('a value', 'values')}
+
+
+def _type_words(
+    note:Any,       # annotation
+    many:bool=False # of the values of a list
+)->str:             # as 'a whole number or a list of whole numbers'
+    "Say in plain words what an annotation takes."
+    kind = _plain(note)
+    if get_origin(kind) is Union: return ' or '.join(_type_words(k, many) for k in get_args(kind))
+    if get_origin(kind) is Literal: return ' or '.join(dict.fromkeys(_type_words(type(k), many) for k in get_args(kind)))
+    if get_origin(kind) in (list, tuple):
+        inner = dict.fromkeys(_type_words(k, True) for k in get_args(kind) if k is not Ellipsis)
+        return f"{'lists' if many else 'a list'} of {' or '.join(inner)}"
+    one, several = _IN_WORDS.get(kind, (_type_name(kind), _type_name(kind)))
+    return several if many else one
+
+
 def _bounds(
     note:Any # annotation
 )->dict[str, Any]: # of ge, gt, le, lt, min_length, max_length those that are set
@@ -125,7 +144,7 @@ def _fault(
 )->list[str]:
     "Describe one error: what is wrong with the value, where, and what would be right."
     kind, value, (table, _, name) = error['type'], error['input'], place.rpartition('.')
-    head, takes = f'{table}: ' if table else '', words.get(_type_name(note), _type_name(note))
+    head, takes = f'{table}: ' if table else '', words.get(_type_name(note), _type_words(note))
     if kind == 'value_error':
         texts = error['ctx']['error'].args
         return [text if text.startswith(place) else f'{place}: {text}' for text in texts]
@@ -133,8 +152,8 @@ def _fault(
         return [f"{head}'{name}' is missing; it takes {takes}"]
     if kind == 'literal_error' and isinstance(value, str):
         return [head + unknown(name, value, [k for k in get_args(_plain(note)) if k])]
-    type_shown = kind.endswith(('_type', 'literal_error')) and not words
-    return [f'{place} {_demand(kind, value, note, takes)}' + (f' ({type(value).__name__})' if type_shown else '')]
+    text = isinstance(value, str) and kind.endswith('_type') and not words  # '1e-3' is none of the numbers
+    return [f'{place} {_demand(kind, value, note, takes)}' + (' (text)' if text else '')]
 
 # %% ../../nbs/recipes/05_faults.ipynb #d342188b
 def list_faults(

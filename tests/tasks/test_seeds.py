@@ -19,7 +19,7 @@ SMALL = {'dataset': 'Phantom_OCT', 'recipe': 'cls_small', 'epochs': 2, 'size': 6
 @pytest.mark.parametrize(('stage', 'given', 'text'), [
     ('seg_tune', {'seeds': 0}, 'seeds is from 1 to 50, not 0'),
     ('seg_tune', {'seeds': 51}, 'seeds is from 1 to 50, not 51'),
-    ('cls_tune', {'seeds': 'five'}, "seeds takes int, got 'five'"),
+    ('cls_tune', {'seeds': 'five'}, "seeds takes a whole number, got 'five'"),
     ('cls_tune', {'seeds': 3, 'epochs': 0, 'keep_head': True, 'weights': 'w.pth'}, 'seeds=3 repeats a training')])
 def test_seeds_that_make_no_sense(home, stage, given, text):
     with pytest.raises(ValueError) as e: choose_settings(stage, {'dataset': 'Phantom_OCT', **given})

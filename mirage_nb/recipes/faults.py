@@ -69,7 +69,7 @@ def _type_words(
     "Say in plain words what an annotation takes."
     kind = _plain(note)
     if get_origin(kind) is Union: return ' or '.join(_type_words(k, many) for k in get_args(kind))
-    if get_origin(kind) is Literal: return ' or '.join(dict.fromkeys(_type_words(type(k), many) for k in get_args(kind)))
+    if get_origin(kind) is Literal: return ' or '.join({_type_words(type(k), many): 0 for k in get_args(kind)})
     if get_origin(kind) in (list, tuple):
         inner = dict.fromkeys(_type_words(k, True) for k in get_args(kind) if k is not Ellipsis)
         return f"{'lists' if many else 'a list'} of {' or '.join(inner)}"

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import struct
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -296,6 +297,7 @@ def _open_known(
 
 # %% ../../nbs/data/94_image_index.ipynb #016e652b
 _PIECE = 4096 # files that a thread looks at in one go
+_DISTANT_S = 20e-6 # for a file: what takes longer is not in memory here, and answers many threads at once
 
 
 def _changed_files(
@@ -311,7 +313,11 @@ def _changed_files(
             except OSError: return names[i]
             if s.st_size != sizes[i] or s.st_mtime_ns != times[i]: return names[i]
         return None
-    return filter(None, pool.map(look, range(0, len(names), _PIECE)))
+    begun = time.perf_counter()
+    first, rest = look(0), range(_PIECE, len(names), _PIECE)
+    if first is not None: yield first
+    distant = time.perf_counter() - begun > _DISTANT_S*min(_PIECE, len(names))
+    yield from filter(None, (pool.map if distant else map)(look, rest))  # where it is quick, threads hinder each other
 
 
 def _find_change(
@@ -324,8 +330,8 @@ def _find_change(
         except OSError: return -1
     if not listing.folders: return str(listing.root)
     with ThreadPoolExecutor(threads) as pool:
-        for folder, time in zip(listing.folders, pool.map(time_of, listing.folders, chunksize=64), strict=True):
-            if time != listing.folders[folder]: return str(listing.root/folder)
+        for folder, found in zip(listing.folders, pool.map(time_of, listing.folders, chunksize=64), strict=True):
+            if found != listing.folders[folder]: return str(listing.root/folder)
         changed = next(_changed_files(listing, pool), None)
     return changed and str(listing.root/changed)
 

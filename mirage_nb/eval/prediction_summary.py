@@ -92,11 +92,9 @@ def run_warnings(
         for v in own:
             if v['level'] != 'warning' or v['text'].startswith('One seed'): continue  # it predicts by these
             found.setdefault(v['text'], []).append(name)
-    def said(text:str, names:list[str])->str:
-        own, run = text.startswith('In its test'), f'run {_listed(names, 2)}' if len(verdicts) > 1 else ''
-        if own: return f'R{run[1:]}: {text[0].lower()}{text[1:]}' if run else text
-        return f'From the test of the {run or "model"}: {text}'
-    return [{'level': 'warning', 'text': said(*k)} for k in found.items()]
+    who = {text: f'run {_listed(names, 2)}' if len(verdicts) > 1 else 'model' for text, names in found.items()}
+    return [{'level': 'warning', 'text': text if text.startswith('In its test') and k == 'model' else
+             f'From the test of the {k}: {text}'} for text, k in who.items()]
 
 
 def _warnings(

@@ -74,11 +74,11 @@ def _unreadable_names(
     unreadable:pd.DataFrame # id, image, fault
 )->list[str]:               # as 'a.png (the file is empty)'
     "Name files with the reason why they cannot be read."
-    found = []
+    found = list[str]()
     for path, fault in zip(unreadable.image, unreadable.fault, strict=True):
         name = Path(path).name
-        what, hint, where = fault.removesuffix('. Copy it again').partition('; patients.csv')
-        why = shorten(what, 120, placeholder=' ...') + hint + where
+        what, *hint = fault.removesuffix('. Copy it again').partition('; patients.csv')
+        why = ''.join([shorten(what, 120, placeholder=' ...'), *hint])
         found.append(why if why.startswith(name) else f'{name} ({why})')
     return found
 
@@ -88,13 +88,12 @@ def run_warnings(
 )->list[dict[str, str]]:                               # level and text
     "Repeat what speaks against the runs that predict."
     found:dict[str, list[str]] = {}
-    for name, own in verdicts.items():
-        for v in own:
-            if v['level'] != 'warning' or v['text'].startswith('One seed'): continue  # it predicts by these
+    for name, v in ((name, v) for name, own in verdicts.items() for v in own):
+        if v['level'] == 'warning' and not v['text'].startswith('One seed'):  # it predicts by these
             found.setdefault(v['text'], []).append(name)
-    who = {text: f'run {_listed(names, 2)}' if len(verdicts) > 1 else 'model' for text, names in found.items()}
-    return [{'level': 'warning', 'text': text if text.startswith('In its test') and k == 'model' else
-             f'From the test of the {k}: {text}'} for text, k in who.items()]
+    who = {t: f'run {_listed(names, 2)}' if len(verdicts) > 1 else 'model'*(t[:11] != 'In its test')
+           for t, names in found.items()}
+    return [{'level': 'warning', 'text': f'From the test of the {k}: {t}' if k else t} for t, k in who.items()]
 
 
 def _warnings(

@@ -27,6 +27,7 @@ def encoded(tmp_path, **env):
 
 
 @pytest.mark.skipif(not shutil.which('g++'), reason='no C++ compiler here')
+@pytest.mark.long
 def test_a_compiled_encoder_gives_the_same_tokens(tmp_path):
     done = encoded(tmp_path)
     assert not done.returncode, done.stderr[-2000:]

@@ -84,20 +84,21 @@ def write_maps(folder, plans, model=''):
 def test_what_is_not_known_of_a_reference_is_told(tmp_path):
     "Patients that no file states, and which model predicted the masks; those of another model are not compared"
     eyes = {f'P{i + 10}': plan_of(i, s) for i, s in enumerate(HEALTHY)}
-    for k in ('', 'one', 'two'): write_maps(tmp_path/f'healthy{k}', eyes, k)
-    for k in ('', 'one'): write_maps(tmp_path/f'new{k}', {'P1': plan_of(0, 40.)}, k)
+    for k in ('', 'one'): write_maps(tmp_path/f'healthy{k}', eyes, k)
+    for k in ('', 'one', 'two'): write_maps(tmp_path/f'new{k}', {'P1': plan_of(0, 40.)}, k)
+    known = tmp_path/'known'
+    plan_measurement(Measure(predictions=str(tmp_path/'healthyone'))).measure(known)
     def compared(own, reference):
-        cfg = Measure(predictions=str(tmp_path/f'new{own}'), reference=str(tmp_path/f'healthy{reference}'))
-        job = plan_measurement(cfg)
-        job.measure(tmp_path/'runs'/f'{own}_{reference}')
-        found = compare_with_healthy(job, tmp_path/'runs'/f'{own}_{reference}')
+        job = plan_measurement(Measure(predictions=str(tmp_path/f'new{own}'), reference=str(reference)))
+        job.measure(tmp_path/f'run{own}')
+        found = compare_with_healthy(job, tmp_path/f'run{own}')
         return found.unlike, ' '.join(v.text for v in found.doubts())
-    unlike, told = compared('', '')
+    unlike, told = compared('', tmp_path/'healthy')
     assert not unlike and 'The patients of 22 healthy eyes are not known' in told
     assert 'not known whether one model' in told
-    unlike, told = compared('one', 'one')
+    unlike, told = compared('one', known)
     assert not unlike and 'not known whether one model' not in told
-    assert compared('one', 'two')[0] == {'P1': 'its masks are predicted by another model than those of the reference'}
+    assert compared('two', known)[0] == {'P1': 'its masks are predicted by another model than those of the reference'}
 
 
 def test_a_single_bscan_is_named_and_not_compared(healthy, tmp_path):

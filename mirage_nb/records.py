@@ -172,8 +172,11 @@ def _synthetic_of(
 )->list[str]: # as they are named in its settings, or in those of the run that it is about
     "List the images of a run that are synthetic."
     s, of = run.settings, str(run.settings.get('run') or '')
-    named = [str(s.get(k) or '') for k in ('images', 'dataset', 'test_dataset')]
-    if not any(named) and 'tuned_on' in s:
+    own = next((k for k in ('images', 'predictions') if s.get(k)), '')  # of the user, in place of the default dataset
+    keys = {'': ('dataset', 'test_dataset'), 'images': ('images',)}.get(own, ())
+    if own == 'predictions' and run.folder.parents[1].name == 'seg_eval': keys = ('dataset',)  # of the masks beside
+    named = [str(s.get(k) or '') for k in keys]
+    if not own and not any(named) and 'tuned_on' in s:
         about = open_run(of).settings if of and run.folder.parents[1].name != 'predict' else {}
         named = [str(about.get('dataset') or 'Phantom_OCT')]
     return [k for names in named for k in map(str.strip, names.split(',')) if k and _is_synthetic(k)]

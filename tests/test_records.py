@@ -88,7 +88,12 @@ def test_a_notebook_lets_others_go_on(home):
 @pytest.mark.parametrize(('stage', 'options', 'named'), [
     ('seg_tune', {'dataset': 'Phantom_OCT'}, 'Phantom_OCT'), ('predict', {'tuned_on': 'Mine'}, 'Phantom_OCT'),
     ('features', {'images': 'Mine, Phantom_OCT'}, 'Phantom_OCT'), ('predict', {'images': 'Mine'}, ''),
-    ('explain', {'tuned_on': 'Mine', 'run': 'seg_tune/Mine/run'}, ''), ('seg_tune', {'dataset': 'Mine'}, '')])
+    ('explain', {'tuned_on': 'Mine', 'run': 'seg_tune/Mine/run'}, ''), ('seg_tune', {'dataset': 'Mine'}, ''),
+    # what a user gives stands in place of the phantoms that are the default
+    ('cls_eval', {'tuned_on': 'Phantom_OCT', 'predictions': 'mine.csv'}, ''),
+    ('measure', {'dataset': 'Phantom_OCT', 'predictions': 'Mine'}, ''),
+    ('measure', {'dataset': 'Phantom_OCT', 'images': 'Mine'}, ''),
+    ('seg_eval', {'dataset': 'Phantom_OCT', 'predictions': 'masks'}, 'Phantom_OCT')])
 def test_result_says_that_images_are_synthetic(home, phantoms, monkeypatch, stage, options, named):
     "By the record of the maker; of a run that names no images, those of the run that it is about"
     monkeypatch.setenv('MIRAGE_DATA', str(phantoms))

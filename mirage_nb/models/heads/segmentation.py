@@ -233,7 +233,8 @@ class _DPTHead(nn.Module):
     )->Tensor:            # (b, c, h, w)
         "Drop channels in training, those of each sample by its own key."
         if not (self.training and self.dropout): return x
-        return x*keyed_dropout(keys, self.dropout, x.shape, salt=2).to(x)
+        keep = keyed_dropout(keys, self.dropout, x.shape, salt=2).to(x.device) > 0
+        return x*keep/(1 - self.dropout)  # the factor itself would be rounded to bf16
 
     def forward(self,
         maps:list[Tensor],    # four (b, d, rows, cols)

@@ -318,7 +318,7 @@ def _plain(values:Sequence[Any])->list[Any]:
 def _hard_to_compare(kept:Mapping[str, Any])->tuple[bool, bool, bool]:
     "Order the scans of an eye: with a fovea before those without, parallel ones before stars, clear foveas first."
     f = kept['facts']
-    star = any('not parallel' in text for text in f.get('unknown', ()))
+    star = any('not parallel' in text for text in f['unknown'])
     return f['fovea'] is None, star, not (f['fovea'] or {}).get('clear')
 
 

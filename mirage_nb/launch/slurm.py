@@ -21,6 +21,7 @@ from .watch import first_error, follow_progress
 from .worker import train_here
 from ..recipes.pretraining import PretrainRecipe
 from ..storage import read_json, write_json
+from ..train.devices import leave_processes
 from ..untrusted import control_fault
 
 # %% ../../nbs/launch/30_slurm.ipynb #5c1e7a22
@@ -33,6 +34,7 @@ class SlurmTask:
         "Take this task's place among the others, and train."
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         train_here(self.folder)
+        leave_processes()
 
     def checkpoint(self)->Any:
         "Return what submitit submits again: the same task, which continues from its saved state."

@@ -16,13 +16,19 @@ from tqdm import tqdm
 from ..disks import read_json_lines
 
 # %% ../../nbs/launch/20_watch.ipynb #8722796f
+_CRASHES = {'SIGKILL': ', as the system does when memory runs out'}  # signal -> what it often means
+
+
 def first_error(
     log:Path # of a launch
 )->str:      # the first error in it, and where it is
     "Find why a launch failed."
     text = log.read_text(errors='replace').strip() if log.exists() else 'it wrote nothing'
     errors = re.findall(r'^(?:\[\w+\]: *)?((?:\w+\.)*\w*(?:Error|Exception): .+)', text, re.M)
-    return f'{errors[0] if errors else text[-500:]}; see {log}'
+    ended = re.findall(r'rank +: (\d+) .*\n *exitcode +: -\d+ .*\((SIG(?!TERM)\w+)\)', text)  # the others get SIGTERM
+    crash = [f'process {rank} ended by {signal}{_CRASHES.get(signal, "")}' for rank, signal in ended]
+    words = re.findall(r'^(terminate called .+|Fatal Python error: .+|.*bad_alloc.*)', text, re.M)
+    return f"{'; '.join([*errors[:1], *crash[:1], *words[:1]]) or text[-500:]}; see {log}"
 
 # %% ../../nbs/launch/20_watch.ipynb #5c1e7a09
 def _show_progress(

@@ -27,6 +27,7 @@ from ..tasks.protocol import Task, train
 from ..tasks.segmentation import SegmentationTask
 from ..tasks.settings import start_hiding
 from ..tasks.volume_classification import classification_task
+from ..train.devices import leave_processes
 
 # %% ../../nbs/launch/10_worker.ipynb #5c1e7a06
 class TrainingJob(Protocol):
@@ -76,6 +77,7 @@ def _main()->None:
     if parent := os.environ.get(PARENT):
         threading.Thread(target=_exit_with_parent, args=[int(parent)], daemon=True).start()
     train_here(Path(sys.argv[1]))
+    leave_processes()
 
 
 def train_here(

@@ -41,8 +41,25 @@ def close(a, b, rel=1e-4, numbers=NUMBERS):
     if 'mIoU' in numbers: assert a.mIoU.argmax() == b.mIoU.argmax(), 'another best epoch'
 
 
-def test_two_processes_are_one(plain, plain_run, home):
+LEFT = '''
+import atexit, os, sys
+
+def note():
+    group = sys.modules.get('torch.distributed')
+    if 'RANK' in os.environ and group: open(f"{os.environ['LEFT']}/{os.environ['RANK']}", 'w').write(str(group.is_initialized()))
+
+atexit.register(note)
+'''
+
+
+def test_two_processes_are_one(plain, plain_run, home, monkeypatch):
+    "And each has left the other before Python ends: threads of a group that is still there can abort it"
+    (home/'left').mkdir()
+    (home/'left'/'sitecustomize.py').write_text(LEFT)
+    monkeypatch.setenv('LEFT', str(home/'left'))
+    monkeypatch.setenv('PYTHONPATH', str(home/'left'), prepend=os.pathsep)
     two = launch_local.launch_training(settings(processes=2), home/'two')
+    assert [(home/'left'/rank).read_text() for rank in '01'] == ['False', 'False']
     close(two, plain)
     a, b = (load_file(k/'best.safetensors') for k in (plain_run, home/'two'))
     assert a.keys() == b.keys() and max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-3
@@ -146,3 +163,11 @@ def test_same_seed_same_numbers_whatever_the_hash_seed(plain_run, home):
     a, b = (pd.read_csv(f/'history.csv').drop(columns=[*_TIMES]) for f in (plain_run, folder))
     pd.testing.assert_frame_equal(a, b, check_exact=True)
     assert (plain_run/'best.safetensors').read_bytes() == (folder/'best.safetensors').read_bytes()
+
+
+def test_a_crash_after_the_end_loses_nothing(home, monkeypatch, caplog):
+    "Of one of two processes that have trained to the end"
+    (home/'sitecustomize.py').write_text("import atexit, os\nif os.environ.get('RANK') == '1': atexit.register(os.abort)")
+    monkeypatch.setenv('PYTHONPATH', str(home), prepend=os.pathsep)
+    assert len(launch_local.launch_training(settings(processes=2, epochs=1), home/'two')) == 1
+    assert 'training is complete, but its processes ended badly: process 1 ended by SIGABRT' in caplog.text

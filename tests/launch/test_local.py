@@ -46,7 +46,8 @@ import atexit, os, sys
 
 def note():
     group = sys.modules.get('torch.distributed')
-    if 'RANK' in os.environ and group: open(f"{os.environ['LEFT']}/{os.environ['RANK']}", 'w').write(str(group.is_initialized()))
+    if 'RANK' in os.environ and group:
+        with open(f"{os.environ['LEFT']}/{os.environ['RANK']}", 'w') as file: file.write(str(group.is_initialized()))
 
 atexit.register(note)
 '''
@@ -165,9 +166,15 @@ def test_same_seed_same_numbers_whatever_the_hash_seed(plain_run, home):
     assert (plain_run/'best.safetensors').read_bytes() == (folder/'best.safetensors').read_bytes()
 
 
+ABORTS = '''
+import atexit, os
+if os.environ.get('RANK') == '1': atexit.register(os.abort)
+'''
+
+
 def test_a_crash_after_the_end_loses_nothing(home, monkeypatch, caplog):
     "Of one of two processes that have trained to the end"
-    (home/'sitecustomize.py').write_text("import atexit, os\nif os.environ.get('RANK') == '1': atexit.register(os.abort)")
+    (home/'sitecustomize.py').write_text(ABORTS)
     monkeypatch.setenv('PYTHONPATH', str(home), prepend=os.pathsep)
     assert len(launch_local.launch_training(settings(processes=2, epochs=1), home/'two')) == 1
     assert 'training is complete, but its processes ended badly: process 1 ended by SIGABRT' in caplog.text

@@ -122,19 +122,24 @@ class Calibration:
         return (_unit_sums(answers.confidence - answers.right, unit, self.g, at),
                 np.bincount(unit, minlength=self.g).astype(float))
 
+    def mean_losses(self,
+        counts:np.ndarray     # (r, g) how often each unit counts
+    )->dict[str, np.ndarray]: # name -> (r, 1)
+        "Compute NLL and Brier score in every resample."
+        brier, nll, n = (counts @ self.losses).T
+        return {'NLL': safe_ratio(nll, n)[:, None], 'Brier score': safe_ratio(brier, n)[:, None]}
+
     def __call__(self,
         counts:np.ndarray|None=None # (r, g) how often each unit counts; None: each once
     )->dict[str, np.ndarray]:       # name -> (r, 1)
-        "Compute Brier score, NLL and ECE in every resample."
+        "Compute NLL, Brier score and ECE in every resample."
         counts = np.ones((1, self.g)) if counts is None else counts
-        brier, nll, n = (counts @ self.losses).T
         turned = np.ascontiguousarray(counts.T)
         def gap(sums:tuple[csr_array, np.ndarray])->np.ndarray:
             return safe_ratio(np.abs(sums[0] @ turned).sum(0), counts @ sums[1])
-        values = {'NLL': safe_ratio(nll, n), 'Brier score': safe_ratio(brier, n),
-                  **{k: gap(v) for k, v in self.gaps.items()},
-                  'ECE of the classes, mean': np.nanmean([gap(v) for v in self.by_class], 0)}
-        return {k: v[:, None] for k, v in values.items()}
+        gaps = {k: gap(v) for k, v in self.gaps.items()}
+        gaps['ECE of the classes, mean'] = np.nanmean([gap(v) for v in self.by_class], 0)
+        return {**self.mean_losses(counts), **{k: v[:, None] for k, v in gaps.items()}}
 
 # %% ../../../nbs/eval/classification/50_calibration.ipynb #2f6cd7e0
 class Temperature(NamedTuple):

@@ -103,7 +103,7 @@ def sample(
 # %% ../../../nbs/eval/classification/40_intervals.ipynb #5b1d7c22
 def with_intervals(
     point:Mapping[str, np.ndarray], # name -> (1, m)
-    sampled:Sampled|None,           # None: no intervals
+    sampled:Sampled|None,           # of those that get an interval; None: there is none
     classes:Sequence[str],          # of numbers that are one per class and two means
     rules:_Rules|None=None,         # None: `PLAIN` for each
     level:float=0.95                # of the intervals
@@ -112,7 +112,7 @@ def with_intervals(
     parts, rules = [], rules or {}
     for metric, (value,) in point.items():
         bounds, lost = np.full((2, len(value)), np.nan), np.ones(len(value))
-        if sampled:
+        if sampled and metric in sampled.draws:
             bounds = sampled.bounds(metric, value, rules.get(metric, PLAIN), level)
             lost = np.where(np.isnan(value), 1., np.isnan(sampled.draws[metric]).mean(0))
         names = [*classes, MACRO, WEIGHTED] if len(value) > 1 else [ALL]

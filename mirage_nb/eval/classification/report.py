@@ -17,7 +17,7 @@ import pandas as pd
 from ...core import counted
 from .calibration import Calibration, Temperature, apply_temperature, fit_temperature
 from .decisions import decide, label_confusion, tally_classes
-from .intervals import bootstrap, image_units, interval_rows
+from .intervals import bootstrap, image_units, interval_rows, sample, with_intervals
 from .metrics import ALL, MACRO, WEIGHTED, undefined_classes
 from .predictions import Predictions, check_predictions
 from .support import count_support
@@ -203,9 +203,8 @@ def _calibration_rows(
     if temperature: forms[f'at temperature {temperature.value:.2f}'] = apply_temperature(pred, temperature.value)
     def rows(pred:Predictions)->pd.DataFrame:
         count, support = Calibration(pred, units.of), count_support(label_confusion(pred, units.of, units.g))
-        rules = {k: None if k.startswith('ECE') else _LOSSES[k] for k in count()}
-        found = interval_rows(count, support, pred.classes, rules, n, seed)
-        few = [(rule := rules[k]) is not None and units.g < rule.few for k in found.metric]
+        found = with_intervals(count(), sample(count.mean_losses, support, n, seed), pred.classes, _LOSSES)  # ECE: none
+        few = [k in _LOSSES and units.g < _LOSSES[k].few for k in found.metric]
         return found.assign(note=[f'too few {units.kind}s: the interval is a poor guide' if f else '' for f in few])
     parts = [rows(p).assign(scores=name) for name, p in forms.items()]
     return pd.concat(parts, ignore_index=True)[['scores', 'metric', 'mean', 'low', 'high', 'note']]

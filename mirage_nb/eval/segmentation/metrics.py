@@ -180,6 +180,7 @@ class SegMetric:
     eps: float = 0.               # from_counts: added to the denominator
     by_tolerance: bool = False    # from_edges: in micrometres where the tolerance is stated in micrometres
     averaged: bool = True         # over classes, too
+    signed: bool = False          # values below 0 occur
     published: bool = True        # in both conventions, and in the first table of a report; False: strict alone
 
     def __post_init__(self)->None:
@@ -216,7 +217,7 @@ def _boundary(
 )->SegMetric:
     "Make the record of a boundary's error."
     return SegMetric(from_boundaries=_per_column(field), unit='pixels', digits=2, higher_is_better=False,
-                     published=False)
+                     signed=field.endswith('_shift'), published=False)
 
 
 def _distance(
@@ -237,7 +238,7 @@ SEG_METRICS: dict[str, SegMetric] = {
     'ASSD': SegMetric(from_edges=_assd, published=False, **_distance('pixels')),
     'HD95_um': SegMetric(from_edges=_hd95, published=False, **_distance('µm')),
     'ASSD_um': SegMetric(from_edges=_assd, published=False, **_distance('µm')),
-    'volume error': SegMetric(from_counts=_volume_error, **_VOLUME),
+    'volume error': SegMetric(from_counts=_volume_error, signed=True, **_VOLUME),
     'absolute volume error': SegMetric(from_counts=_absolute_volume_error, **_VOLUME),
     'relative volume error': SegMetric(from_counts=_relative_volume_error, higher_is_better=False, published=False),
     'upper boundary distance': _boundary('upper_distance'), 'upper boundary shift': _boundary('upper_shift'),

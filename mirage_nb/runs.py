@@ -46,11 +46,11 @@ from mirage_nb.recipes.pipelines import (
     pipeline_notebook,
     run_command,
 )
-from .records import HANDOFF, Run, dataset_name, finished_runs, open_run
+from .records import Run, dataset_name, finished_runs, open_run
 from .signals import PARENT, end_with, heed_requests
 from .spreadsheets import load_table
 from .storage import read_json, write_atomic, write_json
-from .told_names import NAMES, told_names
+from .told_names import HANDOFF, NAMES, told_names
 from .untrusted import control_fault
 
 # %% ../nbs/20_runs.ipynb #beb7b19a

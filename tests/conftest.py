@@ -96,7 +96,7 @@ def execute(home, monkeypatch):
     from pages import quick_figures
 
     from mirage_nb.recipes.pipelines import find_notebook
-    from mirage_nb.records import HANDOFF
+    from mirage_nb.told_names import HANDOFF
     monkeypatch.setenv(HANDOFF, str(home/'handoff.json'))
     monkeypatch.setenv('MPLBACKEND', 'agg')
     quick_figures(monkeypatch)

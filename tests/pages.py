@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 
 from mirage_nb.recipes.pipelines import find_notebook, parse_parameters
-from mirage_nb.records import HANDOFF
+from mirage_nb.told_names import HANDOFF
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT/'README.md', *sorted((ROOT/'docs').glob('*.md'))]

@@ -37,7 +37,7 @@ def run_cells(notebook, handoff, parameters, console):
     import nbformat
 
     from mirage_nb.disks import explain_disk_error
-    from mirage_nb.records import HANDOFF
+    from mirage_nb.told_names import HANDOFF
     os.environ[HANDOFF], space = str(handoff), {}
     console.notebook = nbformat.read(notebook, 4)
     try:

@@ -40,12 +40,12 @@ from mirage_nb.phantoms.cxr import make_phantom_cxr
 from mirage_nb.phantoms.oct import make_phantom_oct
 from mirage_nb.phantoms.uwf import make_phantom_uwf
 from mirage_nb.phantoms.vol import make_phantom_vol
-from mirage_nb.records import HANDOFF
 from mirage_nb.runs import main
 from mirage_nb.sources.weights import known_weights, weights_dir
 from mirage_nb.sweep import _read_words
 from mirage_nb.sweeps.plan import plan_cells, read_plan
 from mirage_nb.tasks import settings as tasks_settings
+from mirage_nb.told_names import HANDOFF
 from tests.data.scanners.made import write_vol
 
 MOST_LINES = {'README.md': 200, 'docs/adding.md': 400, 'docs/modules.md': 400}  # of other pages: 150

@@ -12,8 +12,8 @@ from jupyter_client.manager import start_new_kernel
 
 from mirage_nb.commands.progress import Console
 from mirage_nb.recipes.pipelines import find_notebook
-from mirage_nb.records import HANDOFF
 from mirage_nb.runs import _execute
+from mirage_nb.told_names import HANDOFF
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]

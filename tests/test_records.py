@@ -10,8 +10,9 @@ from mirage_nb import records
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.recipes.settings import override
-from mirage_nb.records import _MACHINERY, HANDOFF, finish_run, open_run, start_run
+from mirage_nb.records import _MACHINERY, finish_run, open_run, start_run
 from mirage_nb.storage import read_json, write_json
+from mirage_nb.told_names import HANDOFF
 
 OPTIONS = {'dataset': 'Phantom_OCT', 'head': 'convnext', 'size': 64, 'epochs': 3, 'batch_size': 2, 'drop_path': 0.2,
            'baselines': False}

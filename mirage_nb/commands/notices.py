@@ -15,8 +15,8 @@ from typing import Any
 
 from ..core import package_dir
 from ..disks import spare
-from ..records import HANDOFF
 from ..storage import read_json, write_atomic
+from ..told_names import HANDOFF
 
 # %% ../../nbs/commands/13_notices.ipynb #c1300006
 _FILE = 'library_warnings.txt' # in the folder of a run

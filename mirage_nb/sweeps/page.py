@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..records import synthetic_facts
 from ..storage import write_atomic
 from .cells import CellState
 from .tables import SweepProgress, html_table
@@ -39,6 +40,15 @@ def _bar(
     return f'<div class="bar">{"".join(parts)}</div>'
 
 
+def _note(
+    states:Sequence[CellState]
+)->str: # HTML; '' where no image is known to be synthetic
+    "Say that images are synthetic, by the parameters of the cells and by their results."
+    facts = synthetic_facts([(s.cell.stage, s.cell.every_value) for s in states],
+                            [s.folder for s in states if s.folder])
+    return ''.join(f'<p>{html.escape(v["text"])}.</p>' for v in facts.get('verdicts', []))
+
+
 def sweep_page(
     states:Sequence[CellState],
     progress:SweepProgress,
@@ -53,7 +63,8 @@ def sweep_page(
     title = html.escape(progress.title)
     return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">{refresh}<title>{title}</title>'
             f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>'
-            f'<h1>Sweep {title}</h1><p>{html.escape(progress.line(states).partition(": ")[2])}</p>{_bar(states)}'
+            f'<h1>Sweep {title}</h1><p>{html.escape(progress.line(states).partition(": ")[2])}</p>{_note(states)}'
+            f'{_bar(states)}'
             f'<div class="wide">{html_table(states, str(folder))}</div><p class="small">{note}</p></body></html>\n')
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ..records import HANDOFF
 from ..signals import PARENT
 from .cells import Cell, clear_desk
+from ..told_names import HANDOFF
 
 # %% ../../nbs/sweeps/30_processes.ipynb #5e300006
 class Handle(Protocol):

@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..core import counted, runs_dir
 from ..recipes.sweep import SweepJob
-from ..records import Run, dataset_name, run_identity, start_run
+from ..records import Run, dataset_name, run_identity, start_run, synthetic_facts
 from ..storage import read_json, write_json
 from .cells import Cell, CellState, count_states, look
 from .checks import check_cells
@@ -82,6 +82,7 @@ class RunList:
     "What a sweep would do; its text and its table are shown."
     table: pd.DataFrame # of each cell its state, what distinguishes it, time, disk, and where these are from
     total: str          # in a line
+    facts: Mapping[str, Any] # of its result: whether images are synthetic
 
     def __str__(self)->str:
         rows = [[*self.table], *self.table.astype(str).to_numpy().tolist()]
@@ -126,7 +127,9 @@ def list_runs(
         s = states[i]
         s.state = _earlier_state(s.cell, some) if s.state == 'waiting' else 'runs for another command'
     at_once = plan.jobs or max(len(left), 1) if plan.slurm else Processes(todo, plan.jobs).places
-    return RunList(_list_table(states, found), _total(states, found, at_once))
+    facts = synthetic_facts([(c.stage, some) for c, some in zip(todo, settings, strict=True)],
+                            [s.folder for s in states if s.folder])
+    return RunList(_list_table(states, found), _total(states, found, at_once), facts)
 
 
 def _list_table(
@@ -175,20 +178,21 @@ def run_sweep(
         return starter
 
     states = run_cells(cells, show=tell, starter=begin)
-    if all(s.state == 'finished' for s in states): _write_result(run, summarise_sweep(states), states)
+    folders = [s.folder for s in states if s.state == 'finished' and s.folder]
+    if len(folders) == len(states): _write_result(run, summarise_sweep(states), synthetic_facts([], folders), folders)
     return states
 
 
 def _write_result(
     run:Run,
-    summary:Sequence[str],          # lines
-    states:Sequence[CellState]=()   # of its cells
+    summary:Sequence[str],        # lines
+    facts:Mapping[str, Any],      # more of the result
+    folders:Sequence[Path]=()     # of its runs
 )->None:
     "Write the result of a sweep, which has one if all its cells are finished."
-    folders = [os.path.relpath(s.folder, runs_dir()) for s in states if s.folder]
     write_json(run.folder/'result.json', {
         'finished': time.strftime('%Y-%m-%d %H:%M:%S'), 'device': 'see the reports of the runs', 'peak_memory_gb': None,
-        'summary': [*summary], 'means': {}, 'runs': folders})
+        'summary': [*summary], 'means': {}, 'runs': [os.path.relpath(p, runs_dir()) for p in folders]} | dict(facts))
 
 
 def finish_sweep(
@@ -197,5 +201,5 @@ def finish_sweep(
     listed:RunList
 )->None:
     "Finish a notebook that has run a sweep or listed it; an error if a cell has failed."
-    if not states: _write_result(run, [listed.total])
+    if not states: _write_result(run, [listed.total], listed.facts)
     elif any(s.state != 'finished' for s in states): raise RuntimeError('\n'.join(summarise_sweep(states)))

@@ -49,6 +49,7 @@ class _ComparedMethods:
     left_out: dict[str, int]   # why runs were left out -> how many
     example: bool = False      # synthetic predictions are compared
     differing: Sequence[str] = () # settings that differ and name no method
+    folders: Sequence[Path] = ()  # of the runs, and those that hold the tables
 
     @cached_property
     def main(self)->str: return next(iter(self.study.metrics))
@@ -166,7 +167,7 @@ def plan_comparison(
         f'reference: {unknown("method", cfg.reference, study.methods)}')
     hashes = {f'input {i + 1}': hash_file(p) for i, p in enumerate(files)}
     return _MethodComparison(cfg, study, hashes, {k: len(v) for k, v in left.items()}, example,
-                             differing_settings(folders, cfg.by))
+                             differing_settings(folders, cfg.by), [*dict.fromkeys(p.parent for p in files)])
 
 
 def comparison_result(

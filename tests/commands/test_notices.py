@@ -5,8 +5,8 @@ import sys
 
 from PIL import Image
 
-from mirage_nb.records import HANDOFF
 from mirage_nb.storage import write_json
+from mirage_nb.told_names import HANDOFF
 
 ROOT = __file__.rpartition('/tests/')[0]
 CODE = '''

@@ -13,8 +13,9 @@ from mirage_nb.eval.classification.predictions import check_predictions, read_pr
 from mirage_nb.eval.classification.report import evaluate_table
 from mirage_nb.eval.segmentation.summary import summarise
 from mirage_nb.recipes.comparison import Compare
+from mirage_nb.records import finish_run, start_run
 from mirage_nb.spreadsheets import save_table
-from mirage_nb.storage import write_json
+from mirage_nb.storage import read_json, write_json
 from mirage_nb.tasks.collect import _draw_predictions, find_runs, read_runs
 from mirage_nb.tasks.compare import comparison_result, paper_tables, plan_comparison
 
@@ -66,6 +67,19 @@ def test_a_stage_and_a_dataset_name_all_finished_runs(home):
     assert any(t.startswith('large better than tiny: AUROC +') for t in said), said
     assert '1 run left out: not finished' in said and any(t.startswith('1 run left out: of few_shot') for t in said)
     assert len(find_runs(['cls_tune/*/a*'])[0]) == 2
+
+
+def test_synthetic_images_of_compared_runs_are_told_once(home):
+    "Of runs and of tables that lie in the folder of a run"
+    folders = [make_cls(home, k, skill, model=k) for k, skill in (('tiny', 1.), ('large', 2.), ('huge', 3.))]
+    for folder in folders[1:]: write_json(folder/'result.json', {'synthetic': ['Phantom_OCT']})
+    plans = [plan_comparison(Compare(runs='cls_tune/Eyes', metrics='AUROC', resamples=200)),
+             plan_comparison(Compare(tables=[f'{f.name}={f/"predictions_test.csv"}' for f in folders], resamples=200))]
+    for plan in plans:
+        result = finish_run(start_run('compare', vars(plan.settings), {}, label=str(len(plan.settings.tables))),
+                            comparison_result(plan), plan.folders)
+        said = [v['text'] for v in read_json(result)['verdicts'] if v['text'].startswith('Synthetic images (phantoms)')]
+        assert len(said) == 1 and said[0].count('Phantom_OCT') == 1
 
 
 def test_a_sweep_stands_for_its_runs(home):

@@ -263,15 +263,21 @@ class Explanation(_ExplainedMaps):
             out[f'{name} ({counted(len(part), "image")})'] = mine
         return out
 
+    @property
+    def score_options(self)->ScoreOptions:
+        "Choose how maps are scored."
+        cfg = self.settings
+        same = 'blurred' if cfg.baseline == 'blurred' else 'mean'  # a blurred image keeps a bright corner
+        return ScoreOptions(batch=cfg.batch_size, seed=cfg.seed, checked=min(_CHECKED, cfg.scored), replace=same)
+
     @cached_property
     def study(self)->MapStudy|None:
         "Score the methods beside random and centre-biased maps."
-        if not (cfg := self.settings).scores: return None
-        same = 'blurred' if cfg.baseline == 'blurred' else 'mean'  # a blurred image keeps a bright corner
-        options = ScoreOptions(batch=cfg.batch_size, seed=cfg.seed, checked=min(_CHECKED, cfg.scored), replace=same)
+        if not self.settings.scores: return None
         maps = {METHODS[k].title: self.maps_by(k) for k in self.methods}
         ready = {METHODS[k].title: torch.from_numpy(v) for k, v in self.scored_maps.items()}
-        return score_maps(self.member.model, maps, replace(self.images(self.scored), maps=ready), options, self.kept)
+        return score_maps(self.member.model, maps, replace(self.images(self.scored), maps=ready), self.score_options,
+                          self.kept)
 
     @cached_property
     def ranks(self)->pd.DataFrame|None: # of `rank_maps`; None: not scored
@@ -344,6 +350,10 @@ def ranking(
     return table.set_index('method')[[k for k in scores or table.columns[1:] if k in table]]
 
 # %% ../../nbs/tasks/86_explain.ipynb #86e00004
+_GAIN = ('The gain says how far the model follows a map: how much of its score the most relevant places bring alone, '
+         'minus what is left without them; 0 is chance, and higher is better')
+
+
 def _headline(
     job:Explanation
 )->str:
@@ -357,7 +367,7 @@ def _headline(
     interval = f' [{top.low:.2f}, {top.high:.2f}]' if top.low == top.low else ''
     won = any(c.outcome == 'win' for c in job.comparisons if c.metric == 'gain')
     how = 'The best maps' if won else 'No method is shown to be better than maps that know nothing of the model; first'
-    return f'{how}: {best}, gain {top["mean"]:.2f}{interval} ({rest})'
+    return f'{how}: {best}, gain {top["mean"]:.2f}{interval} ({rest}). {_GAIN}'
 
 
 def _explained_words(

@@ -1,5 +1,6 @@
 "An estimate changes no number of the training, and is of the right size"
 import random
+import time
 from dataclasses import asdict
 
 import numpy as np
@@ -7,10 +8,19 @@ import pandas as pd
 import pytest
 import torch
 
+from mirage_nb.recipes.explain import Explain
 from mirage_nb.records import finish_run, provenance, start_run
 from mirage_nb.storage import read_json, write_json
 from mirage_nb.tasks.classification import ClassificationTask
-from mirage_nb.tasks.estimate import Estimate, _count, estimate_training
+from mirage_nb.tasks.estimate import (
+    _CONSTANT,
+    Estimate,
+    _count,
+    _count_maps,
+    estimate_explanation,
+    estimate_training,
+)
+from mirage_nb.tasks.explain import plan_explanation, sum_up_explanation
 from mirage_nb.tasks.protocol import train
 from mirage_nb.tasks.segmentation import SegmentationTask
 from mirage_nb.tasks.settings import choose_settings
@@ -86,3 +96,23 @@ def test_the_head_of_a_baseline_is_timed_and_not_taken_for_its_share_of_the_weig
 
 def test_of_several_processes_there_is_none(home):
     assert 'not done by this process alone' in estimate_training(*started('seg_tune', processes=2))
+
+
+def test_an_explanation_is_estimated_and_says_what_a_gain_is(home):
+    "More images take longer; and of the size of the time that it takes"
+    task, run = started('cls_tune', epochs=2)
+    train(task, run.folder)
+    def job(**more): return plan_explanation(Explain(**{
+        'weights': str(run.folder/'best.safetensors'), 'dataset': 'Phantom_OCT', 'methods': 'grad_cam,occlusion',
+        'shown': 2, 'scored': 4, **more}), None)
+    one, few, plain = job(), job(scored=2), job(scores=False)
+    assert _count_maps(plain) == (2, 0)
+    assert all(a > b > 0 for a, b in zip(_count_maps(one), _count_maps(few), strict=True))
+    guess = estimate_explanation(one, run).seconds - _CONSTANT['report']
+    start = time.monotonic()
+    assert one.panels() and one.study is not None
+    took = time.monotonic() - start
+    assert guess/5 < took < 5*guess, (guess, took)
+    assert '0 is chance, and higher is better' in sum_up_explanation(one, 'a model')['summary'][0]
+    one.kept = run.folder
+    assert estimate_explanation(one, run) is None, 'it goes on'

@@ -14,19 +14,19 @@ from mirage_nb.data import classification as data_classification
 from mirage_nb.eval.beside import start_line
 from mirage_nb.eval.classification import predict as classification_predict
 from mirage_nb.eval.classification.predictions import read_predictions
-from mirage_nb.launch import local as launch_local
 from mirage_nb.models.classification import cls_model, load_cls_model
 from mirage_nb.models.heads import classification as heads_classification
 from mirage_nb.models.tuning import choose_training, save_tuned_model
 from mirage_nb.models.zoo import build_encoder
 from mirage_nb.recipes.classification import cls_recipe
+from mirage_nb.storage import write_json
 from mirage_nb.tasks import classification as tasks_classification
 from mirage_nb.tasks.classification import ClassificationTask
 from mirage_nb.tasks.protocol import starting_weights, train
 from mirage_nb.train import selection as train_selection
 from mirage_nb.train.loop import _TIMES
 from mirage_nb.train.state import load_training_state
-from tests.tasks.samples import data, score, settings, train_cls, validation_of
+from tests.tasks.samples import data, score, settings, train_cls, train_each, two_processes, validation_of
 
 
 def close(a, b, rel=0.):
@@ -167,13 +167,14 @@ def test_killed_process_goes_on(home):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('changed', [{}, {'tune': 'probe', 'cached_views': 1}, {'mixup': 0.8, 'batch_size': 4}],
-                         ids=str)
-def test_two_processes_equal_one(home, changed):
-    one = train_cls(settings(epochs=2, **changed), home/'one')
-    (home/'two').mkdir()
-    two = launch_local.launch_training(settings(epochs=2, processes=2, **changed), home/'two')
-    close(two, one, rel=1e-4)
+def test_two_processes_equal_one(home):
+    "Plain, with kept features, and with mixed images"
+    changes = {'plain': {}, 'kept': {'tune': 'probe', 'cached_views': 1}, 'mixed': {'mixup': 0.8, 'batch_size': 4}}
+    for k, changed in changes.items(): write_json(home/'two'/k/'settings.json', {
+        'stage': 'cls_tune', 'settings': asdict(settings(epochs=2, processes=2, **changed))})
+    assert two_processes(train_each, [home/'two'/k for k in changes]) == [0, 0]
+    for k, changed in changes.items():
+        close(pd.read_csv(home/'two'/k/'history.csv'), train_cls(settings(epochs=2, **changed), home/k), rel=1e-4)
 
 
 # ------------------------------------------------------------------ kept features

@@ -1,4 +1,5 @@
 "Eyes beside healthy eyes: phantoms that are thicker by a known number of standard deviations"
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,14 @@ def healthy(tmp_path_factory):
     write_set(folder/'eyes', {k: plan_of(i, HEALTHY.mean() + v*HEALTHY.std(ddof=1))
                               for (k, v), i in zip(z.items(), (0, 1, 3), strict=True)})
     return folder, z
+
+
+@pytest.fixture(scope='module')
+def reference(healthy, tmp_path_factory):
+    "Run that measured the healthy eyes; not to be changed"
+    home = tmp_path_factory.mktemp('reference')/'run'
+    plan_measurement(Measure(dataset=str(healthy[0]/'healthy'))).measure(home)
+    return home
 
 
 def test_z_scores_are_recovered(healthy, tmp_path):
@@ -101,24 +110,23 @@ def test_what_is_not_known_of_a_reference_is_told(tmp_path):
     assert compared('two', known)[0] == {'P1': 'its masks are predicted by another model than those of the reference'}
 
 
-def test_a_single_bscan_is_named_and_not_compared(healthy, tmp_path):
+def test_a_single_bscan_is_named_and_not_compared(reference, tmp_path):
     "Its fovea may be stated, but its line covers no sector"
-    folder, _ = healthy
     write_set(tmp_path/'line', {'P9_OD': plan_of(0, 30.)}, replace(SCAN, slices=1))
-    job = plan_measurement(Measure(dataset=str(tmp_path/'line'), reference=str(folder/'healthy'), fovea='0,25'))
+    job = plan_measurement(Measure(dataset=str(tmp_path/'line'), reference=str(reference), fovea='0,25'))
     job.measure(tmp_path/'run')
     found = compare_with_healthy(job, tmp_path/'run')
     assert found.unlike == {'P9_OD': 'no sector covered to three quarters'} and show_normative(found.shown) is None
     assert 'No eye could be compared' in ' '.join(measured_result(job, normative=found)['summary'])
 
 
-def test_another_scale_is_not_compared(healthy, tmp_path):
+def test_another_scale_is_not_compared(healthy, reference, tmp_path):
     folder, _ = healthy
     sizes = folder/'eyes'/'volumes.csv'
     before = sizes.read_text()
     sizes.write_text(before.replace('0.0039', '0.0036', 1))
     try:
-        job = plan_measurement(Measure(dataset=str(folder/'eyes'), reference=str(folder/'healthy')))
+        job = plan_measurement(Measure(dataset=str(folder/'eyes'), reference=str(reference)))
         job.measure(tmp_path/'run')
         found = compare_with_healthy(job, tmp_path/'run')
     finally: sizes.write_text(before)
@@ -126,11 +134,10 @@ def test_another_scale_is_not_compared(healthy, tmp_path):
     assert any('P1_OD was not compared' in v['text'] for v in measured_result(job, normative=found)['verdicts'])
 
 
-def test_an_eye_is_no_reference_of_itself(healthy, tmp_path):
+def test_an_eye_is_no_reference_of_itself(healthy, reference, tmp_path):
     "Each of 22 eyes beside the other 21; masks of a model are not compared with drawn ones; a map that differs is seen"
     folder, _ = healthy
-    home = tmp_path/'run'
-    plan_measurement(Measure(dataset=str(folder/'healthy'))).measure(home)
+    home = shutil.copytree(reference, tmp_path/'run')
     job = plan_measurement(Measure(dataset=str(folder/'healthy'), reference=str(home)))
     job.measure(tmp_path/'again')
     found = compare_with_healthy(job, tmp_path/'again')

@@ -24,7 +24,8 @@ def _auroc(
     at:float=0. # not used
 )->np.ndarray:  # (r,) NaN where a label is missing
     "Compute the area under the ROC curve."
-    above, tied = (np.einsum('sr,sr->r', s.hit, x) for x in (s.before, s.fp))
+    above = np.einsum('sr,sr->r', s.hit, s.before)
+    tied = above if s.fp is s.before else np.einsum('sr,sr->r', s.hit, s.fp)
     return safe_ratio(s.pos*s.neg - (above + tied)/2, s.pos*s.neg)
 
 
@@ -43,7 +44,9 @@ def _pr_area(
 )->np.ndarray:  # (r,) NaN where a label is missing
     "Compute the area under the precision-recall curve by trapezoids."
     last = s.tp - s.hit
-    twice = np.einsum('sr,sr->r', s.hit, safe_ratio(last, last + s.before, 1.) + s.precision)
+    sides = safe_ratio(last, last + s.before, 1.)
+    sides += s.precision
+    twice = np.einsum('sr,sr->r', s.hit, sides)
     return np.where(s.neg > 0, safe_ratio(twice/2, s.pos), np.nan)
 
 # %% ../../../nbs/eval/classification/20_metrics.ipynb #2a77396c

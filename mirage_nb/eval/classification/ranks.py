@@ -69,7 +69,9 @@ def cumulate_ranks(
     if tied is not None: fp += tied
     np.cumsum(fp, 0, out=fp)
     tp, (pos, neg) = np.cumsum(hit, 0), (ranks.total @ counts).astype(float)
-    return Steps(hit, tp, fp if tied is None else fp - tied, fp, pos, neg, tp/np.maximum(tp + fp, 1))
+    precision = tp + fp  # in place: new memory costs more than the sums
+    np.divide(tp, np.maximum(precision, 1, out=precision), out=precision)
+    return Steps(hit, tp, fp if tied is None else fp - tied, fp, pos, neg, precision)
 
 
 _CELLS, _LEAST = 2**18, 32 # steps times resamples that are computed at once; at least so many resamples

@@ -18,6 +18,7 @@ from ..storage import hash_value
 # %% ../../nbs/data/88_volumes.ipynb #968b0331
 _HOW = ('A volume is named by a column volume of the table (and a column slice with the number, for the order), by '
         'names VOLUME_SLICE, as P001_OD_07.png, or by a folder of numbered slices, as P001/7.png')
+_MOST = 9999  # number of a slice; beyond, it is a date or the number of an image, as in IMG_20240101
 
 
 def _name_parts(
@@ -26,11 +27,12 @@ def _name_parts(
 )->tuple[str, int]: # volume, number of the slice
     "Read volume and slice from the name of an image."
     folder, _, last = name.rpartition('/')
-    if folder and (found := re.fullmatch(r'[A-Za-z]*(\d+)', last)): return folder, int(found[1])
-    try: volume, number = split_id(last)
-    except ValueError as e:
-        raise ValueError(f"{where}: it is not known which volume '{name}' is a slice of. {_HOW}") from e
-    return f'{folder}/{volume}' if folder else volume, number
+    found = re.fullmatch(r'[A-Za-z]*(\d+)', last) if folder else None
+    try: volume, number = (folder, int(found[1])) if found else split_id(name)
+    except ValueError: volume, number = '', 0
+    if volume and number <= _MOST: return volume, number
+    large = f'; {number} is too large for the number of a slice' if volume else ''
+    raise ValueError(f"{where}: it is not known which volume '{name}' is a slice of{large}. {_HOW}")
 
 
 def note_volumes(

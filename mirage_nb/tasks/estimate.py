@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Any, cast
 
 import numpy as np
@@ -191,45 +192,65 @@ def _counting_memory(
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t): yield kept
 
-
-def _time(
-    call:Callable[[], object],
-    most:int=4 # calls; fewer, if they take two seconds
-)->float:      # seconds
-    "Time a call: the lower median, since the first is often slower, and so is one while others use the machine."
-    spent: list[float] = []
-    while len(spent) < most and sum(spent) < 2:
-        start = time.monotonic()
-        call()
-        if torch.cuda.is_available(): torch.cuda.synchronize()
-        spent.append(time.monotonic() - start)
-    return sorted(spent)[(len(spent) - 1)//2]
-
-
-def _time_update(
-    model:nn.Module # with gradients
-)->float:           # seconds
-    "Time an update of the weights; the first one, which makes the moments, does not count."
-    weights = [p for p in model.parameters() if p.grad is not None]
-    if not weights: return 0.
-    optimizer = torch.optim.AdamW(weights, fused=True)
-    optimizer.step()
-    return _time(optimizer.step)
+# %% ../../nbs/tasks/90_estimate.ipynb #4859acf1
+def _time_rounds(
+    calls:Mapping[str, Callable[[], object]],
+    budget:float=8., # seconds after which no round begins
+    least:int=2,     # rounds
+    most:int=8,
+    clock:Callable[[], float]=time.monotonic
+)->dict[str, list[float]]: # seconds of each call in each round
+    "Time calls in rounds, each of them once in a round."
+    spent = {k: list[float]() for k in calls}
+    for i in range(most):
+        if i >= least and sum(map(sum, spent.values())) > budget: break
+        for k, call in calls.items():
+            start = clock()
+            call()
+            if torch.cuda.is_available(): torch.cuda.synchronize()
+            spent[k].append(clock() - start)
+    return spent
 
 
-def _time_scoring(
+def _time_alone(
+    calls:Mapping[str, Callable[[], object]]
+)->dict[str, float]: # processor seconds of each
+    "Time calls on one thread, as if no other program were there."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: return {k: min(v) for k, v in _time_rounds(calls, 2., 1, 3, time.process_time).items()}
+    finally: torch.set_num_threads(threads)
+
+
+def _fastest(
+    calls:Mapping[str, Callable[[], object]],
+    times:Mapping[str, Sequence[float]] # of `_time_rounds`
+)->dict[str, float]: # seconds of each on a machine of its own, at most
+    "Choose the fastest round; where even this is slowed by others, the processor time of one thread, if that is less."
+    found = {k: min(v) for k, v in times.items()}
+    slowed = sum(map(median, times.values())) > _SLOWED*sum(found.values())
+    full = hasattr(os, 'getloadavg') and os.getloadavg()[0] > torch.get_num_threads()
+    if torch.cuda.is_available() or not (slowed or full): return found
+    alone = _time_alone({k: v for k, v in calls.items() if k != 'made'})  # which waits for disks, too
+    return found | {k: min(v, found[k]) for k, v in alone.items()}
+
+
+_SLOWED = 1.2  # times slower than the fastest round
+
+
+def _scoring(
     task:Any # of a segmentation
-)->float:    # seconds
-    "Time the scores of one mask of the test split, beside itself moved by a tenth; 0 without masks."
+)->dict[str, Callable[[], object]]: # empty without masks
+    "Give what scores one mask of the test split, beside itself moved by a tenth."
     table, classes = task.data.tables.get('test', {}), task.data.classes
-    if not len(table) or table.semseg.isna().any(): return 0.
+    if not len(table) or table.semseg.isna().any(): return {}
 
     def score()->object:
         mask = read_mask(table.semseg.iloc[0], classes)
         rows = [('volume', 0, mask, np.roll(mask, len(mask)//10, 0), table.id.iloc[0])]
         return score_slices(rows, classes, ('strict', 'published'), lesions=[])
 
-    return _time(score)
+    return {'scored': score}
 
 # %% ../../nbs/tasks/90_estimate.ipynb #90a0000d
 class _Trial:
@@ -239,8 +260,8 @@ class _Trial:
         settings:FitSettings
     ):
         self.task, self.accelerator = task, make_accelerator(settings.precision)
-        self.model: nn.Module = deepcopy(task.model).to(self.accelerator.device).train()
-        self.workers = max(settings.workers, 1)
+        self.model: nn.Module = deepcopy(task.model).to(self.accelerator.device)
+        self.workers, self.first = max(settings.workers, 1), 0.
         start = time.monotonic()
         batch = _make_batch(task, range(2), self.accelerator.device)
         with _counting_memory(self.model) as kept: self.step(batch)
@@ -252,29 +273,43 @@ class _Trial:
         return found if isinstance(found, Tensor) else torch.stack([*found.values()]).sum()
 
     def step(self, batch:Any)->None:
+        self.model.train()
         if (loss := self.loss(batch)).requires_grad: loss.backward()
 
-    def costs(self)->dict[str, float]: # seconds of an image
-        "Time everything but the scores and the report."
-        device, picks = self.accelerator.device, range(2, 2 + self.n)
-        first, again = (_time(lambda: _make_batch(self.task, picks, device), 1) for _ in range(2))
-        batch = _make_batch(self.task, picks, device)
-        found = {'step': _time(lambda: self.step(batch)) + again/self.workers, 'read': max(first - again, 0.)}
-        update = _time_update(self.model)
+    def forward(self, batch:Any)->None:
         self.model.eval()
-        with torch.no_grad(): found['forward'] = _time(lambda: self.loss(batch)) + again
-        found |= {'encoded': found['forward'], 'head': 0.} | self.parts(batch)
-        return {**{k: v/self.n for k, v in found.items()}, 'update': update}
+        with torch.no_grad(): self.loss(batch)
 
-    def parts(self, batch:Any)->dict[str, float]: # seconds of a batch
-        "Time the encoder alone, and the head on its tokens; nothing where the head is one layer."
+    def calls(self)->dict[str, Callable[[], object]]:
+        "List what is timed; the first reading of a batch, and the first update, are done here."
+        def make()->Any: return _make_batch(self.task, range(2, 2 + self.n), self.accelerator.device)
+        start = time.monotonic()
+        batch = make()
+        self.first = time.monotonic() - start
+        found: dict[str, Callable[[], object]] = {
+            'made': make, 'step': partial(self.step, batch), 'forward': partial(self.forward, batch)}
+        if weights := [p for p in self.model.parameters() if p.grad is not None]:
+            optimizer = torch.optim.AdamW(weights, fused=True)
+            optimizer.step()  # makes the moments
+            found['update'] = optimizer.step
+        return found | self.parts(batch)
+
+    def parts(self, batch:Any)->dict[str, Callable[[], object]]:
+        "List the encoder alone, and the head on its tokens; nothing where the head is one layer."
         if not isinstance(model := self.model, SegModel): return {}
         def encode()->list[Tensor]:
             with torch.no_grad(), self.accelerator.autocast(): return model.features({'bscan': batch['bscan']})
-        seconds, maps = _time(encode), encode()
-        tokens = {**batch, **{f'map{i}': m for i, m in enumerate(maps)}}
-        model.train()
-        return {'encoded': seconds, 'head': _time(lambda: self.step(tokens))}
+        tokens = {**batch, **{f'map{i}': m for i, m in enumerate(encode())}}
+        return {'encoded': encode, 'head': partial(self.step, tokens)}
+
+    def costs(self,
+        t:Mapping[str, float]   # seconds of each of `calls`
+    )->dict[str, float]:        # seconds of an image, and of an update
+        "Work out what an image costs."
+        forward = t['forward'] + t['made']
+        found = {'step': t['step'] + t['made']/self.workers, 'read': max(self.first - t['made'], 0.),
+                 'forward': forward, 'encoded': t.get('encoded', forward), 'head': t.get('head', 0.)}
+        return {**{k: v/self.n for k, v in found.items()}, 'update': t.get('update', 0.)}
 
 # %% ../../nbs/tasks/90_estimate.ipynb #90a00008
 def _in_words(
@@ -285,6 +320,9 @@ def _in_words(
         n = seconds/size
         if n >= 2: return f'{round(2*n)/2 if n < 10 else round(n):g} {name}'
     return counted(max(1, round(seconds)), 'second')
+
+
+_BUSY = 1.5  # times slower than the fastest round; less than that is not worth a word
 
 
 @dataclass(frozen=True)
@@ -298,13 +336,16 @@ class Estimate:
     patient: bool = False # it may stop before its last epoch
     seeds: int = 1        # trainings that are to come, with this one
     after: float = 0.     # seconds of test, baselines and report, which follow the training
+    busy: float = 1.      # times as long, if other programs keep the machine as busy as while it was timed
 
     def __repr__(self)->str:
         less = ' (less, if it stops early)' if self.patient else ''
         one = self.seconds + self.after
         every = f', the {self.seeds} seeds to come about {_in_words(one*self.seeds)}' if self.seeds > 1 else ''
+        load = '' if self.busy < _BUSY else (
+            f' (about {_in_words(one*self.busy)}, if other programs keep the machine as busy as it is now)')
         return (f'estimate: the training takes about {_in_words(self.seconds)} on this {self.device}{less}, '
-                f'with test, baselines and report about {_in_words(one)} from here{every}; '
+                f'with test, baselines and report about {_in_words(one)} from here{every}{load}; '
                 f'about {self.memory/1e9:.1f} GB of memory; {self.disk/1e6:,.0f} MB of disk while it trains, '
                 f'{self.kept/1e6:,.0f} MB afterwards')
 
@@ -315,25 +356,34 @@ def _estimate(
     task:Any,             # of a fine-tuning or a pre-training
     settings:FitSettings
 )->Estimate:
-    "Count what a run does, time one of each, and multiply."
+    "Count what a run does, time one of each in several rounds, and multiply: by the fastest, and by the median."
     cfg, (during, after) = task.settings, _count(task)
     before = 0. if torch.cuda.is_available() else 1e9*peak_memory().get('process', 0.)  # libraries and data, in bytes
     trial = _Trial(task, settings)
-    costs = {**_CONSTANT, **trial.costs(), 'scored': _time_scoring(task) if isinstance(cfg, SegRecipe) else 0.}
+    calls = trial.calls() | (_scoring(task) if isinstance(cfg, SegRecipe) else {})
+    times = _time_rounds(calls)
     size = sum(p.numel()*4 for p in task.model.parameters())
     trained = sum(p.numel()*4 for p in task.model.parameters() if p.requires_grad)
     memory = before + size + 3*trained + trial.activations*settings.batch_size/settings.accumulate
-    disk, seconds = 2*size + 2*trained, _total([during], costs)
-    seconds += disk/1e6*costs['saved']*(1 + seconds//settings.save_every)
+    disk = 2*size + 2*trained
+    def total(t:Mapping[str, float])->tuple[float, float]: # seconds of the training, and of the rest
+        costs = {**_CONSTANT, **trial.costs(t), 'scored': t.get('scored', 0.)}
+        seconds = _total([during], costs)
+        return seconds + disk/1e6*costs['saved']*(1 + seconds//settings.save_every), _total(after, costs)
+    (seconds, rest), usual = total(_fastest(calls, times)), total({k: median(v) for k, v in times.items()})
     return Estimate(seconds, memory, disk, size,
                     'GPU' if torch.cuda.is_available() else 'CPU', bool(getattr(cfg, 'patience', 0)),
-                    max(int(os.getenv(SEEDS_LEFT, 1)), getattr(cfg, 'seeds', 1)), _total(after, costs))
+                    max(int(os.getenv(SEEDS_LEFT, 1)), getattr(cfg, 'seeds', 1)), rest, sum(usual)/(seconds + rest))
 
 
 def estimate_task(
     task:Task
 )->Estimate|str: # a text says why there is none
-    "Estimate time, memory and disk of a training on this machine, from some steps of it."
+    """Estimate time, memory and disk of a training on this machine, from some steps of it.
+
+    All kinds of work are timed in rounds, for some seconds, and the fastest round of each is multiplied by how often
+    the run does it; on a busy machine it is the processor time of one thread, if that is less. Where the median round
+    is much slower, the time at that pace is stated too: it holds if other programs go on as now."""
     cfg = task.settings
     if not cfg.epochs or cfg.processes*getattr(cfg, 'nodes', 1) > 1 or getattr(cfg, 'slurm', ''):
         return 'estimate: none, for the training is not done by this process alone'
@@ -388,8 +438,9 @@ def estimate_explanation(
     def predict()->None:
         with torch.no_grad(): model(x)
     with _same_generators():
-        each = sum(_time(partial(job.maps_by(k), x, target), 2) for k in job.methods)
-        once = _time(predict)
-    maps, passes = _count_maps(job)
-    return ExplanationTime(maps*each + passes*once + _CONSTANT['report'],
+        calls: dict[str, Callable[[], object]] = {k: partial(job.maps_by(k), x, target) for k in job.methods}
+        calls[''] = predict
+        fastest = _fastest(calls, _time_rounds(calls, least=1))
+    (maps, passes), once = _count_maps(job), fastest.pop('')
+    return ExplanationTime(maps*sum(fastest.values()) + passes*once + _CONSTANT['report'],
                            'GPU' if torch.cuda.is_available() else 'CPU')

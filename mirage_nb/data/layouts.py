@@ -118,9 +118,11 @@ def scans_left_out(
     folder:str|Path,    # of images
     names:Iterable[str] # of files in it
 )->str:                 # '': none is of a scanner
-    "Say how many files of scanners are not read as images, and the command that makes images of them."
+    "Say how many files of scanners are not read as images, and the commands that make images of them or measure them."
     kinds = Counter(s for k in names if (s := next((s for s in _SCANS if k.lower().endswith(s)), '')))
     if not kinds: return ''
     every = ', '.join(f'{n} {s}' for s, n in sorted(kinds.items()))
+    name = shlex.quote(str(folder))
     return (f'{folder}: {counted(kinds.total(), "file")} of scanners left out ({every}). They become images by: '
-            f'mirage-nb import {shlex.quote(str(folder))} OUT --for prediction (or classification, pretraining)')
+            f'mirage-nb import {name} OUT --for prediction (or classification, pretraining). Layers and lesions that '
+            f'they hold are measured without that, by: mirage-nb measure images={name}')

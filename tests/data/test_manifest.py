@@ -52,7 +52,7 @@ def test_folder_of_scanner_files_alone(tmp_path):
     (tmp_path/'Jane_Doe.vol').write_bytes(b'x')
     with pytest.raises(FileNotFoundError, match=r'1 file of scanners left out \(1 .vol\). .*mirage-nb import') as e:
         read_manifest(tmp_path)
-    assert 'Jane' not in str(e.value)
+    assert 'Jane' not in str(e.value) and str(e.value).endswith(f'mirage-nb measure images={tmp_path}')
 
 
 def test_folder_without_classes(tiny):

@@ -21,7 +21,6 @@ class IntervalRule:
     high: float = 1.     # greatest value; inf: none
     units: str = 'rarer' # 'all', 'positive', 'negative', 'predicted', 'rejected', or 'rarer' of the 2nd and 3rd
     few: int = FEW_UNITS # below this many of them, the interval is a poor guide
-    log: bool = True     # with a least value alone: of the logarithm; False: plain, from the least value on
 
     def __post_init__(self)->None:
         if not self.low < self.high: raise ValueError(
@@ -103,7 +102,6 @@ def confidence_interval(
         inside = (p > 0) & (p < 1)
         out = np.where(inside, rule.low + width*_wilson(np.where(inside, p, .5), se/width, t), out)
         out = np.where((p == 0) | (p == 1), rule.low + width*_at_bound(p, m, level), out)
-    elif np.isfinite(rule.low) and not rule.log: out = np.maximum(out, np.minimum(value, rule.low))
     elif np.isfinite(rule.low):
         above = np.maximum(value - rule.low, 1e-12)
         far = np.exp(np.minimum(t*se/above, 700))

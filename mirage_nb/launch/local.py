@@ -16,9 +16,8 @@ from typing import Any, cast
 
 import pandas as pd
 
-from ..core import log
 from .slurm import submit
-from .watch import first_error, follow_progress
+from .watch import end_badly, first_error, follow_progress
 from .worker import TrainingJob, stage_of, task_of
 from ..locks import hold_folder
 from ..recipes.pretraining import PretrainRecipe
@@ -71,6 +70,4 @@ def _start_processes(
         follow_progress(lambda: child.poll() is None, child.terminate, folder/'progress.jsonl', epochs)
     failed, why = child.wait(), first_error(folder/'launch.log')
     write_atomic(folder/'launch.log', lambda p: p.write_bytes((folder/'launch.log').read_bytes()))  # hides names
-    if not failed: return
-    if not (folder/'history.csv').exists(): raise RuntimeError(f'training in {processes} processes failed: {why}')
-    log.warning('training is complete, but its processes ended badly: %s', why)
+    if failed: end_badly(folder, f'training in {processes} processes', why)

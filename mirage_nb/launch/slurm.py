@@ -17,7 +17,7 @@ import submitit
 import torch
 
 from ..core import log
-from .watch import first_error, follow_progress
+from .watch import end_badly, first_error, follow_progress
 from .worker import train_here
 from ..recipes.pretraining import PretrainRecipe
 from ..storage import read_json, write_json
@@ -125,4 +125,4 @@ def submit(
     found = [job.task(i) for i in range(tasks)]
     if any(t.exception() for t in found):
         bad = next(t for t in found if t.exception())
-        raise RuntimeError(f'the job {job.job_id} in {cfg.slurm} failed: {first_error(bad.paths.stdout)}')
+        end_badly(folder, f'the job {job.job_id} in {cfg.slurm}', first_error(bad.paths.stdout))

@@ -38,7 +38,9 @@ def make_accelerator(
 # %% ../../nbs/train/30_devices.ipynb #71b84e5f
 def leave_processes()->None:
     "Leave the other processes; call it when all have trained to the end, as the last thing that a process does."
-    if dist.is_initialized(): dist.destroy_process_group()
+    if not dist.is_initialized(): return
+    dist.barrier()  # what the first of them writes last is written: launchers end all when one ends badly
+    dist.destroy_process_group()
 
 # %% ../../nbs/train/30_devices.ipynb #b9738d6f
 Batch = dict[str, Any]

@@ -177,4 +177,4 @@ def test_a_crash_after_the_end_loses_nothing(home, monkeypatch, caplog):
     (home/'sitecustomize.py').write_text(ABORTS)
     monkeypatch.setenv('PYTHONPATH', str(home), prepend=os.pathsep)
     assert len(launch_local.launch_training(settings(processes=2, epochs=1), home/'two')) == 1
-    assert 'training is complete, but its processes ended badly: process 1 ended by SIGABRT' in caplog.text
+    assert 'training in 2 processes is complete, but ended badly: process 1 ended by SIGABRT' in caplog.text

@@ -86,14 +86,13 @@ def mean_rows(
 
 # %% ../../../nbs/eval/segmentation/40_summary.ipynb #7d20c1e1
 def _rule(
-    metric:str,
-    draws:np.ndarray # (n, k) its values in resamples, of the classes of a row
+    metric:str
 )->IntervalRule:
     "Choose the scale of a metric: a share, a distance, or any number."
     record = SEG_METRICS.get(metric)
     if not record or record.signed: return PLAIN
     if not record.unit and record.higher_is_better: return IntervalRule(units='all')
-    return IntervalRule(0, np.inf, 'all', few=20, log=bool((np.isnan(draws) | (draws > 0)).all()))
+    return IntervalRule(0, np.inf, 'all', few=20)
 
 # %% ../../../nbs/eval/segmentation/40_summary.ipynb #a1c9d410
 NOT_GRADED = 'not graded'  # of a class that a grader marks nowhere
@@ -145,7 +144,7 @@ def _summarise_metric(
         own = info.loc[[c for c in members if c not in ungraded]]
         at, lost = info.index.get_indexer(own.index), [c for c in members if c in ungraded]
         count = len(set(units.of[defined[:, at].any(1)]))
-        rule = _rule(metric, draws[:, at])
+        rule = _rule(metric)
         score = mean_score(own['mean'].mean(), _average_classes(draws[:, at])[:, 0], count, rule)
         low, high = score.interval(level)
         note = _row_note(count, units, bool(own['present'].sum()), lost, rule.few) if len(own) else NOT_GRADED
@@ -217,7 +216,7 @@ def resampled_means(
         at = wide.columns.get_indexer(pd.Index(members))
         count = len(set(units.of[~np.isnan(values[:, at]).all(1)]))
         found[name] = mean_score(float(_average_classes(means[:, at])[0, 0]), _average_classes(draws[:, at])[:, 0],
-                                 count, _rule(metric, draws[:, at]))
+                                 count, _rule(metric))
     return found
 
 # %% ../../../nbs/eval/segmentation/40_summary.ipynb #6e71abd1

@@ -200,7 +200,7 @@ def synthetic_facts(
 )->dict[str, Any]: # 'synthetic' and 'verdicts' of a result; {} where no image is synthetic
     "Say which images of runs are synthetic, once for all of them."
     names = [hide_label(dataset_name(k), s) for stage, s in runs for k in _synthetic_of(stage, s)]
-    for file in (p/'result.json' for p in parts):
+    for file in (p/'result.json' for p in parts if (p/'run.json').exists()):
         if file.exists(): names += read_json(file).get('synthetic', [])
     names = [*dict.fromkeys(names)]
     return {'synthetic': names, 'verdicts': _with_synthetic([*verdicts], names)} if names else {}

@@ -44,8 +44,9 @@ def _note(
     states:Sequence[CellState]
 )->str: # HTML; '' where no image is known to be synthetic
     "Say that images are synthetic, by the parameters of the cells and by their results."
-    facts = synthetic_facts([(s.cell.stage, s.cell.every_value) for s in states],
-                            [s.folder for s in states if s.folder])
+    try: facts = synthetic_facts([(s.cell.stage, s.cell.every_value) for s in states],
+                                 [s.folder for s in states if s.folder])
+    except (OSError, ValueError): return ''  # a run that is gone or damaged: its cell says so
     return ''.join(f'<p>{html.escape(v["text"])}.</p>' for v in facts.get('verdicts', []))
 
 

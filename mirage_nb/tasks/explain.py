@@ -367,7 +367,7 @@ def _headline(
     interval = f' [{top.low:.2f}, {top.high:.2f}]' if top.low == top.low else ''
     won = any(c.outcome == 'win' for c in job.comparisons if c.metric == 'gain')
     how = 'The best maps' if won else 'No method is shown to be better than maps that know nothing of the model; first'
-    return f'{how}: {best}, gain {top["mean"]:.2f}{interval} ({rest}). {_GAIN}'
+    return f'{how}: {best}, gain {top["mean"]:.2f}{interval} ({rest})'
 
 
 def _explained_words(
@@ -411,7 +411,9 @@ def sum_up_explanation(
     facts = [f'{counted(len(job.shown), "image")} shown of {len(job.given)}'
              + (f'; {sum(right)} of {counted(len(right), "image")} predicted right' if right else '')]
     lost = int((job.given.fault != '').sum())
-    return {'summary': [_headline(job), _explained_words(job, model), *facts], 'verdicts': list_verdicts(judged),
+    meaning = [_GAIN] if job.ranks is not None and (job.ranks.score == 'gain').any() else []
+    summary = [_headline(job), *meaning, _explained_words(job, model), *facts]
+    return {'summary': summary, 'verdicts': list_verdicts(judged),
             'task': job.member.task, 'methods': job.methods, 'unreadable': lost, 'images': len(job.shown)}
 
 # %% ../../nbs/tasks/86_explain.ipynb #034cc16f

@@ -75,7 +75,7 @@ def patients_behind(setting, metric, patients):
     if setting == 'Segmentation':
         has = .3 if 'lesion' in metric else 1
         name = next((m for m in ('HD95', 'Dice') if m in metric), '')
-        rule = _rule(name, np.ones((1, 1)))
+        rule = _rule(name)
         return rule, patients*has
     rules = {k.format(at='90'): m.rule for k, m in CLS_METRICS.items()} | _LOSSES
     shares, _, column = coverage.SETTINGS[next(k for k in coverage.SETTINGS if k[1:] == setting[1:])]

@@ -195,15 +195,14 @@ def _counting_memory(
 # %% ../../nbs/tasks/90_estimate.ipynb #4859acf1
 def _time_rounds(
     calls:Mapping[str, Callable[[], object]],
-    budget:float=8., # seconds after which no round begins
-    least:int=2,     # rounds
-    most:int=8,
+    budget:float=5., # seconds after which no round begins
+    most:int=8,      # rounds
     clock:Callable[[], float]=time.monotonic
 )->dict[str, list[float]]: # seconds of each call in each round
     "Time calls in rounds, each of them once in a round."
     spent = {k: list[float]() for k in calls}
     for i in range(most):
-        if i >= least and sum(map(sum, spent.values())) > budget: break
+        if i and sum(map(sum, spent.values())) > budget: break
         for k, call in calls.items():
             start = clock()
             call()
@@ -218,7 +217,7 @@ def _time_alone(
     "Time calls on one thread, as if no other program were there."
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try: return {k: min(v) for k, v in _time_rounds(calls, 2., 1, 3, time.process_time).items()}
+    try: return {k: min(v) for k, v in _time_rounds(calls, 2., 3, time.process_time).items()}
     finally: torch.set_num_threads(threads)
 
 
@@ -440,7 +439,7 @@ def estimate_explanation(
     with _same_generators():
         calls: dict[str, Callable[[], object]] = {k: partial(job.maps_by(k), x, target) for k in job.methods}
         calls[''] = predict
-        fastest = _fastest(calls, _time_rounds(calls, least=1))
+        fastest = _fastest(calls, _time_rounds(calls))
     (maps, passes), once = _count_maps(job), fastest.pop('')
     return ExplanationTime(maps*sum(fastest.values()) + passes*once + _CONSTANT['report'],
                            'GPU' if torch.cuda.is_available() else 'CPU')

@@ -30,7 +30,8 @@ def first_error(
     ended = re.findall(r'rank +: (\d+) .*\n *exitcode +: -\d+ .*\((SIG\w+)\)', first)
     crash = [f'process {rank} ended by {signal}{_CRASHES.get(signal, "")}' for rank, signal in ended]
     words = re.findall(r'^(terminate called .+|Fatal Python error: .+|.*bad_alloc.*)', text, re.M)
-    return f"{'; '.join([*errors[:1], *crash[:1], *words[:1]]) or text[-500:]}; see {log}"
+    said = [*crash[:1], *words[:1]] if crash else errors[:1] or words[:1]  # errors of the others follow from a crash
+    return f"{'; '.join(said) or text[-500:]}; see {log}"
 
 # %% ../../nbs/launch/20_watch.ipynb #a2e5e3b4
 def end_badly(
@@ -39,7 +40,8 @@ def end_badly(
     why:str      # of `first_error`
 )->None:
     "Raise the error of a launch that failed; where its training is complete, warn."
-    if not (folder/'history.csv').exists(): raise RuntimeError(f'{what} failed: {why}')
+    on = '. The same command goes on from the last saved step' if (folder/'state.pt').exists() else ''
+    if not (folder/'history.csv').exists(): raise RuntimeError(f'{what} failed: {why}{on}')
     log.warning('%s is complete, but ended badly: %s', what, why)
 
 # %% ../../nbs/launch/20_watch.ipynb #5c1e7a09

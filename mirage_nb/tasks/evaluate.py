@@ -6,13 +6,15 @@
 __all__ = ['plan_seg_evaluation', 'load_eval_tables', 'compare_tables', 'evaluate']
 
 # %% ../../nbs/tasks/70_evaluate.ipynb #7c8482e5
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
+from ..core import counted
 from ..data.class_names import suggest_map, suggest_pairs
 from ..data.folders import match_masks
 from ..data.manifest import ClassInfo
@@ -30,6 +32,7 @@ from mirage_nb.eval.classification.predictions import (
 from ..eval.classification.report import ClsScores, evaluate_table
 from ..eval.segmentation.predict import predict_images
 from ..eval.segmentation.report import SegScores, score_folder
+from ..eval.verdicts import Verdict
 from ..measure.paired import MaskSet, PairedMasks, pair_predictions
 from ..models.checkpoints import Checkpoint, read_checkpoint, read_metadata
 from ..recipes.classification import ClsEval
@@ -169,6 +172,17 @@ class _ClsTables:
     left_out: list[str]      # eyes or patients whose images disagree
     sources: dict[str, str]  # hashes, for the run's identity
     name: str                # of what is scored
+    unscored: int = 0        # rows that the option class_map leaves out
+    both: list[str] = field(default_factory=list) # patients in validation and test
+
+    def doubts(self)->Iterator[Verdict]:
+        "Judge what is scored, before any score."
+        if self.unscored: yield Verdict('warning', (
+            f'{counted(self.unscored, "row")} beside the {len(self.pred):,} that count here are not scored: class_map '
+            'leaves out their class, so these are the scores of an easier task'))
+        if self.both: yield Verdict('warning', (
+            f'{counted(len(self.both), "patient")} in validation and in test: {", ".join(self.both[:5])}. The '
+            'temperature and the thresholds were chosen on them, so what is scored with these is too good'))
 
 
 def _table_files(
@@ -197,6 +211,11 @@ def _suggest_names(
     there = sorted({names.get(v, v) for v in table.get('label', [])} - {''})
     lost = [c for c in there if c not in classes]
     if not lost: return ''
+    low = {c.casefold() for c in lost}
+    for k in map(str, table):
+        meant = re.fullmatch(r'(?:score|prob|p)\w*?[\W_]+(.+)', k, re.I)
+        if k[:6] != 'score:' and meant and meant[1].casefold() in low:
+            return f"; the column {k} is not read. Did you mean 'score:{meant[1]}'?"
     return f'. {suggest_map(classes, there, ([c for c in classes if c not in there], lost))}'
 
 
@@ -220,10 +239,16 @@ def load_eval_tables(
     elif cfg.split and cfg.split != 'val' and 'val' in set(open_table(files['predictions'], ('split',)).split):
         valid = read_predictions(files['predictions'], 'val', names)
     other = read_predictions(files['other'], cfg.split, names) if 'other' in files else None
+    unscored = 0
+    if '' in names.values():
+        given = open_table(files['predictions'])
+        unscored = len(given if not cfg.split else given[given.split == cfg.split]) - len(pred)
+    both = sorted({*pred.table.patient} & ({*valid.table.patient} if valid else set()) - {''})
     pooled, left_out = pool_predictions(pred, cfg.level)
     valid, other = (p and pool_predictions(p, cfg.level)[0] for p in (valid, other))
     what = Path(cfg.run).name if cfg.run else files['predictions'].stem
-    return _ClsTables(pooled, valid, other, left_out, {k: hash_file(p) for k, p in files.items()}, what)
+    hashes = {k: hash_file(p) for k, p in files.items()}
+    return _ClsTables(pooled, valid, other, left_out, hashes, what, unscored, both)
 
 # %% ../../nbs/tasks/70_evaluate.ipynb #482609f2
 def compare_tables(

@@ -279,7 +279,8 @@ def read_predictions(
     if split and split not in splits: raise ValueError(f'{file}: {unknown("split", split, splits)}')
     if split: table = table[table.split == split]
     elif len(splits) > 1:
-        raise ValueError(f'{file} holds the splits {", ".join(splits)}; choose one by split={splits[-1]}')
+        raise ValueError(f'{file} holds the splits {", ".join(splits)}; choose one by '
+                         f'split={"test" if "test" in splits else splits[-1]}')
     table = hide_table(table)
     return check_predictions(map_classes(table, names, str(file)) if names else table, str(file))
 

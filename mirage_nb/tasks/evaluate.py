@@ -200,7 +200,7 @@ def _table_files(
         if not p.is_file(): raise FileNotFoundError(f'no table of predictions {p} ({k})')
     return found
 
-
+# %% ../../nbs/tasks/70_evaluate.ipynb #8aa1f704
 def _suggest_names(
     file:Path,              # of predictions
     names:Mapping[str, str] # of the option `class_map`

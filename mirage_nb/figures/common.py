@@ -69,11 +69,12 @@ def image_grid(
     rows:int,
     cols:int,
     shape:Sequence[int], # rows and columns of an image, pixels
-    width:float=3.2      # of a panel, inches
+    width:float=3.2,     # of a panel, inches
+    lines:float=1        # of text above a panel
 )->tuple[DescribedFigure, np.ndarray]: # figure, (rows, cols) axes
     "Make a figure of empty panels in the proportions of an image."
     ratio = min(max(shape[0]/shape[1], .3), 1.6)
-    return panel_grid(rows, cols, width, width*ratio + .25, images=True)
+    return panel_grid(rows, cols, width, width*ratio + .25 + .17*(lines - 1), images=True)
 
 # %% ../../nbs/figures/10_common.ipynb #2bfdedc7
 COLOURS = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#7F7F7F'

@@ -17,6 +17,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from PIL import Image
 
+from .arrangement import columns_for, wrap_caption
 from .common import DescribedFigure, draw_image, image_grid
 from ..storage import write_atomic
 
@@ -81,11 +82,13 @@ def draw_scale_bar(
             va='bottom')
 
 
-def _draw_row(
-    axes:Sequence[Any], # as many as maps, and one more
+def _draw_block(
+    axes:Sequence[Any], # one for the image and one for each map; those that are left stay empty
     panel:ExplainedPanel,
     titles:Sequence[str],
-    most:int            # pixels of the longer side
+    most:int,           # pixels of the longer side
+    width:float,        # of an image, inches
+    named:bool          # the method is written above each map
 )->None:
     "Draw an image and its maps."
     part = min(1., most/max(panel.image.shape[:2]))
@@ -94,11 +97,13 @@ def _draw_row(
     mask = None if panel.mask is None or not panel.mask.any() else _at_size(panel.mask, size) >= .5
     draw_image(axes[0], image, shape=shape)
     if panel.across_um: draw_scale_bar(axes[0], panel.across_um*shape[1]/size[1], size)
-    for ax, t in zip(axes[1:], titles, strict=True):
+    for ax, t in zip(axes[1:], titles, strict=False):
         draw_image(ax, _overlay(image, _at_size(panel.maps[t], size), t in panel.signed), shape=shape)
-    for ax in axes:
+        if named: ax.set_title(wrap_caption(t, width, 8), fontsize=8)
+    for ax in axes[:1 + len(titles)]:
         if mask is not None: ax.contour(mask, [.5], colors=['white'], linewidths=.7)
-    axes[0].set_title(panel.caption, fontsize=7, loc='left')
+    for ax in axes[1 + len(titles):]: ax.set_axis_off()
+    axes[0].set_title(wrap_caption(panel.caption, width, 7), fontsize=7, loc='left')
 
 # %% ../../nbs/figures/72_explain.ipynb #7816f487
 def _colour_bars(
@@ -115,16 +120,23 @@ def _colour_bars(
         bar.ax.tick_params(labelsize=7, length=0)
 
 
+_WIDTH = 2.1 # of an image, inches, where all its maps are in one row
+
+
 def show_explanations(
     panels:Sequence[ExplainedPanel],
     most:int=320       # pixels of the longer side of an image
 )->DescribedFigure:
     "Draw each image with the maps of all methods beside it."
     titles = list(panels[0].maps)
-    middle = sorted((p.image for p in panels), key=lambda p: p.shape[0]/p.shape[1])[len(panels)//2]
-    fig, axes = image_grid(len(panels), 1 + len(titles), middle.shape[:2], 2.1)
-    for row, panel in zip(axes, panels, strict=True): _draw_row(row, panel, titles, most)
-    for ax, t in zip(axes[0, 1:], titles, strict=True): ax.set_title(t, fontsize=8)
+    middle = sorted((p.image.shape[:2] for p in panels), key=lambda s: s[0]/s[1])[len(panels)//2]
+    n = 1 + len(titles)
+    cols = columns_for(middle, n, _WIDTH*n)
+    rows, width = -(-n//cols), _WIDTH*min(n, 6)/cols if cols < n else _WIDTH
+    fig, axes = image_grid(rows*len(panels), cols, middle, width, 2.)
+    for i, panel in enumerate(panels):
+        block = list(axes[rows*i:rows*(i + 1)].flat)
+        _draw_block(block, panel, titles, round(most*width/_WIDTH), width, named=not i or rows > 1)
     _colour_bars(fig, axes, sorted({t in panels[0].signed for t in titles}))
     fig.description = (f'{len(panels)} images with maps by {", ".join(titles)}: '
                        + '; '.join(p.caption.replace('\n', ', ') for p in panels))

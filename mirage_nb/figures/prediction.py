@@ -19,6 +19,7 @@ from scipy.ndimage import binary_erosion
 from ..data.files import read_image, unit_range
 from ..data.manifest import ClassInfo
 from ..data.masks import read_mask
+from .arrangement import columns_for, wrap_caption
 from mirage_nb.figures.common import (
     COLOURS,
     DescribedFigure,
@@ -69,7 +70,7 @@ def write_overlay(
     return write_atomic(path, lambda p: Image.fromarray(drawn).save(p, format='PNG'))
 
 # %% ../../nbs/figures/50_prediction.ipynb #e0db2f6d
-_PIXELS = 360  # longer side of an image in a gallery
+_PIXELS, _INCHES = 720, 11.6  # longer side of an image of a gallery; width of the whole
 
 
 def _picture(
@@ -101,18 +102,19 @@ def show_gallery(
     rows:pd.DataFrame,             # of the table of predictions: id, image, uncertainty; file of a mask, or prediction
     folder:Path,                   # of the prediction, with the masks
     classes:Sequence[ClassInfo]=(),# of the masks; empty: images alone
-    cols:int=4                     # panels side by side
+    cols:int=4                     # images side by side, at most; fewer if they are flat
 )->DescribedFigure|None:           # None: there are no images
     "Draw images with their predictions, in the order of the table."
     if not len(rows): return None
     records: list[dict[str, Any]] = rows.to_dict('records')  # type: ignore[assignment]
     pictures = [_picture(r, folder, classes) for r in records]
-    n = min(cols, len(rows))
-    middle = sorted((p for p, _ in pictures), key=lambda p: p.shape[0]/p.shape[1])[len(pictures)//2]
-    fig, axes = image_grid(-(-len(rows)//n), n, middle.shape[:2], 2.9)
+    middle = sorted((p.shape[:2] for p, _ in pictures), key=lambda s: s[0]/s[1])[len(pictures)//2]
+    most = columns_for(middle, cols, _INCHES)
+    n, width = min(most, len(rows)), _INCHES/most
+    titles = [wrap_caption(_caption(r), width) for r in records]
+    fig, axes = image_grid(-(-len(rows)//n), n, middle, width, 1 + max(t.count('\n') for t in titles))
     for ax in axes.flat[len(rows):]: ax.set_axis_off()
-    for ax, (picture, _), row in zip(axes.flat, pictures, records, strict=False):
-        draw_image(ax, picture, _caption(row))
+    for ax, (picture, _), title in zip(axes.flat, pictures, titles, strict=False): draw_image(ax, picture, title)
     if classes: draw_legend(fig, classes, [(p, m) for p, m in pictures if m is not None])
     words = '; '.join(_caption(r).replace('\n', ', ') for r in records)
     fig.description = f'Images with their predictions: {words}'

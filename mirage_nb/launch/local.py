@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
+import torch
 
+from ..core import counted
 from .slurm import submit
 from .watch import end_badly, first_error, follow_progress
 from .worker import TrainingJob, stage_of, task_of
@@ -36,6 +38,7 @@ def launch_training(
     stage, nodes, slurm = stage_of(cfg), getattr(cfg, 'nodes', 1), getattr(cfg, 'slurm', '')
     if (folder/'history.csv').exists(): return load_table(folder/'history.csv', columns=['epoch'], numbers=None)
     if cfg.processes*nodes == 1 and not slurm: return train(task or task_of(cfg), folder)
+    if not slurm: _check_gpus(cfg.processes)
     with hold_folder(folder, 'command'):
         write_json(folder/'settings.json', {'stage': stage, 'settings': asdict(cast(Any, cfg))})
         if slurm: submit(folder, cast(PretrainRecipe, cfg))
@@ -44,6 +47,16 @@ def launch_training(
             f'then the notebook again: {shlex.join(_launch_command(folder, cfg.processes, nodes))}')
         else: _start_processes(folder, cfg.processes, cfg.epochs)
     return load_table(folder/'history.csv', columns=['epoch'], numbers=None)
+
+
+def _check_gpus(
+    processes:int # to start on this machine
+)->None:
+    "Refuse more processes than GPUs: NCCL, by which they talk, takes a GPU for each."
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < processes: raise ValueError(
+        f'processes={processes}, and this machine has {counted(gpus, "GPU")} for this job: take processes={gpus}; with '
+        f'accumulate={processes} the batch needs as little memory')
 
 
 def _launch_command(

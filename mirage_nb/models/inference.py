@@ -74,10 +74,11 @@ def _held_images(
 
 def _image_batch(
     m:Modality, # of the images
-    v:object    # as in `_held_images`
+    v:object,   # as in `_held_images`
+    device:torch.device|None=None # that gets it, bytes as bytes; None: the one where it is
 )->Tensor:      # (b, c, h, w), float32 in [0, 1]
     "Bring images to the form of a batch."
-    t = _held_images(m, v)
+    t = _held_images(m, v).to(device)
     return t.float()/255 if t.dtype == torch.uint8 else t.float()
 
 # %% ../../nbs/models/80_inference.ipynb #78a99922
@@ -211,7 +212,7 @@ class _EncodingModel(_HeldModel):
         x:dict[str, Tensor] = {}
         for k in sorted(names, key=lambda k: known[k].classes > 0):  # images first: a map's grid follows them
             m, seen = known[k], [((t.shape[2], t.shape[3]), known[j].patch) for j, t in x.items()]
-            t = _class_map_batch(m, images[k], seen) if m.classes else _image_batch(m, images[k])
+            t = _class_map_batch(m, images[k], seen) if m.classes else _image_batch(m, images[k], self.device)
             if self.mean is not None and self.std is not None and not m.classes:
                 t = (t - self.mean.to(t.device))/self.std.to(t.device)
             x[k] = t.to(self.device)

@@ -168,6 +168,7 @@ class _Beside(NamedTuple):
     gap: _Gap
     even: str   # level of a difference that may be 0
     where: str = '' # as ' in lesions'
+    blind: bool = False # it ignores the image: to be better than it alone is nothing to claim
 
 
 def _level_of(
@@ -188,6 +189,8 @@ def _judge(
         how = 'Compared' if np.isnan(b.gap.low) else 'Better' if b.gap.low > 0 else 'No better'
         groups.setdefault(('Worse' if b.gap.high < 0 else how, b.where), []).append(b)
     for (how, where), group in groups.items():
+        group.sort(key=lambda b: b.blind)
+        if how == 'Better' and group[0].blind: continue
         names, gap, many = [f'{b.name} ({b.gap})' for b in group], group[0].gap, 's'*(len(group) > 1)
         ends = {'No better': f': the interval{many} of the difference{many} include{"" if many else "s"} 0',
                 'Compared': ', without an interval'}
@@ -212,7 +215,7 @@ def _seed_verdicts(
 # %% ../../nbs/eval/50_verdicts.ipynb #fe000022
 _IN_WORDS = {RANDOM_START: 'the same training from random initialisation',
              'frozen random encoder': 'the same head on a frozen random encoder',
-             'mean position': 'the most frequent class at each position, which ignores the image',
+             'mean position': 'mean position, which ignores the image',
              'probe of a random encoder': 'a linear probe of a random encoder',
              'majority class': 'the majority class, which ignores the image'}
 _BLIND = ('mean position', 'majority class')  # to be better than these is nothing to claim
@@ -239,7 +242,7 @@ def _seg_beside(
     gaps = _seg_gaps(scores, other)
     for k, gap in ({k: g for k, g in gaps.items() if k != 'mean'} or gaps).items():
         where = '' if k == 'mean' else k.replace('mean of', ' in')
-        yield _Beside(_IN_WORDS.get(name, name), gap, 'warning', where)
+        yield _Beside(_IN_WORDS.get(name, name), gap, 'warning', where, name in _BLIND)
 
 
 def _never_predicted(
@@ -310,7 +313,7 @@ def seg_verdicts(
     yield from _joined(_unseen_classes(scores), _lesion_verdicts(scores))
     empty = [k for k, s in others.items() if k not in _BLIND and not s.slices.predicted.any()]
     yield from _judge([b for k, s in others.items() for b in _seg_beside(scores, k, s)
-                       if not b.gap.low > 0 or k not in (*_BLIND, *empty)])
+                       if not b.gap.low > 0 or k not in empty])
     for k in empty: yield Verdict('note', (
         f'The {k} predicts only background after as many epochs, so being better than it says little'))
     known = len(set(scores.patients.values())) if scores.patients and data.manifest.knows_patients else None
@@ -387,9 +390,9 @@ def _cls_beside(
     found = []
     for name, other in sorted(others.items(), key=lambda k: [*_IN_WORDS, k[0]].index(k[0])):
         gap, simple = _cls_gap(own, other), name.startswith(('logistic', 'nearest'))
-        if np.isnan(gap.difference) or name in _BLIND and gap.low > 0: continue
+        if np.isnan(gap.difference): continue
         text = f'{name} on the features before training' if simple else _IN_WORDS.get(name, name)
-        found.append(_Beside(text, gap, 'warning' if name in _IN_WORDS else 'note'))
+        found.append(_Beside(text, gap, 'warning' if name in _IN_WORDS else 'note', blind=name in _BLIND))
     return found
 
 

@@ -433,11 +433,12 @@ def _fill(
     "Fill the template with the facts of a run."
     result = read_json(folder/'result.json') if (folder/'result.json').exists() else {}
     headline, *lines = [_keep_together(line) for line in result.get('summary', [])] or ['']
+    n = result.get('above', 0)  # lines that a reader is to see before the verdicts
     verdicts = [v | {'text': _keep_together(v['text'])} for v in result.get('verdicts', [])]
-    if error: headline, lines = f'{title}: the run failed', []
+    if error: headline, lines, n = f'{title}: the run failed', [], 0
     return _environment().get_template('page.html').render({
         'css': Markup((package_dir/'report'/'page.css').read_text(encoding='utf-8')), 'title': title,
-        'name': folder.name, 'headline': headline or title, 'lines': lines, 'error': error,
+        'name': folder.name, 'headline': headline or title, 'above': lines[:n], 'lines': lines[n:], 'error': error,
         'verdicts': [] if error else verdicts, 'facts': _facts(folder, result),
         'files': _list_files(folder), 'later': [Markup(k) for k in later_lines(folder)]} | more)
 

@@ -140,6 +140,11 @@ def test_verdicts_and_headline_stand_before_all_else(tmp_path):
     start = words.index('mean Dice 0.9')
     order = [start, *(words.index(w) for w in ('One seed only.', 'Better than the baselines.', 'tuned: 0.9', 'All.'))]
     assert order == sorted(order) and words[words.index('One seed only.') - 1] == 'Warning'
+    write_json(tmp_path/'result.json', {'summary': ['mean Dice 0.9', 'Starting from x', 'random: 0.1'], 'above': 1,
+                                        'verdicts': verdicts})
+    words = Text(page_of(write_page(executed(new_markdown_cell('## Scores\nAll.')), tmp_path/'report.html'))).words
+    order = [words.index(w) for w in ('mean Dice 0.9', 'Starting from x', 'One seed only.', 'random: 0.1', 'All.')]
+    assert order == sorted(order)
 
 
 def test_a_section_that_shows_nothing_is_left_out(tmp_path):

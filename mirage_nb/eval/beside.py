@@ -149,6 +149,7 @@ def bound_lines(
             if r.mean not in (0, 1) or not r.low < r.high: continue
             unit = counted(r.n, 'volume' if r.unit.startswith('none') else r.unit.split()[1])
             far = f'up to {r.high:.3f}' if r.mean == 0 else f'down to {r.low:.3f}'
-            found[f'{r.mean:.3f} [{r.low:.3f}, {r.high:.3f}]: all {unit} have {r.mean:.0f}, so no spread can be measured. '
+            some = f'[{r.low:.3f}, {r.high:.3f}]'
+            found[f'{r.mean:.3f} {some}: all {unit} have {r.mean:.0f}, so no spread can be measured. '
                   f'The interval is what so few cannot rule out for others: a mean of {far}'] = None
     return list(found)

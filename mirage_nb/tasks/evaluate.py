@@ -42,6 +42,10 @@ from ..spreadsheets import open_table
 from ..storage import absolute_path, hash_file, hash_value
 
 # %% ../../nbs/tasks/70_evaluate.ipynb #458f92d1
+_UNTOLD = Verdict('note', (
+    'Whether patients of the training are among the test is not known: predictions alone do not say'))
+
+
 @dataclass(frozen=True)
 class _SegEvaluation:
     "Predictions of a segmentation that are to be scored."
@@ -53,6 +57,8 @@ class _SegEvaluation:
     class_map: dict[int, int]|None = None     # predicted grey value -> the dataset's
     ready: Path|None = None                   # folder of predictions that are there; None: the model makes them
     model: Checkpoint|None = None             # of the model
+
+    def doubts(self)->list[Verdict]: return [] if self.model else [_UNTOLD] # before any score
 
     def folder(self, run:Path)->Path:
         "Name the folder where the predictions are, or will be."
@@ -174,6 +180,7 @@ class _ClsTables:
     name: str                # of what is scored
     unscored: int = 0        # rows that the option class_map leaves out
     both: list[str] = field(default_factory=list) # patients in validation and test
+    given: bool = False      # by the user, not by a run of the kit
 
     def doubts(self)->Iterator[Verdict]:
         "Judge what is scored, before any score."
@@ -183,6 +190,7 @@ class _ClsTables:
         if self.both: yield Verdict('warning', (
             f'{counted(len(self.both), "patient")} in validation and in test: {", ".join(self.both[:5])}. The '
             'temperature and the thresholds were chosen on them, so what is scored with these is too good'))
+        if self.given: yield _UNTOLD
 
 
 def _table_files(
@@ -211,6 +219,8 @@ def _suggest_names(
     there = sorted({names.get(v, v) for v in table.get('label', [])} - {''})
     lost = [c for c in there if c not in classes]
     if not lost: return ''
+    if bare := ', '.join(f'{c} to score:{c}' for c in lost if c in table): return (
+        f'; the scores of a class are in a column named score:CLASS: rename {bare}')
     low = {c.casefold() for c in lost}
     for k in map(str, table):
         meant = re.fullmatch(r'(?:score|prob|p)\w*?[\W_]+(.+)', k, re.I)
@@ -248,7 +258,7 @@ def load_eval_tables(
     valid, other = (p and pool_predictions(p, cfg.level)[0] for p in (valid, other))
     what = Path(cfg.run).name if cfg.run else files['predictions'].stem
     hashes = {k: hash_file(p) for k, p in files.items()}
-    return _ClsTables(pooled, valid, other, left_out, hashes, what, unscored, both)
+    return _ClsTables(pooled, valid, other, left_out, hashes, what, unscored, both, bool(cfg.predictions))
 
 # %% ../../nbs/tasks/70_evaluate.ipynb #482609f2
 def compare_tables(

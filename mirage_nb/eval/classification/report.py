@@ -55,6 +55,18 @@ def pivot_numbers(
     wide = rows.assign(text=intervals_text(rows)).pivot(index=index, columns=columns, values='text')
     return wide.reindex(index=list(dict.fromkeys(rows[index])), columns=list(dict.fromkeys(rows[columns])))
 
+# %% ../../../nbs/eval/classification/70_report.ipynb #7840e286
+def _by_chance(
+    pred:Predictions
+)->dict[str, float]: # metric of all classes, or its unweighted mean -> value
+    "Compute what a model reaches that knows nothing of the images."
+    y, lacking = pred.y, undefined_classes(pred)
+    share = np.nanmean(y[:, [c not in lacking for c in pred.classes]], 0)
+    held = int((np.nansum(y, 0) > 0).sum())
+    found = {'AUROC': .5, 'AP': share.mean(), 'balanced accuracy': 1/held if pred.single else .5, 'MCC': 0.,
+             "Cohen's kappa": 0.}
+    return {k: float(v) for k, v in (found | ({'accuracy': share.max()} if pred.single else {})).items()}
+
 # %% ../../../nbs/eval/classification/70_report.ipynb #41bd1acc
 @dataclass(frozen=True)
 class ClsScores:
@@ -80,6 +92,7 @@ class ClsScores:
         "Return every metric of all classes together, or averaged by a stated rule."
         rows = self.summary[self.summary.Class.isin((ALL, MACRO, WEIGHTED))]
         out = pivot_numbers(rows, 'metric', 'Class')[[ALL, MACRO, WEIGHTED]].fillna('')
+        out.insert(2, 'chance', [f'{self.chance[k]:.3f}' if k in self.chance else '' for k in out.index])
         return out.rename(columns={ALL: 'all classes'}).rename_axis(index=self.intervals, columns=None)
 
     def class_table(self,
@@ -105,6 +118,9 @@ class ClsScores:
         notes, k = parts.groupby('note', sort=False).Class.agg(list), len(self.pred.classes)
         names = [f'all {k} classes' if 1 < len(c) == k else ', '.join(c) for c in notes]
         return pd.DataFrame({'note': notes.index}, pd.Index(names, name='Class', dtype=object), dtype=object)
+
+    @property
+    def chance(self)->dict[str, float]: return _by_chance(self.pred) # metric, of all classes or their mean -> value
 
     @property
     def undefined(self)->dict[str, str]: return undefined_classes(self.pred)  # class -> why it is in no mean

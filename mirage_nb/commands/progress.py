@@ -6,6 +6,7 @@
 __all__ = ['ENGINE', 'Console']
 
 # %% ../../nbs/commands/10_progress.ipynb #c0a00003
+import ast
 import logging
 import sys
 import threading
@@ -85,13 +86,22 @@ def _heading(
     return first.lstrip('#').strip() if first.startswith(('# ', '## ')) else ''
 
 
+def _unquoted(
+    plain:str # text of a value, as Python writes it
+)->str:
+    "Return a text without the quotation marks that Python puts around it, and other values as they are."
+    try: value = ast.literal_eval(plain)
+    except (ValueError, SyntaxError): return plain
+    return value if isinstance(value, str) else plain
+
+
 def _announced(
     cell:Any # of a notebook, executed
 )->list[str]: # lines
     "List what a cell shows on the terminal too."
     if 'announce' not in cell.metadata.get('tags', []): return []
     texts = [o.get('data', {}).get('text/plain', '') for o in cell.get('outputs', [])]
-    return [line for text in texts for line in text.splitlines()]
+    return [line for text in texts for line in _unquoted(text).splitlines()]
 
 
 @contextmanager

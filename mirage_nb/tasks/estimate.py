@@ -20,6 +20,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..core import counted
 from ..data.bags import VolumeDataset
@@ -50,6 +51,14 @@ def _same_generators()->Iterator[None]:
         finally:
             random.setstate(kept[0])
             np.random.set_state(kept[1])
+
+
+@contextmanager
+def _measuring(
+    what:str # as 'a step'
+)->Iterator[None]:
+    "Say that something is timed, and how long this has taken in the end."
+    with tqdm(desc=f'measuring how long {what} takes', bar_format='{desc}: {elapsed}'): yield
 
 
 # How often a run does something; or, with the same names, the seconds of one.
@@ -387,7 +396,7 @@ def estimate_task(
     if not cfg.epochs or cfg.processes*getattr(cfg, 'nodes', 1) > 1 or getattr(cfg, 'slurm', ''):
         return 'estimate: none, for the training is not done by this process alone'
     settings = pretrain_settings(cfg) if isinstance(task, PretrainTask) else cast(Any, task).fit_settings
-    with _same_generators(): return _estimate(task, settings)
+    with _measuring('a step'), _same_generators(): return _estimate(task, settings)
 
 
 def estimate_training(
@@ -436,7 +445,7 @@ def estimate_explanation(
     x, target = job.found.batch(list(one.row)), job.target(one)
     def predict()->None:
         with torch.no_grad(): model(x)
-    with _same_generators():
+    with _measuring('a map'), _same_generators():
         calls: dict[str, Callable[[], object]] = {k: partial(job.maps_by(k), x, target) for k in job.methods}
         calls[''] = predict
         fastest = _fastest(calls, _time_rounds(calls))

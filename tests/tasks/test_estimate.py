@@ -54,9 +54,10 @@ def test_numbers_of_the_training_stay(home, stage):
     assert estimate_training(task, run) is None, 'it is finished'
 
 
-def test_the_run_compares_it_with_the_time_that_it_took(home):
+def test_the_run_compares_it_with_the_time_that_it_took(home, capsys):
     task, run = started('cls_tune', epochs=200)
     guess = estimate_training(task, run)
+    assert 'measuring how long a step takes' in capsys.readouterr().err, 'nobody knows what it waits for'
     assert '(less, if it stops early)' in repr(guess), 'the recipe has patience'
     assert read_json(run.folder/'run.json')['estimated_seconds'] == pytest.approx(guess.seconds, abs=.06)
     write_json(run.folder/'run.json', {**read_json(run.folder/'run.json'), 'estimated_seconds': 180.2})

@@ -19,7 +19,7 @@ from ..data.files import read_image, unit_range
 from ..eval.agreement import measure_agreement
 from .common import COLOURS, DescribedFigure, blend_classes, draw_legend, panel_grid
 from .prediction import draw_overlay
-from ..measure.etdrs import RADII_MM
+from ..measure.etdrs import LEAST_COVERED, RADII_MM
 from ..measure.places import Places, read_map
 from ..measure.result import Measured
 
@@ -32,9 +32,10 @@ def _draw_sectors(
     m:Measured,
     values:Sequence[float], # nine, NaN: none
     form:str='{:.0f}',
-    colour:str='white'
+    colour:str='white',
+    poor:Sequence[bool]=(False,)*9 # sectors that were hardly covered
 )->None:
-    "Draw the circles of the sectors, and a number in each."
+    "Draw the circles of the sectors, and a number in each; † is hardly covered."
     if m.fovea is None: return
     x, y = m.fovea.x, m.fovea.y
     for r in RADII_MM: ax.add_patch(Circle((x, y), r, fill=False, color=colour, lw=1))
@@ -42,9 +43,9 @@ def _draw_sectors(
     for dx, dy in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
         ax.plot([x + dx*near, x + dx*far], [y + dy*near, y + dy*far], color=colour, lw=1)
     places = [(0, 0), *((r*dx, r*dy) for r in (1., 2.25) for dx, dy in ((0, -1), (side, 0), (0, 1), (-side, 0)))]
-    for v, (px, py) in zip(values, places, strict=True):
-        if v == v: ax.text(x + px, y + py, form.format(v), ha='center', va='center', fontsize=8, color='white',
-                           bbox={'boxstyle': 'round,pad=.15', 'fc': (0, 0, 0, .45), 'ec': 'none'})
+    for v, hardly, (px, py) in zip(values, poor, places, strict=True):
+        if v == v: ax.text(x + px, y + py, form.format(v) + '†'*bool(hardly), ha='center', va='center', fontsize=8,
+                           color='white', bbox={'boxstyle': 'round,pad=.15', 'fc': (0, 0, 0, .45), 'ec': 'none'})
 
 
 def _on_grid(
@@ -67,25 +68,25 @@ def _draw_slo(ax:Any, m:Measured)->bool:
     return True
 
 # %% ../../nbs/figures/65_measure.ipynb #513be299
-def _draw_map(fig:Any, axes:Sequence[Any], m:Measured, limits:tuple[float, float])->None:
+def _draw_map(fig:Any, axes:np.ndarray|Sequence[Any], m:Measured, limits:tuple[float, float])->None:
     "Draw the map of a volume, and the same on its en-face image."
     assert m.thickness
-    t, at = m.thickness.retina, m.places
+    z, at = m.thickness.retina, m.places
     style: dict[str, Any] = {'cmap': _MAP, 'vmin': limits[0], 'vmax': limits[1]}
     if at is None:
-        image = axes[0].imshow(t, aspect='auto', interpolation='nearest', **style)
+        image = axes[0].imshow(z, aspect='auto', interpolation='nearest', **style)
         axes[0].set(xlabel='column', ylabel='B-scan')
     elif at.is_line:
-        axes[0].plot(np.hypot(at.x - at.x[0, 0], at.y - at.y[0, 0])[0], t[0], color=COLOURS[0], lw=1)
+        axes[0].plot(np.hypot(at.x - at.x[0, 0], at.y - at.y[0, 0])[0], z[0], color=COLOURS[0], lw=1)
         axes[0].set(xlabel='mm along the B-scan', ylabel=f'thickness, {m.scan.unit}', ylim=(0, None))
-        image = axes[1].scatter(at.x[0], at.y[0], c=t[0], s=4, zorder=2, **style) if _draw_slo(axes[1], m) else None
+        image = axes[1].scatter(at.x[0], at.y[0], c=z[0], s=4, zorder=2, **style) if _draw_slo(axes[1], m) else None
     else:
-        z, extent = _on_grid(t, at)
+        z, extent = _on_grid(z, at)
         image = axes[0].imshow(z, extent=extent, **style)
         if _draw_slo(axes[-1], m): axes[-1].imshow(z, extent=extent, alpha=.5, **style)
     if m.sectors and at is not None:
-        values = list(m.sectors['retina']['mean'])
-        _draw_sectors(axes[1] if at.is_line else axes[0], m, values)
+        t = m.sectors['retina']
+        _draw_sectors(axes[1] if at.is_line else axes[0], m, list(t['mean']), poor=list(t.covered < LEAST_COVERED))
     if image is not None: fig.colorbar(image, ax=list(axes), shrink=.8, label=f'retina, {m.scan.unit}')
 
 
@@ -98,8 +99,10 @@ def show_thickness(
     known = np.concatenate([m.thickness.retina[~np.isnan(m.thickness.retina)] for m in some if m.thickness])
     low, high = np.percentile(known, [1, 99])
     beside = any(m.scan.slo is not None or (m.places and m.places.is_line) for m in some)
-    fig, axes = panel_grid(len(some), 1 + beside, 3.8, 3.2)
-    for row, m in zip(axes, some, strict=True):
+    cols = 2 if beside or len(some) > 1 else 1
+    fig, axes = panel_grid(len(some) if beside else -(-len(some)//cols), cols, 3.8, 3.2)
+    for ax in axes.flat[len(some)*(1 + beside):]: ax.set_axis_off()
+    for row, m in zip(axes.reshape(-1, 1 + beside), some, strict=False):
         _draw_map(fig, row, m, (float(low), float(high) + 1e-6))
         name = ' '.join(filter(None, (m.scan.name, m.scan.eye, m.scan.visit)))
         row[0].set_title(', '.join(filter(None, (name, m.scan.by))), fontsize=9)

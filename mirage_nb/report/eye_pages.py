@@ -17,7 +17,7 @@ import pandas as pd
 
 from ..figures.measure import show_bscan, show_thickness
 from ..measure.etdrs import LEAST_COVERED
-from ..measure.result import Measured, list_measures, say_measures
+from ..measure.result import Measured, list_measures, say_measures, whose_masks
 from ..storage import write_atomic
 from ..untrusted import flat_name
 
@@ -39,13 +39,18 @@ class _Link(str):
     "HTML of a link, which a table takes as it is."
 
 
+class _Number(str):
+    "Digits of a number."
+
+
 def _html_table(
     head:Sequence[str],
     rows:Sequence[Sequence[Any]] # texts, numbers and links
 )->str:
     "Write a table."
     def cell(v:Any)->str:
-        if isinstance(v, float): return f'<td class="n">{"" if v != v else f"{v:,.4g}"}</td>'
+        if isinstance(v, float): v = _Number('' if v != v else f'{v:,.4g}')
+        if isinstance(v, _Number): return f'<td class="n">{v}</td>'
         return f'<td>{v if isinstance(v, _Link) else html.escape(str(v))}</td>'
     heads = ''.join(f'<th>{html.escape(h)}</th>' for h in head)
     return f'<table><tr>{heads}</tr>{"".join(f"<tr>{chr(32).join(map(cell, r))}</tr>" for r in rows)}</table>'
@@ -59,13 +64,24 @@ def page_of(
     return f'eyes/{by}/{flat_name(name)}.html'
 
 
+def _shown(
+    value:float,
+    unit:str,
+    covered:float # NaN: no sector
+)->tuple[_Number, str, _Number]:
+    "Write a number with its unit, and how much of a sector was covered."
+    digits = '.1f' if unit in ('µm', 'nl') and abs(value) >= 1 else '.0f' if value == value//1 else '.4g'
+    text = '–' if value != value else f'{value:,{digits}}{"†" if covered < LEAST_COVERED else ""}'
+    return _Number(text), unit, _Number('' if covered != covered else f'{covered:.2f}')
+
+
 def write_eye_page(
     m:Measured,
     by:str,     # whose masks
     folder:Path # of the run
 )->Path:
     "Write the page of a volume."
-    parts = [f'<p>{html.escape(say_measures(m))}</p>']
+    parts = [f'<p>{html.escape(f"Measured by {whose_masks(by)}. {say_measures(m)}")}</p>']
     for fig in (show_thickness([m]), show_bscan(m)):
         if fig is None: continue
         fig.dpi = 80
@@ -73,8 +89,10 @@ def write_eye_page(
         parts.append(f'<img src="data:image/png;base64,{data}" alt="{html.escape(fig.description)}">')
     parts += [f'<p>{html.escape(k[0].upper() + k[1:])}.</p>' for k in m.unknown()]
     t = list_measures(m).replace({'unit': {'mm2': 'mm²', 'mm3': 'mm³'}})
-    rows = t[['measure', 'of', 'where', 'value', 'unit', 'covered']].to_numpy().tolist()
+    rows = [[r.measure, r.of, r['where'], *_shown(r.value, r.unit, r.covered)] for _, r in t.iterrows()]
     parts.append(_html_table(['measure', 'of', 'where', 'value', 'unit', 'covered'], rows))
+    if t.covered.lt(LEAST_COVERED).any(): parts.append(
+        f'<p>† The sector was covered to less than {LEAST_COVERED:g}: its mean is poor.</p>')
     parts.append('<p><a href="../../eyes.html">All volumes</a>, <a href="../../report.html">report</a></p>')
     text = _page(' '.join(filter(None, (m.scan.name, m.scan.eye, m.scan.visit))), parts)
     return write_atomic(folder/page_of(m.scan.name, by), lambda p: p.write_text(text, 'utf-8'))

@@ -8,7 +8,7 @@ __all__ = ['plan_measurement', 'measured_label', 'Change', 'compare_visits', 'me
 # %% ../../nbs/tasks/77_measure.ipynb #bff4cc3b
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +28,15 @@ from ..measure.doubts import never_predicted, retina_doubts, say_no_lesion, scal
 from ..measure.etdrs import LEAST_COVERED, measure_sectors
 from ..measure.fovea import Fovea
 from ..measure.places import Places
-from ..measure.result import Measured, list_measures, measure_volume, measured_facts, say_measures
+from mirage_nb.measure.result import (
+    Measured,
+    is_grader,
+    list_measures,
+    measure_volume,
+    measured_facts,
+    say_measures,
+    whose_masks,
+)
 from ..recipes.measure import Measure
 from ..recipes.prediction import Predict
 from ..recipes.settings import override
@@ -82,6 +90,7 @@ class _Measurable:
     unreadable: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=['id', 'fault']))
     prediction: Any = None              # of the masks; None: they are there
     never: Sequence[str] = ()           # lesions that the model never predicts in its test
+    unmarked: dict[str, list[str]] = field(default_factory=dict) # by grader, lesions that he marks in no volume
     model: str = ''                     # hash of the model that predicted masks; '': drawn, or not known
     warned: list[Verdict] = field(default_factory=list) # by the prediction
     reference: Any = None               # folder of a measurement of healthy eyes, or a job that measures them
@@ -107,8 +116,8 @@ class _Measurable:
         return hash_value([_VERSION, source_hash(v), own, self._never(v), self._model(v), first])[:16]
 
     def _never(self, v:VolumeSource)->list[str]:
-        "Name lesions that the model behind a set of masks is blind to."
-        return list(self.never) if v.by in ('predicted', 'model') else []
+        "Name lesions that the model or the grader behind a set of masks does not mark."
+        return list(self.never) if v.by in ('predicted', 'model') else self.unmarked.get(v.by, [])
 
     def _model(self, v:VolumeSource)->str: return self.model if v.by in ('predicted', 'model') else ''
 
@@ -119,6 +128,37 @@ class _Measurable:
         m = measure_volume(scan, self.foveas.get(v.name) or self.settings.numbers('fovea') or None)
         if v in self.drawn: self.held[v.name, v.by] = m
         return m
+
+# %% ../../nbs/tasks/77_measure.ipynb #9f0abbd2
+def _marked(
+    volumes:Iterable[VolumeSource] # of one set of masks
+)->tuple[set[str], set[str]]:      # lesions among the classes, those that are marked
+    "Find which lesions a set of masks marks; reading ends when all were seen."
+    lesions, seen = set[str](), set[str]()
+    for v in volumes:
+        try: scan = v.read()
+        except (ValueError, OSError): continue  # it is told when it is measured
+        if scan.masks is None: continue
+        there = np.flatnonzero(np.bincount(scan.masks.ravel()))
+        lesions |= {c.label for c in scan.of_group('lesion')}
+        seen |= {c.label for c in scan.of_group('lesion') if c.index in there}
+        if lesions == seen: break
+    return lesions, seen
+
+
+def _unmarked(
+    volumes:Sequence[VolumeSource]
+)->dict[str, list[str]]: # by grader; without those who mark all
+    "Name the lesions that a grader marks in no volume, and the first set of masks in some."
+    out = dict[str, list[str]]()
+    for by in dict.fromkeys(v.by for v in volumes if is_grader(v.by)):
+        own = [v for v in volumes if v.by == by]
+        lesions, seen = _marked(own)
+        if lesions == seen: continue
+        names = {v.name for v in own}
+        _, first = _marked(v for v in volumes if v.by == 'drawn' and v.name in names)
+        if lost := sorted((lesions - seen) & first): out[by] = lost
+    return out
 
 # %% ../../nbs/tasks/77_measure.ipynb #8251a6bc
 class _Measurement(_Measurable):
@@ -131,6 +171,7 @@ class _Measurement(_Measurable):
         if self.settings.fovea and len(names := {v.name for v in self.volumes}) > 1: raise ValueError(
             f'fovea= is of one volume, and there are {len(names)}: name one file by images=, or leave fovea out')
         self.kept.clear()  # of an earlier call
+        self.unmarked = _unmarked(self.volumes)
         self.folder, self.drawn = folder, self.shown_volumes()
         for v in tqdm(self.volumes, desc='measuring', unit='volume', delay=3):
             file, key = folder/'measured'/v.by/f'{flat_name(v.name)}.json', self._key(v)
@@ -163,7 +204,7 @@ class _Measurement(_Measurable):
         for v in self.volumes:
             if v.name not in lost: sets.setdefault(v.name, []).append(v)
         each = sorted(sets.values(), key=lambda s: all(v.by != 'model' for v in s))
-        return [v for s in each for v in s if v is s[0] or v.by == 'model'][:self.settings.figures]
+        return [v for s in each for v in s if v is s[0] or s[-1].by == 'model'][:self.settings.figures]
 
     def shown(self)->list[Measured]:
         "Return the volumes that the report draws."
@@ -181,14 +222,15 @@ def _tuned_runs(
 
 
 def _warnings_of(
-    folder:Path # of a prediction
+    folder:Path,          # of a prediction, or of the run of a model
+    of:str='prediction'   # or 'model'
 )->list[Verdict]:
-    "Read what a prediction warns of."
+    "Read what a prediction or the test of a model warns of."
     record = read_json(folder/'result.json') if (folder/'result.json').is_file() else {}
     found = [v for v in record.get('verdicts', []) if v['level'] == 'warning']
     if found and hides_names(): return [Verdict('warning', (
-        f"The prediction has {counted(len(found), 'warning')}, which its own report tells: they may hold names"))]
-    return [Verdict('warning', f"Of the prediction: {v['text']}") for v in found]
+        f"The {of} has {counted(len(found), 'warning')}, which its own report tells: they may hold names"))]
+    return [Verdict('warning', f"Of the {of}: {v['text']}") for v in found]
 
 
 def _model_of(
@@ -214,13 +256,15 @@ def _plan_reference(cfg:Measure)->Path|_Measurement|None:
 
 
 def _once(volumes:Sequence[VolumeSource])->list[VolumeSource]:
-    "Leave copies of a volume out; two volumes of one name are refused."
+    "Leave copies of a volume out, and put those that a model measured first; two volumes of one name are refused."
     found: dict[tuple[str, str], VolumeSource] = {}
     for v in volumes:
         first = found.setdefault((v.name, v.by), v)
         if first is not v and [*map(hash_file, first.files)] != [*map(hash_file, v.files)]: raise ValueError(hide_text(
             f'two volumes are called {v.name}, of {first.files[0]} and of {v.files[0]}: give each a name of its own'))
-    return list(found.values())
+    modelled = {v.name for v in found.values() if v.by == 'model'}
+    order = {name: (name not in modelled, i) for i, (name, _) in enumerate(found)}
+    return sorted(found.values(), key=lambda v: order[v.name])
 
 
 def plan_measurement(
@@ -241,7 +285,8 @@ def _plan(cfg:Measure)->_Measurement:
     if not cfg.images:
         run = open_run(cfg.run).folder if cfg.run else None
         return _Measurement(cfg, dataset_volumes(cfg), never=never_predicted([run] if run else []),
-                            model=hash_file(run/'best.safetensors') if run else '')
+                            model=hash_file(run/'best.safetensors') if run else '',
+                            warned=_warnings_of(run, 'model') if run else [])
     if not cfg.run: return _Measurement(cfg, *scanner_volumes(cfg))
     job = plan_prediction(Predict(images=cfg.images, run=cfg.run, overlay='none',
                                   batch_size=cfg.batch_size, anonymise=cfg.anonymise), [cfg.run])
@@ -340,25 +385,40 @@ def compare_visits(
     return out
 
 # %% ../../nbs/tasks/77_measure.ipynb #04f62d3f
+def _set_pairs(
+    have:Sequence[tuple[str, str]] # volume and whose masks, of all that was measured
+)->list[tuple[str, str, str, list[str]]]: # what is compared, the first set, the second, volumes that both have
+    "Pair sets of masks; graders also in the volumes that a model measured, if these are not all."
+    names: dict[str, list[str]] = {}
+    for volume, by in have: names.setdefault(by, []).append(volume)
+    sets, own, out = list(names), set(names.get('model', [])), list[tuple[str, str, str, list[str]]]()
+    for i, b in enumerate(sets):
+        for a in sets[:i]:
+            both = [v for v in names[a] if v in names[b]]
+            some = [v for v in both if v in own]
+            out.append((f'{b} minus {a}', a, b, both))
+            if b != 'model' and 0 < len(some) < len(both):
+                out.append((f'{b} minus {a} (tested)', a, b, some))
+    return [p for p in out if p[-1]]
+
+
 def measured_pairs(
     job:_Measurement # after its measurements
 )->pd.DataFrame:     # as `eval.agreement` takes it: a row for each volume, or for each B-scan
     "Pair what was measured by two sets of masks."
-    sets = list(dict.fromkeys(k['by'] for k in job.kept))
     kept = {(k['by'], k['facts']['volume']): k for k in job.kept}
+    sets = _set_pairs([(v, by) for by, v in kept])
+    whole = all(len(names) > 2 for *_, names in sets)
     rows: list[dict[str, Any]] = []
-    for i, b in enumerate(sets):
-        for a in sets[:i]:
-            names = [v for by, v in kept if by == a and (b, v) in kept]
-            for v in names:
-                one, two = (kept[s, v]['slices'] for s in (a, b))
-                for layer in [k for k in one if k in two]:
-                    pairs = [p for p in zip(one[layer], two[layer], strict=True) if None not in p]
-                    if len(names) > 2: pairs = [(_mean([x for x, _ in pairs]), _mean([y for _, y in pairs]))]
-                    head = {'between': f'{b} minus {a}', 'of': layer, 'volume': v, 'measure': 'thickness',
-                            'unit': _unit(kept[a, v]),
-                            'patient': kept[a, v]['facts']['patient'], 'each': 'volume' if len(names) > 2 else 'B-scan'}
-                    rows += [{**head, 'first': x, 'second': y} for x, y in pairs]
+    for between, a, b, names in sets:
+        for v in names:
+            one, two = kept[a, v], kept[b, v]
+            for layer in [k for k in one['slices'] if k in two['slices']]:
+                pairs = [p for p in zip(one['slices'][layer], two['slices'][layer], strict=True) if None not in p]
+                if whole: pairs = [(_mean([x for x, _ in pairs]), _mean([y for _, y in pairs]))]
+                head = {'between': between, 'of': layer, 'volume': v, 'measure': 'thickness', 'unit': _unit(one),
+                        'patient': one['facts']['patient'], 'each': 'volume' if whole else 'B-scan'}
+                rows += [{**head, 'first': x, 'second': y} for x, y in pairs]
     return pd.DataFrame(rows).astype({'first': float, 'second': float}) if rows else pd.DataFrame()
 
 
@@ -377,18 +437,33 @@ def sector_errors(
     "Measure by sector how far two sets of masks differ, where both cover it; empty: nowhere."
     t = table[(table.measure == 'thickness') & (table.of == 'retina')
               & (pd.to_numeric(table.covered) >= LEAST_COVERED)]
-    sets, out = list(dict.fromkeys(t.by)), dict[str, pd.Series]()
-    for i, b in enumerate(sets):
-        for a in sets[:i]:
-            one, two = (t[t.by == s].set_index(['volume', 'where']).value.astype(float) for s in (a, b))
-            each = (two - one).dropna().groupby(level='where', sort=False)
-            if not len(each): continue
-            signed, size = each.mean(), each.agg(lambda v: v.abs().mean())
-            out |= {f'{b} minus {a}, {k}': v for k, v in (
-                ('signed', signed), ('absolute', size), ('volumes', each.size()))}
-    return pd.DataFrame(out)
+    out = dict[str, pd.Series]()
+    for between, a, b, names in _set_pairs(list(dict.fromkeys(zip(t.volume, t.by, strict=True)))):
+        one, two = (t[(t.by == s) & t.volume.isin(names)].set_index(['volume', 'where']).value.astype(float)
+                    for s in (a, b))
+        each = (two - one).dropna().groupby(level='where', sort=False)
+        if not len(each): continue
+        signed, size = each.mean(), each.agg(lambda v: v.abs().mean())
+        out |= {f'{between}, {k}': v for k, v in (
+            ('signed', signed), ('absolute', size), ('volumes', each.size()))}
+    return pd.DataFrame(out).reindex(list(dict.fromkeys(t['where']))).dropna(how='all') if out else pd.DataFrame()
 
 # %% ../../nbs/tasks/77_measure.ipynb #255d3024
+def _also(names:Iterable[str])->str:
+    "Name further volumes, six at most."
+    some = list(names)
+    more = f' and {len(some) - 6} more' if len(some) > 6 else ''
+    return f"; also in {', '.join(some[:6])}{more}" if some else ''
+
+
+def _graded_doubts(job:_Measurement)->Iterator[Verdict]:
+    "Say which lesions a grader does not mark at all: 0 would be no measurement."
+    for by, lesions in job.unmarked.items():
+        if lesions: yield Verdict('note', (
+            f"{by[:1].upper()}{by[1:]} marks {' and '.join(lesions)} in no volume: taken as not graded, not as 0; the "
+            'layers of this grader may hold it'))
+
+
 def _doubts(job:_Measurement)->Iterator[Verdict]:
     "Yield what a reader should know before the numbers."
     own = [k for k in job.kept if k['by'] == job.kept[0]['by']]
@@ -399,7 +474,9 @@ def _doubts(job:_Measurement)->Iterator[Verdict]:
     unsure = [k['facts'] for k in own if k['facts']['fovea'] and not k['facts']['fovea']['clear']]
     if unsure: yield Verdict('warning', (
         f"The fovea is uncertain in {len(unsure)} of {counted(len(own), 'volume')}, and all sectors hang on it: "
-        f"{unsure[0]['volume']}, {unsure[0]['fovea']['said']}. Look at the map, and state fovea= if it is elsewhere"))
+        f"{unsure[0]['volume']}, {unsure[0]['fovea']['said']}{_also(f['volume'] for f in unsure[1:])}. "
+        'Look at the map, and state fovea= if it is elsewhere'))
+    yield from _graded_doubts(job)
     if n := len(job.unreadable): yield Verdict(
         'warning', f"{counted(n, 'volume')} could not be measured: {job.unreadable.id.iloc[0]}, "
                    f'{job.unreadable.fault.iloc[0]}')
@@ -418,25 +495,53 @@ def _doubts(job:_Measurement)->Iterator[Verdict]:
     if placed: yield Verdict('note', f"A-scans are placed by {'; or by '.join(placed)}")
 
 
-def _whose(by:str)->str:
-    return {'drawn': 'drawn masks', 'predicted': 'predicted masks', 'file': 'what their files hold',
-            'model': 'the model'}.get(by, by)
-
-
 def _other_sets(kept:Sequence[Mapping[str, Any]])->list[str]:
     "Say by which other sets of masks volumes were measured."
     counts = Counter(k['by'] for k in kept)
-    other = [f"{counted(n, 'volume')} by {_whose(by)}" for by, n in list(counts.items())[1:]]
+    other = [f"{counted(n, 'volume')} by {whose_masks(by)}" for by, n in list(counts.items())[1:]]
     return [f"Beside them: {', '.join(other)}"] if other else []
 
 
 def _said_lines(job:_Measurement)->list[str]:
     "Say what was measured of the volumes that the report draws, and by whose masks if there are several sets."
     several, said = len({k['by'] for k in job.kept}) > 1, {(k['facts']['volume'], k['by']): k['said'] for k in job.kept}
-    return [f'By {_whose(v.by)}, {said[v.name, v.by]}' if several else said[v.name, v.by]
+    return [f'By {whose_masks(v.by)}, {said[v.name, v.by]}' if several else said[v.name, v.by]
             for v in job.shown_volumes()[:6] if (v.name, v.by) in said]
 
 # %% ../../nbs/tasks/77_measure.ipynb #76388a55
+def _retina_means(
+    kept:Sequence[Mapping[str, Any]],
+    where:str # 'central' or 'all A-scans'
+)->dict[tuple[str, str], tuple[float, str]]: # volume, whose masks -> thickness, unit; poor means are left out
+    "Read the thickness of the retina in each volume by each set of masks."
+    return {(k['facts']['volume'], k['by']): (r['value'], r['unit']) for k in kept for r in k['rows']
+            if (r['of'], r['where'], r['measure']) == ('retina', where, 'thickness') and r['value'] is not None
+            and not (r['covered'] is not None and r['covered'] < LEAST_COVERED)}
+
+
+def _plus(v:float)->str: return f'{round(v) + 0:+d}'
+
+
+def _beside_model(job:_Measurement)->list[str]: # one line; none where no model is beside masks
+    "Say what a model measured, beside the other masks of the same volumes."
+    sets = [by for by in dict.fromkeys(k['by'] for k in job.kept) if by != 'model']
+    names = [k['facts']['volume'] for k in job.kept if k['by'] == 'model']
+    for where, said in (('central', 'central subfield'), ('all A-scans', 'mean thickness of the retina')):
+        found = _retina_means(job.kept, where)
+        full = [v for v in names if all((v, by) in found for by in ('model', *sets))]
+        if not full or not sets: continue
+        unit, values = found[full[0], 'model'][1], {by: [found[v, by][0] for v in full] for by in ('model', *sets)}
+        own = values['model']
+        if len(full) == 1: return [f'{full[0]} measured by the model: {said} {own[0]:.0f} {unit}; ' + ', '.join(
+            f'by {whose_masks(by)} {values[by][0]:.0f} {unit}' for by in sets)]
+        gaps = {by: np.subtract(own, values[by]) for by in sets}
+        head = f"{counted(len(full), 'volume')} measured by the model: {said} {min(own):.0f} to {max(own):.0f} {unit}"
+        return [f'{head}; '
+                + ', '.join(f'against {whose_masks(by)} {_plus(d.mean())} on average ({_plus(d.min())} to '
+                            f'{_plus(d.max())})' for by, d in gaps.items())]
+    return []
+
+
 def measured_result(
     job:_Measurement,          # after its measurements
     changes:Sequence[Change]=(),
@@ -444,11 +549,12 @@ def measured_result(
 )->dict[str, Any]:             # for `finish_run`
     "Sum measurements up: headline, verdicts, numbers."
     own = [k for k in job.kept if k['by'] == job.kept[0]['by']]
-    head = f"{counted(len(own), 'volume')} measured by {_whose(own[0]['by'])}"
+    head = f"{counted(len(own), 'volume')} measured by {whose_masks(own[0]['by'])}"
     central = [r['value'] for k in own for r in k['rows'] if (r['of'], r['where'], r['measure']) == (
         'retina', 'central', 'thickness') and r['value'] is not None and r['covered'] >= LEAST_COVERED]
     if len(job.kept) == 1: lines = [own[0]['said']]
-    else: lines = [head + (f': central subfield {min(central):.0f} to {max(central):.0f} µm' if central else ''),
+    else: lines = [*_beside_model(job),
+                   head + (f': central subfield {min(central):.0f} to {max(central):.0f} µm' if central else ''),
                    *_other_sets(job.kept), *_said_lines(job)]
     for c in changes[:6]:
         d = c.table.change.iloc[0]

@@ -97,6 +97,27 @@ def test_without_rpe_there_is_no_retina(eyes, tmp_path):
     assert len(said['central_um']) == 3
 
 
+def test_lesions_that_a_grader_never_marks_are_not_zero(eyes, tmp_path, monkeypatch):
+    "The second grader has drawn layers alone, as that of Duke_DME: not measurable, said, and kept as it is"
+    from PIL import Image
+    infos = json.loads((eyes/'INFO.json').read_text()).values()
+    fluid = [c['value'] for c in infos if c['label'] in ('IRF', 'SRF')]
+    shutil.copytree(eyes/'semseg', eyes/'semseg_grader2')
+    for p in (eyes/'semseg_grader2').rglob('*.png'):
+        x = np.array(Image.open(p))
+        Image.fromarray(np.where(np.isin(x, fluid), 0, x).astype(np.uint8)).save(p)
+    job = plan_measurement(Measure())
+    table, found = job.measure(tmp_path/'run'), job.unmarked
+    assert set(found) == {'grader2'} and 'IRF' in found['grader2']
+    irf = table[(table.of == 'IRF') & (table.measure == 'volume')]
+    assert irf[irf.by == 'grader2'].value.isna().all() and irf[irf.by == 'drawn'].value.notna().all()
+    assert [v for v in measured_result(job)['verdicts'] if v['text'].startswith('Grader2 marks IRF')]
+    page = next((tmp_path/'run'/'eyes'/'grader2').iterdir()).read_text()
+    assert 'Measured by grader2.' in page and 'which grader2 marks in no volume' in page
+    monkeypatch.setattr('mirage_nb.tasks.measure.measure_volume', lambda *_: pytest.fail('measured twice'))
+    assert plan_measurement(Measure(figures=1)).measure(tmp_path/'run').equals(table)
+
+
 def test_slices_without_a_model_are_told_the_way(eyes):
     with pytest.raises(ValueError, match='slices as P001_OD_07.png are measured with run='):
         plan_measurement(Measure(dataset='', images=str(eyes/'bscan')))

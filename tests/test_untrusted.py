@@ -85,6 +85,8 @@ def test_braces_hold_columns_alone(form, tmp_path):
 def test_braces_read_no_attribute(tmp_path):
     with pytest.raises(ValueError, match=r"names a column 'id.__class__' that is not there; there are id, f"):
         table_rows(manifest(tmp_path/'D', labels('{id.__class__}.png')))
+    with pytest.raises(ValueError, match=r"names a column 'idd' .*; there are id, f.*\. Did you mean 'id'\?"):
+        table_rows(manifest(tmp_path/'E', labels('{idd}.png')))
 
 
 def test_a_pattern_without_end_is_given_up(tmp_path):

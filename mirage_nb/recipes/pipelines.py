@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core import resource_dir, runs_dir, unknown
+from ..core import did_you_mean, resource_dir, runs_dir, unknown
 from .cells import read_cells, values_in
 
 # %% ../../nbs/recipes/60_pipelines.ipynb #60a00006
@@ -108,6 +108,6 @@ def explain_no_run(
     small = _SMALL.get(stage, {})
     less = f", or in less time {run_command(stage, {'dataset': dataset, **small})}" if small else ''
     tuned = sorted({p.parents[1].name for k in _SMALL for p in (runs_dir()/k).glob('*/*/result.json')})
-    near = unknown('', name, tuned) if (name := Path(dataset).name) not in tuned else ''
+    near = did_you_mean(name, tuned) if (name := Path(dataset).name) not in tuned else ''
     return f'no finished run on {dataset} in {runs_dir()/stage}.{near} Make one: {make}{less}'
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from ..anonymised import hide_paths, hide_table, show_settings
 from ..anonymity import hide_text
-from ..core import runs_dir, unknown
+from ..core import did_you_mean, runs_dir, unknown
 from ..eval.classification.predictions import read_predictions
 from ..eval.method_scores import MethodResult, SegResult, cls_result
 from ..records import dataset_name
@@ -286,9 +286,9 @@ def _table_result(
     name = dataset or (own[0] if len(own) == 1 and own[0] else 'the test')
     if any(str(c).startswith('score:') for c in head):
         return cls_result(read_predictions(file), method, name, 0, file.name)
-    if not {'ID', 'Class'} <= set(head): raise ValueError(
+    if lost := [c for c in ('ID', 'Class') if c not in head]: raise ValueError(
         f'tables: {file} has neither score:CLASS columns (predictions) nor ID and Class (scores of volumes); it has '
-        f'{", ".join(map(str, head.columns))}')
+        f'{", ".join(map(str, head.columns))}.{"".join(did_you_mean(c, head.columns) for c in lost)}')
     text = head.reindex(columns=['ID', 'patient', 'Class', 'group']).fillna('')
     values = head[[c for c in head if c not in _TEXT]].apply(pd.to_numeric, errors='coerce').dropna(axis=1, how='all')
     volumes = hide_table(pd.concat([text, values], axis=1))

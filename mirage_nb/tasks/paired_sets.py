@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..anonymised import hide_ids
-from ..core import log
+from ..core import did_you_mean, log
 from ..data.faults import Fault, refuse, scan_faults
 from ..data.manifest import SPLITS, ClassInfo, Manifest, classes_of, dataset_dir, read_manifest
 from ..data.opened import can_be_left_out
@@ -103,7 +103,8 @@ def _probe_labels(
     if not file.is_file(): return None
     t = open_table(file)
     if lacks := [k for k in ('id', 'label') if k not in t]:
-        log.warning('%s: no probe, for it has no column %s; it has %s', file, lacks[0], ', '.join(t.columns))
+        log.warning('%s: no probe, for it has no column %s; it has %s.%s', file, lacks[0], ', '.join(t.columns),
+                    did_you_mean(lacks[0], t.columns))
         return None
     group = t[next(k for k in ('volume', 'id') if k in t)].replace('', np.nan).fillna(t.id)
     label = t.label.str.strip()

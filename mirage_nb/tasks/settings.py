@@ -17,7 +17,7 @@ import torch
 
 from ..anonymised import hide_paths
 from ..anonymity import hide_names, hides_names
-from ..core import data_dir, unknown
+from ..core import data_dir, did_you_mean, unknown
 from ..data.input_spec import InputSpec
 from ..data.manifest import Manifest, classes_of, dataset_dir, label_facts, read_manifest
 from ..data.normalization import find_norm
@@ -252,7 +252,7 @@ def _near_file(
     "Ask whether another name in the same folder was meant."
     if hides_names() or not (path.parent.is_dir() and os.access(path.parent, os.R_OK | os.X_OK)): return ''
     beside = (p.name for p in islice(path.parent.iterdir(), _MOST_BESIDE) if p.name[0] != '.')
-    near = unknown('', path.name, sorted(beside))
+    near = did_you_mean(path.name, sorted(beside))
     return near and f'.{near}'
 
 

@@ -16,7 +16,7 @@ from mirage_nb.recipes.comparison import Compare
 from mirage_nb.records import finish_run, start_run
 from mirage_nb.spreadsheets import save_table
 from mirage_nb.storage import read_json, write_json
-from mirage_nb.tasks.collect import _draw_predictions, find_runs, read_runs
+from mirage_nb.tasks.collect import _draw_predictions, _table_result, find_runs, read_runs
 from mirage_nb.tasks.compare import comparison_result, paper_tables, plan_comparison
 
 PLAIN = {'dataset': 'Eyes', 'model': 'tiny', 'lr': .1, 'workers': 0}
@@ -155,6 +155,12 @@ def test_runs_that_by_does_not_tell_apart_are_refused(home):
     with pytest.raises(ValueError, match='compare one kind at a time'): read_runs(folders)
     with pytest.raises(ValueError, match='runs: none can be compared: u is not finished'):
         find_runs([str(make_cls(home, 'u', finished=False))])
+
+
+def test_a_misspelt_column_of_scores_is_named(tmp_path):
+    save_table(pd.DataFrame({'ID': ['a'], 'Clas': ['RNFL'], 'Dice': [.5]}), tmp_path/'scores.csv')
+    with pytest.raises(ValueError, match="it has ID, Clas, Dice. Did you mean 'Clas'"):
+        _table_result(tmp_path/'scores.csv', 'mine', 'Eyes')
 
 
 def test_undefined_values_and_single_seeds_stand_beneath(home):

@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ...core import did_you_mean
 from ...data.classification import ClsDataset
 from ...data.input_spec import InputSpec
 from .metrics import compute_metrics, count_table
@@ -90,7 +91,8 @@ def _complete_table(
 )->pd.DataFrame:
     "Give a table of images every column that a prediction needs."
     if lost := [c for c in ('id', 'image') if c not in table]: raise ValueError(
-        f'the table of images lacks {" and ".join(lost)}; it has {", ".join(map(str, table.columns))}')
+        f'the table of images lacks {" and ".join(lost)}; it has {", ".join(map(str, table.columns))}.'
+        f'{"".join(did_you_mean(c, table.columns) for c in lost)}')
     out = table.reset_index(drop=True)
     out = out.assign(**{c: '' for c in ('patient', 'eye', 'split') if c not in out})
     return out if 'sha256' in out else out.assign(sha256=[hash_file(p) for p in out.image])

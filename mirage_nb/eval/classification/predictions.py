@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ...anonymised import hide_table
-from ...core import counted, unknown
+from ...core import counted, did_you_mean, unknown
 from ...spreadsheets import as_binary, open_table
 from ...storage import absolute_path
 
@@ -92,6 +92,29 @@ def _plain_numbers(
     return texts.where(texts != '')
 
 # %% ../../../nbs/eval/classification/10_predictions.ipynb #82389ba5
+_OWN = 'id', 'patient', 'eye', 'split', 'label', 'dataset', 'sha256', 'slices', 'slice', 'weight', 'images', 'volume'
+
+
+def _near_columns(
+    table:pd.DataFrame,
+    lost:Sequence[str], # columns that it lacks
+    alike:float=.5      # least similarity, from 0 to 1
+)->str:                 # as " Did you mean 'pateint'?"
+    "Ask whether columns that nothing reads were meant by those that are missing."
+    rest = [c for c in map(str, table.columns) if c not in _OWN and ':' not in c]
+    return ''.join(did_you_mean(c.split(' ')[0], rest, alike) for c in lost)
+
+
+def _warn_of_unread(
+    table:pd.DataFrame,
+    file:str            # for the message
+)->None:
+    "Warn of a column that nothing reads, whose name is nearly that of one that may be left out."
+    for c in ('eye', 'split'):
+        near = '' if c in table else _near_columns(table, [c], .75)
+        if near: warnings.warn(f'{file} has no column {c}, which may be left out.{near}', stacklevel=3)
+
+
 def _check_columns(
     table:pd.DataFrame,
     file:str            # for the message
@@ -103,7 +126,8 @@ def _check_columns(
     if not labels and 'label' not in table: lost.append('label (or label:CLASS for several labels per image)')
     if not classes: lost.append('score:CLASS, one per class')
     if lost: raise ValueError(f'{file} lacks the column{"s" if len(lost) > 1 else ""} {", ".join(lost)}; it has '
-                              f'{", ".join(map(str, table.columns))}. `patient` may be empty where it is not known')
+                              f'{", ".join(map(str, table.columns))}.{_near_columns(table, lost)} `patient` may be '
+                              'empty where it is not known')
     if labels and 'label' in table:
         raise ValueError(f'{file} has `label` and label:{labels[0]}; the truth is either one label or several')
     for kind in ('label', 'logit'):
@@ -248,6 +272,7 @@ def check_predictions(
 )->Predictions:
     "Check a table of predictions."
     classes, single = _check_columns(table, file)
+    _warn_of_unread(table, file)
     table = _text_columns(table, file)
     y, p = _read_truth(table, classes, single, file), _read_scores(table, classes, single, file)
     z = _to_logits(p, single)

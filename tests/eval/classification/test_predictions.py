@@ -24,6 +24,8 @@ def cell(row, column, value): return lambda t: t.astype({column: object}).assign
 BAD = {  # what is wrong: how, what is said
     'no rows': (lambda t: t[:0], 'has no rows; one row per image is needed'),
     'no patient': (lambda t: t.drop(columns='patient'), 'lacks the column patient; it has id, eye, split, label'),
+    'patient misspelt': (lambda t: t.rename(columns={'patient': 'pateint'}), "score:DME, logit:NORMAL, logit:AMD, "
+                                                                    "logit:DME. Did you mean 'pateint'? `patient`"),
     'no label, no id': (lambda t: t.drop(columns=['id', 'label']), 'lacks the columns id, label (or label:CLASS'),
     'no scores': (lambda t: t[['id', 'patient', 'label']], 'lacks the column score:CLASS, one per class'),
     'one score': (lambda t: t[['id', 'patient', 'label', 'score:AMD']], 'has a score for AMD only'),
@@ -54,6 +56,16 @@ def test_bad_table_is_refused(what, tmp_path):
     assert str(file) in str(e.value) and said in str(e.value), e.value
     if what in ('label unknown', 'NaN score', 'text score', 'score of 2', 'sum', 'logit of something else'):
         assert f"id '{_example_predictions().id[3]}'" in str(e.value)
+
+
+def test_a_misspelt_column_that_may_be_left_out_is_warned_of():
+    "Rows of all splits would be scored together"
+    t = _example_predictions()
+    with pytest.warns(UserWarning, match="no column split, which may be left out. Did you mean 'spilt'"):
+        check_predictions(t.rename(columns={'split': 'spilt'}))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        check_predictions(t.drop(columns='split').assign(site='A', age=70))
 
 
 def test_image_in_two_splits_and_files_that_are_no_tables(tmp_path):

@@ -192,6 +192,17 @@ def test_parameter(fails, parameters, pieces):
     fails((TypeError, KeyError, ValueError), *pieces, **{**TINY, **parameters})
 
 
+@pytest.mark.parametrize(('stage', 'wrong'), [
+    ('seg_tune', {'checkpointing': 'maybe'}), ('seg_tune', {'head': 'convnet'}), ('seg_tune', {'recipe': 'seg_smal'}),
+    ('cls_tune', {'tune': 'prob'}), ('few_shot', {'protocol': 'pools'}), ('pretrain_mae', {'mask': 2}),
+    ('measure', {'anonymise': 'perhaps'}), ('explain', {'shown': 99})])
+def test_parameters_are_checked_before_phantoms_are_drawn(stage, wrong, tmp_path, monkeypatch):
+    monkeypatch.setenv('MIRAGE_DATA', str(tmp_path))
+    values = parameter_values(runs.find_notebook(stage))
+    with pytest.raises((TypeError, KeyError, ValueError)): tasks_settings.check_parameters(stage, {**values, **wrong})
+    assert not list(tmp_path.iterdir())
+
+
 # ------------------------------------------------------------------ advice
 
 def advised_options(tree):

@@ -13,6 +13,11 @@ LONG = [  # files that take longest, in the order in which they start, so that t
 
 def pytest_addoption(parser):
     parser.addoption('--long', action='store_true', help='also the tests that take more than a minute each')
+    parser.addoption('--gpu', action='store_true', help='leave the GPUs of this machine to the tests, as test_gpu.py')
+
+
+def pytest_configure(config):
+    if not config.getoption('--gpu'): os.environ['CUDA_VISIBLE_DEVICES'] = ''  # numbers are those of a processor
 
 
 def pytest_collection_modifyitems(config, items):

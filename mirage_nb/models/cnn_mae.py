@@ -68,7 +68,7 @@ class CnnMAE(nn.Module):
         if mask is not None: noise, keep = check_mask(mask, b, rows*cols)
         else: keep = count_visible(rows*cols, self.mask_ratio if mask_ratio is None else mask_ratio)
         if noise is None: noise = draw_noise(None if keys is None else keys.tolist(), b, rows*cols)
-        hidden = order_patches(noise, keep)[1].to(image.device)
+        hidden = order_patches(noise.to(image.device, non_blocking=True), keep)[1]
         return Reconstruction(self.model(_hide_patches(image, hidden, self.patch)), hidden)
 
     def encoder_state(self)->dict[str, Tensor]: # by torchvision's names

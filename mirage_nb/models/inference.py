@@ -6,7 +6,7 @@
 __all__ = ['restore_range', 'InferenceModel']
 
 # %% ../../nbs/models/80_inference.ipynb #b6cc770f
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -162,6 +162,35 @@ def _explain_compiling()->Iterator[None]:
             'compile=True needs a C++ compiler that works (g++, or what CXX names), and there is none here: install '
             'one (on Debian g++, with conda gxx), or leave compile out') from e
 
+# %% ../../nbs/models/80_inference.ipynb #fa90fb65
+class _RepeatedCall:
+    "Read batches on a GPU; those of the same shapes by a CUDA graph, from the third on."
+    def __init__(self, read:Callable[[Mapping[str, Tensor]], Encoded]): # without a wait for the GPU
+        self.read, self.seen = read, list[dict[str, torch.Size]]()
+        self.graph:Any = None             # recorded, or None
+        self.given:dict[str, Tensor] = {} # what it reads
+        self.found:Encoded|None = None    # what it writes, again and again
+
+    def __call__(self, batch:Mapping[str, Tensor])->Encoded:
+        shapes = {k: v.shape for k, v in batch.items()}
+        self.seen = [*self.seen, shapes][-3:]
+        if self.graph is None and self.seen == [shapes]*3: self._record(batch)
+        if self.found is None or shapes != {k: v.shape for k, v in self.given.items()}: return self.read(batch)
+        for k, v in batch.items(): self.given[k].copy_(v)
+        self.graph.replay()
+        return Encoded(self.found.patches.clone(), self.found.summary.clone(), self.found.grid)
+
+    def _record(self, batch:Mapping[str, Tensor])->None:
+        "Record a call, without casts that autocast keeps: they would be gone when it is repeated."
+        kept, self.graph = torch.is_autocast_cache_enabled(), torch.cuda.CUDAGraph()
+        given = {k: v.clone() for k, v in batch.items()}
+        torch.set_autocast_cache_enabled(False)
+        try:
+            with torch.cuda.graph(self.graph): self.found = self.read(given)
+            self.given = given
+        except RuntimeError as e: log.debug('not recorded as a CUDA graph: %s', e)
+        finally: torch.set_autocast_cache_enabled(kept)
+
 # %% ../../nbs/models/80_inference.ipynb #1fc93d40
 class _HeldModel:
     "Trained model, with the precision that it computes in."
@@ -235,9 +264,10 @@ class _EncodingModel(_HeldModel):
         "Encode images as tokens, in batches."
         if batch_size < 1: raise ValueError(f'batch_size is {batch_size}; it takes 1 or more')
         model, found = self._encoder, list[Encoded]()
+        read = _RepeatedCall(model.read) if self.device.type == 'cuda' and not self._compiled else model.read
         for batch in self._batches(images, batch_size):
             with torch.inference_mode(), autocast(self.device, self.precision), _explain_compiling():
-                found.append(model.read(batch))
+                found.append(read(batch))
         patches, summary = (torch.cat([t.float() for t in part]).clone()  # usable where gradients are kept
                             for part in ([e.patches for e in found], [e.summary for e in found]))
         return Encoded(patches, summary, found[0].grid)

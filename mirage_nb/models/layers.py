@@ -145,6 +145,7 @@ def run_blocks(
         if not -len(chain) <= i < len(chain):
             raise IndexError(f'no block {i} in an encoder of {len(chain)}; the last is -1')
     wanted, kept = {i % len(chain) for i in taps}, {}
+    if scale is not None: scale = scale.to(t.device, non_blocking=True)  # once: a GPU waits at each copy else
     for i, block in enumerate(chain):
         s = None if scale is None else scale[i]
         again = checkpointing and torch.is_grad_enabled()

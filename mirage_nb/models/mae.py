@@ -165,7 +165,7 @@ class MAE(_PatchDecoder):
         if mask is not None: noise, keep = check_mask(mask, b, n)
         else: keep = count_visible(n, self.mask_ratio if mask_ratio is None else mask_ratio)
         if noise is None: noise = draw_noise(None if keys is None else keys.tolist(), b, n)
-        order, hidden = (t.to(image.device) for t in order_patches(noise, keep))
+        order, hidden = order_patches(noise.to(image.device, non_blocking=True), keep)
         share = (self.share if self.training else 1.) if share is None else share
         last = n if share == 1 else keep + max(1, int(share*(n - keep)))
         wanted = slice(0 if all_patches else keep, n if all_patches else last)

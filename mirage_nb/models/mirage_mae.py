@@ -220,7 +220,7 @@ class MultiMAE(_MaskedParts):
         for k in out:
             n = math.prod(cast(_SpatialDecoder, self.output_adapters[k]).grid(grids))
             hidden.setdefault(k, torch.ones(b, n, dtype=torch.bool))
-        return out | extra, {k: m.to(device) for k, m in hidden.items()}
+        return out | extra, {k: m.to(device, non_blocking=True) for k, m in hidden.items()}
 
     def draw_classes(self,
         bscan:Tensor,          # (b, 1, h, w) in [0, 1]

@@ -140,7 +140,7 @@ class _KeyedDropPath(nn.Module):
     )->Tensor:   # the same, 0 or larger for each sample
         if not self.training or not self.rate: return x
         u = torch.rand(len(x)) if self.keys is None else keyed_rand(self.keys, 1, salt=1000 + self.number)[:, 0]
-        keep = ((u >= self.rate)/(1 - self.rate)).to(x)
+        keep = ((u >= self.rate)/(1 - self.rate)).to(x, non_blocking=True)
         return x*keep.view(-1, *[1]*(x.ndim - 1))
 
 

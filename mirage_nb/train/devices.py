@@ -129,6 +129,7 @@ def prefetch(
 def to_device(
     batch:Batch,
     device:torch.device
-)->Batch: # tensors on the device, all else as it is
+)->Batch: # tensors on the device, keys and all else as they are: keys are read on the CPU
     "Bring a batch to a device."
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) and k != 'key' else v
+            for k, v in batch.items()}

@@ -185,7 +185,7 @@ def _gradients(
     micro_batches:Sequence[Batch] # of this process
 )->tuple[dict[str, float], list[str]]: # loss and its parts, the means over all processes; samples of a bad loss, here
     "Compute the gradients of a step's mean loss."
-    a, sums, bad, k = t.accelerator, dict[str, Tensor](), list[str](), len(micro_batches)
+    a, sums, each, k = t.accelerator, dict[str, Tensor](), list[Tensor](), len(micro_batches)
     weights = _part_weights(t, micro_batches)
     for i, batch in enumerate(micro_batches):
         last, sharded = i == k - 1, is_sharded(t.model)
@@ -193,13 +193,14 @@ def _gradients(
         with nullcontext() if last or sharded else a.no_sync(t.model):
             parts = _loss_parts(t.step(t.model, batch), weights[i], 1/k)
             for name, v in parts.items(): sums[name] = sums.get(name, torch.zeros_like(v)) + v.detach()
-            if not torch.isfinite(parts['loss']): bad += batch['id']
+            each.append(parts['loss'].detach())
             a.backward(parts['loss'])  # of a bad loss too: other processes wait for their share of the gradient
     late = a.is_main_process and time.monotonic() - t.saved > t.settings.save_every
-    told = torch.stack([*(v.float() for v in sums.values()), torch.tensor(float(late), device=a.device)])
-    *values, t_late = (a.reduce(told, 'mean') if a.num_processes > 1 else told).tolist()
-    t.due = t_late > 0
-    return dict(zip(sums, values, strict=True)), bad
+    told = torch.stack([*(v.float() for v in sums.values()), torch.full((), float(late), device=a.device)])
+    *values, t_late = (a.reduce(told, 'mean') if a.num_processes > 1 else told).tolist()  # the one wait for a GPU
+    t.due, total = t_late > 0, dict(zip(sums, values, strict=True))
+    if isfinite(total['loss']): return total, []
+    return total, [i for b, v in zip(micro_batches, each, strict=True) if not torch.isfinite(v) for i in b['id']]
 
 
 def _stop_at_nan(

@@ -36,6 +36,19 @@ def retina_doubts(
 PLAUSIBLE_UM = 120., 700.  # mean thickness of the retina in a volume
 
 
+def _thin_sectors(
+    kept:_Kept # volumes: facts, rows
+)->Iterator[Verdict]:
+    "Say in which sectors no retina can be as thin as it was measured."
+    thin = [(r['value'], f"{r['where']} of {k['facts']['volume']}") for k in kept for r in k['rows']
+            if (r['measure'], r['of'], r['unit']) == ('thickness', 'retina', 'µm') and r['where'] != 'all A-scans'
+            and r['value'] is not None and r['value'] < PLAUSIBLE_UM[0]]
+    if not thin: return
+    value, where = min(thin)
+    yield Verdict('warning', f"The retina is thinner than {PLAUSIBLE_UM[0]:g} µm in {counted(len(thin), 'sector')}, "
+                             f'least in {where}, {value:.0f} µm: no retina is, so look at the masks')
+
+
 def scale_doubts(
     kept:_Kept # volumes: facts, rows
 )->Iterator[Verdict]:
@@ -52,6 +65,7 @@ def scale_doubts(
         if means and not PLAUSIBLE_UM[0] <= means[0] <= PLAUSIBLE_UM[1]: yield Verdict('warning', (
             f"{k['facts']['volume']}: the mean thickness of the retina is {means[0]:.0f} µm, and a retina has "
             f'{PLAUSIBLE_UM[0]:g} to {PLAUSIBLE_UM[1]:g} µm: check the scale and the masks'))
+    yield from _thin_sectors(kept)
 
 # %% ../../nbs/measure/92_doubts.ipynb #278b0abe
 def sector_doubts(

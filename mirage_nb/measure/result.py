@@ -189,18 +189,21 @@ def measured_facts(
 _WHOSE = 'volume', 'patient', 'eye', 'visit'
 
 # %% ../../nbs/measure/80_result.ipynb #6b260178
-def _hardly(m:Measured)->str:
-    "Say that the central subfield was hardly covered; empty: it was."
-    if m.places and m.places.is_line: return ' along its line'
+def _say_central(m:Measured)->str:
+    "Say how thick the central subfield is, and of which part of it if not of all; empty: not known."
+    if m.central != m.central: return ''
+    said = f'central subfield {m.central:.0f} {m.scan.unit}'
+    if m.places and m.places.is_line: return f'{said} along its line'
     covered = float(m.sectors['retina'].covered.iloc[0])
-    return f' (of {100*covered:.0f} % of its area)' if covered < LEAST_COVERED else ''
+    if covered < .5: return f'central subfield not measured, as {100*covered:.0f} % of its area have a thickness'
+    return said + (f' (of {100*covered:.0f} % of its area)' if covered < LEAST_COVERED else '')
 
 
 def say_measures(
     m:Measured
 )->str:
     "Say in a sentence what was measured of a volume."
-    parts = [f'central subfield {m.central:.0f} {m.scan.unit}{_hardly(m)}'] if m.central == m.central else []
+    parts = [said] if (said := _say_central(m)) else []
     if not parts and m.thickness and not np.isnan(m.thickness.retina).all():
         parts = [f'mean thickness of the retina {np.nanmean(m.thickness.retina):.0f} {m.scan.unit}']
     if m.thickness and m.thickness.lost: parts = [f"no thickness of the retina, as {' and '.join(m.thickness.lost)} "

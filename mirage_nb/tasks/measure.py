@@ -22,6 +22,7 @@ from ..anonymity import hide_text, hides_names
 from ..core import counted
 from ..data.scanners.pseudonyms import PATIENT_PATTERNS
 from ..data.scanners.reading import scanner_kind
+from ..eval.prediction_summary import run_warnings
 from ..eval.verdicts import Verdict, list_verdicts
 from ..measure.change import Shift, common_lesions, register_visits, shift_places
 from ..measure.doubts import never_predicted, retina_doubts, say_no_lesion, scale_doubts, sector_doubts
@@ -222,15 +223,17 @@ def _tuned_runs(
 
 
 def _warnings_of(
-    folder:Path,          # of a prediction, or of the run of a model
-    of:str='prediction'   # or 'model'
+    folder:Path,        # of a prediction, or of the run of a model
+    tested:bool=False   # it is the run of a model
 )->list[Verdict]:
     "Read what a prediction or the test of a model warns of."
     record = read_json(folder/'result.json') if (folder/'result.json').is_file() else {}
     found = [v for v in record.get('verdicts', []) if v['level'] == 'warning']
+    if tested: found = run_warnings({folder.name: found})
     if found and hides_names(): return [Verdict('warning', (
-        f"The {of} has {counted(len(found), 'warning')}, which its own report tells: they may hold names"))]
-    return [Verdict('warning', f"Of the {of}: {v['text']}") for v in found]
+        f"The {'model' if tested else 'prediction'} has {counted(len(found), 'warning')}, which its own report tells: "
+        'they may hold names'))]
+    return [Verdict('warning', v['text'] if tested else f"Of the prediction: {v['text']}") for v in found]
 
 
 def _model_of(
@@ -286,7 +289,7 @@ def _plan(cfg:Measure)->_Measurement:
         run = open_run(cfg.run).folder if cfg.run else None
         return _Measurement(cfg, dataset_volumes(cfg), never=never_predicted([run] if run else []),
                             model=hash_file(run/'best.safetensors') if run else '',
-                            warned=_warnings_of(run, 'model') if run else [])
+                            warned=_warnings_of(run, tested=True) if run else [])
     if not cfg.run: return _Measurement(cfg, *scanner_volumes(cfg))
     job = plan_prediction(Predict(images=cfg.images, run=cfg.run, overlay='none',
                                   batch_size=cfg.batch_size, anonymise=cfg.anonymise), [cfg.run])

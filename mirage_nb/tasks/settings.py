@@ -386,10 +386,11 @@ def _measure_settings(
     cfg = override(Measure(), **params)
     faults = _missing_file('images', cfg.images) if cfg.images else []
     if cfg.run: faults += _trial(lambda: open_run(cfg.run))
-    if not cfg.images: faults += _trial(lambda: dataset_dir(read_dataset(cfg.dataset, 'segmentation')))
+    given = bool(cfg.images or cfg.predictions)  # in place of the default dataset
+    if not given: faults += _trial(lambda: dataset_dir(read_dataset(cfg.dataset, 'segmentation')))
     if len(faults) == 1: raise faults[0]
     if faults: raise ValueError('\n'.join(str(e.args[0]) for e in faults))
-    return (replace(cfg, dataset=''), None) if cfg.images else (cfg, None)
+    return (replace(cfg, dataset='') if given else cfg), None
 
 
 def _seeds_settings(

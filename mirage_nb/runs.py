@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
@@ -105,6 +106,18 @@ def _named_run(
     return _choose_run(best, f'the best of the {len(runs)} seeds named by run=, by validation')
 
 
+def _make_short_run(
+    stage:str # 'seg_tune' or 'cls_tune'
+)->ChosenRun:
+    "Train a short model on phantoms, and say so before."
+    epochs, size = (_SHORT[stage][k] for k in ('epochs', 'size'))
+    warnings.warn(
+        f'there is no finished {stage} on Phantom_OCT, so a short model is trained first, which takes about a minute: '
+        f'{epochs} epochs on phantoms of {size} x {size} pixels. It shows how this works, and its answers mean '
+        'nothing. tuned_on=DATASET or run=FOLDER takes another', stacklevel=3)
+    return _choose_run(run_notebook(stage, _SHORT[stage], quiet=True), 'a short one, made as there was none')
+
+
 def tuned_run(
     folder:str|Path|None, # of a finished run; None: the best by validation
     dataset:str,          # that it must be fine-tuned on, if no folder is given
@@ -124,7 +137,7 @@ def tuned_run(
         alike = f', {n} of which differ only in the seed' if (n := len(seed_folders(best))) > 1 else ''
         return _choose_run(best, f'{why} on {on}{alike}{others}')
     if dataset != 'Phantom_OCT': raise FileNotFoundError(explain_no_run(stage, dataset))
-    return _choose_run(run_notebook(stage, _SHORT[stage], quiet=True), 'a short one, made as there was none')
+    return _make_short_run(stage)
 
 # %% ../nbs/20_runs.ipynb #f78edfb8
 @contextmanager

@@ -41,7 +41,7 @@ from ..recipes.explain import Explain
 from ..records import Run, dataset_name, finished_runs
 from ..spreadsheets import save_table
 from ..storage import absolute_path, write_atomic
-from .ensemble import Member, synthetic_doubt
+from .ensemble import Member, short_doubt, synthetic_doubt
 from mirage_nb.tasks.explained_images import (
     ExplainedSet,
     choose_scored,
@@ -413,7 +413,7 @@ def sum_up_explanation(
     lost = int((job.given.fault != '').sum())
     meaning = [_GAIN] if job.ranks is not None and (job.ranks.score == 'gain').any() else []
     summary = [_headline(job), *meaning, _explained_words(job, model), *facts]
-    judged = [*synthetic_doubt([job.member], job.settings.images or ''), *judged]
+    judged = [*short_doubt(job.member.run.settings), *synthetic_doubt([job.member], job.settings.images or ''), *judged]
     return {'summary': summary, 'verdicts': list_verdicts(judged),
             'task': job.member.task, 'methods': job.methods, 'unreadable': lost, 'images': len(job.shown)}
 

@@ -45,7 +45,7 @@ from ..records import Run, dataset_name, finished_runs
 from ..sealed import noted, read_noted
 from ..spreadsheets import save_table
 from ..storage import absolute_path, hash_value, read_json, write_atomic
-from .ensemble import Ensemble, ImagePrediction, synthetic_doubt
+from .ensemble import Ensemble, ImagePrediction, short_doubt, synthetic_doubt
 from .label_maps import PlannedMap, map_notes, plan_maps, write_maps
 from .likeness import find_neighbours
 
@@ -237,7 +237,8 @@ def sum_up(
     judged = {m.run.folder.name: read_json(m.run.folder/'result.json').get('verdicts', [])
               for m in job.ensemble.members if (m.run.folder/'result.json').exists()}
     return {'summary': [*summary_lines(rows, len(job.table), first.task, names, runs, unit), *how],
-            'verdicts': [v._asdict() for v in synthetic_doubt(job.ensemble.members, job.settings.images or '')]
+            'verdicts': [v._asdict() for v in (*short_doubt(*(m.run.settings for m in job.ensemble.members)),
+                                               *synthetic_doubt(job.ensemble.members, job.settings.images or ''))]
             + prediction_verdicts(rows, job.unreadable, names, notes, run_warnings(judged), unit),
             'task': first.task,
             'images': len(rows), 'unreadable': len(job.unreadable),

@@ -16,9 +16,10 @@ from mirage_nb.recipes.prediction import Predict
 from mirage_nb.recipes.segmentation import seg_recipe
 from mirage_nb.recipes.settings import override
 from mirage_nb.records import open_run
+from mirage_nb.runs import tuned_run
 from mirage_nb.storage import hash_file, write_json
 from mirage_nb.tasks.classification import ClassificationTask
-from mirage_nb.tasks.ensemble import Ensemble
+from mirage_nb.tasks.ensemble import Ensemble, short_doubt
 from mirage_nb.tasks.predict import plan_prediction, predict, sum_up
 from mirage_nb.tasks.segmentation import SegmentationTask
 from tests.data.scanners.made import SECRETS, WHO, N, write_all
@@ -357,3 +358,11 @@ def test_volumes_name_nobody(tuned, tmp_path, monkeypatch, capfd):
     said = ''.join(capfd.readouterr()) + repr(job.table)
     texts = [said, *map(str, written), *(p.read_bytes().decode('latin-1') for p in written if p.suffix != '.png')]
     assert not [(s, t[:80]) for s in SECRETS for t in texts if s in t.lower()]
+
+
+@pytest.mark.slow
+def test_a_short_model_is_told_of_before_and_after_it_is_trained(home, phantoms):
+    with pytest.warns(UserWarning, match='no finished seg_tune on Phantom_OCT, so a short model is trained first'):
+        made = tuned_run(None, 'Phantom_OCT')
+    told, = short_doubt(made.settings)
+    assert told.level == 'warning' and tuned_run(None, 'Phantom_OCT').folder == made.folder  # and no word more

@@ -351,7 +351,8 @@ def ranking(
 
 # %% ../../nbs/tasks/86_explain.ipynb #86e00004
 _GAIN = ('The gain says how far the model follows a map: how much of its score the most relevant places bring alone, '
-         'minus what is left without them; 0 is chance, and higher is better')
+         'minus what is left without them; 0 is chance, and higher is better, above 1 where a part alone scores higher '
+         'than the whole image')
 
 
 def _headline(

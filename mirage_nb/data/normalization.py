@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..core import IMAGENET_NORM, unknown
+from ..core import unknown
 from .labels import norm_faults
+from ..sources.weights import IMAGENET_NORM
 
 # %% ../../nbs/data/60_normalization.ipynb #3091be7d
 class Norm(NamedTuple):

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import nn
 
-from ..core import IMAGENET_NORM
 from .architecture import build_like
 from .checkpoints import Checkpoint, load_weights, model_kind, read_checkpoint, rebuild_model
 from .encoder import EncoderRecord
@@ -22,7 +21,7 @@ from .pretraining import CNN_MAES, MAES, pretrain_model
 from .tensors import infer_architecture
 from .timm_encoder import PREFIX
 from .zoo import ENCODERS, build_encoder, check_options, encoder_record, weights_file
-from ..sources.weights import explain_no_weights, recognise_weights
+from ..sources.weights import IMAGENET_NORM, explain_no_weights, recognise_weights
 
 # %% ../../nbs/models/87_loading.ipynb #00395f93
 def _load_ours(

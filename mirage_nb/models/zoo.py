@@ -11,14 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..core import IMAGENET_NORM, package_dir, size_text, unknown
+from ..core import package_dir, size_text, unknown
 from .cnn import CnnEncoder
 from .encoder import Encoder, EncoderRecord
 from .mirage import MODALITIES, Modality, MultiViT
 from .positions import token_grid
 from .timm_encoder import PREFIX, timm_record, timm_weights
 from .vit import ViT
-from ..sources.weights import check_content, find_weights
+from ..sources.weights import IMAGENET_NORM, check_content, find_weights
 
 # %% ../../nbs/models/85_zoo.ipynb #70fd681f
 _MIRAGE_OPTIONS = 'modalities', 'size', 'patch', 'classes', 'drop_path', 'checkpointing'

@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import pytest
 
-from mirage_nb.core import IMAGENET_NORM
 from mirage_nb.data.labels import LabelFacts
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.data.normalization import NORMS
 from mirage_nb.recipes.classification import cls_recipe
+from mirage_nb.sources.weights import IMAGENET_NORM
 from mirage_nb.tasks import classification as tasks_classification
 
 

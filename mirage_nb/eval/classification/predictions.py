@@ -140,7 +140,7 @@ def _check_columns(
         raise ValueError(f'{file} has a score for {classes[0]} only; with one label per image each class needs its own')
     return classes, not labels
 
-
+# %% ../../../nbs/eval/classification/10_predictions.ipynb #ddda09a4
 def _text_columns(
     table:pd.DataFrame,
     file:str            # for the message

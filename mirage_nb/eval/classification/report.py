@@ -92,7 +92,8 @@ class ClsScores:
         "Return every metric of all classes together, or averaged by a stated rule."
         rows = self.summary[self.summary.Class.isin((ALL, MACRO, WEIGHTED))]
         out = pivot_numbers(rows, 'metric', 'Class')[[ALL, MACRO, WEIGHTED]].fillna('')
-        out.insert(2, 'chance', [f'{self.chance[k]:.3f}' if k in self.chance else '' for k in out.index])
+        blind = _by_chance(self.pred)
+        out.insert(2, 'chance', [f'{blind[k]:.3f}' if k in blind else '' for k in out.index])
         return out.rename(columns={ALL: 'all classes'}).rename_axis(index=self.intervals, columns=None)
 
     def class_table(self,
@@ -106,9 +107,7 @@ class ClsScores:
         return out.rename_axis(index=self.intervals, columns=None)
 
     @property
-    def per_class(self)->pd.DataFrame:
-        "Return how well each class is separated from the rest."
-        return self.class_table(['AUROC', 'AP', 'F1'])
+    def per_class(self)->pd.DataFrame: return self.class_table(['AUROC', 'AP', 'F1']) # each class against the rest
 
     @property
     def notes(self)->pd.DataFrame:
@@ -118,9 +117,6 @@ class ClsScores:
         notes, k = parts.groupby('note', sort=False).Class.agg(list), len(self.pred.classes)
         names = [f'all {k} classes' if 1 < len(c) == k else ', '.join(c) for c in notes]
         return pd.DataFrame({'note': notes.index}, pd.Index(names, name='Class', dtype=object), dtype=object)
-
-    @property
-    def chance(self)->dict[str, float]: return _by_chance(self.pred) # metric, of all classes or their mean -> value
 
     @property
     def undefined(self)->dict[str, str]: return undefined_classes(self.pred)  # class -> why it is in no mean

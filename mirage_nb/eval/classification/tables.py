@@ -48,10 +48,10 @@ def chance_line(
     scores:ClsScores
 )->str:
     "Say which headline scores a model reaches that knows nothing of the images."
-    found, held = scores.chance, int((np.nansum(scores.pred.y, 0) > 0).sum())
+    found, held = scores.table.chance, int((np.nansum(scores.pred.y, 0) > 0).sum())
     of = f' (one of {counted(held, "class")})' if scores.pred.single else ''
-    return (f"By chance: mean AUROC {found['AUROC']:.3f}; mean AP {found['AP']:.3f} (the share of {scores.pred.unit}s "
-            f"that have a class); balanced accuracy {found['balanced accuracy']:.3f}{of}")
+    return (f"By chance: mean AUROC {found['AUROC']}; mean AP {found['AP']} (the share of {scores.pred.unit}s "
+            f"that have a class); balanced accuracy {found['balanced accuracy']}{of}")
 
 # %% ../../../nbs/eval/classification/80_tables.ipynb #04817c80
 def calibration_table(

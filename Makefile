@@ -1,4 +1,4 @@
-# make demo | test | check | lab | bench | lock | clean        (README.md, CONTRIBUTING.md)
+# make demo | test | check | gpu | lab | bench | lock | clean        (README.md, CONTRIBUTING.md)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DEMO := nbs/30_seg_tune.ipynb train_patients=4 random_start=True epochs=36
 
 SHELL := bash
-.PHONY: demo test check lab bench setup lock clean
+.PHONY: demo test check gpu lab bench setup lock clean
 
 setup: $(VENV)/.ready
 
@@ -31,7 +31,7 @@ check: setup  ## the fast part of the tests, while modules, lint and types are c
 	wait $$checks || failed=1; cat "$$scratch/static.txt"; exit $$failed
 
 test: setup  ## everything: checks and a demo on fewer phantoms beside the tests, then the notebooks; one scratch folder, removed at the end
-	@scratch=$$(mktemp -d); export TMPDIR="$$scratch" MIRAGE_RUNS="$$scratch/runs" OMP_NUM_THREADS=1; set -e; \
+	@scratch=$$(mktemp -d); export TMPDIR="$$scratch" MIRAGE_RUNS="$$scratch/runs" OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=; set -e; \
 	trap 'kill $$demo $$checks 2> /dev/null || true; rm -rf "$$scratch"' EXIT; mkdir "$$MIRAGE_RUNS"; \
 	$(BIN)/python tests/check.py > "$$scratch/static.txt" 2>&1 & checks=$$!; \
 	$(BIN)/python tests/small_data.py "$$scratch/data"; \
@@ -40,6 +40,10 @@ test: setup  ## everything: checks and a demo on fewer phantoms beside the tests
 	wait $$checks || { cat "$$scratch/static.txt"; exit 1; }; cat "$$scratch/static.txt"; \
 	wait $$demo || { cat "$$scratch/demo.txt"; exit 1; }; cat "$$scratch/demo.txt"; \
 	MIRAGE_DATA="$$scratch/data" $(BIN)/nbdev_test --n_workers 2
+
+gpu: setup  ## tests and benchmark of a GPU
+	$(BIN)/python -m pytest -q --gpu tests/test_gpu.py
+	$(BIN)/python -m benchmarks gpu
 
 lab: setup  ## JupyterLab on the project
 	$(BIN)/jupyter lab --notebook-dir=.

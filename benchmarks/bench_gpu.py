@@ -214,7 +214,7 @@ def encode_rows(name: str, n: dict[int, int]) -> Iterator[dict]:
         used, best = (100*todo/s/peak() for s in (seconds[1], alone))
         aim = f' (aim {ENCODE_AIM:.0f})' if b >= 64 else ''
         yield row(f'encoding by {name}, {many} images of 512 pixels, batch {b}', *seconds,
-                  f'{used:.0f} % of the peak{aim}, {best:.0f} % without reading; {many/seconds[1]:.0f} images/s, '
+                  f'{used:.0f} % of the peak{aim}, {best:.0f} % eager from its memory; {many/seconds[1]:.0f} images/s, '
                   f'cosine {near:.5f}')
         if b < 64: continue
         compiled = InferenceModel(encoder, precision='auto', compiled=True)

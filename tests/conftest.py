@@ -39,7 +39,7 @@ def own_folders(tmp_path_factory):
         m.setenv('MIRAGE_KEYS', str(tmp_path_factory.mktemp('no_keys')))
         yield
     changed = {k for k in before.keys() | os.environ.keys() if before.get(k) != os.environ.get(k)}
-    theirs = 'PYTEST', 'TORCHINDUCTOR', '_TORCHINDUCTOR', 'KMP_'  # these set their own
+    theirs = 'PYTEST', 'TORCHINDUCTOR', '_TORCHINDUCTOR', 'TRITON', 'KMP_'  # these set their own
     ours = {k for k in changed if not k.startswith(theirs)}
     assert not ours, f'tests changed the environment: {ours}'
 

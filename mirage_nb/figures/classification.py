@@ -19,7 +19,6 @@ import seaborn as sns
 from ..data.files import read_image
 from ..eval.classification.predictions import Predictions
 from ..eval.classification.report import ClsScores
-from .arrangement import columns_for, wrap_caption
 from .common import COLOURS, DescribedFigure, draw_image, draw_loss_and_rate, image_grid, panel_grid
 
 # %% ../../nbs/figures/30_classification.ipynb #02863cee
@@ -53,12 +52,10 @@ def show_labelled(
     cols = min(4, len(samples) if len(samples) <= 4 else -(-len(samples)//2))
     shapes = [s.get('size', image.shape[:2]) for s, image in zip(samples, images, strict=True)]
     panel = max(shapes, key=lambda s: s[0]/s[1])
-    room, cols = 2.6*cols, columns_for(panel, cols, 2.6*cols)
-    words = [f"{_label_text(s['label'], classes)}\n{s['id']}" for s in samples]
-    titles = [wrap_caption(w, room/cols) for w in words]
-    fig, axes = image_grid(-(-len(samples)//cols), cols, panel, room/cols, 1 + max(t.count('\n') for t in titles))
+    fig, axes = image_grid(-(-len(samples)//cols), cols, panel, 2.6)
     for ax in axes.ravel()[len(samples):]: ax.set_axis_off()
-    for ax, image, text, shape in zip(axes.ravel(), images, titles, shapes, strict=False):
+    words = [f"{_label_text(s['label'], classes)}\n{s['id']}" for s in samples]
+    for ax, image, text, shape in zip(axes.ravel(), images, words, shapes, strict=False):
         draw_image(ax, image, text, shape, panel)
     fig.description = f'Images with their labels: {"; ".join(w.replace(chr(10), ", ") for w in words)}'
     return fig
@@ -117,21 +114,18 @@ def show_cls_cases(
     files:Mapping[str, Path] # id -> image
 )->DescribedFigure:
     "Draw the best and the worst cases, with truth and prediction."
-    kinds, n = list(dict.fromkeys(cases.case)), int(cases.case.value_counts().max())
+    kinds = list(dict.fromkeys(cases.case))
     images = {k: _stretch(read_image(files[k], 3).transpose(2, 0, 1)) for k in cases.id}
     shape = next(iter(images.values())).shape
-    cols = columns_for(shape, n, 2.7*n)
-    rows, width = -(-n//cols), 2.7*n/cols
-    fig, axes = image_grid(rows*len(kinds), cols, shape, width, 4)
-    for i, kind in enumerate(kinds):
-        block = list(axes[rows*i:rows*(i + 1)].flat)
-        for ax in block: ax.set_axis_off()
-        for ax, r in zip(block, cases[cases.case == kind].to_dict('records'), strict=False):
+    fig, axes = image_grid(len(kinds), int(cases.case.value_counts().max()), shape, 2.7)
+    for line, kind in zip(axes, kinds, strict=True):
+        for ax in line: ax.set_axis_off()
+        for ax, r in zip(line, cases[cases.case == kind].to_dict('records'), strict=False):
             ax.set_axis_on()
             draw_image(ax, images[r['id']])
             wrong = r['truth'] != r['prediction']
-            ax.set_title(wrap_caption(_case_text(r), width), fontsize=9, color=COLOURS[1] if wrong else 'k')
-        block[0].set_ylabel(kind, fontsize=10)
+            ax.set_title(_case_text(r), fontsize=9, color=COLOURS[1] if wrong else 'k')
+        line[0].set_ylabel(kind, fontsize=10)
     words = [f"{r['case']}: {r['id']}, {r['truth']}, predicted {r['prediction']}" for r in cases.to_dict('records')]
     fig.description = f'Images that the model is most right and most wrong about. {"; ".join(words)}'
     return fig

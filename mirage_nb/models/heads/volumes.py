@@ -92,6 +92,14 @@ SLICE_POOLS = ('mean', 'max', 'attention', 'transformer')
 _DROP = 0.5  # of what describes a slice, where slices are weighed: 48 volumes have too few lesions for all of it
 
 
+def _beside(
+    x:Mapping[str, Tensor], # of `fill_bags`
+    w:Tensor                # a weight of the head
+)->dict[str, Tensor]:
+    "Bring bags to the device of the head: kept features are on the CPU."
+    return {k: x[k].to(w.device, non_blocking=True) for k in ('bags', 'there')}
+
+# %% ../../../nbs/models/heads/15_volumes.ipynb #eea3a258
 class VolumeHead(ClsHead):
     "Classifier on the summaries of the slices of a volume."
     def __init__(self,
@@ -122,12 +130,13 @@ class VolumeHead(ClsHead):
         x:Mapping[str, Tensor] # of `fill_bags`, all volumes that are learnt from
     )->None:
         "Take mean and spread of what describes a slice, by which it is standardised."
+        x = _beside(x, self.head.weight)
         with torch.no_grad(): v = self.describe(x)[x['there']]
         cast(Tensor, self.center).copy_(v.mean(0))
         cast(Tensor, self.spread).copy_(v.std(0, correction=0).clamp(min=1e-6))
 
     def describe(self,
-        x:Mapping[str, Tensor] # of `fill_bags`
+        x:Mapping[str, Tensor] # of `fill_bags`, on the device of the head
     )->Tensor:                 # (b, s, 2 d)
         "Describe each slice: its vector, and how that differs from the mean of the volume."
         there, n = x['there'][..., None], x['bags'].shape[:2]
@@ -139,6 +148,7 @@ class VolumeHead(ClsHead):
         keys:Tensor|None=None  # (b,) sample keys for dropout
     )->tuple[Tensor, Tensor, Tensor]: # logits (b, c), weights of the slices (b, s), their own logits (b, s, c)
         "Score volumes, and tell how much each slice counts."
+        x = _beside(x, self.head.weight)
         there, h = x['there'], (self.describe(x) - cast(Tensor, self.center))/cast(Tensor, self.spread)
         if self.training and self.weigher is not None:  # the same numbers of all slices of a volume
             h = h*keyed_dropout(keys, _DROP, (len(h), 1, h.shape[-1]), salt=3).to(h)

@@ -20,7 +20,7 @@ from ..core import counted
 from ..data.label_maps import LabelMap, sidecar_of, write_label_map
 from ..data.manifest import ClassInfo
 from ..data.masks import read_mask
-from ..data.scale import SIZE_COLUMNS, eye_name
+from ..data.scale import SIZE_COLUMNS, eye_in_name, eye_name
 from ..data.scanners.volume import Spacing, one_scale
 from ..data.volume_slices import volume_facts
 from ..data.volumes import find_slices
@@ -78,7 +78,9 @@ def plan_maps(
         lost = list(rows.id[rows.fault != '']) if 'fault' in rows else []
         fault = _fault(rows, facts) or (f'{counted(len(lost), "slice")} could not be read' if len(lost) else '')
         ids = tuple(own[i] for i in part.index)
-        out.append(PlannedMap(hide_ids([str(name)])[0], ids, facts or _stated(rows), fault))
+        stated = facts or _stated(rows)
+        stated |= {'eye': stated.get('eye') or eye_in_name(str(name))}
+        out.append(PlannedMap(hide_ids([str(name)])[0], ids, stated, fault))
     return out
 
 # %% ../../nbs/tasks/74_label_maps.ipynb #20e4706c

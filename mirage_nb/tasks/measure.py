@@ -459,6 +459,16 @@ def _also(names:Iterable[str])->str:
     return f"; also in {', '.join(some[:6])}{more}" if some else ''
 
 
+def _alike(
+    said:Iterable[tuple[str, str]] # text, volume
+)->list[tuple[str, str]]:
+    "Say how much lacks a thickness in the same words for all volumes, by the most."
+    every, of = list(said), re.compile(r'([\d.]+) (% of the A-scans have no thickness)')
+    shares = [float(m[1]) for t, _ in every if (m := of.fullmatch(t))]
+    most = f'up to {max(shares, default=0):.1f} ' if len(set(shares)) > 1 else ''
+    return [(most + m[2] if most and (m := of.fullmatch(t)) else t, name) for t, name in every]
+
+
 def _graded_doubts(job:_Measurement)->Iterator[Verdict]:
     "Say which lesions a grader does not mark at all: 0 would be no measurement."
     for by, lesions in job.unmarked.items():
@@ -484,8 +494,8 @@ def _doubts(job:_Measurement)->Iterator[Verdict]:
         'warning', f"{counted(n, 'volume')} could not be measured: {job.unreadable.id.iloc[0]}, "
                    f'{job.unreadable.fault.iloc[0]}')
     every: dict[str, list[str]] = {}
-    for k in own:
-        for text in k['facts']['unknown']: every.setdefault(text, []).append(k['facts']['volume'])
+    for text, name in _alike((t, k['facts']['volume']) for k in own for t in k['facts']['unknown']):
+        every.setdefault(text, []).append(name)
     every = {t: names for t, names in every.items() if 'no thickness of the retina' not in t}  # it is warned of
     for text, names in list(every.items())[:6]: yield Verdict('note', (
         f'{text[0].upper()}{text[1:]} ({names[0] if len(names) == 1 else counted(len(names), "volume")})'))

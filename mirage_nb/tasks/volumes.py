@@ -25,7 +25,7 @@ from ..data.label_maps import LabelMap, read_label_map, sidecar_of
 from ..data.labels import is_background, is_lesion
 from ..data.manifest import ClassInfo, Manifest, classes_of, dataset_dir
 from ..data.masks import read_mask
-from ..data.scale import eye_name, image_scales, stated_facts
+from ..data.scale import eye_in_name, eye_name, image_scales, stated_facts
 from ..data.scanners.labelled import LabelledVolume, label_volumes, pair_scans
 from ..data.scanners.pseudonyms import note_patient
 from ..data.scanners.reading import note_fault, read_identified, sort_files
@@ -90,7 +90,7 @@ def _is_date(text:str)->bool: # as 2024-03-01
 
 
 def _check_facts(
-    facts:Mapping[str, str] # name, and of `_more_facts`
+    facts:Mapping[str, str] # name, named (eye that it names), and of `_more_facts`
 )->tuple[str, str, float]:  # eye, visit, mm between pixels of the en-face image; '' and 0: not stated
     "Check what the table of sizes says of a volume."
     name, eye, visit = facts['name'], facts.get('eye', ''), facts.get('visit', '')
@@ -100,7 +100,7 @@ def _check_facts(
     if 'slo_mm' in facts and not 0 < mm < .9: raise ValueError(
         f"{name}: slo_mm is {facts['slo_mm']!r} in the table of sizes; it takes millimetres between two pixels, above "
         '0 and below 0.9')
-    return eye_name(eye, name), visit, float(mm)
+    return eye_name(eye, name) or facts.get('named', ''), visit, float(mm)
 
 # %% ../../nbs/tasks/76_volumes.ipynb #d8aa9e1b
 def _check_steps(
@@ -181,7 +181,8 @@ def _split_volumes(
     "Yield the volumes of a split."
     shown, folder, knows = hide_table(table), dataset_dir(manifest), manifest.knows_patients
     whose = {name: {'name': str(shown.volume[rows.index[0]]),
-                    'patient': str(shown.patient[rows.index[0]]) if knows else '', **_more_facts(manifest, rows)}
+                    'patient': str(shown.patient[rows.index[0]]) if knows else '',
+                    'named': eye_in_name(str(name)), **_more_facts(manifest, rows)}
              for name, rows in table.groupby('volume', sort=False)}
     shared = [manifest.path, folder/'INFO.json', folder/manifest.scale.sizes]
     for by, masks in _mask_sets(table, list(shown.id), run):

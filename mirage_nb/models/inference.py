@@ -167,7 +167,7 @@ class _RepeatedCall:
     "Read batches on a GPU; those of the same shapes by a CUDA graph, from the third on."
     def __init__(self, read:Callable[[Mapping[str, Tensor]], Encoded]): # without a wait for the GPU
         self.read, self.seen = read, list[dict[str, torch.Size]]()
-        self.graph:Any = None             # recorded, or None
+        self.graph:Any = None             # recorded; None: not yet; False: it cannot be
         self.given:dict[str, Tensor] = {} # what it reads
         self.found:Encoded|None = None    # what it writes, again and again
 
@@ -182,13 +182,15 @@ class _RepeatedCall:
 
     def _record(self, batch:Mapping[str, Tensor])->None:
         "Record a call, without casts that autocast keeps: they would be gone when it is repeated."
-        kept, self.graph = torch.is_autocast_cache_enabled(), torch.cuda.CUDAGraph()
-        given = {k: v.clone() for k, v in batch.items()}
+        kept, given = torch.is_autocast_cache_enabled(), {k: v.clone() for k, v in batch.items()}
         torch.set_autocast_cache_enabled(False)
         try:
-            with torch.cuda.graph(self.graph): self.found = self.read(given)
-            self.given = given
-        except RuntimeError as e: log.debug('not recorded as a CUDA graph: %s', e)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph): self.found = self.read(given)
+            self.graph, self.given = graph, given
+        except (RuntimeError, AssertionError) as e:  # a wait inside, no memory left, no GPU
+            self.graph, self.found = False, None
+            log.debug('not recorded as a CUDA graph: %s', e)
         finally: torch.set_autocast_cache_enabled(kept)
 
 # %% ../../nbs/models/80_inference.ipynb #1fc93d40

@@ -82,21 +82,23 @@ def threshold_table(
 
 # %% ../../../nbs/eval/classification/80_tables.ipynb #d4c9d010
 def level_table(
-    scores:ClsScores, # of images
+    scores:ClsScores, # of images or volumes, or of eyes or patients
     seed:int=0,
-    n:int=10_000      # resamples; fewer for a large table (`eval.draws.enough_draws`)
-)->pd.DataFrame:      # one row per level
+    n:int=10_000,     # resamples; fewer for a large table (`eval.draws.enough_draws`)
+    level:str='image' # what is scored; eyes and patients are not pooled further
+)->pd.DataFrame:      # one row per level; images that are volumes are called so
     "Compute results by image, by eye and by patient, where these are known."
     rows = {}
-    for level in LEVELS:
-        try: group, left_out = pool_predictions(scores.pred, level)
+    for unit in LEVELS if level == 'image' else (level,):
+        try: group, left_out = pool_predictions(scores.pred, unit)
         except ValueError as e:
-            rows[level] = {'note': f'not available: {e}'}
+            rows[unit] = {'note': f'not available: {e}'}
             continue
         found = scores
         if group is not scores.pred: found = replace(scores, pred=group, summary=bootstrap(group, n, seed))
         short = headline_metrics(found).iloc[[0, 3, 4]]
         values = dict(zip(short.metric, intervals_text(short), strict=True))
         note = f'{len(left_out)} left out, whose images disagree: {", ".join(left_out[:3])}' if left_out else ''
-        rows[level] = {'n': str(len(group)), **values, 'intervals': found.unit.partition(' (')[0], 'note': note}
-    return pd.DataFrame.from_dict(rows, orient='index').fillna('').rename_axis('level')
+        rows[unit] = {'n': str(len(group)), **values, 'intervals': found.unit.partition(' (')[0], 'note': note}
+    table = pd.DataFrame.from_dict(rows, orient='index').fillna('').rename_axis('level')
+    return table.rename({'image': scores.pred.unit})

@@ -104,7 +104,7 @@ def read_sizes(
     table = open_table(path, SIZE_COLUMNS[:2])
     key = next((k for k in ('id', 'volume') if k in table), None)
     if key is None: raise ValueError(f'{path.name} has no column id or volume, by which its sizes are found: it has '
-                                     f'{", ".join(map(str, table))}.{did_you_mean("volume", table)}')
+                                     f'{", ".join(map(str, table))}.{did_you_mean("volume", map(str, table))}')
     numbers = table.reindex(columns=SIZE_COLUMNS).apply(pd.to_numeric, errors='coerce')
     numbers = numbers.set_index(table[key].astype(str))
     odd = numbers.groupby(level=0).nunique().gt(1).any(axis=1)

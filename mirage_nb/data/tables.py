@@ -146,7 +146,7 @@ def _image_paths(
     try: names = [fill_form(facts.image, row) for row in table.to_dict('records')]
     except KeyError as e: raise ValueError(
         f"{path}: labels.image {facts.image!r} names a column {e} that is not there; "
-        f"there are {', '.join(map(str, table))}.{did_you_mean(e.args[0], table)}") from e
+        f"there are {', '.join(map(str, table))}.{did_you_mean(e.args[0], map(str, table))}") from e
     files = [path_inside(root, k, f'{path}, row {i},') for i, k in enumerate(names, 2)]
     found = find_files(files)
     if not any(found): raise FileNotFoundError(

@@ -142,7 +142,7 @@ def bound_lines(
     results:Mapping[str, SegScores] # of a model and of its baselines
 )->list[str]:                       # none where no mean is 0 or 1
     "Say what the interval of a mean means that is 0, or 1, for every patient."
-    found = {}
+    found = dict[str, None]()
     for s in results.values():
         rows: Any = s.summary[(s.summary.metric == 'Dice') & s.summary.Class.str.startswith('mean')].itertuples()
         for r in rows:

@@ -54,7 +54,7 @@ def shrink(png, path):
     "Write a figure as WebP: exactly, or, if that is too large, nearly so"
     image = Image.open(io.BytesIO(png)).convert('RGB')
     image.save(path, lossless=True)
-    for quality in (85, 75, 65):
+    for quality in (85, 75, 65, 55, 45):
         if path.stat().st_size > MOST: image.save(path, quality=quality)
     assert path.stat().st_size <= MOST, f'{path} has {path.stat().st_size} bytes'
     return path

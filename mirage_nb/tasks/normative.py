@@ -45,6 +45,11 @@ class Normative:
     own: Mapping[str, int] = field(default_factory=dict) # volume in the reference -> eyes that it was compared with
     shown: list[Compared] = field(default_factory=list)
 
+    def scores(self)->pd.DataFrame: # by volume, masks, layer and sector; – is not known
+        "Show the scores, rounded."
+        t = self.table.set_index(['volume', 'by', 'of', 'where']).round(2).astype(object)
+        return t.where(t.notna(), '–')
+
     def lines(self)->list[str]:
         "Say in words how the eyes compare."
         if not len(self.table): return [f'No eye could be compared with the reference ({self.reference})']

@@ -63,6 +63,7 @@ class LabelMap:
     pattern: str = ''               # as `Volume` has it
     positions: np.ndarray|None = None # (n, 4) of the B-scans in the en-face image
     slices: Sequence[str] = ()      # ids of the images
+    affine: np.ndarray|None = None  # (4, 4) of the file that was predicted; None: by scale and positions
 
 
 def sidecar_of(
@@ -82,7 +83,7 @@ def write_label_map(
     import nibabel
     values = np.array([c.value for c in sorted(volume.classes, key=lambda c: c.index)], np.uint8)
     size = _scale(volume.spacing, len(volume.masks))
-    affine = map_affine(size or (1., 1., 1.), volume.positions)
+    affine = map_affine(size or (1., 1., 1.), volume.positions) if volume.affine is None else volume.affine
     image = nibabel.Nifti1Image(np.ascontiguousarray(values[volume.masks].T), affine)
     image.header.set_xyzt_units('mm' if size else 0)
     image.set_qform(affine, 1)

@@ -51,7 +51,7 @@ def _stamp(path:Path, kind:str)->str:
     "Hash where a file is, how large and how old, with its parts and the key."
     files = [path, *parts_of_scan(path, kind), keys_dir()/'pseudonym.key']
     stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) if p.exists() else str(p) for p in files]
-    return hash_value([2, kind, stats])[:32] # raise the number when readers give other pixels
+    return hash_value([3, kind, stats])[:32] # raise the number when readers give other pixels or facts
 
 
 def _facts(volume:Volume)->dict[str, object]:
@@ -60,12 +60,13 @@ def _facts(volume:Volume)->dict[str, object]:
     known = at is not None and bool(np.isfinite(at).all())
     return {'spacing': [s.depth, s.across, s.between] if s else None, 'eye': volume.laterality or '',
             'patient': volume.pseudonym, 'pattern': volume.pattern, 'slices': len(volume.bscans),
-            'positions': at.tolist() if at is not None and known else None}
+            'positions': at.tolist() if at is not None and known else None,
+            'affine': None if volume.affine is None else volume.affine.tolist()}
 
 
 def volume_facts(
     name:str # of a volume of a scanner that was unpacked
-)->dict[str, Any]: # spacing (mm between rows, columns, B-scans), eye, patient, pattern, slices, positions; empty: none
+)->dict[str, Any]: # spacing (mm: rows, columns, B-scans), eye, patient, pattern, slices, positions, affine; empty
     "Read what the file of a volume says beside its pixels."
     path = runs_dir()/'.volumes'/'facts'/f'{name}.json'
     return dict(read_json(path)) if path.is_file() else {}

@@ -101,7 +101,8 @@ def _label_map(
     at = f.get('positions') if f.get('pattern') not in ('circle', 'radial') else None
     spacing = Spacing(*f['spacing']) if f.get('spacing') else None
     return LabelMap(plan.name, np.stack(each), infos, spacing, f.get('eye', ''), f.get('patient', ''),
-                    f.get('pattern', ''), np.array(at) if at else None, plan.ids)
+                    f.get('pattern', ''), np.array(at) if at else None, plan.ids,
+                    np.array(f['affine']) if f.get('affine') else None)
 
 
 def write_maps(

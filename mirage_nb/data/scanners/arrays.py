@@ -235,7 +235,7 @@ def _gunzip(
 
 def _nifti(
     scan:ScanFile # of a .nii or .nii.gz file
-)->tuple[np.ndarray, list[float], str]: # (n, h, w); distances between columns, rows, slices; their unit
+)->tuple[np.ndarray, list[float], str, np.ndarray]: # (n, h, w); distances of columns, rows, slices; unit; affine
     "Read a NIfTI image of three dimensions."
     import nibabel
     try:
@@ -244,22 +244,26 @@ def _nifti(
         with say_nothing('nibabel.global'):
             image: Any = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_bytes(raw)
             x, unit, zooms = np.asanyarray(image.dataobj), image.header.get_xyzt_units()[0], image.header.get_zooms()
+            affine = np.asarray(image.affine, float)
     except DamagedFile: raise
     except Exception as e:
         raise DamagedFile(scan.path, f'the parser of NIfTI files stops with {type(e).__name__}') from None
     x = x[..., 0] if x.ndim == 4 and x.shape[3] == 1 else x
     if x.ndim != 3 or not x.size: scan.fail(f'it is of shape {x.shape}; it takes columns, rows, slices')
-    return np.ascontiguousarray(x.T), [float(z) for z in zooms[:3]], unit
+    return np.ascontiguousarray(x.T), [float(z) for z in zooms[:3]], unit, affine
 
 
 def parse_nifti(
     scan:ScanFile # of a .nii or .nii.gz file
 )->Found:
     "Read the volume of a NIfTI file."
-    x, zooms, unit = _nifti(scan)
+    x, zooms, unit, affine = _nifti(scan)
     across, depth, between = (z*_UNITS.get(unit, np.nan) for z in zooms)
     scale = one_scale(depth, across) if 0 < between < 5 else None
-    return Identity(), [Volume(as_grey(x, scan, 'the volume'), None, Spacing(*scale, between) if scale else None)]
+    affine[:3] *= _UNITS.get(unit, 1.)
+    known = np.isfinite(affine).all() and np.linalg.det(affine) != 0
+    return Identity(), [Volume(as_grey(x, scan, 'the volume'), None, Spacing(*scale, between) if scale else None,
+                               affine=affine if known else None)]
 
 
 def read_classes(

@@ -46,6 +46,7 @@ class Volume:
     pseudonym:str=''                 # of the patient
     sha256:str=''                    # of the bytes that were read
     series:int=0                     # number of the volume in its file
+    affine:np.ndarray|None=None      # (4, 4) of a NIfTI file, from columns, rows and slices to its world, in mm
 
     @property
     def name(self)->str:

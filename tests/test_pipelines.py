@@ -13,6 +13,7 @@ from pages import finish
 from PIL import Image
 
 from mirage_nb import runs as runs
+from mirage_nb.commands.shortcut import describe_result
 from mirage_nb.core import package_dir, runs_dir
 from mirage_nb.data.manifest import classes_of, read_manifest
 from mirage_nb.data.masks import read_mask
@@ -308,6 +309,14 @@ def test_the_exit_code_says_that_files_were_lost(lost, code, tmp_path, monkeypat
     said = capsys.readouterr().out
     line = f'2 files could not be read, listed in {tmp_path}/unreadable.csv; the others are predicted'
     assert (line in said) == bool(lost)
+
+
+def test_a_measurement_says_which_volumes_were_lost(tmp_path):
+    "It measures volumes and predicts nothing"
+    (folder := tmp_path/'measure'/'all'/'one').mkdir(parents=True)
+    (folder/'result.json').write_text(json.dumps({'summary': [], 'unreadable': 1}))
+    line = f'1 volume could not be measured, listed in {folder}/unreadable.csv; the others are measured'
+    assert line in describe_result(folder)
 
 
 def test_prediction_errors(run, execute, home):

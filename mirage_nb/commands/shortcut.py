@@ -251,6 +251,7 @@ def describe_result(
     result = read_json(folder/'result.json')
     said = [f"{v['level']}: {v['text']}" for v in result.get('verdicts', [])]
     lost = result.get('unreadable') or 0
-    if lost: said.append(f"{counted(lost, 'file')} could not be read, listed in {folder/'unreadable.csv'}; the others "
-                         'are predicted. The exit code is 3')
+    what, done = ('volume', 'measured') if folder.parent.parent.name == 'measure' else ('file', 'predicted')
+    if lost: said.append(f"{counted(lost, what)} could not be {'read' if what == 'file' else done}, listed in "
+                         f"{folder/'unreadable.csv'}; the others are {done}. The exit code is 3")
     return '\n'.join([*result.get('summary', []), *said, f"report: {folder/'report.html'}"]) + '\n'

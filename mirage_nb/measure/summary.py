@@ -59,7 +59,7 @@ def measured_lesions(
     t = t[(t.value != 0) & ((t.measure == 'size') & ~has | (t.measure != 'size') & t.value.notna())]
     none = t.value.isna()
     digits = {'nl': 1, 'µm': 0, 'pixels': 0}
-    texts = [f'{v:,.{digits.get(u, 3)}f}' for v, u in zip(t.value, t.unit, strict=True)]
+    texts = [f'{v:.2g}' if 0 < v < 1 else f'{v:,.{digits.get(u, 3)}f}' for v, u in zip(t.value, t.unit, strict=True)]
     t = t.assign(value=pd.Series(texts, t.index, str).where(~none, 'not measurable'),
                  unit=t.unit.replace({'mm2': 'mm²'}).where(~none, ''))
     return t[['volume', 'by', 'of', 'measure', 'where', 'value', 'unit']].set_index('volume')

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from ..core import counted
 from ..figures.measure import show_bscan, show_thickness
 from ..measure.etdrs import LEAST_COVERED
 from ..measure.result import Measured, list_measures, say_measures, whose_masks
@@ -93,7 +94,11 @@ def write_eye_page(
     parts.append(_html_table(['measure', 'of', 'where', 'value', 'unit', 'covered'], rows))
     if t.covered.lt(LEAST_COVERED).any(): parts.append(
         f'<p>† The sector was covered to less than {LEAST_COVERED:g}: its mean is poor.</p>')
-    parts.append('<p><a href="../../eyes.html">All volumes</a>, <a href="../../report.html">report</a></p>')
+    if by in ('model', 'predicted'): parts.insert(1, (
+        '<p>A model has drawn the masks, and nobody has checked them: the <a href="../../report.html">report</a> says '
+        'what speaks against it.</p>'))
+    parts.append('<p><a href="../../eyes.html">All volumes</a>, <a href="../../report.html">report</a>. For research; '
+                 'no medical device.</p>')
     text = _page(' '.join(filter(None, (m.scan.name, m.scan.eye, m.scan.visit))), parts)
     return write_atomic(folder/page_of(m.scan.name, by), lambda p: p.write_text(text, 'utf-8'))
 
@@ -116,5 +121,7 @@ def write_eye_list(
     heads = ['volume', 'masks', 'eye', 'visit', 'central subfield', 'mean of the retina', 'unit']
     some = any('†' in str(r[4]) for r in rows)
     poor = f'<p>† covered to less than {LEAST_COVERED:g}: a poor mean.</p>' if some else ''
-    text = _page(f'{len(rows)} measured', ['<p><a href="report.html">Report</a></p>', poor, _html_table(heads, rows)])
+    volumes = counted(table.volume.nunique(), 'volume')
+    title = f'{volumes} measured' + (f', {len(rows)} times' if len(rows) > table.volume.nunique() else '')
+    text = _page(title, ['<p><a href="report.html">Report</a></p>', poor, _html_table(heads, rows)])
     return write_atomic(folder/'eyes.html', lambda p: p.write_text(text, 'utf-8'))

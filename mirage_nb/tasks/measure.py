@@ -186,6 +186,8 @@ class _Measurement(_Measurable):
             self.foveas.setdefault(v.name, _fovea_of(kept))
             self.kept.append(kept)
         if not self.kept: raise ValueError(f'no volume can be measured; {self.unreadable.fault.iloc[0]}')
+        if len(self.unreadable): save_table(self.unreadable, folder/'unreadable.csv')
+        else: (folder/'unreadable.csv').unlink(missing_ok=True)
         write_json(folder/'measures.json', [k['facts'] | {'by': k['by']} for k in self.kept])
         table = pd.DataFrame([r for k in self.kept for r in k['rows']])
         write_eye_list(table, folder)

@@ -141,6 +141,7 @@ def test_names_are_hidden_and_numbers_stay(eyes, tmp_path, monkeypatch):
     assert written and not [p for p in written for k in ('P1_', 'P2_', '"P1"', '"P2"')
                             if k in str(p.relative_to(tmp_path)) or k.encode() in p.read_bytes()]
     assert len(job.unreadable) == 1 and 'P1' not in job.unreadable.id.iloc[0]
+    assert len(pd.read_csv(tmp_path/'run'/'unreadable.csv')) == 1
 
 
 def test_a_corrected_scale_is_measured_anew(eyes, tmp_path):

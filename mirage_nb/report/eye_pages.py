@@ -56,7 +56,7 @@ def _html_table(
     heads = ''.join(f'<th>{html.escape(h)}</th>' for h in head)
     return f'<table><tr>{heads}</tr>{"".join(f"<tr>{chr(32).join(map(cell, r))}</tr>" for r in rows)}</table>'
 
-
+# %% ../../nbs/report/45_eye_pages.ipynb #99466b2f
 def page_of(
     name:str, # of a volume
     by:str    # whose masks

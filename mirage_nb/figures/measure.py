@@ -44,8 +44,9 @@ def _draw_sectors(
         ax.plot([x + dx*near, x + dx*far], [y + dy*near, y + dy*far], color=colour, lw=1)
     places = [(0, 0), *((r*dx, r*dy) for r in (1., 2.25) for dx, dy in ((0, -1), (side, 0), (0, 1), (-side, 0)))]
     for v, hardly, (px, py) in zip(values, poor, places, strict=True):
-        if v == v: ax.text(x + px, y + py, form.format(v) + '†'*bool(hardly), ha='center', va='center', fontsize=8,
-                           color='white', bbox={'boxstyle': 'round,pad=.15', 'fc': (0, 0, 0, .45), 'ec': 'none'})
+        if v == v: ax.text(x + px, y + py, form.format(round(v) + 0) + '†'*bool(hardly), ha='center', va='center',
+                           fontsize=8, color='white',
+                           bbox={'boxstyle': 'round,pad=.15', 'fc': (0, 0, 0, .45), 'ec': 'none'})
 
 
 def _on_grid(

@@ -185,6 +185,15 @@ def test_a_model_that_waits_inside_is_not_recorded():
     wanted = model.encode({'bscan': x}, 2).patches
     encoder.read = waiting
     assert torch.allclose(model.encode({'bscan': x}, 2).patches, wanted, atol=1e-4) and len(calls) >= 6
+    assert torch.cuda.current_stream() == torch.cuda.default_stream() and torch.rand(3, device='cuda').max() < 1
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two GPUs')
+def test_a_model_on_another_gpu_is_recorded_there():
+    "Without the name of its device, the graph would be empty and give the third batch again"
+    encoder, x = build_encoder('mirage_tiny', size=[64, 64], modalities=['bscan']), images(12, 1, 64, 64)
+    wanted = InferenceModel(encoder).encode({'bscan': x}, 2).patches
+    assert torch.allclose(InferenceModel(encoder).to('cuda:1').encode({'bscan': x}, 2).patches.cpu(), wanted, atol=1e-2)
 
 
 @needs_gpu
@@ -196,7 +205,8 @@ def test_maps_of_relevance_are_those_of_a_processor():
     for name in methods_for(model, x):
         maps = [METHODS[name].maps(model.to(d), {k: v.to(d) for k, v in x.items()}, ClassTarget(1)).cpu()
                 for d in ('cpu', 'cuda')]
-        assert (maps[0] - maps[1]).norm() < 1e-2*maps[0].norm() + 1e-4, name
+        near = 1e-2 if maps[0].norm() > .1 else 1e-1  # what is left of a sum of 1 is rounded most
+        assert (maps[0] - maps[1]).norm() < near*maps[0].norm(), name
 
 
 @pytest.mark.parametrize('device', ['meta', pytest.param('cuda', marks=needs_gpu)])

@@ -91,7 +91,7 @@ def _unquoted(
 )->str:
     "Return a text without the quotation marks that Python puts around it, and other values as they are."
     try: value = ast.literal_eval(plain)
-    except (ValueError, SyntaxError): return plain
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError): return plain
     return value if isinstance(value, str) else plain
 
 

@@ -55,8 +55,8 @@ def _check_gpus(
     "Refuse more processes than GPUs: NCCL, by which they talk, takes a GPU for each."
     gpus = torch.cuda.device_count()
     if 0 < gpus < processes: raise ValueError(
-        f'processes={processes}, and this machine has {counted(gpus, "GPU")} for this job: take processes={gpus}; with '
-        f'accumulate={processes} the batch needs as little memory')
+        f'processes={processes}, and this machine has {counted(gpus, "GPU")} for this job: take processes={gpus}; more '
+        'accumulate, where a recipe has it, saves memory')
 
 
 def _launch_command(

@@ -175,20 +175,23 @@ class _RepeatedCall:
         shapes = {k: v.shape for k, v in batch.items()}
         self.seen = [*self.seen, shapes][-3:]
         if self.graph is None and self.seen == [shapes]*3: self._record(batch)
-        if self.found is None or shapes != {k: v.shape for k, v in self.given.items()}: return self.read(batch)
-        for k, v in batch.items(): self.given[k].copy_(v)
-        self.graph.replay()
-        return Encoded(self.found.patches.clone(), self.found.summary.clone(), self.found.grid)
+        if self.found is not None and shapes == {k: v.shape for k, v in self.given.items()}:
+            for k, v in batch.items(): self.given[k].copy_(v)
+            self.graph.replay()
+            return Encoded(self.found.patches.clone(), self.found.summary.clone(), self.found.grid)
+        if self.graph: self.graph, self.given, self.found = None, {}, None  # a batch of another shape gets its memory
+        return self.read(batch)
 
     def _record(self, batch:Mapping[str, Tensor])->None:
         "Record a call, without casts that autocast keeps: they would be gone when it is repeated."
         kept, given = torch.is_autocast_cache_enabled(), {k: v.clone() for k, v in batch.items()}
+        device = next(iter(given.values())).device  # without its name, another GPU would record nothing
         torch.set_autocast_cache_enabled(False)
         try:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph): self.found = self.read(given)
+            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+            with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream): self.found = self.read(given)
             self.graph, self.given = graph, given
-        except (RuntimeError, AssertionError) as e:  # a wait inside, no memory left, no GPU
+        except (RuntimeError, AssertionError, ValueError) as e:  # a wait inside, no memory left, no GPU
             self.graph, self.found = False, None
             log.debug('not recorded as a CUDA graph: %s', e)
         finally: torch.set_autocast_cache_enabled(kept)

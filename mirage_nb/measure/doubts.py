@@ -39,14 +39,14 @@ PLAUSIBLE_UM = 120., 700.  # mean thickness of the retina in a volume
 def _thin_sectors(
     kept:_Kept # volumes: facts, rows
 )->Iterator[Verdict]:
-    "Say in which sectors no retina can be as thin as it was measured."
+    "Say which sectors are thinner than a retina without a hole or atrophy is."
     thin = [(r['value'], f"{r['where']} of {k['facts']['volume']}") for k in kept for r in k['rows']
             if (r['measure'], r['of'], r['unit']) == ('thickness', 'retina', 'µm') and r['where'] != 'all A-scans'
-            and r['value'] is not None and r['value'] < PLAUSIBLE_UM[0]]
+            and r['value'] is not None and r['value'] < PLAUSIBLE_UM[0] and (r['covered'] or 0) >= LEAST_COVERED]
     if not thin: return
     value, where = min(thin)
     yield Verdict('warning', f"The retina is thinner than {PLAUSIBLE_UM[0]:g} µm in {counted(len(thin), 'sector')}, "
-                             f'least in {where}, {value:.0f} µm: no retina is, so look at the masks')
+                             f'least in {where}, {value:.0f} µm: look there for atrophy, a hole or wrong masks')
 
 
 def scale_doubts(

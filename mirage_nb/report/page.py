@@ -200,7 +200,8 @@ def _description(
 # %% ../../nbs/report/10_page.ipynb #9a6e0016
 _IMAGES = 'image/svg+xml', 'image/png', 'image/jpeg', 'image/gif', 'image/webp'
 _WIDGET = 'application/vnd.jupyter.widget-view+json'
-_BAR = re.compile(r'(\[\d+:\d\d(<[\d:?]+)?, [^\]]*/s)|(measuring how long a \w+ takes: [\d:]+\s*$)')  # the end of a progress bar
+_BAR = re.compile(  # the end of a progress bar
+    r'(\[\d+:\d\d(<[\d:?]+)?, [^\]]*/s)|(measuring how long a \w+ takes: [\d:]+\s*$)')
 
 
 def _text_output(

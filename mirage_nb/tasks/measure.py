@@ -51,7 +51,7 @@ from .volumes import VolumeSource, dataset_volumes, mapped_volumes, scanner_volu
 from ..untrusted import flat_name
 
 # %% ../../nbs/tasks/77_measure.ipynb #794c8b7d
-_VERSION = 6  # of the measurements: raise it when numbers change
+_VERSION = 7  # of the measurements: raise it when numbers change
 
 
 def _fovea_of(kept:dict[str, Any])->Fovea|None:
@@ -131,18 +131,23 @@ class _Measurable:
         return m
 
 # %% ../../nbs/tasks/77_measure.ipynb #9f0abbd2
+_SPECK = 100  # pixels, below which a lesion may be a slip of one grader, and its absence a true 0
+
+
 def _marked(
-    volumes:Iterable[VolumeSource] # of one set of masks
-)->tuple[set[str], set[str]]:      # lesions among the classes, those that are marked
+    volumes:Iterable[VolumeSource], # of one set of masks
+    least:int=1                     # pixels of a lesion, of all volumes together
+)->tuple[set[str], set[str]]:       # lesions among the classes, those that are marked
     "Find which lesions a set of masks marks; reading ends when all were seen."
-    lesions, seen = set[str](), set[str]()
+    lesions, seen, counts = set[str](), set[str](), Counter[str]()
     for v in volumes:
         try: scan = v.read()
         except (ValueError, OSError): continue  # it is told when it is measured
         if scan.masks is None: continue
-        there = np.flatnonzero(np.bincount(scan.masks.ravel()))
+        there = np.bincount(scan.masks.ravel(), minlength=256)
         lesions |= {c.label for c in scan.of_group('lesion')}
-        seen |= {c.label for c in scan.of_group('lesion') if c.index in there}
+        for c in scan.of_group('lesion'): counts[c.label] += int(there[c.index])
+        seen |= {k for k, n in counts.items() if n >= least}
         if lesions == seen: break
     return lesions, seen
 
@@ -150,14 +155,14 @@ def _marked(
 def _unmarked(
     volumes:Sequence[VolumeSource]
 )->dict[str, list[str]]: # by grader; without those who mark all
-    "Name the lesions that a grader marks in no volume, and the first set of masks in some."
+    "Name the lesions that a grader marks in no volume, and the first set of masks in more than a speck."
     out = dict[str, list[str]]()
     for by in dict.fromkeys(v.by for v in volumes if is_grader(v.by)):
         own = [v for v in volumes if v.by == by]
         lesions, seen = _marked(own)
         if lesions == seen: continue
         names = {v.name for v in own}
-        _, first = _marked(v for v in volumes if v.by == 'drawn' and v.name in names)
+        _, first = _marked((v for v in volumes if v.by == 'drawn' and v.name in names), _SPECK)
         if lost := sorted((lesions - seen) & first): out[by] = lost
     return out
 
@@ -486,6 +491,9 @@ def _doubts(job:_Measurement)->Iterator[Verdict]:
     yield from job.warned
     yield from sector_doubts(own)
     if all(k['facts']['lesions'] is None for k in own): yield Verdict('note', say_no_lesion(own))
+    if (eye := job.settings.eye) and (other := [
+            k['facts']['volume'] for k in own if k['facts']['eye'] not in ('', None, eye)]): yield Verdict('warning', (
+        f"eye={eye} is not taken for {other[0]}{_also(other[1:])}: the file, a table or the name says the other eye"))
     unsure = [k['facts'] for k in own if k['facts']['fovea'] and not k['facts']['fovea']['clear']]
     if unsure: yield Verdict('warning', (
         f"The fovea is uncertain in {len(unsure)} of {counted(len(own), 'volume')}, and all sectors hang on it: "
@@ -537,23 +545,33 @@ def _retina_means(
 def _plus(v:float)->str: return f'{round(v) + 0:+d}'
 
 
+def _against(by:str, gaps:Any, of:int)->str:
+    "Say how far a model is from other masks in volumes that both have."
+    some = f' in {len(gaps)} of them' if len(gaps) < of else ''
+    return (f'against {whose_masks(by)} {_plus(gaps.mean())} on average ({_plus(gaps.min())} to {_plus(gaps.max())})'
+            f'{some}')
+
+
 def _beside_model(job:_Measurement)->list[str]: # one line; none where no model is beside masks
     "Say what a model measured, beside the other masks of the same volumes."
     sets = [by for by in dict.fromkeys(k['by'] for k in job.kept) if by != 'model']
     names = [k['facts']['volume'] for k in job.kept if k['by'] == 'model']
     for where, said in (('central', 'central subfield'), ('all A-scans', 'mean thickness of the retina')):
         found = _retina_means(job.kept, where)
-        full = [v for v in names if all((v, by) in found for by in ('model', *sets))]
-        if not full or not sets: continue
-        unit, values = found[full[0], 'model'][1], {by: [found[v, by][0] for v in full] for by in ('model', *sets)}
-        own = values['model']
-        if len(full) == 1: return [f'{full[0]} measured by the model: {said} {own[0]:.0f} {unit}; ' + ', '.join(
-            f'by {whose_masks(by)} {values[by][0]:.0f} {unit}' for by in sets)]
-        gaps = {by: np.subtract(own, values[by]) for by in sets}
-        head = f"{counted(len(full), 'volume')} measured by the model: {said} {min(own):.0f} to {max(own):.0f} {unit}"
-        return [f'{head}; '
-                + ', '.join(f'against {whose_masks(by)} {_plus(d.mean())} on average ({_plus(d.min())} to '
-                            f'{_plus(d.max())})' for by, d in gaps.items())]
+        unit = next((found[v, 'model'][1] for v in names if (v, 'model') in found), '')
+        value = {k: x for k, (x, u) in found.items() if u == unit}
+        own = [v for v in names if (v, 'model') in value]
+        both = {by: some for by in sets if (some := [v for v in own if (v, by) in value])}
+        if not both: continue
+        if len(names) == 1: return [
+            f'{names[0]} measured by the model: {said} {value[names[0], "model"]:.0f} {unit}; '
+            + ', '.join(f'by {whose_masks(by)} {value[names[0], by]:.0f} {unit}' for by in both)]
+        low, high = (f([value[v, 'model'] for v in own]) for f in (min, max))
+        span = f'{low:.0f} to {high:.0f} {unit}' if len(own) > 1 else f'{low:.0f} {unit}'
+        of = f' in {len(own)} of them' if len(own) < len(names) else ''
+        return [f"{counted(len(names), 'volume')} measured by the model: {said} {span}{of}; "
+                + ', '.join(_against(by, np.array([value[v, 'model'] - value[v, by] for v in some]), len(own))
+                            for by, some in both.items())]
     return []
 
 

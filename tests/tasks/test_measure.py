@@ -2,6 +2,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,9 @@ from mirage_nb.phantoms.eyes import EYE_CLASSES, EyePlan, EyeScan, cyst_mm3, dra
 from mirage_nb.recipes.measure import Measure
 from mirage_nb.storage import write_json
 from mirage_nb.tasks.measure import (
+    _beside_model,
+    _doubts,
+    _unmarked,
     compare_visits,
     measured_pairs,
     measured_result,
@@ -214,3 +218,51 @@ def test_a_real_file_from_its_boundaries_to_sectors(tmp_path, monkeypatch):
     central = table[(table['where'] == 'central') & (table.of == 'retina')].value.iloc[0]
     assert 180 < central < 350 and not measured_result(job)['unreadable']
     assert table[table['where'] == 'inner superior'].value.isna().all()  # the line does not cross it
+
+
+def kept(volume, by, value, unit='µm', where='central', covered=1.):
+    "What is kept of a volume with one number"
+    row = {'of': 'retina', 'where': where, 'measure': 'thickness', 'value': value, 'unit': unit, 'covered': covered}
+    return {'by': by, 'facts': {'volume': volume}, 'rows': [row]}
+
+
+def test_a_model_is_told_beside_each_set_of_masks_that_has_its_volumes():
+    "Graders may have others, means may be missing or in another unit: what is counted is said"
+    two = [kept('T1', 'drawn', 300.), kept('T1', 'model', 310.), kept('T2', 'drawn', 280.), kept('T2', 'model', 260.)]
+
+    def said(*more): return _beside_model(SimpleNamespace(kept=[*two, *more]))
+    head = ('2 volumes measured by the model: central subfield 260 to 310 µm; against drawn masks -5 on average '
+            '(-20 to +10)')
+    assert said(kept('V3', 'drawn', 250.), kept('V3', 'grader2', 255.)) == [head]
+    assert said(kept('T2', 'grader2', 270.)) == [f'{head}, against grader2 -10 on average (-10 to -10) in 1 of them']
+    assert said(kept('T3', 'drawn', 250.), kept('T3', 'model', None))[0].startswith(
+        '3 volumes measured by the model: central subfield 260 to 310 µm in 2')
+    assert said(kept('T3', 'drawn', 80., 'pixels'), kept('T3', 'model', 70., 'pixels'))[0].endswith(
+        '260 to 310 µm in 2 of them; against drawn masks -5 on average (-20 to +10)')
+    assert _beside_model(SimpleNamespace(kept=two[:2])) == [
+        'T1 measured by the model: central subfield 310 µm; by drawn masks 300 µm']
+
+
+def test_a_speck_does_not_make_a_grader_blind(eyes):
+    "One pixel of the first grader is a disagreement, and the 0 of the second a measurement"
+    from PIL import Image
+    infos = json.loads((eyes/'INFO.json').read_text()).values()
+    fluid = [c['value'] for c in infos if c['label'] in ('IRF', 'SRF')]
+    files = sorted((eyes/'semseg').rglob('*.png'))
+    for p in files:
+        seen = np.array(Image.open(p))
+        seen[np.isin(seen, fluid)] = 0
+        Image.fromarray(seen).save(p)
+    shutil.copytree(eyes/'semseg', eyes/'semseg_grader2')
+    for pixels, lost in ((1, {}), (150, {'grader2': ['IRF']})):
+        seen = np.array(Image.open(files[0]))
+        seen.flat[:pixels] = next(c['value'] for c in infos if c['label'] == 'IRF')
+        Image.fromarray(seen).save(files[0])
+        assert _unmarked(plan_measurement(Measure(dataset='Phantom_EYES')).volumes) == lost
+
+
+def test_an_eye_that_is_stated_elsewhere_is_told(eyes, tmp_path):
+    job = plan_measurement(Measure(dataset='Phantom_EYES', eye='OD'))
+    job.measure(tmp_path/'run')
+    told = [v.text for v in _doubts(job) if 'eye=OD' in v.text]
+    assert len(told) == 1 and 'is not taken for' in told[0] and 'says the other eye' in told[0]

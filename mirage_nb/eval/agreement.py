@@ -198,23 +198,34 @@ def _who(
     return f'{units} of {n} patients{few}'
 
 
-def agreement_words(
-    pairs:pd.DataFrame # as `agreement_table`
-)->str:                # '' where nothing was measured twice
-    "Say how far measurements agree: how much stands behind it first, then the first measure."
-    known = pairs.dropna(subset=['first', 'second']) if len(pairs) else pairs
-    if not len(known): return ''
-    of, said, every = known.of.iloc[0], list[str](), list[str]()
-    own_measure = known[(known.of == of) & (known.measure == known.measure.iloc[0])]
-    keys = [*(k for k in _KEYS if k in known and k != 'of'), *['unit'][:own_measure.unit.nunique() - 1]]
-    for names, t in own_measure.groupby(keys, sort=False):
-        texts, own = _texts(t), _who(t)
+_CENTRAL = 'retina, central' # what a measurement of sectors is called that is told beside the first measure
+
+
+def _measure_words(
+    t:pd.DataFrame # of one measure, measured twice
+)->str:
+    "Say how far measurements of one thing agree: how much stands behind it first."
+    said, every = list[str](), list[str]()
+    keys = [*(k for k in _KEYS if k in t and k != 'of'), *['unit'][:t.unit.nunique() - 1]]
+    for names, own in t.groupby(keys, sort=False):
+        texts, who = _texts(own), _who(own)
         ends = [texts[k].split(' ')[0] for k in ('lower limit', 'upper limit')]
         limits = '' if ends[0] == '–' else (f'; 95 % of differences from {ends[0]} to {ends[1]}, '
                                             f"ICC(2,1) {texts['ICC(2,1)']}")
-        other = f' ({own})' if every and own != every[0] else ''
+        other = f' ({who})' if every and who != every[0] else ''
         said.append(f"{': '.join(map(str, names))} {texts['bias']} on average{limits}{other}")
-        every.append(own)
-    unit = '' if 'unit' in keys else f', {known.unit.iloc[0]}'
-    measure = f'{str(known.measure.iloc[0]).capitalize()} of {of}{unit}'
+        every.append(who)
+    unit = '' if 'unit' in keys else f', {t.unit.iloc[0]}'
+    measure = f'{str(t.measure.iloc[0]).capitalize()} of {t.of.iloc[0]}{unit}'
     return f"{every[0][0].upper()}{every[0][1:]}. {measure}: {'. '.join(said)}."
+
+
+def agreement_words(
+    pairs:pd.DataFrame # as `agreement_table`
+)->str:                # '' where nothing was measured twice
+    "Say how far measurements agree in the first measure, and in the central subfield where it was measured."
+    known = pairs.dropna(subset=['first', 'second']) if len(pairs) else pairs
+    if not len(known): return ''
+    first, central = known.of.iloc[0], known[known.of == _CENTRAL]
+    said = _measure_words(known[(known.of == first) & (known.measure == known.measure.iloc[0])])
+    return f'{said} {_measure_words(central)}' if len(central) and first != _CENTRAL else said

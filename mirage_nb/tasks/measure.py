@@ -483,7 +483,7 @@ def _graded_doubts(job:_Measurement)->Iterator[Verdict]:
             f"{by[:1].upper()}{by[1:]} marks {' and '.join(lesions)} in no volume: taken as not graded, not as 0; the "
             'layers of this grader may hold it'))
 
-
+# %% ../../nbs/tasks/77_measure.ipynb #0d9354be
 def _doubts(job:_Measurement)->Iterator[Verdict]:
     "Yield what a reader should know before the numbers."
     own = [k for k in job.kept if k['by'] == job.kept[0]['by']]

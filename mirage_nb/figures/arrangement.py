@@ -7,6 +7,7 @@ __all__ = ['columns_for', 'wrap_caption']
 
 # %% ../../nbs/figures/12_arrangement.ipynb #69e5adfb
 import textwrap
+import unicodedata
 from collections.abc import Sequence
 
 # %% ../../nbs/figures/12_arrangement.ipynb #9275eb5b
@@ -24,12 +25,22 @@ def columns_for(
 _LETTER = .0085 # inches of a letter, for each point of its size
 
 
+def _letter_width(
+    text:str
+)->float: # of a mean letter, in widths of a small Latin one
+    "Guess how wide the letters of a text are: capitals and other scripts take more room."
+    def one(k:str)->float:
+        if unicodedata.east_asian_width(k) in 'WF' or ord(k) > 0x52f: return 1.8
+        return 1.35 if k.isupper() or ord(k) > 0x2ff else 1.
+    return sum(map(one, text))/max(1, len(text))
+
+
 def wrap_caption(
     text:str,     # what stands above an image, in lines
     width:float,  # of the image, inches
     size:float=9. # of the letters, points
 )->str:
     "Break lines that are wider than their image."
-    n = max(12, int(width/(_LETTER*size)))
+    n = max(8, int(width/(_LETTER*size*_letter_width(text))))
     lines = [part for line in text.split('\n') for part in textwrap.wrap(line, n, break_long_words=False) or ['']]
     return '\n'.join(line if len(line) <= n else f'...{line[3 - n:]}' for line in lines)

@@ -46,7 +46,7 @@ def _auroc_evidence(
     share = known/max(1, known.sum())
     variance = np.einsum('kcld,k,c,l,d->', cov, share, weight, share, weight)
     return NormalEvidence(float(np.nan_to_num(area @ weight) @ share) if known.any() else np.nan,
-                          float(max(0., variance))**.5, np.inf if single else units.g - 1)
+                          float(max(0., variance))**.5, np.inf if single else units.g - 1, most=1.)
 
 
 def _compare_drawn(
@@ -57,7 +57,8 @@ def _compare_drawn(
 )->tuple[str, Any]: # test, evidence
     "Compare two scores in the same resamples."
     draws = a.draws - b.draws if len(a.draws) and len(b.draws) else np.array([])
-    return f'bootstrap {how}', drawn_evidence(a.mean - b.mean, draws, g)
+    rule = a.joined.rule
+    return f'bootstrap {how}', drawn_evidence(a.mean - b.mean, draws, g, rule.high - rule.low)
 
 
 def _compare_pair(

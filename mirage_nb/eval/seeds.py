@@ -125,7 +125,9 @@ def difference_verdicts(
             gap = own.points[metric].mean() - other.points[metric].mean()
             g = int(min(s.g for k in (own, other) for s in k.scores[metric]))  # with a value
             if g < 2: continue
-            low, high = drawn_evidence(gap, (own.draws[metric] - other.draws[metric]).mean(1), g).interval(.95)
+            rule = own.scores[metric][0].rule
+            draws = (own.draws[metric] - other.draws[metric]).mean(1)
+            low, high = drawn_evidence(gap, draws, g, rule.high - rule.low).interval(.95)
             how = 'Better' if low > 0 else 'Worse' if high < 0 else 'No better'
             level = 'good' if low > 0 else 'warning' if gap <= 0 else 'note'
             yield Verdict(level, (

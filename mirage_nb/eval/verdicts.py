@@ -175,7 +175,7 @@ def _level_of(
     b:_Beside
 )->str:       # 'warning', 'good' or 'note'
     "Choose the level of a paired difference."
-    if np.isnan(b.gap.low): return 'note'
+    if np.isnan(b.gap.low) or b.gap.unit == 'slice' and b.gap.low > 0: return 'note'  # slices of one volume: weak
     if b.gap.low > 0: return 'good'
     return 'warning' if b.gap.difference <= 0 else b.even
 
@@ -193,7 +193,8 @@ def _judge(
         if how == 'Better' and group[0].blind: continue
         names, gap, many = [f'{b.name} ({b.gap})' for b in group], group[0].gap, 's'*(len(group) > 1)
         ends = {'No better': f': the interval{many} of the difference{many} include{"" if many else "s"} 0',
-                'Compared': ', without an interval'}
+                'Compared': ', without an interval',
+                'Better': ' of one volume, which says nothing about other eyes' if gap.unit == 'slice' else ''}
         text = ' and '.join(filter(None, (', '.join(names[:-1]), names[-1])))
         yield Verdict(min(map(_level_of, group), key=_LEVELS.index),
                       f'{how}{where} {"with" if how == "Compared" else "than"} {text} '

@@ -15,7 +15,7 @@ import pandas as pd
 from ...core import unknown
 from .decisions import exact_matches
 from .intervals import image_units, sample
-from .metrics import ALL, MACRO, compute_metrics, count_table
+from .metrics import ALL, CLS_METRICS, MACRO, compute_metrics, count_table
 from .predictions import Predictions
 from .support import count_support
 from ..comparing.accuracy import compare_accuracy
@@ -86,7 +86,8 @@ def _compare_drawn(
     def record(m:str)->Comparison:
         x, y = float(first[m][0, 0]), float(second[m][0, 0])
         se, df = sampled.spread(m) if sampled else (np.array([np.nan]), np.array([1.]))
-        evidence = NormalEvidence(x - y, float(se[0]), float(df[0]))
+        rule = CLS_METRICS[m].rule
+        evidence = NormalEvidence(x - y, float(se[0]), float(df[0]), rule.high - rule.low)
         p, few = evidence.p if sampled else float('nan'), too_few(units.g, units.kind)
         return Comparison(f'bootstrap {units.label}', x, y, x - y, p, units.g, units.kind, evidence, few, metric=m,
                           higher_is_better=m not in _LOWER)

@@ -53,7 +53,7 @@ def _accuracy_evidence(
     n, g = size.sum() + 2, len(net)
     net, size = np.r_[net, .5**.5*np.array([1, -1, 0, 0])], np.r_[size, .5**.5*np.ones(4)]  # squared, each is a half
     d = float(net.sum()/n)
-    return NormalEvidence(d, float(((net - d*size)**2).sum())**.5/n, np.inf if single else g - 1)
+    return NormalEvidence(d, float(((net - d*size)**2).sum())**.5/n, np.inf if single else g - 1, most=1.)
 
 
 def compare_accuracy(

@@ -92,7 +92,7 @@ def _compare_areas(
 )->Comparison:
     "Compare two AUROC by the standard error of their difference."
     name = f"{'DeLong' if units.g == len(units.of) else 'Obuchowski'}'s test, {units.label}"
-    gap = NormalEvidence(float(area[0] - area[1]), se, np.inf if units.g == len(units.of) else units.g - 1)
+    gap = NormalEvidence(float(area[0] - area[1]), se, np.inf if units.g == len(units.of) else units.g - 1, most=1.)
     if not se > 0 and not np.isnan(area).any():
         note = '; '.join(filter(None, (note, 'the difference does not vary between patients')))
     return Comparison(name, float(area[0]), float(area[1]), gap.difference, gap.p, units.g, units.kind, gap, few, note,

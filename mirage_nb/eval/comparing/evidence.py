@@ -30,6 +30,7 @@ class NormalEvidence:
     difference: float
     se: float           # standard error; NaN or 0: not known
     df: float = np.inf  # degrees of freedom of the standard error; inf: as good as known
+    most: float = np.inf # largest size that a difference can have, 1 of two shares; inf: any
 
     def interval(self,
         level:float # of the interval
@@ -37,7 +38,7 @@ class NormalEvidence:
         "Compute the interval, as difference and standard errors."
         if not self.se > 0: return self.difference + self.se, self.difference + self.se  # NaN, or nothing varies
         away = float(stdtrit(self.df, (1 + level)/2))*self.se
-        return self.difference - away, self.difference + away
+        return max(self.difference - away, -self.most), min(self.difference + away, self.most)
 
     def one_sided(self,
         x:float # a difference
@@ -57,9 +58,10 @@ class NormalEvidence:
 def drawn_evidence(
     difference:float, # of all units, each once
     draws:np.ndarray, # (n,) differences in resamples; NaN are left out
-    g:int             # units that were drawn
+    g:int,            # units that were drawn
+    most:float=np.inf # largest size that the difference can have
 )->NormalEvidence:
     "Estimate the standard error of a difference from resamples."
     known = draws[~np.isnan(draws)]
     if g < 2 or len(known) < 2: return NormalEvidence(difference, float('nan'))
-    return NormalEvidence(difference, float(known.std()*(g/(g - 1))**.5), g - 1)
+    return NormalEvidence(difference, float(known.std()*(g/(g - 1))**.5), g - 1, most)

@@ -31,6 +31,7 @@ from ..data.labels import is_lesion
 from ..data.layouts import find_masks, image_folders
 from ..data.manifest import ClassInfo, Manifest, classes_of, dataset_dir, label_facts
 from ..data.patients import PatientGuess, guess_patient
+from ..data.scale import image_scales
 from ..data.segmentation import SegData, SegDataset, load_seg_data, seg_table
 from ..data.tables import read_text_table
 from ..data.unpacked import dataset_folder, read_dataset
@@ -183,6 +184,7 @@ def _look_at_masks(
     if data and data.drawn: _note_drawn(f, data)
     with f.noting(): refuse(faults, str(_shown_folder(manifest)), sum(map(len, tables.values())))
     if not tables: return
+    with f.noting(): image_scales(manifest.scale, dataset_dir(manifest), pd.concat(tables.values()))
     if not manifest.knows_patients: _note_patients(f, pd.concat(tables.values()))
     read = pd.concat([_spread(t) for t in tables.values()])
     f.facts['sizes'] = _sizes(read.bscan)

@@ -94,6 +94,23 @@ class MaskScale(Options):
 
 # %% ../../nbs/data/02_scale.ipynb #5ca1e002
 SIZE_COLUMNS = 'mm_between_rows', 'mm_between_columns', 'mm_between_slices'
+_FACTS = 'eye', 'visit', 'slo', 'slo_mm'
+_OTHER_WORDS = {'laterality': 'eye', 'side': 'eye', 'visit_date': 'visit'}
+
+
+def _check_columns(
+    path:Path # of a table of sizes
+)->None:
+    "Refuse a column that nothing reads and that stands in place of one that is read: its numbers would be lost."
+    columns = [str(c) for c in open_table(path)]
+    keys = () if {'id', 'volume'} & {*columns} else ('volume', 'id')
+    lacks = [k for k in (*keys, *SIZE_COLUMNS, *_FACTS) if k not in columns]
+    for c in columns:
+        if c in ('id', 'volume', *SIZE_COLUMNS, *_FACTS): continue
+        other = _OTHER_WORDS.get(c.casefold(), '')
+        meant = f" Did you mean '{other}'?" if other in lacks else did_you_mean(c, lacks, .75)
+        if meant: raise ValueError(f"{path.name} has a column '{c}', which nothing reads.{meant} Rename '{c}' to that, "
+                                   'or leave it out')
 
 
 def read_sizes(
@@ -101,10 +118,11 @@ def read_sizes(
     images:pd.DataFrame  # id, volume
 )->pd.DataFrame:         # `SIZE_COLUMNS` of each image, in order; NaN where they are not stated
     "Read the size of a pixel of each image."
+    _check_columns(path)
     table = open_table(path, SIZE_COLUMNS[:2])
     key = next((k for k in ('id', 'volume') if k in table), None)
     if key is None: raise ValueError(f'{path.name} has no column id or volume, by which its sizes are found: it has '
-                                     f'{", ".join(map(str, table))}.{did_you_mean("volume", map(str, table))}')
+                                     f'{", ".join(map(str, table))}')
     numbers = table.reindex(columns=SIZE_COLUMNS).apply(pd.to_numeric, errors='coerce')
     numbers = numbers.set_index(table[key].astype(str))
     odd = numbers.groupby(level=0).nunique().gt(1).any(axis=1)
@@ -144,7 +162,7 @@ def stated_facts(
     own = table[table[key].isin(list(names))]
     if not len(own): return {}
     found = {k: list(dict.fromkeys(str(v).strip() for v in own[k].dropna() if str(v).strip()))
-             for k in ('eye', 'visit', 'slo', 'slo_mm') if k in own}
+             for k in _FACTS if k in own}
     for k, values in found.items():
         if len(values) > 1: raise ValueError(
             f"{path}: the {k} of one volume is {' and '.join(values[:3])} ({key} {rows[key].iloc[0]}); it has one")

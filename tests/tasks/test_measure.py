@@ -1,5 +1,6 @@
 "Measurements as their user asks for them: a dataset with two graders, and a real file of a scanner"
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 
 from mirage_nb.anonymity import hide_names
+from mirage_nb.commands.check import check_dataset
 from mirage_nb.data.label_maps import LabelMap, write_label_map
 from mirage_nb.data.manifest import ClassInfo
 from mirage_nb.data.scanners.volume import Spacing
@@ -266,3 +268,13 @@ def test_an_eye_that_is_stated_elsewhere_is_told(eyes, tmp_path):
     job.measure(tmp_path/'run')
     told = [v.text for v in _doubts(job) if 'eye=OD' in v.text]
     assert len(told) == 1 and 'is not taken for' in told[0] and 'says the other eye' in told[0]
+
+
+@pytest.mark.parametrize(('column', 'written'), [('visit', 'visits'), ('mm_between_slices', 'mm_between_slice'),
+                                                 ('eye', 'laterality'), ('volume', 'volumes')])
+def test_a_misspelt_column_of_the_table_of_sizes_is_refused(eyes, tmp_path, column, written):
+    sizes = eyes/'volumes.csv'
+    sizes.write_text(sizes.read_text().replace(column, written, 1))
+    told = f"volumes.csv has a column '{written}', which nothing reads. Did you mean '{column}'?"
+    with pytest.raises(ValueError, match=re.escape(told)): plan_measurement(Measure()).measure(tmp_path/'run')
+    assert any(told in p for p in check_dataset('Phantom_EYES').problems)

@@ -35,6 +35,7 @@ class MaskScale(Options):
     across_um: _Micrometres|None = None # micrometres between two columns
     between_um: _Micrometres|None = None # micrometres between two B-scans of a volume that are both in the dataset
     tolerance_um: Positive|None = None # the tolerance in micrometres, which takes depth_um and across_um
+    selected: bool = False             # B-scans are some of each scan, at distances that nothing states
     rows: Count|None = None            # height of the files that the micrometres are of; left out: of all files
     # table in the dataset's folder with the size of a pixel of each image or volume, where they differ
     sizes: str = ''
@@ -45,6 +46,8 @@ class MaskScale(Options):
         "Yield what is wrong with values that are right alone."
         if leaves_folder(self.sizes): yield f'sizes {OUTSIDE.format(self.sizes)}'
         given = [k for k in ('depth_um', 'across_um', 'rows', *_OF_AREAS) if getattr(self, k) is not None]
+        if self.selected and self.between_um: yield (
+            'between_um is of B-scans that follow each other: leave selected out')
         if self.sizes:
             if of_all := [k for k in given if k not in ('tolerance_um', 'min_lesion_mm2')]: yield (
                 f'{of_all[0]} is of all images, and sizes names a table with a row for each: give one of the two')

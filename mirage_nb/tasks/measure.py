@@ -507,7 +507,7 @@ def _doubts(job:_Measurement)->Iterator[Verdict]:
     for text, name in _alike((t, k['facts']['volume']) for k in own for t in k['facts']['unknown']):
         every.setdefault(text, []).append(name)
     every = {t: names for t, names in every.items() if 'no thickness of the retina' not in t}  # it is warned of
-    for text, names in list(every.items())[:6]: yield Verdict('note', (
+    for text, names in list(every.items())[:6]: yield Verdict('warning' if 'may be wrong' in text else 'note', (
         f'{text[0].upper()}{text[1:]} ({names[0] if len(names) == 1 else counted(len(names), "volume")})'))
     spans = sorted({k['facts']['retina'] for k in own if k['facts']['retina']})
     if spans: yield Verdict('note', f"The retina is measured from {' or '.join(spans)}, as its layers are named")

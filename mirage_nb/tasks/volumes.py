@@ -106,11 +106,15 @@ def _check_facts(
 def _check_steps(
     name:str,
     numbers:Sequence[int], # of the B-scans in the volume
-    between:float|None     # mm that are stated between two of them; None: unknown, or their places are stated
+    between:float|None,    # mm that are stated between two of them; None: unknown, or their places are stated
+    selected:bool=False    # they are some of a scan, at distances that nothing states
 )->list[str]:              # what a reader should know
     "Check that B-scans follow each other in even steps, if one distance places them."
     steps = sorted(set(np.diff(numbers).tolist()))
     if not between or not steps: return []
+    if selected: return [f'the B-scans were selected from a larger scan, and nothing states that {between:g} mm is '
+                         'between any two of them: sectors, maps and volumes may be wrong. State their places by '
+                         'slices=, or two numbers by spacing=']
     if len(steps) > 1: raise ValueError(
         f'{name}: its B-scans are numbered in uneven steps ({", ".join(map(str, steps[:4]))}), so one distance does '
         'not place them: add those that are missing, or state the places of all in mm by slices=')
@@ -150,7 +154,8 @@ def _dataset_volume(
         f"{facts['name']}: {manifest.scale.sizes} states several sizes of a pixel for its images; a volume has one")
     own = scales.get(rows.id.iloc[0], manifest.scale)
     spacing = _stated(cfg, mask_spacing(own if own.fits(masks.shape[1]) else None))
-    notes = _check_steps(facts['name'], list(rows['slice']), spacing.between if spacing and not cfg.slices else None)
+    notes = _check_steps(facts['name'], list(rows['slice']), spacing.between if spacing and not cfg.slices else None,
+                         manifest.scale.selected)
     return SegmentedVolume(
         facts['name'], masks.shape, masks, classes, spacing=spacing, slices_mm=_slices(cfg, len(masks)),
         eye=eye or cfg.eye, patient=facts['patient'], visit=visit, slo=_read_slo(manifest, facts),

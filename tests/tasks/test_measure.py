@@ -11,6 +11,7 @@ import pytest
 
 from mirage_nb.anonymity import hide_names
 from mirage_nb.commands.check import check_dataset
+from mirage_nb.core import resource_dir
 from mirage_nb.data.label_maps import LabelMap, write_label_map
 from mirage_nb.data.manifest import ClassInfo
 from mirage_nb.data.scanners.volume import Spacing
@@ -30,6 +31,7 @@ from mirage_nb.tasks.measure import (
 )
 
 pytestmark = pytest.mark.slow
+FOLDER = resource_dir('data_manifests')
 LINE = Path(__file__).resolve().parents[2]/'shared'/'data'/'oct_slo_pairs'/'octolyzer_Linescan_1.vol'
 
 
@@ -278,3 +280,12 @@ def test_a_misspelt_column_of_the_table_of_sizes_is_refused(eyes, tmp_path, colu
     told = f"volumes.csv has a column '{written}', which nothing reads. Did you mean '{column}'?"
     with pytest.raises(ValueError, match=re.escape(told)): plan_measurement(Measure()).measure(tmp_path/'run')
     assert any(told in p for p in check_dataset('Phantom_EYES').problems)
+
+
+def test_one_distance_between_selected_bscans_is_warned_of(eyes, tmp_path):
+    facts = (FOLDER/'Phantom_EYES.toml').read_text()
+    (eyes/'manifest.toml').write_text(facts.replace('{sizes = "volumes.csv"}', '{selected = true}'))
+    for spacing, warned in (('.0039,.07,.3', 1), ('.0039,.07', 0)):
+        job = plan_measurement(Measure(dataset=str(eyes), spacing=spacing))
+        job.measure(tmp_path/spacing)
+        assert sum('nothing states that 0.3 mm is' in v.text and v.level == 'warning' for v in _doubts(job)) == warned

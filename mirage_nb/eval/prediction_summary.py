@@ -138,11 +138,12 @@ _ALIKE = 1.05 # factor between two proportions that look the same
 
 def comparison_notes(
     reasons:Sequence[str], # why images could not be compared, by run; empty where they were
-    held_out:int           # validation images of the runs that they were compared by; 0: none
+    held_out:int,          # validation images of the runs that they were compared by; 0: none
+    unit:str='image'       # that is predicted: 'image' or 'volume'
 )->list[str]:
     "Say how far the comparison with the training images can be trusted."
     why = dict.fromkeys(filter(None, reasons))
-    out = [f'The images could not be compared with the training images: {r}.' for r in why]
+    out = [f'The {unit}s could not be compared with the training {unit}s: {r}.' for r in why]
     if 0 < held_out < _FEW: out.append(
         f'There are only {held_out} validation images to judge by how far an image is from the training images: '
         f"of {held_out + 1} images of the same kind, one is further than all of them by chance.")
@@ -152,12 +153,13 @@ def comparison_notes(
 def shape_notes(
     rows:pd.DataFrame,                # of the predictions: rows, cols
     trained:Sequence[tuple[int, int]],# rows and columns of the training images; empty: not known
-    size:tuple[int, int]              # of the model's input
+    size:tuple[int, int],             # of the model's input
+    unit:str='image'                  # that is predicted: 'image' or 'volume', whose slices are resized
 )->list[str]:
     "Say how images were resized, and whether their proportions are new to the model."
     shapes, model = rows[['rows', 'cols']].drop_duplicates(), size_text(size)
     back = '' if 'prediction' in rows else ', and its mask back to its own size'  # a class has no size
-    whole = f'Every image is resized to {model}, which the model reads{back}.'
+    whole = f'Every {"slice" if unit == "volume" else "image"} is resized to {model}, which the model reads{back}.'
     if not trained: return [whole]
     ratios = np.log([h/w for h, w in trained])
     own = np.log(rows.rows.to_numpy()/rows.cols.to_numpy())
@@ -171,9 +173,10 @@ def shape_notes(
 def found_table(
     rows:pd.DataFrame,     # of the predictions
     classes:Sequence[str], # all classes of the model
-    multi:bool=False       # several labels may hold for one image
+    multi:bool=False,      # several labels may hold for one image
+    unit:str='image'       # that is predicted: 'image' or 'volume'
 )->pd.DataFrame:           # a row a class
-    "Count images by class, or measure the share of each class in the masks."
+    "Count images or volumes by class, or measure the share of each class in the masks."
     if 'prediction' not in rows: return pd.DataFrame([{
         'class': c, 'images that hold it': int((rows[c] > 0).sum()),
         'mean share of the pixels': f'{100*rows[c].mean():.2f} %', 'greatest share': f'{100*rows[c].max():.2f} %',
@@ -181,7 +184,7 @@ def found_table(
         for c in classes]).set_index('class')
     held = {c: rows[f'score:{c}'] >= .5 if multi else rows.prediction == c for c in classes}
     return pd.DataFrame([{
-        'class': c, 'images': int(held[c].sum()), 'mean probability': f"{rows[f'score:{c}'].mean():.3f}",
+        'class': c, f'{unit}s': int(held[c].sum()), 'mean probability': f"{rows[f'score:{c}'].mean():.3f}",
         'of these, below 0.8': int((rows[f'score:{c}'][held[c]] < .8).sum())} for c in classes]).set_index('class')
 
 
@@ -190,11 +193,13 @@ _NEARER = 'validation images that are nearer to the training images'  # heads of
 
 def uncertain_table(
     rows:pd.DataFrame, # of the predictions
-    most:int=10        # images to list
+    most:int=10,       # images to list
+    unit:str='image'   # that is predicted: 'image' or 'volume', with the slice that decided
 )->pd.DataFrame:
-    "List the images that the model is least sure of."
+    "List the images or volumes that the model is least sure of."
     top = rows.sort_values('uncertainty', ascending=False, kind='stable').head(most).set_index('id')
-    shown = [c for c in ('prediction', 'uncertainty', 'confidence', 'disagreement') if c in rows]
+    own = ('slice', 'weight') if unit == 'volume' else ()
+    shown = [c for c in ('prediction', 'uncertainty', 'confidence', 'disagreement', *own) if c in rows]
     more = {_NEARER: top.apply(unlike_words, axis=1)} if 'unlike' in rows else {}
     return top[shown].round(3).assign(**more)
 

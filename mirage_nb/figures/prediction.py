@@ -89,20 +89,23 @@ def _picture(
 
 
 def _caption(
-    row:dict[str, Any] # of the table of predictions
+    row:dict[str, Any],   # of the table of predictions
+    unit:str='image'      # that is predicted: 'image' or 'volume', of which the slice that decided is named
 )->str:
     "Write what stands above an image of a gallery."
     name = str(row['id']) if len(str(row['id'])) <= 34 else f"...{str(row['id'])[-31:]}"
     said = f"{row['prediction']} {row['confidence']:.2f}, " if 'prediction' in row else ''
     far = ', unlike' if row.get('far') is True else ''
-    return f"{name}\n{said}uncertainty {row['uncertainty']:.2f}{far}"
+    part = f"slice {str(row['slice']).rpartition('/')[2]}, weight {row['weight']:.2f}\n" if unit == 'volume' else ''
+    return f"{name}\n{part}{said}uncertainty {row['uncertainty']:.2f}{far}"
 
 
 def show_gallery(
     rows:pd.DataFrame,             # of the table of predictions: id, image, uncertainty; file of a mask, or prediction
     folder:Path,                   # of the prediction, with the masks
     classes:Sequence[ClassInfo]=(),# of the masks; empty: images alone
-    cols:int=4                     # images side by side, at most; fewer if they are flat
+    cols:int=4,                    # images side by side, at most; fewer if they are flat
+    unit:str='image'               # that is predicted: 'image' or 'volume', of which the slice that decided is drawn
 )->DescribedFigure|None:           # None: there are no images
     "Draw images with their predictions, in the order of the table."
     if not len(rows): return None
@@ -111,24 +114,26 @@ def show_gallery(
     middle = sorted((p.shape[:2] for p, _ in pictures), key=lambda s: s[0]/s[1])[len(pictures)//2]
     most = columns_for(middle, cols, _INCHES)
     n, width = min(most, len(rows)), _INCHES/most
-    titles = [wrap_caption(_caption(r), width) for r in records]
+    captions = [_caption(r, unit) for r in records]
+    titles = [wrap_caption(k, width) for k in captions]
     fig, axes = image_grid(-(-len(rows)//n), n, middle, width, 1 + max(t.count('\n') for t in titles))
     for ax in axes.flat[len(rows):]: ax.set_axis_off()
     for ax, (picture, _), title in zip(axes.flat, pictures, titles, strict=False): draw_image(ax, picture, title)
     if classes: draw_legend(fig, classes, [(p, m) for p, m in pictures if m is not None])
-    words = '; '.join(_caption(r).replace('\n', ', ') for r in records)
-    fig.description = f'Images with their predictions: {words}'
+    words, what = '; '.join(k.replace('\n', ', ') for k in captions), 'Images with their predictions'
+    fig.description = f'{"Slices that decided, of volumes" if unit == "volume" else what}: {words}'
     return fig
 
 # %% ../../nbs/figures/50_prediction.ipynb #cff35fd0
 def show_uncertainty(
-    rows:pd.DataFrame # of the table of predictions: uncertainty, and perhaps unlike, distance and far
+    rows:pd.DataFrame, # of the table of predictions: uncertainty, and perhaps unlike, distance and far
+    unit:str='image'   # that is predicted: 'image' or 'volume'
 )->DescribedFigure:
     "Draw the distribution of the uncertainty, and the distance from the training images against it."
     compared = 'distance' in rows and bool(rows.distance.notna().any())
     fig, (axes,) = panel_grid(1, 1 + compared, 4., 2.8)
     axes[0].hist(rows.uncertainty, bins=np.linspace(0, max(float(rows.uncertainty.max()), .01), 21), color=COLOURS[0])
-    axes[0].set(xlabel='uncertainty (0: sure, 1: a guess)', ylabel='images')
+    axes[0].set(xlabel='uncertainty (0: sure, 1: a guess)', ylabel=f'{unit}s')
     if compared:
         for far, colour, label in ((False, COLOURS[0], 'like'), (True, COLOURS[1], 'unlike')):
             part = rows[rows.far.astype(bool) == far]
@@ -137,6 +142,6 @@ def show_uncertainty(
         axes[1].set(xlabel='uncertainty', ylabel='distance from the training\nimages (1: usual)', ylim=(0, None))
         axes[1].legend(frameon=False, fontsize=8, title='the training images', title_fontsize=8)
     sns.despine(fig)
-    fig.description = (f'Histogram of the uncertainty of {len(rows)} images, median {rows.uncertainty.median():.2f}'
+    fig.description = (f'Histogram of the uncertainty of {len(rows)} {unit}s, median {rows.uncertainty.median():.2f}'
                        + ('; and their distance from the training images against it' if compared else ''))
     return fig

@@ -127,6 +127,9 @@ class _Inputs:
     volumes: pd.DataFrame = field(default_factory=pd.DataFrame) # a row for each of them, after the prediction
 
     @property
+    def unit(self)->str: return 'volume' if self.ensemble.by_volume else 'image' # that is predicted
+
+    @property
     def sources(self)->dict[str, str]:
         "Hash what a prediction is made from."
         members = self.ensemble.members
@@ -151,6 +154,16 @@ class _Inputs:
         keys = {k: self._key(h) for k, h in zip(self.table.id, self.table.sha256, strict=True)}
         rows = {r['id']: r for r in read_noted(folder/'rows.journal') if r['key'] == keys.get(r['id'])}
         return {k: r for k, r in rows.items() if all((folder/r[f]).exists() for f in _FILES if f in r)}
+
+    def volume_table(self,
+        rows:pd.DataFrame   # of the predictions
+    )->pd.DataFrame|str:    # in words: there are none
+        "List volumes: the slice that decided, or the file of their masks."
+        if self.ensemble.by_volume:
+            shown = rows[['id', 'slices', 'prediction', 'confidence', 'slice', 'weight']].round(3)
+            return shown.rename(columns={'id': 'volume'}).set_index('volume')
+        if not len(self.volumes): return 'No images are slices of one volume.'
+        return self.volumes.set_index('volume').fillna('')
 
     @property
     def unreadable(self)->pd.DataFrame:
@@ -197,7 +210,7 @@ class _Prediction(_Inputs):
         writer = _Writer(folder, self.ensemble, self.settings, self.neighbours)
         data: Any = self.ensemble.samples(good)
         loader: Any = DataLoader(data, batch_sampler=todo, collate_fn=list)  # type: ignore[arg-type]
-        with tqdm(total=sum(map(len, todo)), desc='predicting', unit='image', delay=3) as bar:
+        with tqdm(total=sum(map(len, todo)), desc='predicting', unit=self.unit, delay=3) as bar:
             for samples in loader:
                 whole = [s for s in samples if 'fault' not in s]
                 found = [writer.row(p, files[p.id]) for p in (self.ensemble.predict(whole) if whole else [])]
@@ -213,7 +226,7 @@ class _Prediction(_Inputs):
         lost = self.unreadable
         if len(lost): save_table(lost, folder/'unreadable.csv')
         if len(lost) == len(self.table): raise ValueError(
-            f'none of the {len(lost)} images can be read; {lost.image.iloc[0]}: {lost.fault.iloc[0]}')
+            f'none of the {len(lost)} {self.unit}s can be read; {lost.image.iloc[0]}: {lost.fault.iloc[0]}')
         if self.maps: self.volumes = write_maps(self.maps, done, folder, self.ensemble.members[0].infos)
         rows = pd.DataFrame([done[k] for k, f in faults.items() if not f]).drop(columns='key')
         given = self.table[self.table.fault == ''].drop(columns=['sha256', 'fault']).reset_index(drop=True)
@@ -229,11 +242,11 @@ def sum_up(
 )->dict[str, Any]:        # for `finish_run`
     "Sum a prediction up: headline, verdicts, numbers."
     first, found = job.ensemble.members[0], [n for n in job.neighbours if isinstance(n, Neighbours)]
-    names = [c.label for c in first.infos if c.group != 'background']
+    names, unit = [c.label for c in first.infos if c.group != 'background'], job.unit
     notes = [*comparison_notes([n for n in job.neighbours if isinstance(n, str)],
-                               min((len(n.held_out) for n in found), default=0)),
-             *shape_notes(rows, [s for n in found for s in n.shapes], first.spec.size), *map_notes(job.volumes)]
-    runs, unit = [m.run.folder.name for m in job.ensemble.members], 'volume' if job.ensemble.by_volume else 'image'
+                               min((len(n.held_out) for n in found), default=0), unit),
+             *shape_notes(rows, [s for n in found for s in n.shapes], first.spec.size, unit), *map_notes(job.volumes)]
+    runs = [m.run.folder.name for m in job.ensemble.members]
     judged = {m.run.folder.name: read_json(m.run.folder/'result.json').get('verdicts', [])
               for m in job.ensemble.members if (m.run.folder/'result.json').exists()}
     return {'summary': [*summary_lines(rows, len(job.table), first.task, names, runs, unit), *how],

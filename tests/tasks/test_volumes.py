@@ -12,14 +12,16 @@ from sklearn.metrics import roc_auc_score
 from mirage_nb.data.classification import load_labelled
 from mirage_nb.data.manifest import read_manifest
 from mirage_nb.eval.classification.volumes import VolumeClassifier
+from mirage_nb.figures.prediction import show_gallery
 from mirage_nb.models.classification import load_volume_model
 from mirage_nb.models.heads.volumes import SLICE_POOLS
 from mirage_nb.phantoms.vol import make_phantom_vol
 from mirage_nb.recipes.classification import FewShot, cls_recipe
+from mirage_nb.recipes.prediction import Predict
 from mirage_nb.recipes.settings import override
 from mirage_nb.storage import write_json
 from mirage_nb.tasks.ensemble import Member
-from mirage_nb.tasks.predict import predict
+from mirage_nb.tasks.predict import plan_prediction, predict, sum_up
 from mirage_nb.tasks.protocol import train
 from mirage_nb.tasks.settings import few_shot_recipe
 from mirage_nb.tasks.volume_classification import VolumeTask, classification_task
@@ -106,6 +108,21 @@ def test_prediction_of_a_folder(home, tmp_path):
     assert np.allclose(found['score:DME'], own.loc[[r.id for r in others], 'score:DME'], atol=1e-4)
     assert len(pd.read_csv(tmp_path/'out'/'slices.csv')) == 3*len(others)
     assert first.id in pd.read_csv(tmp_path/'out'/'unreadable.csv').id[0]
+
+
+def test_report_of_a_prediction_speaks_of_volumes(home, tmp_path):
+    "The report of a prediction counts volumes, and names the slice that decided above its picture and in its tables"
+    table = classification_task(settings()).data.splits['test']
+    for r in table.itertuples():
+        for p in r.images: (tmp_path/'new').mkdir(exist_ok=True); shutil.copy(p, tmp_path/'new'/p.name)
+    job = plan_prediction(Predict(images=str(tmp_path/'new')), [home/'run'])
+    rows = job.predict(tmp_path/'out')
+    said = sum_up(job, rows)
+    assert all('image' not in k for k in [*said['summary'], *(v['text'] for v in said['verdicts'][-3:])]), said
+    decided = dict(zip(table.id, rows.set_index('id').loc[list(table.id), 'slice'], strict=True))
+    assert job.volume_table(rows)['slice'].to_dict() == decided
+    fig = show_gallery(rows, tmp_path/'out', unit=job.unit)
+    assert all(f'slice {k}, weight ' in fig.description for k in decided.values()), fig.description
 
 
 def test_refusals(home, tmp_path):

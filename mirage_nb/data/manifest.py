@@ -29,6 +29,7 @@ from ..recipes.faults import list_faults
 from ..recipes.segmentation import seg_recipe
 from ..recipes.settings import Count, Options, option_comments, options
 from ..sources.files import FetchPlan, SourceFile
+from ..spreadsheets import open_table
 from ..storage import absolute_path, hash_file, hash_value, read_json, read_toml
 from ..untrusted import OUTSIDE, leaves_folder, search_name
 
@@ -301,6 +302,15 @@ def _own_facts(folder:Path)->dict[str, Any]:
             'licence': 'not stated', 'citation': 'not stated', 'get': 'your own folder'}
 
 
+def _own_scale(
+    folder:Path # of a dataset without a manifest
+)->MaskScale:
+    "Take the sizes of pixels that volumes.csv in a folder states."
+    path = folder/'volumes.csv'
+    states = path.is_file() and any(str(c).startswith('mm_between') for c in open_table(path))
+    return MaskScale(sizes=path.name if states else '')
+
+
 def _derive_manifest(
     folder:Path # of images and masks, perhaps in splits, with INFO.json
 )->Manifest:
@@ -309,7 +319,7 @@ def _derive_manifest(
     top = folder/found['test'] if 'test' in found else folder
     return Manifest(**_own_facts(folder), task='segmentation', layout='splits' if found else 'flat',
                     splits=found or {'test': '.'}, test_masks=image_folders(top)[1].is_dir(), path=folder/'INFO.json',
-                    sha256=hash_file(folder/'INFO.json'))
+                    scale=_own_scale(folder), sha256=hash_file(folder/'INFO.json'))
 
 
 def _derive_classes(

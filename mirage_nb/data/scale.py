@@ -26,7 +26,7 @@ _Micrometres = Annotated[float, Field(gt=0.1, lt=900)]  # between pixels of an e
 
 _OF_AREAS = 'between_um', 'tolerance_um', 'min_lesion_mm2'
 
-
+# %% ../../nbs/data/02_scale.ipynb #4d74a342
 @options
 class MaskScale(Options):
     "What distances in the masks of a dataset are measured by."

@@ -289,3 +289,11 @@ def test_one_distance_between_selected_bscans_is_warned_of(eyes, tmp_path):
         job = plan_measurement(Measure(dataset=str(eyes), spacing=spacing))
         job.measure(tmp_path/spacing)
         assert sum('nothing states that 0.3 mm is' in v.text and v.level == 'warning' for v in _doubts(job)) == warned
+
+
+def test_a_path_is_measured_as_its_name_is(eyes, tmp_path):
+    named, by_path = (plan_measurement(Measure(dataset=k)) for k in ('Phantom_EYES', str(eyes)))
+    a, b = (job.measure(tmp_path/str(i)).set_index(['volume', 'measure', 'of', 'where', 'unit']).value.astype(float)
+            for i, job in enumerate((named, by_path)))
+    pd.testing.assert_series_equal(a, b)
+    assert {k['facts']['eye'] for k in by_path.kept} == {'OD', 'OS'}

@@ -7,6 +7,7 @@ __all__ = ['show_labelled', 'show_cls_curves', 'pick_cls_cases', 'show_cls_cases
            'show_baselines', 'show_learning_curve']
 
 # %% ../../nbs/figures/30_classification.ipynb #e9cdd48c
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.ticker import MaxNLocator
 
 from ..data.files import read_image
 from ..eval.classification.predictions import Predictions
 from ..eval.classification.report import ClsScores
+from .arrangement import wrap_caption
 from .common import COLOURS, DescribedFigure, draw_image, draw_loss_and_rate, image_grid, panel_grid
 
 # %% ../../nbs/figures/30_classification.ipynb #02863cee
@@ -131,6 +134,24 @@ def show_cls_cases(
     return fig
 
 # %% ../../nbs/figures/30_classification.ipynb #b0473ada
+def _slice_numbers(
+    names:Sequence[str] # of the slices of a volume, in order
+)->list[int]:           # as their names count them; from 1 on where these do not
+    "Read the numbers of slices off their names."
+    found = [re.search(r'\d+$', k) for k in names]
+    own = [int(f[0]) for f in found if f]
+    return own if len(set(own)) == len(names) else list(range(1, len(names) + 1))
+
+
+def _style_slices(
+    ax:Any,      # axes of the slices of a volume
+    decided:str  # name of the slice that decided
+)->None:
+    "Label the axes of slices."
+    ax.set(ylim=(0, 1.05), xlabel=wrap_caption(f'slice; {decided} decided', 2.6, 10))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def show_slices(
     slices:pd.DataFrame, # volume, slice, weight, first, and score:CLASS of the slice alone
     cases:pd.DataFrame   # of `pick_cls_cases`
@@ -138,18 +159,19 @@ def show_slices(
     "Draw how much each slice of the best and the worst volumes counts, and what it would score alone."
     kinds, words = list(dict.fromkeys(cases.case)), []
     fig, axes = panel_grid(len(kinds), int(cases.case.value_counts().max()), 2.6, 1.9)
+    for ax in axes.flat: ax.set_axis_off()
     for line, kind in zip(axes, kinds, strict=True):
-        for ax in line: ax.set_axis_off()
         for ax, r in zip(line, cases[cases.case == kind].to_dict('records'), strict=False):
             own = slices[slices.volume == r['id']].reset_index(drop=True)
             ax.set_axis_on()
-            ax.bar(own.index + 1, own.weight, color=[COLOURS[1] if f else '.7' for f in own['first']])
-            score = f"score:{r['prediction']}"
-            if score in own: ax.plot(own.index + 1, own[score], '.-', color=COLOURS[0], lw=.8, ms=3)
-            ax.set(ylim=(0, 1.05), xlabel='slice')
+            at, numbers = int(own['first'].argmax()), _slice_numbers(own['slice'])
+            ax.bar(numbers, own.weight, color=[COLOURS[1] if f else '.7' for f in own['first']])
+            alone = own.get(f"score:{r['prediction']}")
+            if alone is not None: ax.plot(numbers, alone, '.-', color=COLOURS[0], lw=.8, ms=3)
+            decided = str(own['slice'][at]).rpartition('/')[2]
+            _style_slices(ax, decided)
             ax.set_title(f"{r['id']}: {r['truth']}\npredicted {r['prediction']}", fontsize=9)
-            at = int(own['first'].argmax())
-            words.append(f"{r['id']}: slice {at + 1} of {len(own)}, weight {own.weight[at]:.2f}")
+            words.append(f"{r['id']}: {decided} of {len(own)} slices, weight {own.weight[at]:.2f}")
         line[0].set_ylabel(kind, fontsize=10)
     sns.despine(fig)
     fig.description = ('Weight of each slice (bars, the slice that decided in orange), and its score of the predicted '

@@ -63,10 +63,11 @@ class VolumeTask(ClassificationTask):
         return torch.stack([p.mean(0) for p in data.parts(self.features.encode(data.slices, [-1])[0])])
 
     def samples(self, n:int=6)->list[dict[str, Any]]:
-        "Take the middle slices of some volumes as the model gets them."
+        "Take the middle slices of some volumes as the model gets them, with the label of the volume."
         data = cast(VolumeDataset, next(iter(self._sets_of(list(self.data.splits)[:1]).values())))
         picks = spread_evenly(len(data), n)
-        return [data.middle(i) | {'size': read_image(data.images[i], 1).shape[:2]} for i in picks]
+        names = [f'slice {k[len(k)//2]}' for k in data.table.names]
+        return [data.middle(i) | {'id': names[i], 'size': read_image(data.images[i], 1).shape[:2]} for i in picks]
 
     def pictures(self,
         test:ClsScores # of `test`

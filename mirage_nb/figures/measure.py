@@ -148,7 +148,8 @@ def show_bscan(
     ax.set(xlabel='column', ylabel='row')
     where = 'the middle B-scan' if column is None else 'B-scan through the fovea (dotted)' if (
         m.fovea is not None and m.fovea.clear) else 'B-scan through the uncertain fovea (dotted)'
-    ax.set_title(f'{where}, {b + 1} of {s.shape[0]}', fontsize=9)
+    typed = '' if column is None else f' (fovea={b},{column})'  # as the parameter takes it, from 0
+    ax.set_title(f'{where}, {b + 1} of {s.shape[0]}{typed}', fontsize=9)
     fig.description = f'{where} of {s.name} with outlines of what is measured'
     return fig
 

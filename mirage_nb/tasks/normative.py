@@ -35,6 +35,18 @@ from ..untrusted import flat_name
 _BLIND = {'predicted', 'model'}  # whose masks a model has made
 
 
+def _little_covered(
+    table:pd.DataFrame,    # volume, and of `score_sectors`
+    own:Mapping[str, int]  # volume in the reference -> eyes that it was compared with
+)->Iterator[tuple[str, str]]: # level, text
+    "Say which sectors have no z because too few healthy eyes cover them."
+    short = [k for k, n in own.items() if n < Reference.least]  # it is told of them
+    few = table[table.z.isna() & (table.n < Reference.least) & ~table.volume.isin(short)]
+    if len(few): yield 'note', (
+        f"No z in {counted(len(few), 'sector')}, as {few['where'].iloc[0]} of {few.of.iloc[0]} in "
+        f'{few.volume.iloc[0]}: {few.n.iloc[0]} healthy eyes cover it, and z takes {Reference.least}')
+
+# %% ../../nbs/tasks/78_normative.ipynb #d30683f2
 @dataclass(eq=False)
 class Normative:
     "Eyes beside a reference."
@@ -94,6 +106,7 @@ class Normative:
         if len(flat): yield 'note', (
             f"No z in {counted(len(flat), 'sector')}, as {flat['where'].iloc[0]} of {flat.of.iloc[0]}: healthy eyes "
             'differ by less than 0.5 µm (SD) there, as copies of one eye do')
+        yield from _little_covered(self.table, self.own)
         if set(self.table.by) & _BLIND and not (self.reference.model and self.known): yield 'warning', (
             'It is not known whether one model predicted the masks of the eyes and of the reference: z may be of the '
             'difference between two models')

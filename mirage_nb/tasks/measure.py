@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ..anonymity import hide_text, hides_names
 from ..core import counted
+from ..data.scale import eye_in_name
 from ..data.scanners.pseudonyms import PATIENT_PATTERNS
 from ..data.scanners.reading import scanner_kind
 from ..eval.prediction_summary import run_warnings
@@ -483,6 +484,22 @@ def _graded_doubts(job:_Measurement)->Iterator[Verdict]:
             f"{by[:1].upper()}{by[1:]} marks {' and '.join(lesions)} in no volume: taken as not graded, not as 0; the "
             'layers of this grader may hold it'))
 
+# %% ../../nbs/tasks/77_measure.ipynb #60f6c14c
+def _eye_doubts(
+    kept:Sequence[Mapping[str, Any]], # volumes: facts
+    eye:str                           # option; '': not given
+)->Iterator[Verdict]:
+    "Say of which volumes two things are stated about the eye."
+    if eye and (other := [k['facts']['volume'] for k in kept if k['facts']['eye'] not in ('', None, eye)]):
+        yield Verdict('warning', (f"eye={eye} is not taken for {other[0]}{_also(other[1:])}: the file, a table or the "
+                                  'name says the other eye'))
+    odd = [k['facts'] for k in kept if (named := eye_in_name(k['facts']['volume'])) and k['facts']['eye'] not in (
+        '', None, named)]
+    if odd: yield Verdict('warning', (
+        f"{odd[0]['volume']} is measured as {odd[0]['eye']}, as a table or the file says, and its name says "
+        f"{eye_in_name(odd[0]['volume'])}{_also(f['volume'] for f in odd[1:])}: one of the two is wrong, and of the "
+        'wrong eye nasal and temporal are swapped'))
+
 # %% ../../nbs/tasks/77_measure.ipynb #0d9354be
 def _doubts(job:_Measurement)->Iterator[Verdict]:
     "Yield what a reader should know before the numbers."
@@ -491,9 +508,7 @@ def _doubts(job:_Measurement)->Iterator[Verdict]:
     yield from job.warned
     yield from sector_doubts(own)
     if all(k['facts']['lesions'] is None for k in own): yield Verdict('note', say_no_lesion(own))
-    if (eye := job.settings.eye) and (other := [
-            k['facts']['volume'] for k in own if k['facts']['eye'] not in ('', None, eye)]): yield Verdict('warning', (
-        f"eye={eye} is not taken for {other[0]}{_also(other[1:])}: the file, a table or the name says the other eye"))
+    yield from _eye_doubts(own, job.settings.eye)
     unsure = [k['facts'] for k in own if k['facts']['fovea'] and not k['facts']['fovea']['clear']]
     if unsure: yield Verdict('warning', (
         f"The fovea is uncertain in {len(unsure)} of {counted(len(own), 'volume')}, and all sectors hang on it: "

@@ -297,3 +297,12 @@ def test_a_path_is_measured_as_its_name_is(eyes, tmp_path):
             for i, job in enumerate((named, by_path)))
     pd.testing.assert_series_equal(a, b)
     assert {k['facts']['eye'] for k in by_path.kept} == {'OD', 'OS'}
+
+
+def test_a_table_that_contradicts_the_name_of_an_eye_is_told(eyes, tmp_path):
+    table = eyes/'volumes.csv'
+    table.write_text(table.read_text().replace('0.3,OD,', '0.3,OS,', 1))
+    job = plan_measurement(Measure())
+    job.measure(tmp_path/'run')
+    (told,) = (v for v in _doubts(job) if 'its name says' in v.text)
+    assert told.level == 'warning' and told.text.startswith('P1_OD is measured as OS') and 'also' not in told.text

@@ -77,7 +77,7 @@ def check_masks(folder, table):
 def test_masks_go_back_into_volumes(eyes):
     job = planned(eyes)
     rows = job.predict(eyes/'out')
-    t = job.volumes.set_index('volume')
+    t = job.volume_table(rows)
     assert len(rows) == 15 and len(t) == 3
     scanned = next(k for k in t.index if k.startswith('U'))
     check_masks(eyes/'out', job.volumes)

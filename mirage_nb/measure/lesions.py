@@ -44,7 +44,7 @@ def lesion_volumes(
         row: dict[str, object] = {**_size(pixels, scan, at)}
         if at is not None and fovea is not None and 'nl' in row and scan.spacing:
             r = np.hypot(at.x - fovea.x, at.y - fovea.y)
-            for radius in RADII_MM: row[f'nl within {2*radius:g} mm'] = float(
+            for radius in RADII_MM: row[f'nl within {2*radius:g} mm diameter'] = float(
                 (np.where(r <= radius, pixels, 0).sum(1)*at.area).sum()*scan.spacing.depth*1000)
         if c.label in scan.never and not pixels.any(): row = dict.fromkeys(row, np.nan)
         rows.append({'lesion': c.label, **row})

@@ -154,7 +154,8 @@ def list_measures(
             for layer, t in m.sectors.items() for k, mean, covered in zip(t.index, t['mean'], t.covered, strict=True)]
     if 'retina' in m.sectors and m.places and not m.places.is_line:
         t = m.sectors['retina']
-        rows.append(_row(m, 'volume', 'retina', 'within 6 mm', float((t['mean']*t.mm2).sum(skipna=False)/1e3), 'mm3',
+        rows.append(_row(m, 'volume', 'retina', 'within 6 mm diameter',
+                         float((t['mean']*t.mm2).sum(skipna=False)/1e3), 'mm3',
                          float((t.covered*t.mm2).sum()/t.mm2.sum())))
     if m.thickness: rows += [_row(m, 'thickness', k, 'all A-scans', float(np.nanmean(z)) if not np.isnan(z).all() else
                                   float('nan'), m.scan.unit) for k, z in m.thickness.maps.items()]
@@ -163,8 +164,8 @@ def list_measures(
             unit, _, where = str(k).partition(' ')
             what = {'pixels': 'size', 'B-scans': 'number', 'mm2': 'area'}.get(unit, 'volume')
             rows.append(_row(m, what, str(name), where or 'all', float(v), unit))
-    rows += [_row(m, {'mm2': 'area', 'highest': 'height'}.get(k, 'volume'), 'drusen', m.drusen_of, v,
-                  'µm' if k == 'highest' else k) for k, v in m.drusen.items()]
+    rows += [_row(m, {'mm2': 'area', 'highest': 'height'}.get(k, 'volume'), 'drusen by height',
+                  m.drusen_of, v, 'µm' if k == 'highest' else k) for k, v in m.drusen.items()]
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 # %% ../../nbs/measure/80_result.ipynb #13a1b1d6
@@ -213,6 +214,7 @@ def say_measures(
         value, unit = next((row[k], u) for k, u in (('nl', 'nl'), ('mm2 in B-scans', 'mm² in all B-scans'),
                                                     ('pixels', 'pixels')) if k in row)
         parts.append(f'{name} {value:,.3g} {unit}' if value < 1000 else f'{name} {value:,.0f} {unit}')
-    if m.drusen and m.drusen['mm2']: parts.append(f"drusen {m.drusen['mm2']:.2f} mm², {m.drusen['nl']:.3g} nl")
+    if m.drusen and m.drusen['mm2']: parts.append(
+        f"drusen by height {m.drusen['mm2']:.2f} mm², {m.drusen['nl']:.3g} nl")
     if m.fovea is not None: parts.append(str(m.fovea))
     return f"{m.scan.name}{f' ({m.scan.eye})' if m.scan.eye else ''}: {'; '.join(parts) or 'nothing was measured'}"

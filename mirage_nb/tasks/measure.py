@@ -52,7 +52,7 @@ from .volumes import VolumeSource, dataset_volumes, mapped_volumes, scanner_volu
 from ..untrusted import flat_name
 
 # %% ../../nbs/tasks/77_measure.ipynb #794c8b7d
-_VERSION = 7  # of the measurements: raise it when numbers change
+_VERSION = 8  # of the measurements: raise it when numbers change
 
 
 def _fovea_of(kept:dict[str, Any])->Fovea|None:

@@ -306,3 +306,12 @@ def test_a_table_that_contradicts_the_name_of_an_eye_is_told(eyes, tmp_path):
     job.measure(tmp_path/'run')
     (told,) = (v for v in _doubts(job) if 'its name says' in v.text)
     assert told.level == 'warning' and told.text.startswith('P1_OD is measured as OS') and 'also' not in told.text
+
+
+def test_drusen_of_the_masks_and_by_height_have_names_of_their_own(eyes, tmp_path):
+    job = plan_measurement(Measure())
+    table = job.measure(tmp_path/'run')
+    own = table[table.volume == 'P1_OS']
+    assert set(own[own.of == 'drusen by height'].measure) == {'area', 'volume', 'height'}
+    assert 'within 1 mm diameter' in set(own[own.of == 'Drusen']['where'])
+    assert 'drusen' not in set(table.of) and any('drusen by height' in k['said'] for k in job.kept)

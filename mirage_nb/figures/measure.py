@@ -43,6 +43,7 @@ def _draw_sectors(
     for dx, dy in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
         ax.plot([x + dx*near, x + dx*far], [y + dy*near, y + dy*far], color=colour, lw=1)
     places = [(0, 0), *((r*dx, r*dy) for r in (1., 2.25) for dx, dy in ((0, -1), (side, 0), (0, 1), (-side, 0)))]
+    if m.places and m.places.is_line: places[2], places[4] = (1.15*side, .62), (-1.15*side, .62)  # a row overlaps
     for v, hardly, (px, py) in zip(values, poor, places, strict=True):
         if v == v: ax.text(x + px, y + py, form.format(round(v) + 0) + '†'*bool(hardly), ha='center', va='center',
                            fontsize=8, color='white',

@@ -16,6 +16,7 @@ from mirage_nb.data.label_maps import LabelMap, write_label_map
 from mirage_nb.data.manifest import ClassInfo
 from mirage_nb.data.scanners.volume import Spacing
 from mirage_nb.eval.agreement import agreement_table
+from mirage_nb.figures.measure import show_thickness
 from mirage_nb.phantoms.eyes import EYE_CLASSES, EyePlan, EyeScan, cyst_mm3, draw_masks, make_phantom_eyes
 from mirage_nb.recipes.measure import Measure
 from mirage_nb.storage import write_json
@@ -315,3 +316,14 @@ def test_drusen_of_the_masks_and_by_height_have_names_of_their_own(eyes, tmp_pat
     assert set(own[own.of == 'drusen by height'].measure) == {'area', 'volume', 'height'}
     assert 'within 1 mm diameter' in set(own[own.of == 'Drusen']['where'])
     assert 'drusen' not in set(table.of) and any('drusen by height' in k['said'] for k in job.kept)
+
+
+@pytest.mark.skipif(not LINE.is_file(), reason=f'{LINE.name} is not here')
+def test_numbers_on_a_line_scan_do_not_cover_each_other(tmp_path, monkeypatch):
+    monkeypatch.setenv('MIRAGE_KEYS', str(tmp_path/'keys'))
+    job = plan_measurement(Measure(images=str(LINE)))
+    job.measure(tmp_path/'run')
+    fig = show_thickness(job.shown())
+    fig.canvas.draw()
+    boxes = [t.get_window_extent() for t in fig.axes[1].texts]
+    assert len(boxes) == 5 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
